@@ -1,0 +1,1 @@
+"""Pure types and protocols; imports nothing from the rest of the package."""

@@ -1,0 +1,163 @@
+"""What leaves the router: the decision, with its whole explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sidecar.core.conversation import Conversation
+from sidecar.core.policy import ApiDialect, Capability, Model, Policy
+
+
+class Source(StrEnum):
+    """The step of the walk that ended it."""
+
+    OVERRIDE = "override"
+    PIN = "pin"
+    CACHE = "cache"
+    MODEL = "model"
+    FALLBACK = "fallback"
+
+
+class Reason(StrEnum):
+    """Why the step decided as it did; a metric label."""
+
+    MATCHED = "matched"
+    """The routing model named the route."""
+    DOMAIN = "domain"
+    """An action was below its minimum confidence; its domain took the request."""
+    MODEL_REQUESTED = "model_requested"
+    """The caller asked for a concrete model."""
+
+    NO_MATCH = "no_match"
+    """The routing model answered `other`."""
+    LOW_CONFIDENCE = "low_confidence"
+    UNPARSABLE_ANSWER = "unparsable_answer"
+    UNKNOWN_ROUTE = "unknown_route"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    """The model server cannot be reached, is not ready or refused the call."""
+    MODEL_ERROR = "model_error"
+    """The model server answered with an error or with something that is not an answer."""
+    BREAKER_OPEN = "breaker_open"
+    OVERLOADED = "overloaded"
+    WARMING = "warming"
+    """The policy's prefix is being computed by the model server."""
+    NO_CAPABLE_MODEL = "no_capable_model"
+    NOTHING_TO_ROUTE = "nothing_to_route"
+    """No user text that the router could read, or a policy without routes."""
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A route (or `other`) and its probability in 0..1; for a domain route its own plus its
+    actions'."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Time spent in one step of the walk, in milliseconds."""
+
+    step: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A model of the route that could not take this request, and why (one sentence)."""
+
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRef:
+    """The policy that decided. `name` is the resource name; empty for an inline policy."""
+
+    name: str
+    revision: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Given when the caller asked for it. `prompt` contains message content."""
+
+    prompt: str
+    prompt_tokens: int
+    cached_prefix_tokens: int
+    truncated: bool
+    excluded: tuple[Excluded, ...] = ()
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The model for one request, and why.
+
+    Args:
+        route: name of the route; empty when the policy's default models were taken.
+        model: the first choice; `fallbacks` follow, best first.
+        detail: one sentence for a person; no message content.
+        confidence: calibrated probability of the route in 0..1; None where no model was asked or
+            its answer form gives none.
+        candidates: every route the answer form gives a probability for, most probable first.
+    """
+
+    id: str
+    route: str
+    model: Model
+    fallbacks: tuple[Model, ...]
+    source: Source
+    reason: Reason
+    detail: str
+    policy: PolicyRef
+    prompt_format: str
+    routing_model: str
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    steps: tuple[StepTime, ...] = ()
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyName:
+    """Names a policy of the registry. Empty `name`: the configured default policy."""
+
+    name: str = ""
+    namespace: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the answering model must be able to do. `context_tokens`: input plus expected output."""
+
+    capabilities: frozenset[Capability] = frozenset()
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRequest:
+    """One request, validated by the edge that made it.
+
+    Args:
+        policy: a name in the registry, or a whole policy (inline).
+        model: a concrete model id; ends the walk with source `override`.
+        conversation_key: the caller's own id of the conversation, for pins; empty if none.
+        min_confidence: raises the minimum confidence of every route; in 0..1.
+        budget_s: seconds the caller still waits; None: the configured budget alone.
+    """
+
+    conversation: Conversation
+    policy: PolicyName | Policy = PolicyName()
+    model: str = ""
+    conversation_key: str = ""
+    needs: Needs = field(default_factory=Needs)
+    dialect: ApiDialect | None = None
+    min_confidence: float = 0.0
+    budget_s: float | None = None
+    explain: bool = False

@@ -1,0 +1,181 @@
+"""The routing model and its tokenizer, as the router sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from sidecar.core.conversation import Conversation
+from sidecar.core.decision import Candidate, Reason
+from sidecar.core.policy import Policy
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Thread-safe."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text: the spelling of a special token is not that token, and
+        nothing (no begin-of-sequence) is added."""
+        ...
+
+    def special(self, token: str) -> int:
+        """Id of a special token such as `<|im_start|>`; KeyError if the model has none so named."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens spelled out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAnswer:
+    """The answer is one token out of `token_ids`, one per candidate; one forward pass gives the
+    exact softmax over them."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """The answer is text within `guide`.
+
+    Args:
+        guide: EBNF of the xgrammar kind: `root ::= ` and an alternation of quoted literals,
+            nothing else.
+        max_tokens: length of the longest literal in tokens, plus one for the end token.
+    """
+
+    guide: str
+    max_tokens: int
+
+
+AnswerForm = LabelAnswer | TextAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of one routing prompt. `prefix_ids` is shared by all requests of a policy."""
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLogits:
+    """Logits of the label tokens, in the order of `LabelAnswer.token_ids`."""
+
+    logits: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutput:
+    """Generated ids without the end token, with natural-log probabilities where given (else
+    empty)."""
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...] = ()
+
+
+ModelOutput = LabelLogits | TextOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the output means for the policy.
+
+    Args:
+        name: the chosen route or `other`; empty if the output names nothing (see `problem`).
+        candidates: probabilities, most probable first; of the chosen one alone where the answer
+            form gives no more; empty where it gives none. Domains not yet summed.
+        problem: why `name` is empty: `UNPARSABLE_ANSWER` or `UNKNOWN_ROUTE`.
+        text: the answer as written, for the explanation.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...] = ()
+    problem: Reason | None = None
+    text: str = ""
+
+
+class CompiledPrompt(Protocol):
+    """The prompt of one policy for one routing model, ready for conversations. Immutable."""
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def answer_form(self) -> AnswerForm: ...
+
+    def render(self, conversation: Conversation) -> Prompt:
+        """The prompt for `conversation`, never longer than the token budget it was compiled for.
+
+        The conversation must have at least one message in `shown_to_router()`.
+        """
+        ...
+
+    def read(self, output: ModelOutput) -> Answer:
+        """What `output` says; never raises for what a model may say."""
+        ...
+
+
+class PromptFormat(Protocol):
+    """A named, versioned way to write prompts, e.g. `compact-v1`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def compile(
+        self, policy: Policy, tokenizer: Tokenizer, max_tokens: int, temperature: float = 1.0
+    ) -> CompiledPrompt:
+        """Render and tokenize the static part.
+
+        Args:
+            max_tokens: limit of prefix and suffix together, the answer not included.
+            temperature: divides label logits before the softmax (calibration of the engine).
+
+        Raises:
+            SidecarError: POLICY_TOO_LARGE if no useful conversation would fit beside the routes.
+        """
+        ...
+
+
+class InferenceFailure(Enum):
+    """Why the routing model gave no output."""
+
+    DEADLINE = Reason.DEADLINE_EXCEEDED
+    UNAVAILABLE = Reason.MODEL_UNAVAILABLE
+    OVERLOADED = Reason.OVERLOADED
+    ERROR = Reason.MODEL_ERROR
+    BREAKER_OPEN = Reason.BREAKER_OPEN
+
+
+class InferenceError(Exception):
+    """No output from the routing model. Never reaches a caller: it becomes a fallback."""
+
+    def __init__(self, failure: InferenceFailure, message: str) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+class RoutingModel(Protocol):
+    """A served routing model."""
+
+    async def infer(
+        self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float
+    ) -> ModelOutput:
+        """One inference; cancelling the task cancels it in the model server.
+
+        Raises:
+            InferenceError: no output, for a reason that the caller turns into a fallback.
+        """
+        ...
+
+    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+        """Have the model server compute and keep the prefix. Raises InferenceError."""
+        ...

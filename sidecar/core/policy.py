@@ -1,0 +1,142 @@
+"""Policies, routes and the catalog of models they name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+OTHER = "other"
+"""The router's answer for "no route fits, or the request is finished". Reserved as a name."""
+
+
+class ApiDialect(StrEnum):
+    """The API a caller speaks and a model's provider answers."""
+
+    OPENAI_CHAT = "openai-chat"
+    OPENAI_RESPONSES = "openai-responses"
+    ANTHROPIC_MESSAGES = "anthropic-messages"
+
+
+class Capability(StrEnum):
+    IMAGES = "images"
+    TOOLS = "tools"
+
+
+class Preference(StrEnum):
+    """How the models of a route are ordered."""
+
+    DECLARED = "declared"
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+    WEIGHTED = "weighted"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the catalog.
+
+    Args:
+        id: the name policies use, e.g. `openai/gpt-4o-mini`.
+        upstream_model: the name its provider knows it by, e.g. `gpt-4o-mini`.
+        cluster: the Envoy cluster that reaches it; empty where the caller does not use Envoy.
+        host: authority of the provider, e.g. `api.openai.com`; empty if unknown.
+        input_price, output_price: US dollars per million tokens; None if unknown.
+        latency_ms: configured time to first token in milliseconds; None if unknown.
+        context_window: tokens; None if unknown.
+    """
+
+    id: str
+    upstream_model: str
+    cluster: str = ""
+    host: str = ""
+    dialects: frozenset[ApiDialect] = frozenset(ApiDialect)
+    capabilities: frozenset[Capability] = frozenset()
+    input_price: float | None = None
+    output_price: float | None = None
+    latency_ms: float | None = None
+    context_window: int | None = None
+
+    @property
+    def price(self) -> float | None:
+        """Input plus output price, the order of `Preference.CHEAPEST`; None if either is unknown."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return self.input_price + self.output_price
+
+
+Catalog = Mapping[str, Model]
+"""Model id -> model."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedModel:
+    """A model id in a route's list. `weight` only matters to `Preference.WEIGHTED`."""
+
+    id: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """Ranked models, best first, and how to order them. Never empty."""
+
+    models: tuple[WeightedModel, ...]
+    preference: Preference = Preference.DECLARED
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A preference: requests that fit `description` go to `models`.
+
+    A route with `domain` is an action inside the domain route of that name; a route that others
+    name as their domain is coarse and takes what none of its actions takes
+    (Domain-Action taxonomy of arXiv 2506.16655).
+    """
+
+    name: str
+    description: str
+    models: ModelList
+    domain: str = ""
+    min_confidence: float = 0.0
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Routes in declared order, and the models for everything that no route takes."""
+
+    name: str
+    routes: tuple[Route, ...]
+    default: ModelList
+    namespace: str = "default"
+    description: str = ""
+
+    @property
+    def resource_name(self) -> str:
+        return f"namespaces/{self.namespace}/policies/{self.name}"
+
+    def route(self, name: str) -> Route | None:
+        return next((route for route in self.routes if route.name == name), None)
+
+    def actions_of(self, domain: str) -> tuple[Route, ...]:
+        return tuple(route for route in self.routes if route.domain == domain)
+
+    def digest(self) -> str:
+        """`sha256:<hex>` over the canonical JSON of the whole policy, declared order included."""
+        canonical = json.dumps(
+            asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        )
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """An accepted policy as a store keeps it. `revision` counts from 1; `etag` changes with it."""
+
+    policy: Policy
+    revision: int
+    etag: str
+    digest: str = field(default="")

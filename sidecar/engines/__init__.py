@@ -1,0 +1,1 @@
+"""Builds routing-model engines and their manifests."""

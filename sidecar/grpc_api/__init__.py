@@ -1,0 +1,1 @@
+"""The gRPC edge: server, services, interceptors, proto conversion."""

@@ -1,0 +1,1 @@
+"""Tokenizers, the Triton client and its circuit breaker."""

