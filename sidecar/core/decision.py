@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from sidecar.core.conversation import Conversation
 from sidecar.core.policy import ApiDialect, Capability, Model, Policy
@@ -46,6 +47,8 @@ class Reason(StrEnum):
     NO_CAPABLE_MODEL = "no_capable_model"
     NOTHING_TO_ROUTE = "nothing_to_route"
     """No user text that the router could read, or a policy without routes."""
+    CANCELLED = "cancelled"
+    """The caller went away first. Only ever recorded, never answered."""
     INTERNAL_ERROR = "internal_error"
 
 
@@ -161,3 +164,9 @@ class RoutingRequest:
     min_confidence: float = 0.0
     budget_s: float | None = None
     explain: bool = False
+
+
+class DecisionSink(Protocol):
+    """Takes every decision once, also when its caller has gone. Must neither block nor raise."""
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None: ...

@@ -166,9 +166,7 @@ class InferenceError(Exception):
 class RoutingModel(Protocol):
     """A served routing model."""
 
-    async def infer(
-        self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float
-    ) -> ModelOutput:
+    async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         """One inference; cancelling the task cancels it in the model server.
 
         Raises:

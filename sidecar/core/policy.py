@@ -61,7 +61,7 @@ class Model:
 
     @property
     def price(self) -> float | None:
-        """Input plus output price, which `Preference.CHEAPEST` orders by; None if one is unknown."""
+        """Input plus output price, which `CHEAPEST` orders by; None if one is unknown."""
         if self.input_price is None or self.output_price is None:
             return None
         return self.input_price + self.output_price

@@ -1,1 +1,15 @@
 """Policy compilation, the registry and the walk of one routing request."""
+
+from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
+from sidecar.routing.router import Router, RouterLimits
+from sidecar.routing.walk import RoutingModelRef
+from sidecar.routing.warmth import Warmth
+
+__all__ = [
+    "CompiledPolicy",
+    "PolicyRegistry",
+    "Router",
+    "RouterLimits",
+    "RoutingModelRef",
+    "Warmth",
+]

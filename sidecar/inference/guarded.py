@@ -1,0 +1,145 @@
+"""A routing model that is watched, and not asked while it does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from sidecar.core.model import (
+    AnswerForm,
+    InferenceError,
+    InferenceFailure,
+    ModelOutput,
+    Prompt,
+    RoutingModel,
+)
+from sidecar.inference.breaker import BreakerState, CircuitBreaker
+
+_log = structlog.get_logger(__name__)
+
+
+class ServedModel(RoutingModel, Protocol):
+    """A routing model in another process."""
+
+    async def check_ready(self, timeout_s: float) -> None:
+        """Raises InferenceError unless the model can be asked."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+Recover = Callable[[RoutingModel], Awaitable[None]]
+"""Runs after an outage, before calls go through again; raises InferenceError to stay out."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchTimes:
+    """Seconds between checks of readiness while the model answers and while it does not, and how
+    long one check may take."""
+
+    closed_s: float = 1.0
+    open_s: float = 0.25
+    check_s: float = 1.0
+
+
+class GuardedModel:
+    """Adds a circuit breaker and a watch to a served model.
+
+    The watch also notices an outage while nobody asks, so that the first caller after it neither
+    waits nor meets a restarted server whose caches are empty.
+    """
+
+    def __init__(
+        self, model: ServedModel, breaker: CircuitBreaker, times: WatchTimes, recover: Recover
+    ) -> None:
+        self._model = model
+        self._breaker = breaker
+        self._times = times
+        self._recover = recover
+        self._watch: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def degraded(self) -> str:
+        """Why the model is not being asked now; empty if it is."""
+        return self._breaker.why
+
+    @property
+    def state(self) -> BreakerState:
+        return self._breaker.state
+
+    def start(self) -> None:
+        """Begin to watch; needs a running event loop."""
+        self._watch = asyncio.create_task(self._keep_watch(), name="model-watch")
+
+    async def close(self) -> None:
+        """Stop watching and close the model."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._model.close()
+
+    async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
+        """See `RoutingModel.infer`; fails at once with BREAKER_OPEN during an outage."""
+        self._check_closed()
+        try:
+            output = await self._model.infer(prompt, answer_form, timeout_s)
+        except InferenceError as error:
+            self.record_failure(error)
+            raise
+        self._breaker.succeeded()
+        return output
+
+    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+        """See `RoutingModel.warm`."""
+        self._check_closed()
+        try:
+            await self._model.warm(prefix_ids, timeout_s)
+        except InferenceError as error:
+            self.record_failure(error)
+            raise
+
+    def record_failure(self, error: InferenceError) -> None:
+        """Count a call that its caller gave up on."""
+        before = self._breaker.state
+        self._breaker.failed(error.failure, str(error))
+        if before is not self._breaker.state:
+            _log.warning("routing model lost", failure=error.failure.name, why=str(error))
+            self._wake.set()
+
+    def _check_closed(self) -> None:
+        if self._breaker.state is not BreakerState.CLOSED:
+            raise InferenceError(InferenceFailure.BREAKER_OPEN, self._breaker.why)
+
+    async def _keep_watch(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except InferenceError as error:
+                self.record_failure(error)
+            except Exception:
+                # The watch is what ends an outage: it must outlive any defect.
+                _log.exception("model watch failed")
+            await self._sleep()
+
+    async def _look(self) -> None:
+        await self._model.check_ready(self._times.check_s)
+        if self._breaker.state is BreakerState.CLOSED:
+            return
+        self._breaker.recovering()
+        await self._recover(self._model)
+        self._breaker.close()
+        _log.info("routing model answers")
+
+    async def _sleep(self) -> None:
+        closed = self._breaker.state is BreakerState.CLOSED
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(self._times.closed_s if closed else self._times.open_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,263 @@
+"""The routing model behind Triton's KServe v2 gRPC interface.
+
+The tensors are those of the TensorRT-LLM backend's `tensorrt_llm` model
+(triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt of NVIDIA/TensorRT-LLM
+1.2.1); the CPU model serves the same ones, so only the address tells them apart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from sidecar.core.model import (
+    AnswerForm,
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    LabelLogits,
+    ModelOutput,
+    Prompt,
+    TextAnswer,
+    TextOutput,
+)
+
+_RECONNECT_MS = 200
+"""Longest wait between connection attempts. gRPC's own default grows to two minutes, far beyond
+the time in which a restarted model server must be used again."""
+
+_RETENTION_PRIORITY = 90
+"""Of 0..100; the backend's default for blocks without a range is 35."""
+
+_FAILURES = {
+    "StatusCode.DEADLINE_EXCEEDED": InferenceFailure.DEADLINE,
+    "StatusCode.UNAVAILABLE": InferenceFailure.UNAVAILABLE,
+    # Unknown, unloading or not yet loaded model.
+    "StatusCode.NOT_FOUND": InferenceFailure.UNAVAILABLE,
+    # The server's own cancellation: it is going down (ours raises CancelledError instead).
+    "StatusCode.CANCELLED": InferenceFailure.UNAVAILABLE,
+}
+
+_QUEUE_FULL = "Exceeds maximum queue size"
+
+
+@dataclass(frozen=True, slots=True)
+class TritonTarget:
+    """Where the routing model is served and which ids end and pad its text.
+
+    Args:
+        address: `host:port` or `unix:path` of Triton's gRPC endpoint.
+        model: name of the Triton model.
+    """
+
+    address: str
+    model: str
+    end_id: int
+    pad_id: int
+    vocab_size: int
+
+
+class TritonModel:
+    """A served routing model; one long-lived channel, used from one event loop.
+
+    A client per call leaks (triton-inference-server/client#731).
+    """
+
+    def __init__(self, target: TritonTarget) -> None:
+        self._target = target
+        self._client: InferenceServerClient | None = None
+        self._label_inputs = [
+            *self._common_inputs(output_len=1),
+            _bool_input("return_generation_logits"),
+        ]
+        self._label_outputs = _outputs("generation_logits")
+        self._text_outputs = _outputs("output_log_probs")
+
+    @property
+    def address(self) -> str:
+        return self._target.address
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight fail."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
+        """See `RoutingModel.infer`."""
+        if isinstance(answer_form, LabelAnswer):
+            inputs = [*_prompt_inputs(prompt), *self._label_inputs]
+            result = await self._call(inputs, self._label_outputs, timeout_s)
+            return _read_label_logits(result, answer_form, self._target.vocab_size)
+        inputs = [*_prompt_inputs(prompt), *self._text_inputs(answer_form)]
+        result = await self._call(inputs, self._text_outputs, timeout_s)
+        return _read_text(result, self._target.end_id)
+
+    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+        """Have the server compute `prefix_ids` and keep their KV.
+
+        The last id is sent again after the prefix: a server needs at least one token beyond what
+        it keeps to have something to compute.
+        """
+        prompt = Prompt(tuple(prefix_ids), (prefix_ids[-1],))
+        inputs = [*_prompt_inputs(prompt), *self._common_inputs(output_len=1)]
+        await self._call(inputs, _outputs(), timeout_s)
+
+    async def check_ready(self, timeout_s: float) -> None:
+        """Raises InferenceError unless the server answers that the model is ready."""
+        try:
+            ready = await self._connected().is_model_ready(
+                self._target.model, client_timeout=timeout_s
+            )
+        except (InferenceServerException, grpc.aio.UsageError) as error:
+            raise _inference_error(error) from None
+        if not ready:
+            raise InferenceError(
+                InferenceFailure.UNAVAILABLE, f"model {self._target.model} is not ready"
+            )
+
+    def _connected(self) -> InferenceServerClient:
+        if self._client is None:
+            self._client = InferenceServerClient(
+                self._target.address,
+                # These replace all of the client's own arguments, so the message sizes too.
+                channel_args=[
+                    ("grpc.max_send_message_length", -1),
+                    ("grpc.max_receive_message_length", -1),
+                    ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+                    ("grpc.min_reconnect_backoff_ms", _RECONNECT_MS),
+                    ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
+                    ("grpc.enable_retries", 0),
+                ],
+            )
+        return self._client
+
+    async def _call(
+        self, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
+    ) -> InferResult:
+        try:
+            return await self._connected().infer(
+                self._target.model,
+                inputs,
+                outputs=outputs,
+                # The backend keys cancellation by this id, across all its clients: reuse of one
+                # that is in flight cancels somebody else's request.
+                request_id=str(random.getrandbits(63)),
+                client_timeout=timeout_s,
+            )
+        except (InferenceServerException, grpc.aio.UsageError) as error:
+            raise _inference_error(error) from None
+
+    def _common_inputs(self, output_len: int) -> list[InferInput]:
+        return [
+            _int_input("request_output_len", [[output_len]]),
+            # Without end_id the backend never stops at the end of the text.
+            _int_input("end_id", [[self._target.end_id]]),
+            _int_input("pad_id", [[self._target.pad_id]]),
+            _int_input("runtime_top_k", [[1]]),
+        ]
+
+    def _text_inputs(self, answer_form: TextAnswer) -> list[InferInput]:
+        return [
+            *self._common_inputs(answer_form.max_tokens),
+            _bool_input("return_log_probs"),
+            _bool_input("exclude_input_in_output"),
+            _bytes_input("guided_decoding_guide_type", b"ebnf_grammar"),
+            _bytes_input("guided_decoding_guide", answer_form.guide.encode()),
+        ]
+
+
+def _prompt_inputs(prompt: Prompt) -> list[InferInput]:
+    ids = np.fromiter(
+        (*prompt.prefix_ids, *prompt.suffix_ids),
+        dtype=np.int32,
+        count=len(prompt.prefix_ids) + len(prompt.suffix_ids),
+    ).reshape(1, -1)
+    inputs = [_input("input_ids", "INT32", ids), _int_input("input_lengths", [[ids.shape[1]]])]
+    if prompt.prefix_ids:
+        inputs += [
+            _int_input("retention_token_range_starts", [[0]]),
+            _int_input("retention_token_range_ends", [[len(prompt.prefix_ids)]]),
+            _int_input("retention_token_range_priorities", [[_RETENTION_PRIORITY]]),
+            _int_input("retention_token_range_durations_ms", [[-1]]),
+        ]
+    return inputs
+
+
+def _input(name: str, datatype: str, values: npt.NDArray[np.generic]) -> InferInput:
+    tensor = InferInput(name, list(values.shape), datatype)
+    tensor.set_data_from_numpy(values)
+    return tensor
+
+
+def _int_input(name: str, values: list[list[int]]) -> InferInput:
+    return _input(name, "INT32", np.array(values, dtype=np.int32))
+
+
+def _bool_input(name: str) -> InferInput:
+    return _input(name, "BOOL", np.array([[True]]))
+
+
+def _bytes_input(name: str, value: bytes) -> InferInput:
+    return _input(name, "BYTES", np.array([[value]], dtype=object))
+
+
+def _outputs(*names: str) -> list[InferRequestedOutput]:
+    # The C++ backend refuses a request that does not ask for the first two.
+    return [InferRequestedOutput(name) for name in ("output_ids", "sequence_length", *names)]
+
+
+def _tensor(result: InferResult, name: str) -> npt.NDArray[np.generic]:
+    values = result.as_numpy(name)
+    if values is None:
+        raise InferenceError(InferenceFailure.ERROR, f"the model server sent no {name}")
+    array: npt.NDArray[np.generic] = values
+    return array
+
+
+def _read_label_logits(result: InferResult, form: LabelAnswer, vocab_size: int) -> LabelLogits:
+    logits = _tensor(result, "generation_logits")
+    if logits.ndim != 4 or logits.shape[:3] != (1, 1, 1) or logits.shape[3] < vocab_size:
+        raise InferenceError(
+            InferenceFailure.ERROR,
+            f"generation_logits has shape {logits.shape}, not (1, 1, 1, {vocab_size} or more)",
+        )
+    chosen = logits[0, 0, 0][list(form.token_ids)]
+    if not np.isfinite(chosen).all():
+        raise InferenceError(InferenceFailure.ERROR, "generation_logits holds values not finite")
+    return LabelLogits(tuple(float(value) for value in chosen))
+
+
+def _read_text(result: InferResult, end_id: int) -> TextOutput:
+    ids = _tensor(result, "output_ids")
+    lengths = _tensor(result, "sequence_length")
+    log_probs = _tensor(result, "output_log_probs")
+    if ids.ndim != 3 or lengths.size != 1 or log_probs.ndim != 3:
+        raise InferenceError(
+            InferenceFailure.ERROR,
+            f"output_ids has shape {ids.shape}, sequence_length {lengths.shape}, "
+            f"output_log_probs {log_probs.shape}",
+        )
+    tokens = [int(token) for token in ids[0, 0][: int(lengths.flat[0])]]
+    if end_id in tokens:
+        tokens = tokens[: tokens.index(end_id)]
+    probabilities = [float(value) for value in log_probs[0, 0][: len(tokens)]]
+    return TextOutput(tuple(tokens), tuple(probabilities))
+
+
+def _inference_error(error: Exception) -> InferenceError:
+    if not isinstance(error, InferenceServerException):
+        return InferenceError(InferenceFailure.UNAVAILABLE, "the channel is closed")
+    message = error.message() or ""
+    if _QUEUE_FULL in message:
+        return InferenceError(InferenceFailure.OVERLOADED, "the model server's queue is full")
+    failure = _FAILURES.get(error.status() or "", InferenceFailure.ERROR)
+    return InferenceError(failure, f"{error.status()}: {message[:200]}")

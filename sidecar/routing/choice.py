@@ -1,0 +1,119 @@
+"""From the routing model's answer to a route of the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sidecar.core.decision import Candidate, Reason
+from sidecar.core.model import Answer
+from sidecar.core.policy import OTHER, Policy, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The route an answer leads to.
+
+    Args:
+        route: None: the policy's default.
+        confidence: probability of the route, or of `other`; None if the answer gives none.
+        candidates: most probable first, domains summed with their actions.
+        detail: one sentence for a person.
+    """
+
+    route: Route | None
+    reason: Reason
+    detail: str
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+def choose(answer: Answer, policy: Policy, min_confidence: float = 0.0) -> Choice:
+    """The most probable domain or free-standing route, and within a domain its best action.
+
+    Deciding from the coarse to the fine keeps a request in its domain when its actions share the
+    probability between them, each less than a single unrelated route has. Without domains it is
+    the route the model named. An action below its minimum confidence falls to its domain, a
+    domain or free-standing route below its own to the default.
+
+    Args:
+        min_confidence: raises the minimum of every route; in 0..1.
+    """
+    if answer.problem is not None:
+        return Choice(None, answer.problem, _PROBLEMS[answer.problem])
+    own = {candidate.name: candidate.probability for candidate in answer.candidates}
+    summed = {name: p + _actions_share(name, policy, own) for name, p in own.items()}
+    candidates = tuple(
+        Candidate(name, p) for name, p in sorted(summed.items(), key=lambda item: -item[1])
+    )
+    name = _best(answer.name, policy, own, summed)
+    if name == OTHER:
+        detail = "No route fits, or the request is finished."
+        return Choice(None, Reason.NO_MATCH, detail, own.get(OTHER), candidates)
+    return _accept(name, policy, min_confidence, own, summed, candidates)
+
+
+_PROBLEMS = {
+    Reason.UNPARSABLE_ANSWER: "The routing model's answer could not be read.",
+    Reason.UNKNOWN_ROUTE: "The routing model named a route that the policy does not have.",
+}
+
+
+def _actions_share(name: str, policy: Policy, own: dict[str, float]) -> float:
+    return sum(own.get(action.name, 0.0) for action in policy.actions_of(name))
+
+
+def _best(named: str, policy: Policy, own: dict[str, float], summed: dict[str, float]) -> str:
+    if len(own) < 2:
+        # The answer form gives the chosen route alone: nothing to compare.
+        return named
+    tops = [name for name in own if name == OTHER or not _domain(name, policy)]
+    # max() keeps the first of equals; the model's own order of candidates breaks ties.
+    top = max(tops, key=lambda name: summed[name])
+    actions = [action.name for action in policy.actions_of(top) if action.name in own]
+    return max([top, *actions], key=lambda name: own[name])
+
+
+def _domain(name: str, policy: Policy) -> str:
+    route = policy.route(name)
+    return route.domain if route else ""
+
+
+def _accept(
+    name: str,
+    policy: Policy,
+    min_confidence: float,
+    own: dict[str, float],
+    summed: dict[str, float],
+    candidates: tuple[Candidate, ...],
+) -> Choice:
+    route = policy.route(name)
+    if route is None:
+        unknown = Reason.UNKNOWN_ROUTE
+        return Choice(None, unknown, _PROBLEMS[unknown], None, candidates)
+    confidence = (own if route.domain else summed).get(name)
+    needed = max(route.min_confidence, min_confidence)
+    if _reaches(confidence, needed):
+        detail = f"The routing model chose {route.name}{_percent(confidence)}."
+        return Choice(route, Reason.MATCHED, detail, confidence, candidates)
+    domain = policy.route(route.domain)
+    if domain is not None and _reaches(
+        summed.get(domain.name), max(domain.min_confidence, min_confidence)
+    ):
+        detail = (
+            f"{route.name}{_percent(confidence)} is below its minimum of {needed:.0%}; "
+            f"its domain {domain.name} takes the request."
+        )
+        return Choice(domain, Reason.DOMAIN, detail, summed.get(domain.name), candidates)
+    detail = f"{route.name}{_percent(confidence)} is below its minimum of {needed:.0%}."
+    return Choice(None, Reason.LOW_CONFIDENCE, detail, confidence, candidates)
+
+
+def _reaches(confidence: float | None, needed: float) -> bool:
+    if confidence is None:
+        # Nothing shows that the minimum is reached.
+        return needed == 0.0
+    return confidence >= needed
+
+
+def _percent(confidence: float | None) -> str:
+    return "" if confidence is None else f" ({confidence:.0%})"

@@ -1,0 +1,68 @@
+"""One call to the routing model for all requests that ask it the same thing at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+
+from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
+
+
+@dataclass(slots=True)
+class _Flight:
+    task: asyncio.Task[ModelOutput]
+    waiters: int = field(default=0)
+
+
+class Coalescer:
+    """Shares calls in flight.
+
+    Each waiter keeps its own deadline. A call is cancelled when its last waiter has gone, whether
+    by its deadline or because its caller went away.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def join(
+        self, key: Hashable, call: Callable[[], Awaitable[ModelOutput]], timeout_s: float
+    ) -> ModelOutput:
+        """Wait at most `timeout_s` for the call of `key`, starting it if there is none.
+
+        Raises:
+            InferenceError: DEADLINE after `timeout_s`, or what the call raised.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _Flight(asyncio.ensure_future(_as_task(call)))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _: self._forget(key, flight))
+        flight.waiters += 1
+        try:
+            done, _ = await asyncio.wait({flight.task}, timeout=timeout_s)
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0 and not flight.task.done():
+                # Forgotten at once: nobody may join a call that is being cancelled.
+                self._forget(key, flight)
+                flight.task.cancel()
+        if not done:
+            raise InferenceError(
+                InferenceFailure.DEADLINE, f"no answer within {timeout_s * 1000:.0f} ms"
+            )
+        return flight.task.result()
+
+    def _forget(self, key: Hashable, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.task.done() and not flight.task.cancelled():
+            # A failed call whose waiters have all gone is nobody's error.
+            flight.task.exception()
+
+
+async def _as_task(call: Callable[[], Awaitable[ModelOutput]]) -> ModelOutput:
+    return await call()

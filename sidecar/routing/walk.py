@@ -1,0 +1,171 @@
+"""The state of one request on its walk, and the decision made of how the walk ended."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from sidecar.core.decision import (
+    Candidate,
+    Decision,
+    Excluded,
+    Explanation,
+    Reason,
+    RoutingRequest,
+    Source,
+    StepTime,
+)
+from sidecar.core.model import Prompt
+from sidecar.core.policy import Catalog, Model, Route
+from sidecar.routing.registry import CompiledPolicy
+from sidecar.routing.selection import Selection, select
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a walk ended. `route` None: the policy's default; `model`: named by the caller."""
+
+    source: Source
+    reason: Reason
+    detail: str
+    route: Route | None = None
+    model: Model | None = None
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+def fallback(reason: Reason, detail: str) -> Outcome:
+    """The policy's default, because of `reason`."""
+    return Outcome(Source.FALLBACK, reason, detail)
+
+
+@dataclass(slots=True)
+class Walk:
+    """One request under one policy.
+
+    Args:
+        budget_s: seconds from the start in which the decision must be made.
+        full_budget: True if the caller left the configured budget as it is.
+    """
+
+    request: RoutingRequest
+    compiled: CompiledPolicy
+    budget_s: float
+    full_budget: bool
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: float = field(default_factory=time.perf_counter)
+    steps: list[StepTime] = field(default_factory=list)
+    prompt: Prompt | None = None
+    answer_text: str = ""
+    _step_started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def remaining_s(self) -> float:
+        return self.budget_s - (time.perf_counter() - self.started)
+
+    def finish_step(self, name: str) -> None:
+        """Everything since the last call belongs to step `name`."""
+        now = time.perf_counter()
+        self.steps.append(StepTime(name, (now - self._step_started) * 1000))
+        self._step_started = now
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingModelRef:
+    """The routing model and prompt format that a router decides with."""
+
+    id: str
+    prompt_format: str
+
+
+def decide(
+    walk: Walk, outcome: Outcome, catalog: Catalog, routing_model: RoutingModelRef, prompt_text: str
+) -> Decision:
+    """Pick the models for the outcome and write the decision down.
+
+    Args:
+        prompt_text: the prompt as text, where the caller asked for an explanation.
+    """
+    outcome, chosen, excluded = _models(walk, outcome, catalog)
+    walk.finish_step("selection")
+    total_ms = (time.perf_counter() - walk.started) * 1000
+    return Decision(
+        id=walk.id,
+        route=outcome.route.name if outcome.route else "",
+        model=chosen[0],
+        fallbacks=chosen[1:],
+        source=outcome.source,
+        reason=outcome.reason,
+        detail=outcome.detail,
+        policy=walk.compiled.ref,
+        prompt_format=routing_model.prompt_format,
+        routing_model=routing_model.id,
+        confidence=outcome.confidence,
+        candidates=outcome.candidates,
+        steps=(*walk.steps, StepTime("total", total_ms)),
+        explanation=_explanation(walk, prompt_text, excluded) if walk.request.explain else None,
+    )
+
+
+def _models(
+    walk: Walk, outcome: Outcome, catalog: Catalog
+) -> tuple[Outcome, tuple[Model, ...], tuple[Excluded, ...]]:
+    """The outcome's models; where none of them is capable, the default's; where none of those is
+    either, the default's first, because a request must go somewhere."""
+    if outcome.model is not None:
+        return outcome, (outcome.model,), ()
+    policy = walk.compiled.policy
+    excluded: tuple[Excluded, ...] = ()
+    if outcome.route is not None:
+        selection = _select(walk, catalog, outcome.route)
+        if selection.models:
+            return outcome, selection.models, selection.excluded
+        excluded = selection.excluded
+        detail = f"No model of route {outcome.route.name} can take the request."
+        outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
+    selection = _select(walk, catalog, None)
+    excluded += selection.excluded
+    if selection.models:
+        return outcome, selection.models, excluded
+    detail = "No model of the policy can take the request; the default's first is used."
+    outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
+    return outcome, (catalog[policy.default.models[0].id],), excluded
+
+
+def fallback_keeping(outcome: Outcome, reason: Reason, detail: str) -> Outcome:
+    """A fallback that still tells what the routing model thought."""
+    return Outcome(
+        Source.FALLBACK,
+        reason,
+        detail,
+        confidence=outcome.confidence,
+        candidates=outcome.candidates,
+    )
+
+
+def _select(walk: Walk, catalog: Catalog, route: Route | None) -> Selection:
+    choices = route.models if route else walk.compiled.policy.default
+    request = walk.request
+    return select(choices, catalog, request.needs, request.dialect, _stable_key(request))
+
+
+def _stable_key(request: RoutingRequest) -> str:
+    """The same for all turns of a conversation: its key, or else its first message."""
+    if request.conversation_key:
+        return request.conversation_key
+    first = request.conversation.messages[:1]
+    return hashlib.sha256("".join(m.text for m in first).encode()).hexdigest()
+
+
+def _explanation(walk: Walk, prompt_text: str, excluded: tuple[Excluded, ...]) -> Explanation:
+    prompt = walk.prompt or Prompt((), ())
+    return Explanation(
+        prompt=prompt_text,
+        prompt_tokens=len(prompt.prefix_ids) + len(prompt.suffix_ids),
+        cached_prefix_tokens=len(prompt.prefix_ids),
+        truncated=prompt.truncated,
+        excluded=excluded,
+        answer=walk.answer_text,
+    )
