@@ -1,0 +1,119 @@
+"""YAML documents to core types and the findings about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sidecar.core.policy import Catalog, Model, Policy
+from sidecar.policies.findings import Finding, closest, error, has_errors, quoted
+from sidecar.policies.rules import check_catalog, check_policy
+from sidecar.policies.schema import (
+    API_VERSION,
+    CatalogShape,
+    PolicyShape,
+    read_shape,
+    unused_weighting,
+    without_consequences,
+)
+from sidecar.policies.yaml_source import Document
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDraft:
+    """A policy as read; values of the wrong shape are blank and named in `of_shape`."""
+
+    policy: Policy
+    document: Document
+    file: str
+    of_shape: tuple[Finding, ...]
+
+    def check(self, catalog: Catalog | None) -> tuple[Finding, ...]:
+        """All findings, placed. Warnings only where there are no errors.
+
+        Args:
+            catalog: None if there is none, and models are not looked up.
+        """
+        ruled = without_consequences(check_policy(self.policy, catalog), self.of_shape)
+        findings = [*self.of_shape, *ruled]
+        if has_errors(findings):
+            findings = [finding for finding in findings if has_errors([finding])]
+        return tuple(placed(findings, self.document, self.file))
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogDraft:
+    """The models of one catalog document as read, and all findings about it, placed."""
+
+    models: tuple[Model, ...]
+    document: Document
+    file: str
+    findings: tuple[Finding, ...]
+
+
+def read_document(
+    document: Document, file: str
+) -> PolicyDraft | CatalogDraft | tuple[Finding, ...]:
+    """The policy or catalog in `document`; the placed findings alone if it is neither."""
+    if not isinstance(document.value, dict):
+        wrong = error("", "must be a mapping that begins with apiVersion and kind")
+        return tuple(placed(document.findings or [wrong], document, file))
+    value = dict(document.value)
+    findings = [*document.findings, *_version_findings(value)]
+    if value.get("kind") not in (PolicyShape.KIND, CatalogShape.KIND):
+        return tuple(placed([*findings, _kind_finding(value)], document, file))
+    # Reported above: the shape need not say it again.
+    value["apiVersion"] = API_VERSION
+    if value["kind"] == PolicyShape.KIND:
+        return _policy_draft(value, document, file, findings)
+    return _catalog_draft(value, document, file, findings)
+
+
+def placed(findings: Iterable[Finding], document: Document, file: str) -> list[Finding]:
+    """`findings` with file and line."""
+    return [
+        replace(finding, file=file, line=finding.line or document.line_of(finding.path))
+        for finding in findings
+    ]
+
+
+def _policy_draft(
+    value: dict[str, object], document: Document, file: str, findings: list[Finding]
+) -> PolicyDraft | tuple[Finding, ...]:
+    shape, of_shape = read_shape(value, PolicyShape)
+    findings = [*findings, *of_shape]
+    if shape is None:
+        return tuple(placed(findings, document, file))
+    findings += without_consequences(unused_weighting(shape), of_shape)
+    return PolicyDraft(shape.to_core(), document, file, tuple(findings))
+
+
+def _catalog_draft(
+    value: dict[str, object], document: Document, file: str, findings: list[Finding]
+) -> CatalogDraft | tuple[Finding, ...]:
+    shape, of_shape = read_shape(value, CatalogShape)
+    findings = [*findings, *of_shape]
+    if shape is None:
+        return tuple(placed(findings, document, file))
+    models = shape.to_core()
+    findings += without_consequences(check_catalog(models), of_shape)
+    return CatalogDraft(models, document, file, tuple(placed(findings, document, file)))
+
+
+def _version_findings(value: dict[str, object]) -> list[Finding]:
+    version = value.get("apiVersion")
+    if version == API_VERSION:
+        return []
+    if "apiVersion" not in value:
+        return [error("apiVersion", f"missing; add `apiVersion: {API_VERSION}`")]
+    return [error("apiVersion", f"{quoted(str(version))} is not known; write {API_VERSION}")]
+
+
+def _kind_finding(value: dict[str, object]) -> Finding:
+    kinds = (PolicyShape.KIND, CatalogShape.KIND)
+    if "kind" not in value:
+        return error("kind", f"missing; add `kind: {kinds[0]}` or `kind: {kinds[1]}`")
+    kind = str(value["kind"])
+    if (meant := closest(kind, kinds)) is not None:
+        return error("kind", f"unknown kind {quoted(kind)}; did you mean {quoted(meant)}?")
+    return error("kind", f"unknown kind {quoted(kind)}; the kinds are {' and '.join(kinds)}")

@@ -1,0 +1,234 @@
+"""YAML files to a checked set of policies and the catalog they name models of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from sidecar.core.decision import PolicyName
+from sidecar.core.policy import Catalog, Model, Policy, PolicyRecord
+from sidecar.policies.drafts import CatalogDraft, PolicyDraft, placed, read_document
+from sidecar.policies.findings import (
+    Finding,
+    error,
+    errors_first,
+    has_errors,
+    item,
+    member,
+    quoted,
+    warning,
+)
+from sidecar.policies.yaml_source import decode, read_documents
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """What a set of files holds.
+
+    Args:
+        catalog: of all `ModelCatalog` documents together.
+        records: policies without errors by resource name, in the order they were read. Files have
+            no history: each has revision 1 and an etag made from its content.
+        findings: errors first.
+        files: those that were read.
+    """
+
+    catalog: Catalog
+    records: Mapping[str, PolicyRecord]
+    findings: tuple[Finding, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return not has_errors(self.findings)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        return tuple(record.policy for record in self.records.values())
+
+    def record(self, name: PolicyName) -> PolicyRecord | None:
+        return self.records.get(f"namespaces/{name.namespace}/policies/{name.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPolicy:
+    """One policy document. `policy` is None where it could not be read far enough; with errors
+    among the findings it is for display only."""
+
+    policy: Policy | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def valid(self) -> bool:
+        return self.policy is not None and not has_errors(self.findings)
+
+
+def file_record(policy: Policy) -> PolicyRecord:
+    """The record of a policy that has no history: revision 1."""
+    digest = policy.digest()
+    return PolicyRecord(policy, revision=1, etag=f"1-{digest[7:23]}", digest=digest)
+
+
+def load_policies(paths: Iterable[str | Path]) -> PolicySet:
+    """Reads files, and the *.yaml and *.yml files of folders; never raises for what they hold.
+
+    A policy may name models of a catalog in any of the files.
+    """
+    loading = _Loading()
+    for path in paths:
+        for file in loading.files_of(Path(path)):
+            loading.read(file)
+    return loading.finish()
+
+
+def parse_policy_yaml(text: str, catalog: Catalog) -> ParsedPolicy:
+    """Reads text that must hold exactly one document, of kind Policy."""
+    decoded, problem = decode(text.encode())
+    if problem is not None:
+        return ParsedPolicy(None, (problem,))
+    documents, problems = read_documents(decoded)
+    if not problems and len(documents) != 1:
+        problems = [error("", f"holds {len(documents)} documents; give exactly one policy")]
+    if problems:
+        return ParsedPolicy(None, tuple(problems))
+    draft = read_document(documents[0], "")
+    if isinstance(draft, PolicyDraft):
+        return ParsedPolicy(draft.policy, errors_first(draft.check(catalog)))
+    if isinstance(draft, CatalogDraft):
+        wrong = error("kind", '"ModelCatalog" is not a policy; give a document of kind Policy')
+        return ParsedPolicy(None, tuple(placed([wrong], documents[0], "")))
+    return ParsedPolicy(None, draft)
+
+
+class _Loading:
+    """Documents as they are read, checked together once all are there."""
+
+    def __init__(self) -> None:
+        self._files: list[str] = []
+        self._catalogs: list[CatalogDraft] = []
+        self._policies: list[PolicyDraft] = []
+        self._findings: list[Finding] = []
+
+    def files_of(self, path: Path) -> list[Path]:
+        """`path` itself, or the files of the folder by name.
+
+        Names that begin with a dot are left out: editors' files, and the folders (`..data`) that
+        Kubernetes' volumes point their links at (pkg/volume/util/atomic_writer.go).
+        """
+        if not path.is_dir():
+            return [path]
+        try:
+            found = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix in _SUFFIXES and not file.name.startswith(".") and not file.is_dir()
+            )
+        except OSError as problem:
+            self._report_file(path, f"cannot be read: {problem.strerror}")
+            return []
+        if not found:
+            self._report_file(path, "has no *.yaml or *.yml file; add a policy, or name a file")
+        return found
+
+    def read(self, path: Path) -> None:
+        file = str(path)
+        self._files.append(file)
+        try:
+            data = path.read_bytes()
+        except OSError as problem:
+            self._report_file(path, f"cannot be read: {problem.strerror}")
+            return
+        text, problem_found = decode(data)
+        documents, problems = read_documents(text)
+        if problem_found is not None:
+            problems = [problem_found]
+        elif not documents and not problems:
+            self._findings.append(replace(warning("", "holds no document"), file=file))
+        self._findings += [replace(finding, file=file) for finding in problems]
+        for document in documents:
+            draft = read_document(document, file)
+            if isinstance(draft, PolicyDraft):
+                self._policies.append(draft)
+            elif isinstance(draft, CatalogDraft):
+                self._catalogs.append(draft)
+            else:
+                self._findings += draft
+
+    def finish(self) -> PolicySet:
+        unreadable = has_errors(self._findings)
+        catalog = self._merge_catalogs()
+        if not self._catalogs and self._policies and not unreadable:
+            self._report_no_catalog()
+        known = MappingProxyType(catalog)
+        records = self._check_policies(known if self._catalogs else None)
+        return PolicySet(
+            known,
+            MappingProxyType(records),
+            self._sorted_findings(),
+            tuple(self._files),
+        )
+
+    def _sorted_findings(self) -> tuple[Finding, ...]:
+        order = {file: number for number, file in enumerate(self._files)}
+        by_file = sorted(self._findings, key=lambda finding: order.get(finding.file, -1))
+        return errors_first(by_file)
+
+    def _merge_catalogs(self) -> dict[str, Model]:
+        catalog: dict[str, Model] = {}
+        origin: dict[str, CatalogDraft] = {}
+        for draft in self._catalogs:
+            self._findings += draft.findings
+            for index, model in enumerate(draft.models):
+                first = origin.setdefault(model.id, draft)
+                if first is draft:
+                    catalog.setdefault(model.id, model)
+                elif model.id:
+                    self._report_duplicate(
+                        member(item("models", index), "id"), model.id, "id of a model", draft, first
+                    )
+        catalog.pop("", None)
+        return catalog
+
+    def _check_policies(self, catalog: Catalog | None) -> dict[str, PolicyRecord]:
+        records: dict[str, PolicyRecord] = {}
+        origin: dict[str, PolicyDraft] = {}
+        for draft in self._policies:
+            findings = draft.check(catalog)
+            self._findings += findings
+            name = draft.policy.resource_name
+            if draft.policy.name and name in origin:
+                what = f"name of a policy of the namespace {quoted(draft.policy.namespace)}"
+                self._report_duplicate("name", draft.policy.name, what, draft, origin[name])
+                continue
+            origin[name] = draft
+            if catalog is not None and not has_errors(findings):
+                records[name] = file_record(draft.policy)
+        return records
+
+    def _report_duplicate(
+        self,
+        path: str,
+        value: str,
+        what: str,
+        draft: PolicyDraft | CatalogDraft,
+        first: PolicyDraft | CatalogDraft,
+    ) -> None:
+        where = f"{first.file}:{first.document.line}"
+        message = f"{quoted(value)} is already the {what} in {where}; rename one of them"
+        self._findings += placed([error(path, message)], draft.document, draft.file)
+
+    def _report_no_catalog(self) -> None:
+        first = self._policies[0]
+        wrong = error(
+            "",
+            "none of the files has a document of kind ModelCatalog, so the models of its policies "
+            "are unknown; name the catalog's file as well",
+        )
+        self._findings.append(replace(wrong, file=first.file))
+
+    def _report_file(self, path: Path, message: str) -> None:
+        self._findings.append(replace(error("", message), file=str(path)))

@@ -1,0 +1,354 @@
+"""What a policy and a catalog must be, beyond their shape.
+
+The one place of every rule: YAML files, `ValidatePolicy`, inline policies and writes all meet the
+same texts. Paths are spelled as in YAML.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from sidecar.core.policy import (
+    OTHER,
+    ApiDialect,
+    Catalog,
+    Model,
+    ModelList,
+    Policy,
+    Preference,
+    Route,
+)
+from sidecar.policies.findings import (
+    Finding,
+    closest,
+    error,
+    errors_first,
+    item,
+    member,
+    quoted,
+    warning,
+)
+
+MAX_ROUTE_NAME = 64
+MAX_MODEL_ID = 128
+MAX_UPSTREAM_NAME = 256
+"""Long enough for an Amazon Bedrock inference profile ARN."""
+MAX_LABEL = 63
+"""RFC 1035: the length of a DNS label, which Kubernetes names keep to as well."""
+RARELY_REACHED = 0.99
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+def check_policy(policy: Policy, catalog: Catalog | None) -> tuple[Finding, ...]:
+    """Everything that is wrong with `policy`; what is doubtful only where nothing is wrong.
+
+    Args:
+        catalog: None if there is none, and models are not looked up.
+    """
+    errors = tuple(_policy_errors(policy, catalog))
+    if errors or catalog is None:
+        return errors
+    return tuple(_policy_warnings(policy, catalog))
+
+
+def check_catalog(models: Sequence[Model]) -> tuple[Finding, ...]:
+    """Everything that is wrong with the models of one catalog document."""
+    return errors_first(_catalog_errors(models))
+
+
+# --- Errors of a policy ---------------------------------------------------------------------------
+
+
+def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]:
+    yield from _label_errors("name", policy.name)
+    yield from _label_errors("namespace", policy.namespace)
+    yield from _model_list_errors("default", policy.default, catalog)
+    for index, route in enumerate(policy.routes):
+        yield from _route_errors(policy, index, catalog)
+        yield from _domain_errors(policy, route, item("routes", index))
+
+
+def _route_errors(policy: Policy, index: int, catalog: Catalog | None) -> Iterator[Finding]:
+    route = policy.routes[index]
+    path = item("routes", index)
+    yield from _header_errors(member(path, "name"), route.name, MAX_ROUTE_NAME)
+    if route.name.strip().lower() == OTHER:
+        yield error(
+            member(path, "name"),
+            f"{quoted(route.name)} is reserved for requests that no route takes; "
+            "choose another name, or put these models under `default`",
+        )
+    first = next(i for i, known in enumerate(policy.routes) if known.name == route.name)
+    if first < index and route.name:
+        yield error(
+            member(path, "name"),
+            f"{quoted(route.name)} is already the name of {item('routes', first)}; "
+            "rename one of them",
+        )
+    if not route.description.strip():
+        yield error(
+            member(path, "description"),
+            "is empty; say in plain language what belongs here, the routing model decides by it",
+        )
+    yield from _model_list_errors(path, route.models, catalog)
+    if not 0.0 <= route.min_confidence <= 1.0:
+        yield error(
+            member(path, "min_confidence"),
+            f"{route.min_confidence:g} is outside 0..1; give a probability such as 0.6",
+        )
+    for number, example in enumerate(route.examples):
+        if not example.strip():
+            yield error(
+                item(member(path, "examples"), number), "is empty; write a request or remove it"
+            )
+
+
+def _domain_errors(policy: Policy, route: Route, path: str) -> Iterator[Finding]:
+    if not route.domain:
+        return
+    where = member(path, "domain")
+    if route.domain == route.name:
+        yield error(where, f"the route {quoted(route.name)} names itself; remove the key")
+        return
+    domain = policy.route(route.domain)
+    if domain is None:
+        others = [known.name for known in policy.routes if known.name != route.name]
+        yield error(where, _unknown("route", route.domain, others, "add the domain as a route"))
+    elif domain.domain:
+        yield error(
+            where,
+            f"{quoted(domain.name)} is itself inside the domain {quoted(domain.domain)}; "
+            "domains and actions are the only two levels, name a route without a domain",
+        )
+
+
+def _model_list_errors(owner: str, models: ModelList, catalog: Catalog | None) -> Iterator[Finding]:
+    path = member(owner, "models")
+    if not models.models:
+        yield error(path, "is empty; name at least one model, best first")
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(models.models):
+        where = item(path, index)
+        if catalog is not None and entry.id not in catalog:
+            yield error(where, _unknown("model", entry.id, catalog, "add it to the model catalog"))
+        elif entry.id in seen:
+            yield error(
+                where,
+                f"the model {quoted(entry.id)} is listed twice, first as "
+                f"{item(path, seen[entry.id])}; remove one",
+            )
+        seen.setdefault(entry.id, index)
+        if not (entry.weight > 0 and math.isfinite(entry.weight)):
+            yield error(
+                member(where, "weight"),
+                f"{entry.weight:g} is not a share of traffic; give a number above 0, "
+                "or remove the model",
+            )
+
+
+def _unknown(what: str, name: str, known: Iterable[str], remedy: str) -> str:
+    if (meant := closest(name, known)) is not None:
+        return f"unknown {what} {quoted(name)}; did you mean {quoted(meant)}?"
+    return f"unknown {what} {quoted(name)}; {remedy}"
+
+
+def _label_errors(path: str, value: str) -> Iterator[Finding]:
+    """Ids that stand in resource names."""
+    if not value:
+        yield error(path, "is empty; give a name such as support")
+    elif len(value) > MAX_LABEL:
+        yield error(path, f"has {len(value)} characters, at most {MAX_LABEL} are allowed")
+    elif not _LABEL.fullmatch(value):
+        yield error(
+            path,
+            f"{quoted(value)} may have only lower-case letters, digits and inner hyphens, "
+            "such as support or eu-support",
+        )
+
+
+def _header_errors(path: str, value: str, limit: int) -> Iterator[Finding]:
+    """Values that can stand in an HTTP header (field-value of RFC 9110, without tabs)."""
+    if not value:
+        yield error(path, "is empty; give a name")
+        return
+    wrong = next((char for char in value if not " " <= char <= "~"), None)
+    if wrong is not None:
+        yield error(
+            path,
+            f"{quoted(value)} has the character U+{ord(wrong):04X}, which cannot stand in an "
+            "HTTP header; use printable ASCII",
+        )
+    elif value != value.strip():
+        yield error(path, f"{quoted(value)} begins or ends with a space; remove it")
+    if len(value) > limit:
+        yield error(path, f"has {len(value)} characters, at most {limit} are allowed; shorten it")
+
+
+# --- Warnings of a policy -------------------------------------------------------------------------
+
+
+def _policy_warnings(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
+    served = [
+        dialect
+        for dialect in ApiDialect
+        if any(dialect in model.dialects for model in catalog.values())
+    ]
+    yield from _model_list_warnings("default", policy.default, catalog)
+    yield from _dialect_warnings("default", policy.default, catalog, served)
+    if not policy.routes:
+        yield warning("routes", "there are none: every request goes to the default models")
+    for index, route in enumerate(policy.routes):
+        path = item("routes", index)
+        yield from _likeness_warnings(policy, index)
+        yield from _model_list_warnings(path, route.models, catalog)
+        yield from _dialect_warnings(path, route.models, catalog, served)
+        if route.min_confidence >= RARELY_REACHED:
+            yield warning(
+                member(path, "min_confidence"),
+                f"hardly any decision is as sure as {route.min_confidence:g}: "
+                "the route will rarely be taken",
+            )
+
+
+def _likeness_warnings(policy: Policy, index: int) -> Iterator[Finding]:
+    """What makes two routes hard to tell apart."""
+    route = policy.routes[index]
+    path = item("routes", index)
+    for number, earlier in enumerate(policy.routes[:index]):
+        other = item("routes", number)
+        if _letters(earlier.name) == _letters(route.name):
+            yield warning(
+                member(path, "name"),
+                f"{quoted(route.name)} differs from {quoted(earlier.name)} ({other}) only in case "
+                "or punctuation: an answer that spells it otherwise fits both",
+            )
+        if _words(earlier.description) == _words(route.description):
+            yield warning(
+                member(path, "description"),
+                f"is that of {other} too: the routing model cannot tell the two apart",
+            )
+        shared = {_words(example) for example in earlier.examples}
+        for place, example in enumerate(route.examples):
+            if _words(example) in shared:
+                yield warning(
+                    item(member(path, "examples"), place),
+                    f"{quoted(example)} is an example of {other} too: only one can take it",
+                )
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _model_list_warnings(owner: str, models: ModelList, catalog: Catalog) -> Iterator[Finding]:
+    where = member(owner, "preference")
+    if models.preference is not Preference.WEIGHTED and any(e.weight != 1.0 for e in models.models):
+        yield warning(
+            where,
+            f'is "{models.preference}", so the weights are not used; write `preference: weighted`',
+        )
+    if len(models.models) == 1:
+        return
+    if models.preference is Preference.CHEAPEST:
+        unknown = [e.id for e in models.models if catalog[e.id].price is None]
+        if unknown:
+            yield warning(
+                where,
+                f'is "cheapest", but the catalog has no input and output price of '
+                f"{_listed(unknown)}: unknown prices come last",
+            )
+    if models.preference is Preference.FASTEST:
+        unknown = [e.id for e in models.models if catalog[e.id].latency_ms is None]
+        if unknown:
+            yield warning(
+                where,
+                f'is "fastest", but the catalog has no latency_ms of {_listed(unknown)}: '
+                "unknown latencies come last",
+            )
+
+
+def _dialect_warnings(
+    owner: str, models: ModelList, catalog: Catalog, served: Sequence[ApiDialect]
+) -> Iterator[Finding]:
+    spoken = {dialect for entry in models.models for dialect in catalog[entry.id].dialects}
+    missing = [dialect for dialect in served if dialect not in spoken]
+    if not missing:
+        return
+    if owner == "default":
+        consequence = "callers of that API get a model that does not speak it"
+    else:
+        consequence = "callers of that API get the default models"
+    yield warning(
+        member(owner, "models"), f"no model speaks {_listed(missing, quote=False)}: {consequence}"
+    )
+
+
+def _listed(names: Sequence[str], quote: bool = True) -> str:
+    shown = [quoted(name) if quote else name for name in names]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+# --- Errors of a catalog --------------------------------------------------------------------------
+
+
+def _catalog_errors(models: Sequence[Model]) -> Iterator[Finding]:
+    if not models:
+        yield error("models", "is empty; add at least one model")
+    first: dict[str, int] = {}
+    for index, model in enumerate(models):
+        path = item("models", index)
+        yield from _header_errors(member(path, "id"), model.id, MAX_MODEL_ID)
+        if model.id in first:
+            yield error(
+                member(path, "id"),
+                f"{quoted(model.id)} is already the id of {item('models', first[model.id])}; "
+                "rename one of them",
+            )
+        elif model.id:
+            first[model.id] = index
+        yield from _header_errors(
+            member(path, "upstream_model"), model.upstream_model, MAX_UPSTREAM_NAME
+        )
+        yield from _reach_errors(path, model)
+        yield from _number_errors(path, model)
+
+
+def _reach_errors(path: str, model: Model) -> Iterator[Finding]:
+    if model.cluster:
+        yield from _header_errors(member(path, "cluster"), model.cluster, MAX_UPSTREAM_NAME)
+    if model.host and not _AUTHORITY.fullmatch(model.host):
+        yield error(
+            member(path, "host"),
+            f"{quoted(model.host)} is not a host; write it as api.example.com or "
+            "api.example.com:8443, without https:// and without a path",
+        )
+    if not model.dialects:
+        yield error(
+            member(path, "dialects"),
+            "is empty; name the APIs that the model's provider answers, or remove the key for all",
+        )
+
+
+def _number_errors(path: str, model: Model) -> Iterator[Finding]:
+    numbers: list[tuple[str, float | None, str]] = [
+        ("prices.input", model.input_price, "US dollars per million tokens"),
+        ("prices.output", model.output_price, "US dollars per million tokens"),
+        ("latency_ms", model.latency_ms, "milliseconds to the first token"),
+    ]
+    for key, value, unit in numbers:
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            yield error(f"{path}.{key}", f"{value:g} is not a number of {unit}, 0 or more")
+    if model.context_window is not None and model.context_window <= 0:
+        yield error(
+            member(path, "context_window"),
+            f"{model.context_window} is not a number of tokens above 0; "
+            "remove the key if it is unknown",
+        )

@@ -1,0 +1,350 @@
+"""The shape of policy and catalog documents: keys and types.
+
+What the values mean together is checked on the core types (`sidecar.policies.rules`), so that
+policies from YAML and from the API meet the same rules. A document of the wrong shape is still
+converted, with a blank in the place of every wrong value: the rules then find the rest of what is
+wrong in the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from sidecar.core.policy import (
+    ApiDialect,
+    Capability,
+    Model,
+    ModelList,
+    Policy,
+    Preference,
+    Route,
+    WeightedModel,
+)
+from sidecar.policies.findings import Finding, closest, error, is_at_or_below, item, member, quoted
+
+API_VERSION = "llmrouter.v1"
+
+# Strict mode would ask for enum members where YAML can only give their text.
+_Dialect = Annotated[ApiDialect, Field(strict=False)]
+_Capability = Annotated[Capability, Field(strict=False)]
+_Preference = Annotated[Preference, Field(strict=False)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelEntry(_Shape):
+    model: str
+    weight: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_id(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class DefaultModels(_Shape):
+    models: list[ModelEntry]
+    preference: _Preference = Preference.DECLARED
+
+
+class RouteShape(_Shape):
+    name: str
+    description: str
+    domain: str = ""
+    models: list[ModelEntry]
+    preference: _Preference = Preference.DECLARED
+    min_confidence: float = 0.0
+    examples: list[str] = Field(default_factory=list)
+
+
+class PolicyShape(_Shape):
+    KIND: ClassVar = "Policy"
+    BLANKS: ClassVar[Mapping[str, object]] = {
+        "name": "",
+        "default": {"models": []},
+        "default.models": [],
+        "default.models[]": "",
+        "default.models[].model": "",
+        "routes[]": {"name": "", "description": "", "models": []},
+        "routes[].name": "",
+        "routes[].description": "",
+        "routes[].models": [],
+        "routes[].models[]": "",
+        "routes[].models[].model": "",
+        "routes[].examples[]": "",
+    }
+
+    apiVersion: Literal["llmrouter.v1"]  # noqa: N815 -- the key's spelling, as in Kubernetes
+    kind: Literal["Policy"]
+    name: str
+    namespace: str = "default"
+    description: str = ""
+    default: DefaultModels
+    routes: list[RouteShape] = Field(default_factory=list)
+
+    def to_core(self) -> Policy:
+        return Policy(
+            name=self.name,
+            namespace=self.namespace,
+            description=self.description,
+            default=_model_list(self.default.models, self.default.preference),
+            routes=tuple(
+                Route(
+                    name=route.name,
+                    description=route.description,
+                    domain=route.domain,
+                    models=_model_list(route.models, route.preference),
+                    min_confidence=route.min_confidence,
+                    examples=tuple(route.examples),
+                )
+                for route in self.routes
+            ),
+        )
+
+
+class PricesShape(_Shape):
+    input: float | None = None
+    output: float | None = None
+
+
+class ModelShape(_Shape):
+    id: str
+    upstream_model: str
+    cluster: str = ""
+    host: str = ""
+    dialects: list[_Dialect] = Field(default_factory=lambda: list(ApiDialect))
+    capabilities: list[_Capability] = Field(default_factory=list)
+    prices: PricesShape = PricesShape()
+    latency_ms: float | None = None
+    context_window: int | None = None
+
+
+class CatalogShape(_Shape):
+    KIND: ClassVar = "ModelCatalog"
+    BLANKS: ClassVar[Mapping[str, object]] = {
+        "models": [],
+        "models[]": {"id": "", "upstream_model": ""},
+        "models[].id": "",
+        "models[].upstream_model": "",
+    }
+
+    apiVersion: Literal["llmrouter.v1"]  # noqa: N815 -- the key's spelling, as in Kubernetes
+    kind: Literal["ModelCatalog"]
+    models: list[ModelShape]
+
+    def to_core(self) -> tuple[Model, ...]:
+        return tuple(
+            Model(
+                id=model.id,
+                upstream_model=model.upstream_model,
+                cluster=model.cluster,
+                host=model.host,
+                dialects=frozenset(model.dialects),
+                capabilities=frozenset(model.capabilities),
+                input_price=model.prices.input,
+                output_price=model.prices.output,
+                latency_ms=model.latency_ms,
+                context_window=model.context_window,
+            )
+            for model in self.models
+        )
+
+
+def _model_list(entries: Sequence[ModelEntry], preference: Preference) -> ModelList:
+    return ModelList(
+        tuple(
+            WeightedModel(entry.model, 1.0 if entry.weight is None else entry.weight)
+            for entry in entries
+        ),
+        preference,
+    )
+
+
+S = TypeVar("S", PolicyShape, CatalogShape)
+
+
+def read_shape(value: dict[str, object], shape: type[S]) -> tuple[S | None, list[Finding]]:
+    """`value` as `shape`, and what is wrong with its keys and types.
+
+    Wrong values are blank in the result (see `without_consequences`); None if that is not enough.
+    """
+    try:
+        return shape.model_validate(value), []
+    except ValidationError as problem:
+        errors = problem.errors(include_url=False)
+    findings = [_finding(details, value, shape) for details in errors]
+    patched = copy.deepcopy(value)
+    for details in errors:
+        _blank(patched, details["loc"], shape)
+    try:
+        return shape.model_validate(patched), findings
+    except ValidationError:
+        return None, findings
+
+
+def without_consequences(findings: Sequence[Finding], of_shape: Sequence[Finding]) -> list[Finding]:
+    """`findings` of the rules, less those about values that are blank because of their shape."""
+    return [
+        finding
+        for finding in findings
+        if not any(is_at_or_below(finding.path, wrong.path) for wrong in of_shape if wrong.path)
+    ]
+
+
+def unused_weighting(policy: PolicyShape) -> list[Finding]:
+    """`preference: weighted` in a list where no model has a weight.
+
+    The core types cannot tell a weight of 1 that was given from one that was not.
+    """
+    lists = [("default", policy.default.models, policy.default.preference)]
+    lists += [
+        (item("routes", index), route.models, route.preference)
+        for index, route in enumerate(policy.routes)
+    ]
+    return [
+        error(
+            member(path, "preference"),
+            '"weighted", but no model of the list has a weight; write the entries as '
+            "{model: …, weight: …}",
+        )
+        for path, entries, preference in lists
+        if preference is Preference.WEIGHTED and entries and all(e.weight is None for e in entries)
+    ]
+
+
+def _blank(document: Any, loc: tuple[int | str, ...], shape: type[S]) -> None:
+    """Replaces the value at `loc` by its blank, or removes it where it may be absent."""
+    parent = document
+    for part in loc[:-1]:
+        parent = parent[part]
+    pattern = _pattern(loc)
+    if pattern in shape.BLANKS:
+        parent[loc[-1]] = copy.deepcopy(shape.BLANKS[pattern])
+    elif isinstance(loc[-1], int):
+        _blank(document, loc[:-1], shape)
+    elif isinstance(parent, dict):
+        parent.pop(loc[-1], None)
+
+
+def _pattern(loc: tuple[int | str, ...]) -> str:
+    return re.sub(r"\[\d+\]", "[]", _path(loc))
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in loc:
+        path = item(path, part) if isinstance(part, int) else member(path, part)
+    return path
+
+
+def _at(document: Any, loc: tuple[int | str, ...]) -> Any:
+    for part in loc:
+        document = document[part]
+    return document
+
+
+_SHAPES: Mapping[str, type[BaseModel]] = {
+    "routes[]": RouteShape,
+    "default": DefaultModels,
+    "models[].prices": PricesShape,
+    "models[]": ModelShape,
+}
+
+_MISSING: Mapping[str, str] = {
+    "default": "the models for everything that no route takes, `default: {models: [<model id>]}`",
+    "models": "`models: [<model id>, …]`, best first",
+    "name": "`name: <name>`",
+    "description": "one sentence in plain language that says what belongs here",
+    "id": "`id: <provider>/<model>`, the name policies use",
+    "upstream_model": "the name that the provider knows the model by",
+    "model": "`model: <model id>`",
+}
+
+
+def _finding(details: ErrorDetails, document: dict[str, object], shape: type[S]) -> Finding:
+    loc = details["loc"]
+    path = _path(loc)
+    kind = details["type"]
+    if kind == "missing":
+        add = _MISSING[str(loc[-1])]
+        if shape is CatalogShape and path == "models":
+            add = "`models:` with one entry per model"
+        return error(path, f"missing; add {add}")
+    if kind == "extra_forbidden":
+        return error(path, _unknown_key(str(loc[-1]), _keys_at(loc[:-1], shape)))
+    value = _at(document, loc)
+    if kind == "enum":
+        return error(path, _not_one_of(value, details["ctx"]["expected"]))
+    wanted = _WANTED.get(kind, kind)
+    if shape is PolicyShape and kind.startswith("model_") and path.endswith("]"):
+        wanted = "a model id or {model: …, weight: …}" if "models[" in path else wanted
+    return error(path, f"must be {wanted}, not {_described(value, kind)}")
+
+
+def _keys_at(loc: tuple[int | str, ...], shape: type[S]) -> list[str]:
+    pattern = _pattern(loc)
+    if not pattern:
+        return list(shape.model_fields)
+    if pattern.endswith("models[]") and shape is PolicyShape:
+        return list(ModelEntry.model_fields)
+    return list(_SHAPES[pattern].model_fields)
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    if (meant := closest(key, known)) is not None:
+        return f"unknown key {quoted(key)}; did you mean {quoted(meant)}?"
+    return f"unknown key {quoted(key)}; the keys here are {', '.join(known)}"
+
+
+def _not_one_of(value: object, expected: str) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    if not isinstance(value, str):
+        return f"must be one of {', '.join(choices)}, not {_described(value, '')}"
+    if (meant := closest(value, choices)) is not None:
+        return f"{quoted(value)} is none of {', '.join(choices)}; did you mean {quoted(meant)}?"
+    return f"{quoted(value)} is none of {', '.join(choices)}; use one of them"
+
+
+_WANTED: Mapping[str, str] = {
+    "string_type": "text",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def _described(value: object, wanted: str) -> str:
+    """The value as written, with the remedy where the type tells it."""
+    if value is None:
+        return "empty; give a value or remove the key"
+    if isinstance(value, bool):
+        shown = "true" if value else "false"
+    elif isinstance(value, str):
+        shown = f"the text {quoted(value)}"
+        return f"{shown}; {_REMEDY_FOR_TEXT[wanted]}" if wanted in _REMEDY_FOR_TEXT else shown
+    elif isinstance(value, dict):
+        return "a mapping"
+    elif isinstance(value, list):
+        return "a list"
+    else:
+        shown = f"the number {value}"
+    if wanted == "string_type":
+        return f'{shown}; write it in quotes: "{value if not isinstance(value, bool) else shown}"'
+    return shown
+
+
+_REMEDY_FOR_TEXT: Mapping[str, str] = {
+    "float_type": "write the number without quotes",
+    "int_type": "write the number without quotes",
+    "list_type": "write it as a list: [<entry>, …]",
+}

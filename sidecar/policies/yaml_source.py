@@ -1,0 +1,211 @@
+"""YAML 1.2 text to plain values that remember their lines.
+
+Values are made from the node graph rather than by a constructor of ruamel.yaml: that gives the
+line of every value, reports every duplicate key instead of the first, and bounds what aliases can
+expand to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from sidecar.policies.findings import Finding, error, item, member, quoted
+
+MAX_BYTES = 512 * 1024
+"""A policy of 34 routes has 10 kB; reading takes about half a second per 100 kB."""
+MAX_VALUES = 50_000
+"""Values of one document after aliases are followed."""
+MAX_DEPTH = 20
+
+_TAG = "tag:yaml.org,2002:"
+# YAML 1.2 has no dates: what looks like one is text.
+_TEXT_TAGS = frozenset({_TAG + "str", _TAG + "timestamp"})
+_CONSTRUCTED_TAGS = frozenset({_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"})
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document.
+
+    Args:
+        value: dicts, lists, str, int, float, bool and None.
+        lines: path of each value to its line in the file, counted from 1.
+        findings: what could not be read; `value` holds the rest.
+    """
+
+    value: object
+    line: int
+    lines: dict[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    def line_of(self, path: str) -> int:
+        """Line of the value, or of the nearest one around it that exists."""
+        while path:
+            if path in self.lines:
+                return self.lines[path]
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.line
+
+
+def decode(data: bytes) -> tuple[str, Finding | None]:
+    """`data` as text; empty text and the finding if it is too large or not UTF-8."""
+    if len(data) > MAX_BYTES:
+        return "", error(
+            "",
+            f"the file has {len(data)} bytes, more than the {MAX_BYTES} that are read; split it",
+        )
+    try:
+        return data.decode("utf-8-sig"), None
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        byte = data[problem.start]
+        return "", error("", f"byte 0x{byte:02x} is not UTF-8; save the file in UTF-8", line)
+
+
+def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
+    """All documents of `text`, and what ended the reading early, if anything did.
+
+    Empty documents are left out. Reading stops at the first syntax error: what follows it cannot
+    be told apart from its consequences.
+    """
+    documents: list[Document] = []
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        for node in yaml.compose_all(text):
+            document = _Reader(yaml).document(node)
+            if document.value is not None or document.findings:
+                documents.append(document)
+    except MarkedYAMLError as problem:
+        return documents, [_syntax_error(problem)]
+    except RecursionError:
+        return documents, [error("", f"nested deeper than {MAX_DEPTH} levels; flatten it")]
+    except ReaderError as problem:
+        line = text.count("\n", 0, problem.position) + 1
+        return documents, [error("", f"not YAML: {problem.reason}", line)]
+    except YAMLError as problem:
+        return documents, [error("", f"not YAML: {str(problem).splitlines()[0]}")]
+    return documents, []
+
+
+def _syntax_error(problem: MarkedYAMLError) -> Finding:
+    mark = problem.problem_mark or problem.context_mark
+    what = problem.problem or problem.context or "not YAML"
+    if mark is None:
+        return error("", f"not YAML: {what}")
+    return error("", f"not YAML, column {mark.column + 1}: {what}", mark.line + 1)
+
+
+class _TooMuchError(Exception):
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+class _Reader:
+    """Reads one document."""
+
+    def __init__(self, yaml: YAML) -> None:
+        self._constructor: Any = yaml.constructor
+        self._lines: dict[str, int] = {}
+        self._findings: list[Finding] = []
+        self._values = 0
+        self._open: set[int] = set()
+
+    def document(self, node: Any) -> Document:
+        line = node.start_mark.line + 1
+        try:
+            value = self._value(node, "", 0)
+        except _TooMuchError as stop:
+            value = None
+            self._findings.append(stop.finding)
+        return Document(value, line, self._lines, tuple(self._findings))
+
+    def _value(self, node: Any, path: str, depth: int) -> object:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _TooMuchError(
+                error(
+                    "",
+                    f"more than {MAX_VALUES} values once aliases are followed; "
+                    "write fewer aliases or split the document",
+                )
+            )
+        if depth > MAX_DEPTH:
+            raise _TooMuchError(error("", f"nested deeper than {MAX_DEPTH} levels; flatten it"))
+        if id(node) in self._open:
+            raise _TooMuchError(error(path, "an alias that contains itself; write the value out"))
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, path)
+        self._open.add(id(node))
+        try:
+            return self._collection(node, path, depth)
+        finally:
+            self._open.remove(id(node))
+
+    def _collection(self, node: Any, path: str, depth: int) -> object:
+        if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
+            return list(self._items(node, path, depth))
+        if isinstance(node, MappingNode) and node.tag == _TAG + "map":
+            return self._mapping(node, path, depth)
+        self._refuse_tag(node, path)
+        return None
+
+    def _items(self, node: SequenceNode, path: str, depth: int) -> Iterator[object]:
+        for index, child in enumerate(node.value):
+            child_path = item(path, index)
+            self._lines[child_path] = child.start_mark.line + 1
+            yield self._value(child, child_path, depth + 1)
+
+    def _mapping(self, node: MappingNode, path: str, depth: int) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = self._key(key_node, path)
+            if key is None:
+                continue
+            child_path = member(path, key)
+            if key in values:
+                self._report(
+                    child_path,
+                    f"duplicate key {quoted(key)}, first on line {self._lines[child_path]}; "
+                    "keep one",
+                    line,
+                )
+                continue
+            self._lines[child_path] = line
+            values[key] = self._value(value_node, child_path, depth + 1)
+        return values
+
+    def _key(self, node: Any, path: str) -> str | None:
+        line = node.start_mark.line + 1
+        if not isinstance(node, ScalarNode):
+            self._report(path, "a key must be text, not a list or a mapping", line)
+            return None
+        if node.value == "<<" and node.style is None:
+            self._report(member(path, "<<"), "YAML 1.2 has no merge keys; write the keys out", line)
+            return None
+        return str(node.value)
+
+    def _scalar(self, node: ScalarNode, path: str) -> object:
+        if node.tag in _TEXT_TAGS:
+            return str(node.value)
+        if node.tag in _CONSTRUCTED_TAGS:
+            try:
+                return self._constructor.construct_object(node)
+            except (ValueError, YAMLError):
+                return str(node.value)
+        self._refuse_tag(node, path)
+        return None
+
+    def _refuse_tag(self, node: Any, path: str) -> None:
+        line = node.start_mark.line + 1
+        self._report(path, f"the tag {quoted(str(node.tag))} is not used here; remove it", line)
+
+    def _report(self, path: str, message: str, line: int) -> None:
+        self._findings.append(error(path, message, line))
