@@ -48,7 +48,7 @@ _POLICY = re.compile(
 class SettingsError(Exception):
     """Settings that cannot be used.
 
-    `problems` has one line for each: where the value was given, its path, what is wrong, the remedy.
+    `problems` has a line for each: where the value was given, its path, what is wrong, the remedy.
     """
 
     def __init__(self, problems: list[str]) -> None:
