@@ -1,0 +1,95 @@
+"""Which messages are shown when not all fit, and how a long one is cut.
+
+Sizes are real tokens of the routing model. A message can be megabytes long, so its ends are taken
+by characters before anything is tokenized: the work is bounded by the budget, not by the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sidecar.core.conversation import Message, Role
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.model import Tokenizer
+from sidecar.core.policy import Policy
+
+GAP = "\n…\n"
+"""Stands for what was cut out of the middle of a message."""
+
+MIN_CONVERSATION_TOKENS = 64
+"""A policy that leaves less for the conversation is too large."""
+
+# More than prose (4 to 5) and code have. A text with more, such as long runs of blanks, which merge
+# into few tokens, is cut although it might just have fitted.
+_CHARS_PER_TOKEN = 8
+
+Encode = Callable[[str], list[int]]
+
+
+def by_importance(messages: Sequence[Message]) -> list[int]:
+    """Indices of `messages`, the one to keep longest first.
+
+    The newest user message holds the intent to route. What the assistant said after it comes next,
+    then everything older, newest first. Without a user message the newest one takes its place.
+    """
+    newest = len(messages) - 1
+    request = next((i for i in range(newest, -1, -1) if messages[i].role is Role.USER), newest)
+    return [request, *range(newest, request, -1), *range(request - 1, -1, -1)]
+
+
+def may_fit(text: str, room: int) -> bool:
+    """False for a text that is not worth tokenizing: it is far longer than `room` tokens."""
+    return len(text) <= _CHARS_PER_TOKEN * room
+
+
+def cut_to_fit(tokenizer: Tokenizer, text: str, room: int, encode: Encode) -> list[int]:
+    """Ids of `text` with its middle cut out: the head takes three fifths of what is left.
+
+    Args:
+        room: the most tokens to return; not less than `encode(GAP)` has.
+        encode: ids of a text in its place in the prompt, with the escapes and the frame of a
+            message.
+    """
+    readable = min(len(text), _CHARS_PER_TOKEN * room)
+    half = readable * 3 // 5
+    head = tokenizer.encode(text[:half])
+    tail = tokenizer.encode(text[len(text) - (readable - half) :])
+    budget = min(room, len(head) + len(tail))
+    while True:
+        first = min(len(head), budget - min(len(tail), budget * 2 // 5))
+        last = min(len(tail), budget - first)
+        ids = encode(_around_gap(tokenizer, head[:first], tail[len(tail) - last :]))
+        if len(ids) <= room or budget == 0:
+            return ids
+        # In its place a text can take several times the tokens it takes alone (JSON escapes).
+        budget = min(budget - 1, budget * room // len(ids))
+
+
+def _around_gap(tokenizer: Tokenizer, head: Sequence[int], tail: Sequence[int]) -> str:
+    # A cut inside a character leaves bytes that decode to U+FFFD.
+    return tokenizer.decode(head).rstrip("\ufffd") + GAP + tokenizer.decode(tail).lstrip("\ufffd")
+
+
+def check_room(
+    policy: Policy, prompt_format: str, max_tokens: int, static: int, closing: int
+) -> None:
+    """Refuse a policy that leaves no useful room for the conversation.
+
+    Args:
+        static: tokens before the conversation, the routes included.
+        closing: tokens after it.
+
+    Raises:
+        SidecarError: POLICY_TOO_LARGE, with the numbers.
+    """
+    left = max_tokens - static - closing
+    if left >= MIN_CONVERSATION_TOKENS:
+        return
+    raise SidecarError(
+        ErrorCode.POLICY_TOO_LARGE,
+        f"policy {policy.name!r} is too large for the routing model: with its "
+        f"{len(policy.routes)} routes the prompt format {prompt_format} takes {static + closing} "
+        f"of {max_tokens} tokens and leaves {max(left, 0)} for the conversation, which needs "
+        f"{MIN_CONVERSATION_TOKENS}: shorten descriptions, remove routes, or use a routing model "
+        f"with a longer context",
+    )
