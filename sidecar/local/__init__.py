@@ -1,1 +1,22 @@
-"""Unpacks pinned wheels and runs the programs in them."""
+"""Runs real programs on this machine out of locked wheels: Triton, and what the tests need."""
+
+from sidecar.local.cache import CACHE_VARIABLE, cache_dir
+from sidecar.local.errors import LocalError
+from sidecar.local.ports import free_ports
+from sidecar.local.process import ChildProcess
+from sidecar.local.stub_environment import stub_environment
+from sidecar.local.tools import data_file, tool, unpacked
+from sidecar.local.triton import TritonServer
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "ChildProcess",
+    "LocalError",
+    "TritonServer",
+    "cache_dir",
+    "data_file",
+    "free_ports",
+    "stub_environment",
+    "tool",
+    "unpacked",
+]

