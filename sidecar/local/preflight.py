@@ -162,7 +162,8 @@ def _check_python(machine: Machine) -> Check:
     )
 
 
-def _check_libpython(machine: Machine) -> Check:
+def check_libpython(machine: Machine) -> Check:
+    """The library that Triton's stub, which embeds Python, loads."""
     if machine.python == _BUNDLED_LIBPYTHON:
         return Check("libpython", "comes with Triton")
     if machine.libpython is not None:
@@ -206,7 +207,7 @@ _CHECKS: tuple[Callable[[Machine], Check], ...] = (
     _check_platform,
     _check_glibc,
     _check_python,
-    _check_libpython,
+    check_libpython,
     _check_disk,
     _check_memory,
 )

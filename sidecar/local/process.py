@@ -79,11 +79,19 @@ class ChildProcess:
         return "\n".join(text.splitlines()[-count:])
 
     def _await_group_gone(self, timeout_s: float) -> None:
-        # Children of the dead leader are reaped by init, which takes a moment.
+        # Children of the dead leader end a moment later.
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            try:
-                os.killpg(self.pid, 0)
-            except (ProcessLookupError, PermissionError):
-                return
+        while _group_is_alive(self.pid) and time.monotonic() < end:
             time.sleep(0.01)
+
+
+def _group_is_alive(group: int) -> bool:
+    """True if a process of the group runs; `killpg(group, 0)` would count the dead ones, too, that
+    init has not yet reaped."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): pid (name) state parent group …, and the name may hold spaces.
+            state, _, of_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                return True
+    return False

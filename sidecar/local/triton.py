@@ -123,6 +123,8 @@ class TritonServer:
 
     async def start_async(self) -> None:
         """As `start`, without blocking the event loop while waiting."""
+        await asyncio.to_thread(self.prepare)
+        # Not in a thread: the server is asked to end when the thread that started it ends.
         self.spawn()
         try:
             await asyncio.to_thread(self.wait_ready)
@@ -131,11 +133,20 @@ class TritonServer:
             self.stop()
             raise
 
-    def spawn(self) -> None:
-        """Start the server and return at once; prepares what it needs first."""
+    def prepare(self) -> None:
+        """Check the machine and fetch what is not in the cache yet; may take a minute.
+
+        Raises:
+            LocalError: the machine lacks something, or it cannot be fetched.
+        """
         preflight.require()
-        wheel = unpacked("nvidia-pytriton", self._report)
-        environment = stub_environment(self._report)
+        unpacked("nvidia-pytriton", self._report)
+        stub_environment(self._report)
+
+    def spawn(self) -> None:
+        """Start the server and return at once; prepares first what is not prepared yet."""
+        self.prepare()
+        wheel, environment = unpacked("nvidia-pytriton"), stub_environment()
         remove_leftovers()
         if self._folder is None:
             runs = cache_dir() / "run"
@@ -168,7 +179,7 @@ class TritonServer:
         """True if the server answers that it and all its models are ready."""
         url = f"http://{self.http_address}/v2/health/ready"
         try:
-            with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=timeout_s) as answer:
                 return bool(answer.status == 200)
         except OSError:  # includes URLError and time-outs
             return False

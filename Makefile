@@ -1,0 +1,94 @@
+# Everything lands in .venv and in the user's cache folder; no root is needed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Made anew when what it was made from changes.
+INSTALLED := $(VENV)/.installed
+# The first that fits is taken; 3.13 last, see sidecar/local/stub-requirements.in.
+PYTHON ?=
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 python)
+UV_VERSION := 0.13.9
+
+.PHONY: help
+help: ## Print this
+	@echo "Usage: make <target>"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1	\2/' | expand -t 14
+	@echo "Another Python: make clean setup PYTHON=/path/to/python3.12"
+
+.PHONY: setup
+setup: $(INSTALLED) ## Make .venv with everything that is locked
+
+$(INSTALLED): requirements/dev.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the locked packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	    -r requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/python:
+	@reasons=""; \
+	for candidate in $(CANDIDATES); do \
+	  command -v "$$candidate" >/dev/null || { reasons+="  $$candidate is not installed"$$'\n'; continue; }; \
+	  if reason=$$("$$candidate" sidecar/local/python_check.py 2>&1); then \
+	    echo "Making $(VENV) with $$("$$candidate" --version) ($$candidate)"; \
+	    "$$candidate" -m venv --clear $(VENV) && exit 0 || exit 1; \
+	  fi; \
+	  reasons+="  $$candidate $$(tail -n 1 <<<"$$reason")"$$'\n'; \
+	done; \
+	printf 'No Python here can run the sidecar:\n%s%s\n' "$$reasons" \
+	  "Install one, e.g. on Debian or Ubuntu python3, python3-venv and libpython3, or name one: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+.PHONY: demo
+demo: $(INSTALLED) ## Start Triton and the sidecar, route conversations, print a table, stop
+	@$(BIN)/sidecar demo
+
+.PHONY: up
+up: $(INSTALLED) ## Start Triton and the sidecar in the foreground
+	@$(BIN)/sidecar up
+
+.PHONY: test
+test: $(INSTALLED) ## Run all tests
+	@$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style, types and the protocol
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m sidecar.local buf lint proto
+	$(BIN)/python -m sidecar.local buf breaking proto --against proto/released/llmrouter.v1.binpb
+
+.PHONY: proto
+proto: $(INSTALLED) ## Generate sidecar/_generated from proto/
+	@$(BIN)/python proto/generate.py
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: lock
+lock: $(INSTALLED) ## Choose package versions anew and write the lock files
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@compile() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$$@" \
+	    >/dev/null; }; \
+	compile pyproject.toml requirements/build.in --all-extras -o requirements/dev.lock; \
+	compile --no-deps sidecar/local/stub-requirements.in -o sidecar/local/stub-requirements.lock
+	@echo "Wrote requirements/dev.lock and sidecar/local/stub-requirements.lock"
+
+.PHONY: clean
+clean: ## Remove .venv and what tools left in this folder; the cache stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-cache
+clean-cache: $(INSTALLED) ## Remove the user's cache: unpacked programs, engines, environments
+	@$(BIN)/python -m sidecar.local clean
