@@ -1,0 +1,108 @@
+"""Stand-ins for the routing model and its prompt, for faults and for tests of the walk alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Candidate, Decision, RoutingRequest
+from sidecar.core.model import (
+    Answer,
+    AnswerForm,
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    LabelLogits,
+    ModelOutput,
+    Prompt,
+)
+from sidecar.core.policy import OTHER, Policy
+
+
+def talk(*texts: str) -> Conversation:
+    """A conversation of alternating user and assistant messages."""
+    roles = (Role.USER, Role.ASSISTANT)
+    return Conversation(tuple(Message(roles[n % 2], text) for n, text in enumerate(texts)))
+
+
+class StubModel:
+    """A served model whose answers and faults the test sets. Logits by position of the route."""
+
+    def __init__(self, logits: Sequence[float] = (3.0, 0.0, 0.0)) -> None:
+        self.logits = tuple(logits)
+        self.fault: InferenceError | None = None
+        self.frozen = False
+        """Nothing is answered, readiness included."""
+        self.slow = False
+        """Decisions alone are not answered."""
+        self.warmed: list[tuple[int, ...]] = []
+        self.calls = 0
+        self.cancelled = 0
+
+    def break_with(self, failure: InferenceFailure) -> None:
+        self.fault = InferenceError(failure, f"stub: {failure.name}")
+
+    async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
+        self.calls += 1
+        await self._obey(timeout_s, self.slow)
+        return LabelLogits(self.logits)
+
+    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+        await self._obey(timeout_s)
+        self.warmed.append(tuple(prefix_ids))
+
+    async def check_ready(self, timeout_s: float) -> None:
+        await self._obey(timeout_s)
+
+    async def close(self) -> None:
+        pass
+
+    async def _obey(self, timeout_s: float, slow: bool = False) -> None:
+        if self.fault:
+            raise self.fault
+        try:
+            if self.frozen or slow:
+                await asyncio.sleep(timeout_s)
+                raise InferenceError(InferenceFailure.DEADLINE, "stub: frozen")
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@dataclass(frozen=True)
+class StubPrompt:
+    """Answers with the route whose logit is highest; the last position is `other`."""
+
+    policy: Policy
+    prefix_ids: tuple[int, ...] = (1, 2, 3)
+
+    @property
+    def answer_form(self) -> AnswerForm:
+        return LabelAnswer(tuple(range(len(self.policy.routes) + 1)))
+
+    def render(self, conversation: Conversation) -> Prompt:
+        shown = conversation.shown_to_router()
+        return Prompt(self.prefix_ids, tuple(hash(m.text) % 1000 for m in shown))
+
+    def read(self, output: ModelOutput) -> Answer:
+        assert isinstance(output, LabelLogits)
+        names = [*(route.name for route in self.policy.routes), OTHER]
+        total = sum(output.logits)
+        ranked = sorted(
+            (Candidate(n, x / total) for n, x in zip(names, output.logits, strict=True)),
+            key=lambda candidate: -candidate.probability,
+        )
+        return Answer(ranked[0].name, tuple(ranked), text=ranked[0].name)
+
+
+@dataclass
+class ListSink:
+    """Keeps what is recorded."""
+
+    decisions: list[Decision] = field(default_factory=list)
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        self.decisions.append(decision)

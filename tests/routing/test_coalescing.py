@@ -1,0 +1,104 @@
+"""Shared calls: one deadline per waiter, cancelled with the last."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sidecar.core.model import InferenceError, InferenceFailure, LabelLogits, ModelOutput
+from sidecar.routing.coalescing import Coalescer
+
+OUTPUT = LabelLogits((1.0,))
+
+
+class Call:
+    """A call that ends when told to, and counts."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.cancelled = 0
+        self.release = asyncio.Event()
+        self.error: InferenceError | None = None
+
+    async def __call__(self) -> ModelOutput:
+        self.started += 1
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        return OUTPUT
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_equal_keys_share_one_call_and_different_keys_do_not() -> None:
+    coalescer, call = Coalescer(), Call()
+    waiters = [asyncio.create_task(coalescer.join(key, call, 5)) for key in ("a", "a", "b")]
+    await settle()
+    call.release.set()
+
+    assert await asyncio.gather(*waiters) == [OUTPUT] * 3
+    assert call.started == 2
+    assert len(coalescer) == 0
+
+
+async def test_a_waiter_leaves_by_its_own_deadline_and_the_call_goes_on() -> None:
+    coalescer, call = Coalescer(), Call()
+    patient = asyncio.create_task(coalescer.join("a", call, 5))
+    with pytest.raises(InferenceError) as caught:
+        await coalescer.join("a", call, 0.01)
+    call.release.set()
+
+    assert caught.value.failure is InferenceFailure.DEADLINE
+    assert await patient == OUTPUT
+    assert (call.started, call.cancelled) == (1, 0)
+
+
+@pytest.mark.parametrize("by", ["deadline", "cancellation"])
+async def test_the_call_is_cancelled_with_its_last_waiter(by: str) -> None:
+    coalescer, call = Coalescer(), Call()
+    waiters = [
+        asyncio.create_task(coalescer.join("a", call, 0.01 if by == "deadline" else 5))
+        for _ in range(2)
+    ]
+    await settle()
+    if by == "cancellation":
+        waiters[0].cancel()
+        await settle()
+        assert call.cancelled == 0
+        waiters[1].cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    await settle()
+
+    assert call.cancelled == 1
+    assert len(coalescer) == 0
+
+
+async def test_nobody_joins_a_call_that_is_being_cancelled() -> None:
+    coalescer, call = Coalescer(), Call()
+    with pytest.raises(InferenceError):
+        await coalescer.join("a", call, 0.001)
+    late = asyncio.create_task(coalescer.join("a", call, 5))
+    await settle()
+    call.release.set()
+
+    assert await late == OUTPUT
+    assert call.started == 2
+
+
+async def test_a_failure_reaches_every_waiter() -> None:
+    coalescer, call = Coalescer(), Call()
+    call.error = InferenceError(InferenceFailure.UNAVAILABLE, "gone")
+    waiters = [asyncio.create_task(coalescer.join("a", call, 5)) for _ in range(2)]
+    await settle()
+    call.release.set()
+
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    assert results == [call.error, call.error]

@@ -1,0 +1,365 @@
+"""The walk: each way it can end, with its label. The model is a stub, for its faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Needs, PolicyName, RoutingRequest
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.model import InferenceError, InferenceFailure
+from sidecar.core.policy import (
+    Capability,
+    Model,
+    ModelList,
+    Policy,
+    PolicyRecord,
+    Route,
+    WeightedModel,
+)
+from sidecar.inference.breaker import BreakerState, CircuitBreaker
+from sidecar.inference.guarded import GuardedModel, WatchTimes
+from sidecar.routing import PolicyRegistry, Router, RouterLimits, RoutingModelRef, Warmth
+from tests.doubles import ListSink, StubModel, StubPrompt, talk
+
+CATALOG = {
+    "claude": Model("claude", "claude-1", capabilities=frozenset({Capability.IMAGES})),
+    "gpt": Model("gpt", "gpt-1"),
+    "mini": Model("mini", "mini-1"),
+}
+
+
+def models(*ids: str) -> ModelList:
+    return ModelList(tuple(WeightedModel(i) for i in ids))
+
+
+POLICY = Policy(
+    "main",
+    (
+        Route("code", "writing code", models("claude", "gpt")),
+        Route("travel", "booking trips", models("gpt")),
+    ),
+    models("mini"),
+)
+EMPTY = Policy("empty", (), models("mini"))
+HELLO = RoutingRequest(talk("please review my code"))
+
+
+@dataclass
+class World:
+    model: StubModel
+    router: Router
+    guard: GuardedModel
+    breaker: CircuitBreaker
+    sink: ListSink = field(default_factory=ListSink)
+
+    async def until_answering(self) -> None:
+        async with asyncio.timeout(5):
+            while self.router.degraded:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    model, sink = StubModel(), ListSink()
+    registry = PolicyRegistry(
+        [PolicyRecord(POLICY, 3, "e"), PolicyRecord(EMPTY, 1, "e")],
+        CATALOG,
+        StubPrompt,
+        default_policy="main",
+        max_prompt_tokens=100,
+    )
+    warmth = Warmth(registry.named, timeout_s=1)
+    times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
+    breaker = CircuitBreaker(failures=3)
+    guard = GuardedModel(model, breaker, times, warmth.recover)
+    router = Router(
+        registry,
+        guard,
+        warmth,
+        sink,
+        RouterLimits(budget_s=0.1, reserve_s=0.01, max_waiting=4),
+        RoutingModelRef("stub@1", "stub-v1"),
+        lambda ids: f"{len(ids)} tokens",
+    )
+    guard.start()
+    made = World(model, router, guard, breaker, sink)
+    await made.until_answering()
+    yield made
+    await warmth.close()
+    await guard.close()
+
+
+def request(**changes: object) -> RoutingRequest:
+    return replace(HELLO, **changes)  # type: ignore[arg-type]
+
+
+IMAGES = Needs(frozenset({Capability.IMAGES}))
+TOOLS = Needs(frozenset({Capability.TOOLS}))
+
+ENDS: dict[str, tuple[RoutingRequest, tuple[float, ...], tuple[str, str, str, str]]] = {
+    # request, logits of code/travel/other -> source, reason, route, model
+    "routed": (HELLO, (8, 1, 1), ("model", "matched", "code", "claude")),
+    "named policy": (
+        request(policy=PolicyName("main", "default")),
+        (1, 8, 1),
+        ("model", "matched", "travel", "gpt"),
+    ),
+    "inline policy": (
+        request(policy=replace(POLICY, name="inline")),
+        (1, 8, 1),
+        ("model", "matched", "travel", "gpt"),
+    ),
+    "concrete model": (
+        request(model="gpt"),
+        (8, 1, 1),
+        ("override", "model_requested", "", "gpt"),
+    ),
+    "no match": (HELLO, (1, 1, 8), ("fallback", "no_match", "", "mini")),
+    "below the caller's minimum": (
+        request(min_confidence=0.9),
+        (8, 1, 1),
+        ("fallback", "low_confidence", "", "mini"),
+    ),
+    "policy without routes": (
+        request(policy=PolicyName("empty")),
+        (8, 1, 1),
+        ("fallback", "nothing_to_route", "", "mini"),
+    ),
+    "conversation without text": (
+        request(conversation=Conversation((Message(Role.USER, "", images=1),))),
+        (8, 1, 1),
+        ("fallback", "nothing_to_route", "", "mini"),
+    ),
+    "capable model of the route": (
+        request(needs=IMAGES),
+        (8, 1, 1),
+        ("model", "matched", "code", "claude"),
+    ),
+    "no capable model anywhere": (
+        request(needs=TOOLS),
+        (8, 1, 1),
+        ("fallback", "no_capable_model", "", "mini"),
+    ),
+    "no time left": (
+        request(budget_s=0.005),
+        (8, 1, 1),
+        ("fallback", "deadline_exceeded", "", "mini"),
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+async def test_end_of_the_walk(
+    world: World, end: tuple[RoutingRequest, tuple[float, ...], tuple[str, str, str, str]]
+) -> None:
+    given, logits, expected = end
+    world.model.logits = logits
+
+    decision = await world.router.decide(given)
+
+    assert (
+        decision.source.value,
+        decision.reason.value,
+        decision.route,
+        decision.model.id,
+    ) == expected
+    assert world.sink.decisions == [decision]
+
+
+async def test_decision_carries_its_whole_provenance(world: World) -> None:
+    decision = await world.router.decide(HELLO)
+
+    assert decision.policy.name == "namespaces/default/policies/main"
+    assert (decision.policy.revision, decision.policy.digest) == (3, POLICY.digest())
+    assert (decision.routing_model, decision.prompt_format) == ("stub@1", "stub-v1")
+    assert [model.id for model in decision.fallbacks] == ["gpt"]
+    assert [step.step for step in decision.steps] == [
+        "prompt",
+        "model",
+        "answer",
+        "selection",
+        "total",
+    ]
+    assert decision.explanation is None
+
+
+async def test_explanation_on_request(world: World) -> None:
+    world.model.logits = (8, 1, 1)
+    decision = await world.router.decide(request(explain=True, needs=IMAGES))
+
+    assert decision.explanation is not None
+    assert decision.explanation.prompt == "4 tokens"
+    assert decision.explanation.answer == "code"
+    assert [excluded.model for excluded in decision.explanation.excluded] == ["gpt"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (request(policy=PolicyName("nowhere")), ErrorCode.POLICY_NOT_FOUND),
+        (request(model="gpt-17"), ErrorCode.MODEL_NOT_FOUND),
+    ],
+)
+async def test_wrong_input_is_an_error(
+    world: World, given: RoutingRequest, code: ErrorCode
+) -> None:
+    with pytest.raises(SidecarError) as caught:
+        await world.router.decide(given)
+
+    assert caught.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (InferenceFailure.UNAVAILABLE, "model_unavailable"),
+        (InferenceFailure.OVERLOADED, "overloaded"),
+        (InferenceFailure.ERROR, "model_error"),
+        (InferenceFailure.DEADLINE, "deadline_exceeded"),
+    ],
+)
+async def test_failure_of_the_model_is_a_labelled_fallback(
+    world: World, failure: InferenceFailure, reason: str
+) -> None:
+    world.model.break_with(failure)
+
+    decision = await world.router.decide(HELLO)
+
+    assert (decision.source.value, decision.reason.value) == ("fallback", reason)
+    assert decision.model.id == "mini"
+
+
+async def test_frozen_model_is_given_up_at_the_deadline_and_cancelled(world: World) -> None:
+    world.model.frozen = True
+
+    decision = await world.router.decide(HELLO)
+
+    assert decision.reason.value == "deadline_exceeded"
+    await asyncio.sleep(0)
+    assert world.model.cancelled >= 1
+
+
+async def test_during_an_outage_the_model_is_not_asked(world: World) -> None:
+    world.model.break_with(InferenceFailure.UNAVAILABLE)
+    await world.router.decide(HELLO)
+    asked = world.model.calls
+
+    decision = await world.router.decide(HELLO)
+
+    assert decision.reason.value == "breaker_open"
+    assert world.model.calls == asked
+
+
+async def test_prefixes_are_warmed_again_before_the_model_is_asked_again(world: World) -> None:
+    world.model.break_with(InferenceFailure.UNAVAILABLE)
+    await world.router.decide(HELLO)
+    world.model.warmed.clear()
+    world.model.fault = None
+    await world.until_answering()
+
+    assert world.model.warmed == [(1, 2, 3)]
+    assert (await world.router.decide(HELLO)).source.value == "model"
+
+
+async def test_a_policy_in_doubt_answers_warming_until_it_is_warm(world: World) -> None:
+    world.model.frozen = True
+    await world.router.decide(HELLO)
+    warming = await world.router.decide(HELLO)
+    world.model.frozen = False
+    async with asyncio.timeout(5):
+        while (decision := await world.router.decide(HELLO)).source.value != "model":
+            assert decision.source.value == "fallback"
+            await asyncio.sleep(0.001)
+
+    assert warming.reason.value in ("warming", "breaker_open")
+
+
+async def test_callers_in_a_hurry_do_not_open_the_breaker(world: World) -> None:
+    world.model.slow = True
+    for _ in range(5):
+        await world.router.decide(request(budget_s=0.012))
+
+    assert world.router.degraded == ""
+
+
+async def test_late_answers_count_against_the_model(world: World) -> None:
+    world.model.slow = True
+    for _ in range(2):
+        world.breaker.failed(InferenceFailure.DEADLINE, "late")
+
+    await world.router.decide(HELLO)
+
+    assert world.breaker.state is BreakerState.OPEN
+
+
+async def test_more_decisions_than_may_wait_are_shed(world: World) -> None:
+    world.model.frozen = True
+    texts = [request(conversation=talk(f"question {n}")) for n in range(6)]
+
+    decisions = await asyncio.gather(*(world.router.decide(given) for given in texts))
+
+    reasons = [decision.reason.value for decision in decisions]
+    assert reasons.count("overloaded") == 2
+    assert world.router.waiting == 0
+
+
+async def test_equal_requests_at_once_ask_the_model_once(world: World) -> None:
+    before = world.model.calls
+    decisions = await asyncio.gather(*(world.router.decide(HELLO) for _ in range(4)))
+
+    assert world.model.calls == before + 1
+    assert len({decision.id for decision in decisions}) == 4
+
+
+async def test_a_cancelled_decision_is_recorded_and_cancels_the_model(world: World) -> None:
+    world.model.frozen = True
+    task = asyncio.create_task(world.router.decide(HELLO))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+
+    assert [d.reason.value for d in world.sink.decisions] == ["cancelled"]
+    assert world.model.cancelled >= 1
+
+
+async def test_a_defect_is_a_labelled_fallback(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: StubPrompt, conversation: Conversation) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StubPrompt, "render", broken)
+
+    decision = await world.router.decide(HELLO)
+
+    assert decision.reason.value == "internal_error"
+    assert decision.model.id == "mini"
+
+
+async def test_watch_notices_an_outage_while_nobody_asks(world: World) -> None:
+    world.model.break_with(InferenceFailure.UNAVAILABLE)
+    async with asyncio.timeout(5):
+        while not world.router.degraded:
+            await asyncio.sleep(0.001)
+
+    assert world.router.degraded == "stub: UNAVAILABLE"
+
+
+async def test_failed_recovery_keeps_the_model_out(world: World) -> None:
+    async def failing(prefix_ids: object, timeout_s: float) -> None:
+        raise InferenceError(InferenceFailure.ERROR, "no memory")
+
+    world.model.break_with(InferenceFailure.UNAVAILABLE)
+    await world.router.decide(HELLO)
+    world.model.warm = failing  # type: ignore[method-assign]
+    world.model.fault = None
+    await asyncio.sleep(0.05)
+
+    assert world.router.degraded
