@@ -215,42 +215,47 @@ def _outputs(*names: str) -> list[InferRequestedOutput]:
     return [InferRequestedOutput(name) for name in ("output_ids", "sequence_length", *names)]
 
 
-def _tensor(result: InferResult, name: str) -> npt.NDArray[np.generic]:
-    values = result.as_numpy(name)
+def _tensor(result: InferResult, name: str, kind: str) -> npt.NDArray[np.generic]:
+    """The tensor `name`; `kind` is numpy's: `f` for floats, `i` for integers."""
+    try:
+        values = result.as_numpy(name)
+    except (ValueError, TypeError) as error:
+        raise InferenceError(InferenceFailure.ERROR, f"{name} cannot be read: {error}") from None
     if values is None:
         raise InferenceError(InferenceFailure.ERROR, f"the model server sent no {name}")
+    if values.dtype.kind != kind:
+        raise InferenceError(InferenceFailure.ERROR, f"{name} is of type {values.dtype}")
     array: npt.NDArray[np.generic] = values
     return array
 
 
 def _read_label_logits(result: InferResult, form: LabelAnswer, vocab_size: int) -> LabelLogits:
-    logits = _tensor(result, "generation_logits")
+    logits = _tensor(result, "generation_logits", "f")
     if logits.ndim != 4 or logits.shape[:3] != (1, 1, 1) or logits.shape[3] < vocab_size:
         raise InferenceError(
             InferenceFailure.ERROR,
             f"generation_logits has shape {logits.shape}, not (1, 1, 1, {vocab_size} or more)",
         )
-    chosen = logits[0, 0, 0][list(form.token_ids)]
+    chosen = logits[0, 0, 0][list(form.token_ids)].astype(np.float64)
     if not np.isfinite(chosen).all():
         raise InferenceError(InferenceFailure.ERROR, "generation_logits holds values not finite")
-    return LabelLogits(tuple(float(value) for value in chosen))
+    return LabelLogits(tuple(chosen.tolist()))
 
 
 def _read_text(result: InferResult, end_id: int) -> TextOutput:
-    ids = _tensor(result, "output_ids")
-    lengths = _tensor(result, "sequence_length")
-    log_probs = _tensor(result, "output_log_probs")
+    ids = _tensor(result, "output_ids", "i")
+    lengths = _tensor(result, "sequence_length", "i")
+    log_probs = _tensor(result, "output_log_probs", "f")
     if ids.ndim != 3 or lengths.size != 1 or log_probs.ndim != 3:
         raise InferenceError(
             InferenceFailure.ERROR,
             f"output_ids has shape {ids.shape}, sequence_length {lengths.shape}, "
             f"output_log_probs {log_probs.shape}",
         )
-    tokens = [int(token) for token in ids[0, 0][: int(lengths.flat[0])]]
+    tokens: list[int] = ids[0, 0].tolist()[: int(lengths.flat[0])]
     if end_id in tokens:
         tokens = tokens[: tokens.index(end_id)]
-    probabilities = [float(value) for value in log_probs[0, 0][: len(tokens)]]
-    return TextOutput(tuple(tokens), tuple(probabilities))
+    return TextOutput(tuple(tokens), tuple(log_probs[0, 0].tolist()[: len(tokens)]))
 
 
 def _inference_error(error: Exception) -> InferenceError:

@@ -1,0 +1,223 @@
+"""The Triton client over a real socket: what it sends, what it reads, what every fault becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from sidecar.core.model import (
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    LabelLogits,
+    Prompt,
+    TextAnswer,
+    TextOutput,
+)
+from sidecar.inference.triton import TritonModel, TritonTarget
+from tests.fake_triton import FakeTriton, Tensors, sent, serving
+
+PROMPT = Prompt((10, 11, 12), (20, 21))
+LABELS = LabelAnswer((5, 3))
+TEXT = TextAnswer('root ::= "a" | "b"', 7)
+VOCABULARY = 8
+
+
+def ids(*tokens: int) -> Tensors:
+    return {
+        "output_ids": np.array([[tokens]], np.int32),
+        "sequence_length": np.array([[len(tokens)]], np.int32),
+    }
+
+
+def logits(*shape: int) -> Tensors:
+    count = int(np.prod(shape))
+    return {
+        **ids(1),
+        "generation_logits": np.arange(count, dtype=np.float32).reshape(shape),
+    }
+
+
+def text(*tokens: int) -> Tensors:
+    log_probs = -np.arange(len(tokens), dtype=np.float32).reshape(1, 1, -1)
+    return {**ids(*tokens), "output_log_probs": log_probs}
+
+
+@asynccontextmanager
+async def model_of(fake: FakeTriton) -> AsyncIterator[TritonModel]:
+    async with serving(fake):
+        model = TritonModel(TritonTarget(fake.address, "tensorrt_llm", 2, 2, VOCABULARY))
+        try:
+            yield model
+        finally:
+            await model.close()
+
+
+async def test_label_request_sends_the_contract_and_reads_the_labels_logits() -> None:
+    fake = FakeTriton(logits(1, 1, 1, VOCABULARY))
+    async with model_of(fake) as model:
+        output = await model.infer(PROMPT, LABELS, 5)
+
+    assert output == LabelLogits((5.0, 3.0))
+    assert sent(fake.requests[0]) == {
+        "input_ids": [10, 11, 12, 20, 21],
+        "input_lengths": [5],
+        "request_output_len": [1],
+        "end_id": [2],
+        "pad_id": [2],
+        "runtime_top_k": [1],
+        "return_generation_logits": [True],
+        "retention_token_range_starts": [0],
+        "retention_token_range_ends": [3],
+        "retention_token_range_priorities": [90],
+        "retention_token_range_durations_ms": [-1],
+    }
+    assert [output.name for output in fake.requests[0].outputs] == [
+        "output_ids",
+        "sequence_length",
+        "generation_logits",
+    ]
+
+
+async def test_text_request_sends_the_guide_and_reads_up_to_the_end_token() -> None:
+    fake = FakeTriton(text(4, 6, 2))
+    async with model_of(fake) as model:
+        output = await model.infer(PROMPT, TEXT, 5)
+
+    assert output == TextOutput((4, 6), (0.0, -1.0))
+    tensors = sent(fake.requests[0])
+    assert tensors["guided_decoding_guide_type"] == [b"ebnf_grammar"]
+    assert tensors["guided_decoding_guide"] == [TEXT.guide.encode()]
+    assert tensors["request_output_len"] == [7]
+
+
+async def test_request_ids_are_unique_because_the_backend_cancels_by_them() -> None:
+    fake = FakeTriton(logits(1, 1, 1, VOCABULARY))
+    async with model_of(fake) as model:
+        await asyncio.gather(*(model.infer(PROMPT, LABELS, 5) for _ in range(50)))
+
+    seen = {request.id for request in fake.requests}
+    assert len(seen) == 50
+    assert all(int(number) < 2**63 for number in seen)
+
+
+async def test_warm_up_marks_the_whole_prefix() -> None:
+    fake = FakeTriton(ids(1))
+    async with model_of(fake) as model:
+        await model.warm((7, 8, 9), 5)
+
+    tensors = sent(fake.requests[0])
+    assert tensors["input_ids"] == [7, 8, 9, 9]
+    assert tensors["retention_token_range_ends"] == [3]
+
+
+NOT_FINITE = {**logits(1, 1, 1, VOCABULARY), "generation_logits": np.full((1, 1, 1, 8), np.nan)}
+NOT_FINITE["generation_logits"] = NOT_FINITE["generation_logits"].astype(np.float32)
+
+BAD_ANSWERS: dict[str, Tensors] = {
+    "nothing at all": {},
+    "no logits": ids(1),
+    "too few dimensions": logits(1, 1, VOCABULARY),
+    "two steps": logits(1, 1, 2, VOCABULARY),
+    "smaller vocabulary": logits(1, 1, 1, VOCABULARY - 1),
+    "not finite": NOT_FINITE,
+    "integers": {**ids(1), "generation_logits": np.zeros((1, 1, 1, VOCABULARY), np.int32)},
+}
+
+
+@pytest.mark.parametrize("answer", BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())
+async def test_bad_label_answer_is_a_model_error(answer: Tensors) -> None:
+    async with model_of(FakeTriton(answer)) as model:
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, LABELS, 5)
+
+    assert caught.value.failure is InferenceFailure.ERROR
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, ids(1, 2), {**text(1, 2), "output_ids": np.array([1, 2], np.int32)}],
+    ids=["nothing", "no log-probs", "flat ids"],
+)
+async def test_bad_text_answer_is_a_model_error(answer: Tensors) -> None:
+    async with model_of(FakeTriton(answer)) as model:
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, TEXT, 5)
+
+    assert caught.value.failure is InferenceFailure.ERROR
+
+
+async def test_bytes_that_are_not_the_announced_tensor_are_a_model_error() -> None:
+    async with model_of(FakeTriton(logits(1, 1, 1, VOCABULARY), raw=b"\x00" * 7)) as model:
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, LABELS, 5)
+
+    assert caught.value.failure is InferenceFailure.ERROR
+
+
+Code = grpc.StatusCode
+STATUSES = {
+    "queue full": (Code.UNAVAILABLE, "Exceeds maximum queue size", InferenceFailure.OVERLOADED),
+    "going down": (Code.UNAVAILABLE, "Server exiting", InferenceFailure.UNAVAILABLE),
+    "unknown model": (Code.NOT_FOUND, "unknown model", InferenceFailure.UNAVAILABLE),
+    "cancelled by the server": (Code.CANCELLED, "gone", InferenceFailure.UNAVAILABLE),
+    "refused tensor": (Code.INVALID_ARGUMENT, "shape", InferenceFailure.ERROR),
+    "exception in the model": (Code.INTERNAL, "boom", InferenceFailure.ERROR),
+}
+
+
+@pytest.mark.parametrize("status", STATUSES.values(), ids=STATUSES.keys())
+async def test_status(status: tuple[grpc.StatusCode, str, InferenceFailure]) -> None:
+    code, message, failure = status
+    async with model_of(FakeTriton(status=(code, message))) as model:
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, LABELS, 5)
+
+    assert caught.value.failure is failure
+
+
+async def test_silence_ends_at_the_timeout_and_reaches_the_server_as_a_cancellation() -> None:
+    fake = FakeTriton(silent=True)
+    async with model_of(fake) as model:
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, LABELS, 0.05)
+        await asyncio.wait_for(fake.cancelled.wait(), 5)
+
+    assert caught.value.failure is InferenceFailure.DEADLINE
+
+
+async def test_a_cancelled_task_cancels_the_call_in_the_server() -> None:
+    fake = FakeTriton(silent=True)
+    async with model_of(fake) as model:
+        task = asyncio.create_task(model.infer(PROMPT, LABELS, 60))
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait_for(fake.cancelled.wait(), 5)
+
+    assert task.cancelled()
+
+
+async def test_nobody_listens() -> None:
+    model = TritonModel(TritonTarget("127.0.0.1:1", "tensorrt_llm", 2, 2, VOCABULARY))
+    with pytest.raises(InferenceError) as caught:
+        await model.infer(PROMPT, LABELS, 5)
+    await model.close()
+
+    assert caught.value.failure is InferenceFailure.UNAVAILABLE
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_readiness(ready: bool) -> None:
+    async with model_of(FakeTriton(ready=ready)) as model:
+        if ready:
+            await model.check_ready(5)
+        else:
+            with pytest.raises(InferenceError, match="not ready"):
+                await model.check_ready(5)
