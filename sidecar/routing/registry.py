@@ -42,7 +42,7 @@ class PolicyRegistry:
         catalog: Catalog,
         compile_prompt: CompilePrompt,
         *,
-        default_policy: str,
+        default_policy: PolicyName,
         max_prompt_tokens: int,
     ) -> None:
         self.catalog = catalog
@@ -96,4 +96,5 @@ class PolicyRegistry:
         return CompiledPolicy(policy, ref, prompt)
 
     def _resource_name(self, name: PolicyName) -> str:
-        return f"namespaces/{name.namespace}/policies/{name.name or self._default}"
+        named = name if name.name else self._default
+        return f"namespaces/{named.namespace}/policies/{named.name}"

@@ -70,7 +70,7 @@ async def world() -> AsyncIterator[World]:
         [PolicyRecord(POLICY, 3, "e"), PolicyRecord(EMPTY, 1, "e")],
         CATALOG,
         StubPrompt,
-        default_policy="main",
+        default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )
     warmth = Warmth(registry.named, timeout_s=1)
