@@ -1,0 +1,161 @@
+"""Policies and findings: core types to protobuf messages and back."""
+
+from __future__ import annotations
+
+import re
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.decision import PolicyName
+from sidecar.core.errors import SidecarError
+from sidecar.core.policy import (
+    ModelList,
+    Policy,
+    PolicyRecord,
+    Preference,
+    Route,
+    WeightedModel,
+)
+from sidecar.grpc_api.convert.enums import PREFERENCE
+from sidecar.grpc_api.convert.resource_names import policy_name
+from sidecar.grpc_api.convert.violations import Violations
+from sidecar.policies import Finding, Severity
+
+MAX_ROUTES = 512
+"""Routes of a policy that comes in a message; checking compares them in pairs."""
+
+UNNAMED = PolicyName("inline")
+"""Stands in for the name of a policy message without one."""
+
+_SEVERITIES = {
+    Severity.ERROR: policy_pb2.SEVERITY_ERROR,
+    Severity.WARNING: policy_pb2.SEVERITY_WARNING,
+}
+
+
+def policy_to_core(message: policy_pb2.Policy, path: str, violations: Violations) -> Policy:
+    """The policy as written; `check_policy` then says what is wrong with its content.
+
+    Args:
+        path: of the message in the request.
+        violations: gets what cannot be said of the core type; it is blank there.
+    """
+    if len(message.routes) > MAX_ROUTES:
+        violations.add(
+            f"{path}.routes",
+            f"{len(message.routes)} routes, more than the {MAX_ROUTES} that are read; "
+            "split the policy",
+        )
+    name = _name_to_core(message.name, f"{path}.name", violations)
+    routes = tuple(
+        Route(
+            name=route.name,
+            description=route.description,
+            models=_models_to_core(route.models, f"{path}.routes[{index}].models", violations),
+            domain=route.domain,
+            min_confidence=route.min_confidence,
+            examples=tuple(route.examples),
+        )
+        for index, route in enumerate(message.routes[:MAX_ROUTES])
+    )
+    return Policy(
+        name=name.name,
+        namespace=name.namespace,
+        description=message.description,
+        routes=routes,
+        default=_models_to_core(message.default_models, f"{path}.default_models", violations),
+    )
+
+
+def _name_to_core(name: str, path: str, violations: Violations) -> PolicyName:
+    if not name:
+        return UNNAMED
+    try:
+        return policy_name(name, path)
+    except SidecarError as error:
+        violations.extend(error.violations)
+        return UNNAMED
+
+
+def _models_to_core(message: policy_pb2.ModelList, path: str, violations: Violations) -> ModelList:
+    preference: Preference | None = Preference.DECLARED
+    if message.preference != policy_pb2.PREFERENCE_UNSPECIFIED:
+        preference = PREFERENCE.to_core(message.preference)
+    if preference is None:
+        violations.add(
+            f"{path}.preference",
+            f"{message.preference} is not a known value; use one of {PREFERENCE.names}",
+        )
+        preference = Preference.DECLARED
+    models = tuple(
+        WeightedModel(entry.model, entry.weight if entry.HasField("weight") else 1.0)
+        for entry in message.models
+    )
+    return ModelList(models, preference)
+
+
+def policy_to_proto(policy: Policy) -> policy_pb2.Policy:
+    """The policy with its digest, without a revision."""
+    return policy_pb2.Policy(
+        name=policy.resource_name,
+        description=policy.description,
+        routes=[_route_to_proto(route) for route in policy.routes],
+        default_models=_models_to_proto(policy.default),
+        digest=policy.digest(),
+    )
+
+
+def record_to_proto(record: PolicyRecord) -> policy_pb2.Policy:
+    """The policy as its store keeps it."""
+    message = policy_to_proto(record.policy)
+    message.revision = record.revision
+    message.etag = record.etag
+    return message
+
+
+def _route_to_proto(route: Route) -> policy_pb2.Route:
+    return policy_pb2.Route(
+        name=route.name,
+        description=route.description,
+        models=_models_to_proto(route.models),
+        domain=route.domain,
+        min_confidence=route.min_confidence,
+        examples=route.examples,
+    )
+
+
+def _models_to_proto(models: ModelList) -> policy_pb2.ModelList:
+    entries = [
+        policy_pb2.WeightedModel(
+            model=entry.id,
+            weight=entry.weight if models.preference is Preference.WEIGHTED else None,
+        )
+        for entry in models.models
+    ]
+    return policy_pb2.ModelList(models=entries, preference=PREFERENCE.to_proto(models.preference))
+
+
+def finding_to_proto(finding: Finding, field: str) -> policy_pb2.Finding:
+    """`field`: the path in the source that the caller sent."""
+    return policy_pb2.Finding(
+        severity=_SEVERITIES[finding.severity],
+        field=field,
+        message=finding.message,
+        line=finding.line,
+    )
+
+
+_YAML_TO_PROTO = (
+    (re.compile(r"^namespace$"), "name"),
+    (re.compile(r"^default\b"), "default_models"),
+    # A route has one message for its models and their order, which YAML writes side by side.
+    (re.compile(r"^(routes\[\d+\])\.(models|preference)\b"), r"\1.models.\2"),
+    # A bare entry of a YAML list is the model's id.
+    (re.compile(r"(\.models\[\d+\])$"), r"\1.model"),
+)
+
+
+def proto_path(yaml_path: str) -> str:
+    """Path of a finding in the Policy message; findings spell paths as in YAML."""
+    for pattern, replacement in _YAML_TO_PROTO:
+        yaml_path = pattern.sub(replacement, yaml_path)
+    return yaml_path

@@ -1,0 +1,207 @@
+"""What happens around every call, whatever the service.
+
+Interceptors are written as context managers around the handler, so that one text serves unary and
+streaming calls. Handlers that are async generators (those of the reflection service) are turned
+into coroutines that write: a generator whose caller cancels is otherwise closed only by the
+garbage collector (https://github.com/grpc/grpc/issues/43360).
+
+CancelledError always passes through: a handler that swallows it keeps the call, and everything it
+holds, alive for ever (same issue).
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.grpc_api.context import Context
+from sidecar.grpc_api.errors import DEFECT, status_of
+
+_log = structlog.get_logger(__name__)
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Around = Callable[[str, Context], AbstractAsyncContextManager[None]]
+
+
+class AroundInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
+    """Runs every handler inside `around(method, context)`; `method` is `package.Service/Method`."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            # No service has such a method; gRPC answers UNIMPLEMENTED.
+            return None
+        return self.wrapped(handler, handler_call_details.method.removeprefix("/"))
+
+    def wrapped(self, handler: Handler, method: str) -> Handler:
+        return _wrapped(handler, method, self.around, handler.request_deserializer)
+
+    @abc.abstractmethod
+    def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]: ...
+
+
+def _wrapped(handler: Handler, method: str, around: Around, deserializer: Any) -> Handler:
+    kind = (
+        f"{'stream' if handler.request_streaming else 'unary'}_"
+        f"{'stream' if handler.response_streaming else 'unary'}"
+    )
+    inner = getattr(handler, kind)
+
+    async def behavior(request: Any, context: Context) -> Any:
+        async with around(method, context):
+            _refuse_undecodable(request)
+            if not inspect.isasyncgenfunction(inner):
+                return await inner(request, context)
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    wrapped: Handler = make(
+        behavior,
+        request_deserializer=deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped
+
+
+_UNDECODABLE = SidecarError(
+    ErrorCode.INVALID_REQUEST,
+    "the request is not a message of the method's type; "
+    "generate the client from the .proto files of this API",
+)
+
+
+def _refuse_undecodable(request: object) -> None:
+    if request is _UNDECODABLE:
+        raise SidecarError(_UNDECODABLE.code, _UNDECODABLE.message)
+
+
+def _checked_deserializer(handler: Handler) -> Callable[[bytes], Any]:
+    """Makes an error like any other of bytes that cannot be decoded; left alone, gRPC answers
+    UNKNOWN with the text of the exception.
+
+    A single request is decoded before the handler runs, so the error takes its place; the requests
+    of a stream are decoded where the handler reads them.
+    """
+    deserializer = handler.request_deserializer
+    assert deserializer is not None, "every generated handler has one"
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            if handler.request_streaming:
+                raise SidecarError(_UNDECODABLE.code, _UNDECODABLE.message) from None
+            return _UNDECODABLE
+
+    return deserialize
+
+
+class ErrorInterceptor(AroundInterceptor):
+    """Makes a status of every exception."""
+
+    def wrapped(self, handler: Handler, method: str) -> Handler:
+        return _wrapped(handler, method, self.around, _checked_deserializer(handler))
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        try:
+            yield
+        except SidecarError as error:
+            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+        except grpc.aio.BaseError:
+            # The call has ended already: aborted by the handler, or its caller has gone.
+            raise
+        except Exception:
+            _log.exception("call failed", method=method)
+            await context.abort_with_status(rpc_status.to_status(status_of(DEFECT)))
+
+
+class CallObserver(Protocol):
+    """Counts calls."""
+
+    def call_started(self, method: str) -> None: ...
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """`code`: `ok`, the label of an `ErrorCode`, or a gRPC status name in lower case."""
+        ...
+
+
+class MetricsInterceptor(AroundInterceptor):
+    """Tells an observer of every call and how it ended."""
+
+    def __init__(self, observer: CallObserver) -> None:
+        self._observer = observer
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        self._observer.call_started(method)
+        started = time.perf_counter()
+        code = "ok"
+        try:
+            yield
+            code = _status_label(context)
+        except BaseException as error:
+            code = _error_label(error, context)
+            raise
+        finally:
+            self._observer.call_ended(method, code, time.perf_counter() - started)
+
+
+def _status_label(context: Context) -> str:
+    """For handlers that set or abort with a status themselves, as those of gRPC's own services."""
+    # The stubs do not say so, but there is none until a handler sets it.
+    status: grpc.StatusCode | None = context.code()
+    return status.name.lower() if status is not None else "ok"
+
+
+def _error_label(error: BaseException, context: Context) -> str:
+    if isinstance(error, SidecarError):
+        return error.code.label
+    if isinstance(error, asyncio.CancelledError):
+        return ErrorCode.CANCELLED.label
+    if isinstance(error, grpc.aio.AbortError):
+        return _status_label(context)
+    if isinstance(error, grpc.aio.BaseError):
+        return ErrorCode.CANCELLED.label
+    return ErrorCode.INTERNAL.label
+
+
+class LoggingInterceptor(AroundInterceptor):
+    """Binds what every log line of the call carries, and logs calls that were refused."""
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        with structlog.contextvars.bound_contextvars(method=method, **_request_id(context)):
+            try:
+                yield
+            except SidecarError as error:
+                _log.info("call refused", code=error.code.label, why=error.message)
+                raise
+
+
+_MAX_REQUEST_ID = 128
+
+
+def _request_id(context: Context) -> dict[str, str]:
+    """The caller's `x-request-id`, if it sent one that can stand in a log."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str) and value.isprintable():
+            return {"request_id": value[:_MAX_REQUEST_ID]}
+    return {}

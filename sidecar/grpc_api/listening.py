@@ -1,0 +1,104 @@
+"""Opens the addresses of a gRPC server, with errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+SOCKET_MODE = 0o660
+"""Owner and group: who may connect to a Unix domain socket decides who may ask."""
+
+_MAX_SOCKET_PATH = 107
+"""Bytes; sun_path of unix(7) less the final zero."""
+
+
+class ListenError(Exception):
+    """An address that cannot be listened on; the text names it and says what to do."""
+
+
+def listen_tcp(server: grpc.aio.Server, address: str) -> int:
+    """The port that was opened. Raises ListenError."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        # gRPC says only that it failed; the operating system knows why.
+        raise ListenError(f"cannot listen on {address}: {_why_not(address)}") from None
+
+
+def _why_not(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        resolved = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, where in resolved:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "another process listens there; stop it or choose another port"
+        return f"{error.strerror or error}; choose another address"
+    return "it was taken a moment ago; try again or choose another port"
+
+
+def listen_unix(server: grpc.aio.Server, path: Path) -> None:
+    """Opens a Unix domain socket with `SOCKET_MODE`.
+
+    A socket that nobody listens on, left by a process that was killed, is replaced. Raises
+    ListenError.
+    """
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ListenError(
+            f"cannot listen on {path}: longer than {_MAX_SOCKET_PATH} bytes, the most that a Unix "
+            "domain socket can have; choose a shorter path"
+        )
+    if not path.parent.is_dir():
+        raise ListenError(f"cannot listen on {path}: make the folder {path.parent} first")
+    _remove_stale(path)
+    try:
+        # The mode is there from the first moment on: changed afterwards, it would come too late.
+        with _umask(0o777 & ~SOCKET_MODE):
+            server.add_insecure_port(f"unix:{path}")
+    except RuntimeError:
+        raise ListenError(
+            f"cannot listen on {path}: check that the folder {path.parent} can be written to"
+        ) from None
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise ListenError(
+            f"cannot listen on {path}: it is there and is not a socket; remove it or choose "
+            "another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise ListenError(f"cannot listen on {path}: {error.strerror}") from None
+        else:
+            raise ListenError(
+                f"cannot listen on {path}: another process listens there; stop it or choose "
+                "another path"
+            )
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,111 @@
+"""One StreamRoute call: decides requests as they come and answers each as soon as it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
+from sidecar.core.errors import SidecarError
+from sidecar.grpc_api.context import Context
+from sidecar.grpc_api.convert.violations import invalid, shown
+from sidecar.grpc_api.deciding import Deciding
+from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.errors import route_error_of
+
+MAX_REQUEST_ID_BYTES = 128
+
+
+class RouteStream:
+    """The state of one stream.
+
+    A request is read only when one of `max_in_flight` slots is free, and its slot is free again
+    when its answer has been written: a caller that sends faster than it reads is slowed down by
+    HTTP/2 flow control instead of filling memory.
+    """
+
+    def __init__(self, deciding: Deciding, context: Context, max_in_flight: int) -> None:
+        self._deciding = deciding
+        self._context = context
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._ids: set[str] = set()
+        # gRPC allows one write at a time on a call.
+        self._writing = asyncio.Lock()
+
+    async def run(self, drain: Drain) -> None:
+        """Answers until the caller half-closes or the drain begins; what was read is answered.
+
+        Raises:
+            SidecarError: DRAINING, when the caller may have more to send.
+        """
+        try:
+            # The group cancels every decision when the call is cancelled, and leaves none behind.
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read_all(group))
+                with drain.calls(reading.cancel):
+                    await asyncio.wait({reading})
+        except ExceptionGroup as errors:
+            for error in errors.exceptions:
+                if isinstance(error, SidecarError):
+                    raise error from None
+            raise
+        if reading.cancelled():
+            drain.raise_if_begun()
+
+    async def _read_all(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            message = await self._context.read()
+            if not isinstance(message, routing_pb2.StreamRouteRequest):
+                # The end of the requests, `grpc.aio.EOF`; the stubs do not have it here.
+                return
+            group.create_task(self._answer(message))
+
+    async def _answer(self, message: routing_pb2.StreamRouteRequest) -> None:
+        try:
+            await self._write(message.request_id, await self._outcome(message))
+        finally:
+            self._slots.release()
+
+    async def _outcome(
+        self, message: routing_pb2.StreamRouteRequest
+    ) -> decision_pb2.Decision | routing_pb2.RouteError:
+        wrong = self._wrong_envelope(message)
+        if wrong is not None:
+            return route_error_of(wrong)
+        self._ids.add(message.request_id)
+        try:
+            return await self._deciding.decide_one_of_many(
+                message.request, self._context.time_remaining
+            )
+        finally:
+            self._ids.discard(message.request_id)
+
+    def _wrong_envelope(self, message: routing_pb2.StreamRouteRequest) -> SidecarError | None:
+        request_id = message.request_id
+        if not request_id:
+            return invalid("request_id", "is empty; choose one for each request on the stream")
+        if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
+            return invalid("request_id", f"is longer than {MAX_REQUEST_ID_BYTES} bytes; shorten it")
+        if request_id in self._ids:
+            return invalid(
+                "request_id", f"{shown(request_id)} is in flight on this stream; choose another"
+            )
+        if not message.HasField("request"):
+            return invalid("request", "is unset; send the request")
+        return None
+
+    async def _write(
+        self, request_id: str, outcome: decision_pb2.Decision | routing_pb2.RouteError
+    ) -> None:
+        if isinstance(outcome, decision_pb2.Decision):
+            response = routing_pb2.StreamRouteResponse(request_id=request_id, decision=outcome)
+        else:
+            response = routing_pb2.StreamRouteResponse(request_id=request_id, error=outcome)
+        try:
+            async with self._writing:
+                await self._context.write(response)
+        except grpc.aio.BaseError:
+            # The caller has gone and nobody reads the answer; the call itself is cancelled next.
+            return

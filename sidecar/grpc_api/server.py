@@ -1,0 +1,166 @@
+"""The gRPC server: what it offers, where it listens, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_channelz.v1 import channelz_pb2
+from grpc_channelz.v1.channelz import add_channelz_servicer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from sidecar._generated.llmrouter.v1 import (
+    policy_pb2,
+    policy_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+from sidecar.grpc_api.convert.requests import RequestLimits
+from sidecar.grpc_api.deciding import Deciding
+from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.health import HealthService
+from sidecar.grpc_api.interceptors import (
+    CallObserver,
+    ErrorInterceptor,
+    LoggingInterceptor,
+    MetricsInterceptor,
+)
+from sidecar.grpc_api.listening import listen_tcp, listen_unix
+from sidecar.grpc_api.policy_service import PolicyService
+from sidecar.grpc_api.protocols import PolicyRegistry, Router
+from sidecar.grpc_api.request_reader import RequestReader
+from sidecar.grpc_api.routing_service import Concurrency, RoutingService
+
+_log = structlog.get_logger(__name__)
+
+ROUTING = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
+POLICIES = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+
+_KEEPALIVE_TIME_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+_MIN_PING_INTERVAL_MS = 5_000
+"""Clients that ping more often are disconnected. gRPC's own limit of five minutes disconnects
+clients with a usual keepalive of ten seconds (https://github.com/grpc/grpc/blob/master/doc/keepalive.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the server is set up.
+
+    Args:
+        address: `host:port` for TCP; empty for none. Port 0 takes a free one.
+        socket: path of a Unix domain socket, besides the address; None for none.
+        max_message_bytes: of a message in either direction.
+        max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
+    """
+
+    address: str = "127.0.0.1:0"
+    socket: Path | None = None
+    max_message_bytes: int = 16 * 1024 * 1024
+    max_concurrent_calls: int | None = None
+    reflection: bool = True
+    channelz: bool = True
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    concurrency: Concurrency = field(default_factory=Concurrency)
+
+
+class GrpcServer:
+    """Serves the API on TCP and a Unix domain socket at once."""
+
+    def __init__(
+        self,
+        router: Router,
+        registry: PolicyRegistry,
+        observer: CallObserver,
+        options: ServerOptions,
+    ) -> None:
+        self._router = router
+        self._options = options
+        self._drain = Drain()
+        self._health = HealthService((ROUTING, POLICIES), self._drain)
+        self._following: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=_interceptors(observer),
+            options=_channel_options(options),
+            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        )
+        deciding = Deciding(router, RequestReader(registry, options.limits))
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(
+            RoutingService(deciding, options.concurrency, self._drain), self._server
+        )
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyService(registry), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._offer_diagnostics()
+        self.port = 0
+
+    @property
+    def ready(self) -> bool:
+        """True while the server takes requests and is not about to stop."""
+        return self._following is not None and not self._drain.begun
+
+    def _offer_diagnostics(self) -> None:
+        names = [ROUTING, POLICIES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        if self._options.channelz:
+            add_channelz_servicer(self._server)
+            names.append(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
+        if self._options.reflection:
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+
+    async def start(self) -> None:
+        """Opens the addresses and serves; `port` is then the TCP port. Raises ListenError."""
+        if self._options.address:
+            self.port = listen_tcp(self._server, self._options.address)
+        if self._options.socket is not None:
+            listen_unix(self._server, self._options.socket)
+        await self._server.start()
+        self._following = asyncio.create_task(self._health.follow(self._router), name="health")
+        self._health.serve()
+        _log.info("serving", port=self.port, socket=str(self._options.socket or ""))
+
+    def begin_drain(self) -> None:
+        """Health says NOT_SERVING and long-lived calls come to their end; new calls are still
+        taken, since callers need a moment to notice."""
+        self._drain.begin()
+        self._health.stop_serving()
+
+    async def stop(self, grace_s: float) -> None:
+        """Begins the drain, takes no new calls and waits for those in flight at most `grace_s`;
+        then they are cancelled. A second call with a shorter time shortens the first."""
+        self.begin_drain()
+        await self._server.stop(grace_s)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        if self._options.socket is not None:
+            self._options.socket.unlink(missing_ok=True)
+
+
+def _interceptors(observer: CallObserver) -> list[grpc.aio.ServerInterceptor]:
+    """The first is the outermost."""
+    return [
+        # Outermost, so that an exception of any other interceptor becomes a status too.
+        ErrorInterceptor(),
+        # Inside the errors: it still sees which error it was, not the status made of it; outside
+        # the logging, so that it times what the caller waits for.
+        MetricsInterceptor(observer),
+        # Innermost: what it binds is bound for everything that the handler does.
+        LoggingInterceptor(),
+    ]
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
+        # Without this a second sidecar on the same port starts, and each gets half the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.enable_channelz", int(options.channelz)),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+    ]
