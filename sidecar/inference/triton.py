@@ -56,6 +56,8 @@ class TritonTarget:
     Args:
         address: `host:port` or `unix:path` of Triton's gRPC endpoint.
         model: name of the Triton model.
+        keepalive_ms, keepalive_timeout_ms: time between HTTP/2 pings, and how long one may stay
+            unanswered before the connection is given up: a host that vanished sends no reset.
     """
 
     address: str
@@ -63,6 +65,8 @@ class TritonTarget:
     end_id: int
     pad_id: int
     vocab_size: int
+    keepalive_ms: int = 10_000
+    keepalive_timeout_ms: int = 5_000
 
 
 class TritonModel:
@@ -136,6 +140,8 @@ class TritonModel:
                     ("grpc.min_reconnect_backoff_ms", _RECONNECT_MS),
                     ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
                     ("grpc.enable_retries", 0),
+                    ("grpc.keepalive_time_ms", self._target.keepalive_ms),
+                    ("grpc.keepalive_timeout_ms", self._target.keepalive_timeout_ms),
                 ],
             )
         return self._client

@@ -44,7 +44,7 @@ class RouterLimits:
 
     Args:
         budget_s: seconds for the whole decision.
-        reserve_s: seconds of a caller's own deadline kept for the way back.
+        reserve_s: seconds of the budget, or of the caller's own deadline, kept for the way back.
         max_waiting: decisions that may wait for the routing model at once; more are answered at
             once by fallback.
     """
@@ -119,10 +119,10 @@ class Router:
         return compiled
 
     def _walk(self, request: RoutingRequest, compiled: CompiledPolicy) -> Walk:
-        budget = self._limits.budget_s
-        if request.budget_s is not None:
-            budget = min(budget, request.budget_s - self._limits.reserve_s)
-        return Walk(request, compiled, budget, full_budget=budget == self._limits.budget_s)
+        shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
+        budget = request.budget_s if shortened else self._limits.budget_s
+        assert budget is not None, "shortened only where the request has a budget"
+        return Walk(request, compiled, budget - self._limits.reserve_s, not shortened)
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
