@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.core.policy import Catalog, Model, Policy
 from sidecar.policies.findings import Finding, closest, error, has_errors, quoted
-from sidecar.policies.rules import check_catalog, check_policy
+from sidecar.policies.rules import check_catalog, check_policy, limited
 from sidecar.policies.schema import (
     API_VERSION,
     CatalogShape,
@@ -38,7 +38,7 @@ class PolicyDraft:
         findings = [*self.of_shape, *ruled]
         if has_errors(findings):
             findings = [finding for finding in findings if has_errors([finding])]
-        return tuple(placed(findings, self.document, self.file))
+        return tuple(placed(limited(findings), self.document, self.file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _policy_draft(
     value: dict[str, object], document: Document, file: str, findings: list[Finding]
 ) -> PolicyDraft | tuple[Finding, ...]:
     shape, of_shape = read_shape(value, PolicyShape)
-    findings = [*findings, *of_shape]
+    findings = _joined(findings, of_shape)
     if shape is None:
         return tuple(placed(findings, document, file))
     findings += without_consequences(unused_weighting(shape), of_shape)
@@ -92,12 +92,19 @@ def _catalog_draft(
     value: dict[str, object], document: Document, file: str, findings: list[Finding]
 ) -> CatalogDraft | tuple[Finding, ...]:
     shape, of_shape = read_shape(value, CatalogShape)
-    findings = [*findings, *of_shape]
+    findings = _joined(findings, of_shape)
     if shape is None:
         return tuple(placed(findings, document, file))
     models = shape.to_core()
     findings += without_consequences(check_catalog(models), of_shape)
-    return CatalogDraft(models, document, file, tuple(placed(findings, document, file)))
+    findings = placed(limited(findings), document, file)
+    return CatalogDraft(models, document, file, tuple(findings))
+
+
+def _joined(of_text: list[Finding], of_shape: list[Finding]) -> list[Finding]:
+    """Both, one for each path: a value that could not be read has no type either."""
+    told = {finding.path for finding in of_text}
+    return [*of_text, *(finding for finding in of_shape if finding.path not in told)]
 
 
 def _version_findings(value: dict[str, object]) -> list[Finding]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-_SHOWN_VALUE_CHARS = 60
+_SHOWN_CHARS = 60
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -82,15 +82,21 @@ def item(path: str, index: int) -> str:
     return f"{path}[{index}]"
 
 
-def is_at_or_below(path: str, ancestor: str) -> bool:
-    return path == ancestor or path.startswith((f"{ancestor}.", f"{ancestor}["))
+def self_and_ancestors(path: str) -> Iterator[str]:
+    """`path`, then what it stands in, outwards; the document itself (``) not included."""
+    while path:
+        yield path
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+
+
+def shortened(text: str) -> str:
+    """`text`, cut to a length that can be read."""
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
 
 
 def quoted(value: str) -> str:
-    """`value` in double quotes, cut to a readable length, non-printing characters escaped."""
-    if len(value) > _SHOWN_VALUE_CHARS:
-        value = value[:_SHOWN_VALUE_CHARS] + "…"
-    shown = json.dumps(value, ensure_ascii=False)
+    """`value` in double quotes, shortened, non-printing characters escaped."""
+    shown = json.dumps(shortened(value), ensure_ascii=False)
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in shown)
 
 

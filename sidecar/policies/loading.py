@@ -179,18 +179,20 @@ class _Loading:
 
     def _merge_catalogs(self) -> dict[str, Model]:
         catalog: dict[str, Model] = {}
-        origin: dict[str, CatalogDraft] = {}
+        origin: dict[str, tuple[CatalogDraft, str]] = {}
         for draft in self._catalogs:
             self._findings += draft.findings
             for index, model in enumerate(draft.models):
-                first = origin.setdefault(model.id, draft)
+                if not model.id:
+                    continue
+                path = member(item("models", index), "id")
+                first, first_path = origin.setdefault(model.id, (draft, path))
                 if first is draft:
                     catalog.setdefault(model.id, model)
-                elif model.id:
-                    self._report_duplicate(
-                        member(item("models", index), "id"), model.id, "id of a model", draft, first
-                    )
-        catalog.pop("", None)
+                else:
+                    where = f"{first.file}:{first.document.line_of(first_path)}"
+                    message = f"{quoted(model.id)} is already the id of a model in {where}"
+                    self._report_duplicate(path, message, draft)
         return catalog
 
     def _check_policies(self, catalog: Catalog | None) -> dict[str, PolicyRecord]:
@@ -199,27 +201,22 @@ class _Loading:
         for draft in self._policies:
             findings = draft.check(catalog)
             self._findings += findings
-            name = draft.policy.resource_name
-            if draft.policy.name and name in origin:
-                what = f"name of a policy of the namespace {quoted(draft.policy.namespace)}"
-                self._report_duplicate("name", draft.policy.name, what, draft, origin[name])
-                continue
-            origin[name] = draft
-            if catalog is not None and not has_errors(findings):
-                records[name] = file_record(draft.policy)
+            policy = draft.policy
+            first = origin.setdefault(policy.resource_name, draft)
+            if first is not draft and policy.name:
+                where = f"{first.file}:{first.document.line_of('name')}"
+                message = (
+                    f"{quoted(policy.name)} is already the name of a policy in {where} "
+                    f"(namespace {quoted(policy.namespace)})"
+                )
+                self._report_duplicate("name", message, draft)
+            elif catalog is not None and not has_errors(findings):
+                records[policy.resource_name] = file_record(policy)
         return records
 
-    def _report_duplicate(
-        self,
-        path: str,
-        value: str,
-        what: str,
-        draft: PolicyDraft | CatalogDraft,
-        first: PolicyDraft | CatalogDraft,
-    ) -> None:
-        where = f"{first.file}:{first.document.line}"
-        message = f"{quoted(value)} is already the {what} in {where}; rename one of them"
-        self._findings += placed([error(path, message)], draft.document, draft.file)
+    def _report_duplicate(self, path: str, message: str, draft: PolicyDraft | CatalogDraft) -> None:
+        wrong = error(path, f"{message}; rename one of them")
+        self._findings += placed([wrong], draft.document, draft.file)
 
     def _report_no_catalog(self) -> None:
         first = self._policies[0]

@@ -6,9 +6,11 @@ same texts. Paths are spelled as in YAML.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from sidecar.core.policy import (
     OTHER,
@@ -24,7 +26,6 @@ from sidecar.policies.findings import (
     Finding,
     closest,
     error,
-    errors_first,
     item,
     member,
     quoted,
@@ -37,9 +38,13 @@ MAX_UPSTREAM_NAME = 256
 """Long enough for an Amazon Bedrock inference profile ARN."""
 MAX_LABEL = 63
 """RFC 1035: the length of a DNS label, which Kubernetes names keep to as well."""
+MAX_ROUTES = 1000
+MAX_FINDINGS = 50
+"""Of one document."""
 RARELY_REACHED = 0.99
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -49,15 +54,25 @@ def check_policy(policy: Policy, catalog: Catalog | None) -> tuple[Finding, ...]
     Args:
         catalog: None if there is none, and models are not looked up.
     """
-    errors = tuple(_policy_errors(policy, catalog))
+    errors = limited(_policy_errors(policy, catalog))
     if errors or catalog is None:
         return errors
-    return tuple(_policy_warnings(policy, catalog))
+    return limited(_policy_warnings(policy, catalog))
 
 
 def check_catalog(models: Sequence[Model]) -> tuple[Finding, ...]:
     """Everything that is wrong with the models of one catalog document."""
-    return errors_first(_catalog_errors(models))
+    return limited(_catalog_errors(models))
+
+
+def limited(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The first `MAX_FINDINGS`: looking for what an unknown name may have meant takes time, and
+    nobody reads more at once."""
+    shown = tuple(itertools.islice(findings, MAX_FINDINGS + 1))
+    if len(shown) <= MAX_FINDINGS:
+        return shown
+    more = f"more than {MAX_FINDINGS} findings; correct these first, the rest is not shown"
+    return (*shown[:MAX_FINDINGS], replace(shown[-1], path="", message=more, line=0))
 
 
 # --- Errors of a policy ---------------------------------------------------------------------------
@@ -66,34 +81,48 @@ def check_catalog(models: Sequence[Model]) -> tuple[Finding, ...]:
 def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]:
     yield from _label_errors("name", policy.name)
     yield from _label_errors("namespace", policy.namespace)
+    if policy.description:
+        yield from _text_errors("description", policy.description, "write one or remove the key")
     yield from _model_list_errors("default", policy.default, catalog)
-    for index, route in enumerate(policy.routes):
-        yield from _route_errors(policy, index, catalog)
-        yield from _domain_errors(policy, route, item("routes", index))
-
-
-def _route_errors(policy: Policy, index: int, catalog: Catalog | None) -> Iterator[Finding]:
-    route = policy.routes[index]
-    path = item("routes", index)
-    yield from _header_errors(member(path, "name"), route.name, MAX_ROUTE_NAME)
-    if route.name.strip().lower() == OTHER:
+    if len(policy.routes) > MAX_ROUTES:
         yield error(
-            member(path, "name"),
-            f"{quoted(route.name)} is reserved for requests that no route takes; "
+            "routes",
+            f"has {len(policy.routes)} routes, at most {MAX_ROUTES} are allowed; "
+            "split the policy by the kind of caller",
+        )
+        return
+    first: dict[str, int] = {}
+    for index, route in enumerate(policy.routes):
+        path = item("routes", index)
+        yield from _route_name_errors(path, route.name, first.get(route.name))
+        first.setdefault(route.name, index)
+        yield from _route_errors(path, route, catalog)
+        yield from _domain_errors(policy, route, path)
+
+
+def _route_name_errors(path: str, name: str, earlier: int | None) -> Iterator[Finding]:
+    """`earlier`: index of the route that has the name already."""
+    path = member(path, "name")
+    yield from _header_errors(path, name, MAX_ROUTE_NAME)
+    if name.strip().lower() == OTHER:
+        yield error(
+            path,
+            f"{quoted(name)} is reserved for requests that no route takes; "
             "choose another name, or put these models under `default`",
         )
-    first = next(i for i, known in enumerate(policy.routes) if known.name == route.name)
-    if first < index and route.name:
+    if earlier is not None and name:
         yield error(
-            member(path, "name"),
-            f"{quoted(route.name)} is already the name of {item('routes', first)}; "
-            "rename one of them",
+            path,
+            f"{quoted(name)} is already the name of {item('routes', earlier)}; rename one of them",
         )
-    if not route.description.strip():
-        yield error(
-            member(path, "description"),
-            "is empty; say in plain language what belongs here, the routing model decides by it",
-        )
+
+
+def _route_errors(path: str, route: Route, catalog: Catalog | None) -> Iterator[Finding]:
+    yield from _text_errors(
+        member(path, "description"),
+        route.description,
+        "say in plain language what belongs here, the routing model decides by it",
+    )
     yield from _model_list_errors(path, route.models, catalog)
     if not 0.0 <= route.min_confidence <= 1.0:
         yield error(
@@ -101,10 +130,8 @@ def _route_errors(policy: Policy, index: int, catalog: Catalog | None) -> Iterat
             f"{route.min_confidence:g} is outside 0..1; give a probability such as 0.6",
         )
     for number, example in enumerate(route.examples):
-        if not example.strip():
-            yield error(
-                item(member(path, "examples"), number), "is empty; write a request or remove it"
-            )
+        where = item(member(path, "examples"), number)
+        yield from _text_errors(where, example, "write a request or remove it")
 
 
 def _domain_errors(policy: Policy, route: Route, path: str) -> Iterator[Finding]:
@@ -161,12 +188,25 @@ def _label_errors(path: str, value: str) -> Iterator[Finding]:
     if not value:
         yield error(path, "is empty; give a name such as support")
     elif len(value) > MAX_LABEL:
-        yield error(path, f"has {len(value)} characters, at most {MAX_LABEL} are allowed")
+        yield error(
+            path, f"has {len(value)} characters, at most {MAX_LABEL} are allowed; shorten it"
+        )
     elif not _LABEL.fullmatch(value):
         yield error(
             path,
             f"{quoted(value)} may have only lower-case letters, digits and inner hyphens, "
             "such as support or eu-support",
+        )
+
+
+def _text_errors(path: str, value: str, remedy: str) -> Iterator[Finding]:
+    """Plain language: not blank, and nothing that a terminal, a log or a store would trip over."""
+    if not value.strip():
+        yield error(path, f"is empty; {remedy}")
+    control = _CONTROL.search(value)
+    if control is not None:
+        yield error(
+            path, f"has the control character U+{ord(control[0]):04X}; remove it, or use a space"
         )
 
 
@@ -201,9 +241,9 @@ def _policy_warnings(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
     yield from _dialect_warnings("default", policy.default, catalog, served)
     if not policy.routes:
         yield warning("routes", "there are none: every request goes to the default models")
+    yield from _likeness_warnings(policy.routes)
     for index, route in enumerate(policy.routes):
         path = item("routes", index)
-        yield from _likeness_warnings(policy, index)
         yield from _model_list_warnings(path, route.models, catalog)
         yield from _dialect_warnings(path, route.models, catalog, served)
         if route.min_confidence >= RARELY_REACHED:
@@ -214,29 +254,36 @@ def _policy_warnings(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
             )
 
 
-def _likeness_warnings(policy: Policy, index: int) -> Iterator[Finding]:
+def _likeness_warnings(routes: Sequence[Route]) -> Iterator[Finding]:
     """What makes two routes hard to tell apart."""
-    route = policy.routes[index]
-    path = item("routes", index)
-    for number, earlier in enumerate(policy.routes[:index]):
-        other = item("routes", number)
-        if _letters(earlier.name) == _letters(route.name):
+    names: dict[str, int] = {}
+    descriptions: dict[str, int] = {}
+    examples: dict[str, int] = {}
+    for index, route in enumerate(routes):
+        path = item("routes", index)
+        # A name of punctuation alone is like no other.
+        first = names.setdefault(_letters(route.name) or route.name, index)
+        if first != index:
             yield warning(
                 member(path, "name"),
-                f"{quoted(route.name)} differs from {quoted(earlier.name)} ({other}) only in case "
-                "or punctuation: an answer that spells it otherwise fits both",
+                f"{quoted(route.name)} differs from {quoted(routes[first].name)} "
+                f"({item('routes', first)}) only in case or punctuation: an answer that spells it "
+                "otherwise fits both",
             )
-        if _words(earlier.description) == _words(route.description):
+        first = descriptions.setdefault(_words(route.description), index)
+        if first != index:
             yield warning(
                 member(path, "description"),
-                f"is that of {other} too: the routing model cannot tell the two apart",
+                f"is that of {item('routes', first)} too: the routing model cannot tell the two "
+                "apart",
             )
-        shared = {_words(example) for example in earlier.examples}
-        for place, example in enumerate(route.examples):
-            if _words(example) in shared:
+        for number, example in enumerate(route.examples):
+            first = examples.setdefault(_words(example), index)
+            if first != index:
                 yield warning(
-                    item(member(path, "examples"), place),
-                    f"{quoted(example)} is an example of {other} too: only one can take it",
+                    item(member(path, "examples"), number),
+                    f"{quoted(example)} is an example of {item('routes', first)} too: only one "
+                    "can take it",
                 )
 
 

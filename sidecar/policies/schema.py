@@ -26,7 +26,15 @@ from sidecar.core.policy import (
     Route,
     WeightedModel,
 )
-from sidecar.policies.findings import Finding, closest, error, is_at_or_below, item, member, quoted
+from sidecar.policies.findings import (
+    Finding,
+    closest,
+    error,
+    item,
+    member,
+    quoted,
+    shortened,
+)
 
 API_VERSION = "llmrouter.v1"
 
@@ -192,11 +200,9 @@ def read_shape(value: dict[str, object], shape: type[S]) -> tuple[S | None, list
 
 def without_consequences(findings: Sequence[Finding], of_shape: Sequence[Finding]) -> list[Finding]:
     """`findings` of the rules, less those about values that are blank because of their shape."""
-    return [
-        finding
-        for finding in findings
-        if not any(is_at_or_below(finding.path, wrong.path) for wrong in of_shape if wrong.path)
-    ]
+    # The rules know an entry of a model list by the entry, whichever way its id is written.
+    blank = {wrong.path.removesuffix(".model") for wrong in of_shape if wrong.path}
+    return [finding for finding in findings if blank.isdisjoint(self_and_ancestors(finding.path))]
 
 
 def unused_weighting(policy: PolicyShape) -> list[Finding]:
@@ -222,9 +228,10 @@ def unused_weighting(policy: PolicyShape) -> list[Finding]:
 
 def _blank(document: Any, loc: tuple[int | str, ...], shape: type[S]) -> None:
     """Replaces the value at `loc` by its blank, or removes it where it may be absent."""
-    parent = document
-    for part in loc[:-1]:
-        parent = parent[part]
+    try:
+        parent = _at(document, loc[:-1])
+    except (KeyError, IndexError, TypeError):
+        return  # Another wrong value around it is blank already.
     pattern = _pattern(loc)
     if pattern in shape.BLANKS:
         parent[loc[-1]] = copy.deepcopy(shape.BLANKS[pattern])
@@ -283,9 +290,11 @@ def _finding(details: ErrorDetails, document: dict[str, object], shape: type[S])
     value = _at(document, loc)
     if kind == "enum":
         return error(path, _not_one_of(value, details["ctx"]["expected"]))
-    wanted = _WANTED.get(kind, kind)
-    if shape is PolicyShape and kind.startswith("model_") and path.endswith("]"):
-        wanted = "a model id or {model: …, weight: …}" if "models[" in path else wanted
+    wanted = _WANTED.get(kind, "another value")
+    if wanted == _MAPPING:
+        wanted = _MAPPINGS[shape.KIND].get(_pattern(loc), wanted)
+    if value is None:
+        return error(path, f"has no value; it must be {wanted}")
     return error(path, f"must be {wanted}, not {_described(value, kind)}")
 
 
@@ -313,38 +322,47 @@ def _not_one_of(value: object, expected: str) -> str:
     return f"{quoted(value)} is none of {', '.join(choices)}; use one of them"
 
 
+_MAPPING = "a mapping"
 _WANTED: Mapping[str, str] = {
     "string_type": "text",
     "float_type": "a number",
     "int_type": "a whole number",
+    "int_from_float": "a whole number",
     "list_type": "a list",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+}
+_ENTRY = "a model id or {model: <model id>, weight: <number>}"
+_MAPPINGS: Mapping[str, Mapping[str, str]] = {
+    PolicyShape.KIND: {
+        "default": "a mapping such as {models: [<model id>]}",
+        "default.models[]": _ENTRY,
+        "routes[]": "a mapping with name, description and models",
+        "routes[].models[]": _ENTRY,
+    },
+    CatalogShape.KIND: {
+        "models[]": "a mapping with id and upstream_model",
+        "models[].prices": "a mapping such as {input: 0.5, output: 1.5}",
+    },
 }
 
 
 def _described(value: object, wanted: str) -> str:
     """The value as written, with the remedy where the type tells it."""
-    if value is None:
-        return "empty; give a value or remove the key"
-    if isinstance(value, bool):
-        shown = "true" if value else "false"
-    elif isinstance(value, str):
-        shown = f"the text {quoted(value)}"
-        return f"{shown}; {_REMEDY_FOR_TEXT[wanted]}" if wanted in _REMEDY_FOR_TEXT else shown
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         return "a mapping"
-    elif isinstance(value, list):
+    if isinstance(value, list):
         return "a list"
-    else:
-        shown = f"the number {value}"
-    if wanted == "string_type":
-        return f'{shown}; write it in quotes: "{value if not isinstance(value, bool) else shown}"'
-    return shown
+    if isinstance(value, str):
+        shown = f"the text {quoted(value)}"
+        if wanted == "list_type":
+            return f"{shown}; write it as a list: [<entry>, …]"
+        if wanted in ("float_type", "int_type") and _NUMBER.fullmatch(value):
+            return f"{shown}; write the number without quotes"
+        return shown
+    plain = shortened(str(value).lower() if isinstance(value, bool) else str(value))
+    shown = plain if isinstance(value, bool) else f"the number {plain}"
+    return f'{shown}; write it in quotes: "{plain}"' if wanted == "string_type" else shown
 
 
-_REMEDY_FOR_TEXT: Mapping[str, str] = {
-    "float_type": "write the number without quotes",
-    "int_type": "write the number without quotes",
-    "list_type": "write it as a list: [<entry>, …]",
-}
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")

@@ -16,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
-from sidecar.policies.findings import Finding, error, item, member, quoted
+from sidecar.policies.findings import Finding, error, item, member, quoted, self_and_ancestors
 
 MAX_BYTES = 512 * 1024
 """A policy of 34 routes has 10 kB; reading takes about half a second per 100 kB."""
@@ -47,11 +47,8 @@ class Document:
 
     def line_of(self, path: str) -> int:
         """Line of the value, or of the nearest one around it that exists."""
-        while path:
-            if path in self.lines:
-                return self.lines[path]
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        return self.line
+        around = (self.lines[known] for known in self_and_ancestors(path) if known in self.lines)
+        return next(around, self.line)
 
 
 def decode(data: bytes) -> tuple[str, Finding | None]:
@@ -88,18 +85,33 @@ def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
         return documents, [error("", f"nested deeper than {MAX_DEPTH} levels; flatten it")]
     except ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
-        return documents, [error("", f"not YAML: {problem.reason}", line)]
+        code = problem.character if isinstance(problem.character, int) else ord(problem.character)
+        return documents, [
+            error("", f"the character U+{code:04X} may not stand in YAML; remove it", line)
+        ]
     except YAMLError as problem:
         return documents, [error("", f"not YAML: {str(problem).splitlines()[0]}")]
     return documents, []
 
 
+_REMEDIES = {
+    "mapping values are not allowed here": 'put text that contains ": " in quotes',
+    "found character '\\t' that cannot start any token": "indent with spaces, not tabs",
+}
+
+
 def _syntax_error(problem: MarkedYAMLError) -> Finding:
     mark = problem.problem_mark or problem.context_mark
-    what = problem.problem or problem.context or "not YAML"
+    what = problem.problem or problem.context or "cannot be read"
     if mark is None:
         return error("", f"not YAML: {what}")
-    return error("", f"not YAML, column {mark.column + 1}: {what}", mark.line + 1)
+    message = f"not YAML, column {mark.column + 1}: {what}"
+    begun = problem.context_mark
+    if begun is not None and begun.line != mark.line:
+        message += f" ({problem.context} that begins on line {begun.line + 1})"
+    if what in _REMEDIES:
+        message += f"; {_REMEDIES[what]}"
+    return error("", message, mark.line + 1)
 
 
 class _TooMuchError(Exception):
@@ -194,14 +206,22 @@ class _Reader:
 
     def _scalar(self, node: ScalarNode, path: str) -> object:
         if node.tag in _TEXT_TAGS:
-            return str(node.value)
+            return self._text(node, path)
         if node.tag in _CONSTRUCTED_TAGS:
             try:
                 return self._constructor.construct_object(node)
-            except (ValueError, YAMLError):
-                return str(node.value)
+            except (ValueError, KeyError, YAMLError):
+                return str(node.value)  # `!!int x`: the shape says what it should be.
         self._refuse_tag(node, path)
         return None
+
+    def _text(self, node: ScalarNode, path: str) -> str:
+        text = str(node.value)
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            line = node.start_mark.line + 1
+            self._report(path, "has half of a surrogate pair; write the character itself", line)
+            return ""
+        return text
 
     def _refuse_tag(self, node: Any, path: str) -> None:
         line = node.start_mark.line + 1
