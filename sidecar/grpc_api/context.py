@@ -1,10 +1,14 @@
-"""The type of a call's context."""
+"""Types of gRPC that its stubs make generic and the library does not."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-Context = grpc.aio.ServicerContext[Any, Any]
-"""Of any method: what it reads and writes is checked where messages are made."""
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+    Handler = grpc.RpcMethodHandler

@@ -25,12 +25,11 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.grpc_api.context import Context
+from sidecar.grpc_api.context import Context, Handler
 from sidecar.grpc_api.errors import DEFECT, status_of
 
 _log = structlog.get_logger(__name__)
 
-Handler = grpc.RpcMethodHandler[Any, Any]
 Around = Callable[[str, Context], AbstractAsyncContextManager[None]]
 
 

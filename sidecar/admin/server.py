@@ -1,0 +1,92 @@
+"""Health and metrics over HTTP.
+
+    /healthz   200 while the process works at all (liveness)
+    /readyz    200 while requests are taken, 503 before and after (readiness)
+    /metrics   Prometheus
+    /status    what is running, as JSON
+
+Neither probe depends on the model server: the sidecar answers without it, by fallback.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from sidecar import __version__
+from sidecar.observability.metrics import Metrics, SidecarState
+
+
+class AdminServer:
+    """Serves the state and the metrics of one sidecar."""
+
+    def __init__(self, address: str, metrics: Metrics, state: Callable[[], SidecarState]) -> None:
+        """`address`: `host:port`; port 0 takes a free one."""
+        self._address = address
+        self._metrics = metrics
+        self._state = state
+        self._started = time.monotonic()
+        self._runner = web.AppRunner(
+            self._application(),
+            # Every probe would be an entry.
+            access_log=None,
+        )
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the address; `port` is then its port. Raises OSError that says what to do."""
+        host, _, port = self._address.rpartition(":")
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host.strip("[]"), int(port), reuse_port=False)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(
+                    error.errno,
+                    f"cannot listen on {self._address}: another process listens there; stop it or "
+                    "choose another port",
+                ) from None
+            raise
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    def _application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_get("/healthz", self._live)
+        application.router.add_get("/readyz", self._ready)
+        application.router.add_get("/metrics", self._metrics_page)
+        application.router.add_get("/status", self._status)
+        return application
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        if self._state().ready:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="not ready: starting or shutting down\n")
+
+    async def _metrics_page(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(
+            body=encode(self._metrics.registry), headers={"Content-Type": content_type}
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        state = self._state()
+        return web.json_response(
+            {
+                "version": __version__,
+                "uptime_seconds": round(time.monotonic() - self._started, 1),
+                **asdict(state),
+            }
+        )

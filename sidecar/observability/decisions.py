@@ -1,0 +1,63 @@
+"""Where decisions are recorded."""
+
+from __future__ import annotations
+
+import structlog
+
+from sidecar.core.conversation import Role
+from sidecar.core.decision import Decision, DecisionSink, RoutingRequest
+from sidecar.core.policy import Policy
+
+_log = structlog.get_logger(__name__)
+
+
+def total_ms(decision: Decision) -> float:
+    """Time of the whole decision in milliseconds."""
+    return next((each.ms for each in decision.steps if each.step == "total"), 0.0)
+
+
+class DecisionLog:
+    """Logs one `decision` entry for each decision."""
+
+    def __init__(self, log_message_text: bool = False) -> None:
+        self._log_message_text = log_message_text
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        text = {"text": _newest_user_text(request)} if self._log_message_text else {}
+        _log.info(
+            "decision",
+            decision_id=decision.id,
+            source=str(decision.source),
+            reason=str(decision.reason),
+            route=decision.route,
+            model=decision.model.id,
+            policy=decision.policy.name or "inline",
+            policy_revision=decision.policy.revision,
+            confidence=None if decision.confidence is None else round(decision.confidence, 4),
+            ms=round(total_ms(decision), 2),
+            **text,
+        )
+
+
+def _newest_user_text(request: RoutingRequest) -> str:
+    users = (m.text for m in reversed(request.conversation.messages) if m.role is Role.USER)
+    return next(users, "")
+
+
+class DecisionSinks:
+    """Records each decision in several places. One that fails does not keep it from the others."""
+
+    def __init__(self, *sinks: DecisionSink) -> None:
+        self._sinks = sinks
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        for sink in self._sinks:
+            try:
+                sink.record(request, decision)
+            except Exception:
+                _log.exception("decision not recorded", sink=type(sink).__name__)
+
+
+def is_inline(request: RoutingRequest) -> bool:
+    """True if the policy came with the request."""
+    return isinstance(request.policy, Policy)

@@ -1,0 +1,120 @@
+"""Log setup: one format for the sidecar's own entries and those of its libraries.
+
+Message text stays out of the log unless it is switched on. Entries are written to keep it out; the
+one place where it could come in unseen is the text of an unexpected exception (`KeyError: 'my
+address is …'`), so that is left out too.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from sidecar.core.errors import SidecarError
+from sidecar.core.model import InferenceError
+
+Format = Literal["auto", "json", "pretty"]
+Level = Literal["debug", "info", "warning", "error"]
+
+_TEXT_IS_OURS = (SidecarError, InferenceError, OSError, ImportError)
+"""Exceptions whose text never holds what a caller sent."""
+
+_WITHHELD = "(text left out, it can hold message text; logging.log_message_text shows it)"
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """What is logged and how.
+
+    Args:
+        format: `auto` is `pretty` on a terminal, else `json`, one object a line.
+        log_message_text: allow the text of messages, and the text of unexpected exceptions.
+    """
+
+    level: Level = "info"
+    format: Format = "auto"
+    log_message_text: bool = False
+
+
+def configure_logging(options: LogOptions, stream: TextIO = sys.stderr) -> None:
+    """Sets up structlog and the standard library's logging, for the whole process."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        ExceptionDescriber(options.log_message_text),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        # Not cached: loggers are made at import, before this runs, and tests run it again.
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _renderer(options.format, stream),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(options.level.upper())
+    # It reports every poll of its event loop.
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+
+
+def _renderer(format: Format, stream: TextIO) -> Processor:
+    if format == "pretty" or (format == "auto" and stream.isatty()):
+        return structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    return structlog.processors.JSONRenderer()
+
+
+class ExceptionDescriber:
+    """Replaces `exc_info` by the stack and the types of the exceptions, with the text of those
+    that cannot hold message text."""
+
+    def __init__(self, show_text: bool) -> None:
+        self._show_text = show_text
+
+    def __call__(self, logger: WrappedLogger, name: str, entry: EventDict) -> EventDict:
+        exc_info = entry.pop("exc_info", None)
+        if exc_info is True:
+            exc_info = sys.exc_info()
+        error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+        if isinstance(error, BaseException):
+            entry["exception"] = "".join(self._lines(error)).rstrip()
+        return entry
+
+    def _lines(self, error: BaseException) -> Iterator[str]:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is not None:
+            yield from self._lines(cause)
+            yield "Then:\n"
+        yield from traceback.format_tb(error.__traceback__)
+        yield f"{type(error).__qualname__}: {self._text(error)}\n"
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                yield "In it:\n"
+                yield from self._lines(each)
+
+    def _text(self, error: BaseException) -> str:
+        shown = self._show_text or isinstance(error, _TEXT_IS_OURS)
+        return str(error) if shown else _WITHHELD
