@@ -31,7 +31,7 @@ class HfTokenizer:
         content = Path(path).read_text(encoding="utf-8")
         try:
             definition = json.loads(content)
-            # A file may ask for padding or truncation, which are the caller's business here.
+            # A file may ask for padding or truncation; prompts are neither.
             definition["padding"] = definition["truncation"] = None
             for token in definition["added_tokens"]:
                 token["special"] = token["special"] or bool(

@@ -7,11 +7,12 @@ from types import MappingProxyType
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import PromptFormat
+from sidecar.prompts.arch_router import arch_router_formats
 from sidecar.prompts.compact import CompactFormat
 
 __all__ = ["FORMATS", "get_format"]
 
-_ALL: tuple[PromptFormat, ...] = (CompactFormat(),)
+_ALL: tuple[PromptFormat, ...] = (CompactFormat(), *arch_router_formats())
 
 FORMATS: Mapping[str, PromptFormat] = MappingProxyType({one.name: one for one in _ALL})
 """Every prompt format, by its name."""

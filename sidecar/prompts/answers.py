@@ -1,14 +1,16 @@
-"""What the routing model's output means for a policy."""
+"""What the routing model's output means for a policy. Nothing here raises for what a model says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sidecar.core.decision import Candidate, Reason
-from sidecar.core.model import Answer, LabelLogits, ModelOutput
+from sidecar.core.model import Answer, LabelLogits, ModelOutput, TextOutput, Tokenizer
+from sidecar.prompts.parsing import find_route
 
-UNPARSABLE = Answer(name="", problem=Reason.UNPARSABLE_ANSWER)
+_UNPARSABLE = Answer(name="", problem=Reason.UNPARSABLE_ANSWER)
 
 
 def read_labels(
@@ -17,15 +19,15 @@ def read_labels(
     """Softmax over the label logits.
 
     Args:
-        names: what each label stands for; on equal logits the first wins.
+        names: what each label stands for; of equal logits the first wins.
         labels: the words, for the answer's text.
         temperature: divides the logits; > 0.
     """
     if not isinstance(output, LabelLogits) or len(output.logits) != len(names):
-        return UNPARSABLE
+        return _UNPARSABLE
     top = max(output.logits)
     if any(math.isnan(logit) for logit in output.logits) or math.isinf(top):
-        return UNPARSABLE
+        return _UNPARSABLE
     weights = [math.exp((logit - top) / temperature) for logit in output.logits]
     total = math.fsum(weights)
     ranked = sorted(range(len(names)), key=lambda i: -weights[i])
@@ -34,3 +36,45 @@ def read_labels(
         candidates=tuple(Candidate(names[i], weights[i] / total) for i in ranked),
         text=labels[ranked[0]],
     )
+
+
+def literal_guide(answers: Sequence[str]) -> str:
+    """A grammar that admits exactly `answers`.
+
+    EBNF as xgrammar and TensorRT-LLM's guided decoding read it: one rule, an alternation of
+    literals in double quotes, in which only `\\` and `"` are escaped, each by a backslash.
+
+    Args:
+        answers: without line breaks, which a literal cannot hold.
+    """
+    literals = (answer.replace("\\", "\\\\").replace('"', '\\"') for answer in answers)
+    return "root ::= " + " | ".join(f'"{literal}"' for literal in literals)
+
+
+def read_text(
+    output: ModelOutput, names: Sequence[str], written: Mapping[str, str], tokenizer: Tokenizer
+) -> Answer:
+    """The route that a text names, and the probability of that text where it is given.
+
+    Args:
+        names: the policy's routes and `other`.
+        written: complete answers in the model's own style -> the name each stands for. A guided
+            answer is one of them, and needs no guessing.
+    """
+    if not isinstance(output, TextOutput):
+        return _UNPARSABLE
+    if not all(0 <= token < tokenizer.vocab_size for token in output.token_ids):
+        return _UNPARSABLE
+    text = tokenizer.decode(output.token_ids)
+    found = written.get(text.strip()) or find_route(text, names)
+    if isinstance(found, Reason):
+        return replace(_UNPARSABLE, problem=found, text=text)
+    return Answer(name=found, candidates=_confidence(found, output), text=text)
+
+
+def _confidence(name: str, output: TextOutput) -> tuple[Candidate, ...]:
+    if not output.log_probs or len(output.log_probs) != len(output.token_ids):
+        return ()
+    log_prob = math.fsum(output.log_probs) if all(map(math.isfinite, output.log_probs)) else None
+    # Rounding in the model server can put a certain token a little above 0.
+    return () if log_prob is None else (Candidate(name, math.exp(min(log_prob, 0.0))),)

@@ -37,9 +37,9 @@ def by_importance(messages: Sequence[Message]) -> list[int]:
     return [request, *range(newest, request, -1), *range(request - 1, -1, -1)]
 
 
-def may_fit(text: str, room: int) -> bool:
-    """False for a text that is not worth tokenizing: it is far longer than `room` tokens."""
-    return len(text) <= _CHARS_PER_TOKEN * room
+def may_fit(chars: int, room: int) -> bool:
+    """False if a text of so many characters is not worth tokenizing: `room` tokens are too few."""
+    return chars <= _CHARS_PER_TOKEN * room
 
 
 def cut_to_fit(tokenizer: Tokenizer, text: str, room: int, encode: Encode) -> list[int]:

@@ -22,10 +22,8 @@ from sidecar.prompts.budget import (
     cut_to_fit,
     may_fit,
 )
+from sidecar.prompts.chat import chat_tokens
 from sidecar.prompts.labels import assign_labels, label_token
-
-START = "<|im_start|>"
-END = "<|im_end|>"
 
 _INSTRUCTIONS = (
     "system\nChoose the route for the user's latest request. Answer with its word.\nRoutes:"
@@ -49,7 +47,7 @@ class CompactFormat:
             SidecarError: POLICY_TOO_LARGE if fewer than 64 tokens are left for the conversation;
                 UNSUPPORTED if the tokenizer lacks the ChatML tokens or one-token words.
         """
-        start, end = _chat_tokens(self.name, tokenizer)
+        start, end = chat_tokens(self.name, tokenizer)
         labels = assign_labels(policy, tokenizer)
         words = (*labels.values(), OTHER)
         tokens = tuple(label_token(word, tokenizer) for word in words)
@@ -125,7 +123,7 @@ class CompactPrompt:
 
     def _whole(self, message: Message, room: int) -> Sequence[int] | None:
         """Ids of the turn; None if they are more than `room`."""
-        if not may_fit(message.text, room):
+        if not may_fit(len(message.text), room):
             return None
         turn = self._turn(message, message.text)
         return turn if len(turn) <= room else None
@@ -138,16 +136,6 @@ class CompactPrompt:
     def _turn(self, message: Message, text: str) -> list[int]:
         ids = self._tokenizer.encode(f"{message.role.value}\n{text}")
         return [*self._opening, *ids, self._end]
-
-
-def _chat_tokens(name: str, tokenizer: Tokenizer) -> tuple[int, int]:
-    try:
-        return tokenizer.special(START), tokenizer.special(END)
-    except KeyError as error:
-        raise SidecarError(
-            ErrorCode.UNSUPPORTED,
-            f"prompt format {name} needs a tokenizer with the special token {error.args[0]!r}",
-        ) from error
 
 
 def _one_line(text: str) -> str:
