@@ -33,6 +33,7 @@ from sidecar.policies.findings import (
     item,
     member,
     quoted,
+    self_and_ancestors,
     shortened,
 )
 
