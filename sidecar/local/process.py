@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _LAUNCHER = Path(__file__).with_name("_launch.py")
@@ -70,22 +70,22 @@ class ChildProcess:
         self._popen.wait()
         self._await_group_gone(5)
 
-    def last_lines(self, count: int = 15) -> str:
-        """The end of the log."""
+    def last_lines(self, count: int, tells: Callable[[str], bool] = bool) -> str:
+        """The last lines of the log for which `tells` is true; of all lines if it is for none."""
         try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        return "\n".join(text.splitlines()[-count:])
+        return "\n".join(([line for line in lines if tells(line)] or lines)[-count:])
 
     def _await_group_gone(self, timeout_s: float) -> None:
         # Children of the dead leader end a moment later.
         end = time.monotonic() + timeout_s
-        while _group_is_alive(self.pid) and time.monotonic() < end:
+        while group_is_alive(self.pid) and time.monotonic() < end:
             time.sleep(0.01)
 
 
-def _group_is_alive(group: int) -> bool:
+def group_is_alive(group: int) -> bool:
     """True if a process of the group runs; `killpg(group, 0)` would count the dead ones, too, that
     init has not yet reaped."""
     for stat in Path("/proc").glob("[0-9]*/stat"):

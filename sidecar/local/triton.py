@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -30,6 +31,8 @@ _HOST = "127.0.0.1"
 _SHM = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "llm_routing_sidecar"
 _PORT_TRIES = 3
+# Notes, tables wider than a screen, and complaints about the absent GPU.
+_CHATTER = re.compile(r"I\d{4} |[|+]|.*(pinned_memory_manager|CudaDriverHelper)")
 _numbers = itertools.count(1)
 
 
@@ -92,7 +95,8 @@ class TritonServer:
         return self._running().log
 
     def last_log_lines(self, count: int = 15) -> str:
-        return self._running().last_lines(count)
+        """The end of what went wrong, as far as the log tells."""
+        return self._running().last_lines(count, tells=_tells)
 
     def exit_code(self) -> int | None:
         """None while it runs; negative: killed by that signal."""
@@ -110,7 +114,7 @@ class TritonServer:
             try:
                 self.wait_ready()
             except LocalError:
-                taken = "already in use" in self.last_log_lines(50)
+                taken = "already in use" in self.log.read_text(errors="replace")
                 self.stop()
                 if not taken or attempt == _PORT_TRIES - 1:
                     raise
@@ -166,12 +170,12 @@ class TritonServer:
         while not self.is_ready():
             code = process.exit_code()
             if code is not None:
-                raise LocalError(f"Triton ended with code {code}:\n{process.last_lines()}")
+                raise LocalError(f"Triton ended with code {code}:\n{self.last_log_lines()}")
             if self._abandoned.is_set():
                 raise LocalError("Triton was stopped while it started")
             if time.monotonic() > end:
                 raise LocalError(
-                    f"Triton was not ready within {timeout_s:g} s:\n{process.last_lines()}"
+                    f"Triton was not ready within {timeout_s:g} s:\n{self.last_log_lines()}"
                 )
             time.sleep(0.05)
 
@@ -257,6 +261,7 @@ class TritonServer:
             f"--metrics-address={_HOST}",
             f"--metrics-port={metrics_port}",
             "--allow-gpu-metrics=false",
+            "--pinned-memory-pool-byte-size=0",
             f"--exit-timeout-secs={self._exit_timeout_s}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *self._arguments,
@@ -274,6 +279,11 @@ class TritonServer:
         environment["LD_LIBRARY_PATH"] = str(self._folder / "lib")
         environment["PYTHONNOUSERSITE"] = "1"
         return environment | self._extra_environment
+
+
+def _tells(line: str) -> bool:
+    """False for what Triton writes however it ends."""
+    return bool(line.strip()) and not _CHATTER.match(line)
 
 
 def remove_leftovers() -> None:

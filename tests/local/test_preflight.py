@@ -1,0 +1,60 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.local import preflight
+from sidecar.local.errors import LocalError
+from sidecar.local.preflight import Machine
+
+GOOD = Machine(
+    system="Linux",
+    architecture="x86_64",
+    glibc=(2, 36),
+    python=(3, 11),
+    libpython=Path("/usr/lib/libpython3.11.so.1.0"),
+    libpython_name="libpython3.11.so.1.0",
+    free_disk=10 * 1024**3,
+    needed_disk=2 * 1024**3,
+    free_memory=4 * 1024**3,
+    cache=Path("/home/a/.cache"),
+)
+
+
+@pytest.mark.parametrize(
+    ("lack", "problem", "remedy"),
+    [
+        ({"architecture": "aarch64"}, "It is Linux aarch64", "runs elsewhere"),
+        ({"system": "Darwin", "architecture": "arm64"}, "It is Darwin arm64", "runs elsewhere"),
+        ({"glibc": (2, 31)}, "It has glibc 2.31", "use Debian 12"),
+        ({"glibc": ()}, "It has glibc not found", "use Debian 12"),
+        ({"python": (3, 10)}, "This is Python 3.10", "make clean setup PYTHON="),
+        ({"python": (3, 14)}, "This is Python 3.14", "make clean setup PYTHON="),
+        ({"libpython": None}, "libpython3.11.so.1.0 of", "apt-get install libpython3.11"),
+        ({"free_disk": 1024**3}, "1.0 GiB free in /home/a/.cache", "LLM_ROUTING_SIDECAR_CACHE"),
+        ({"free_memory": 2**29}, "0.5 GiB available", "close other programs"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_machine_lacks_is_named_with_what_to_do(
+    lack: dict[str, Any], problem: str, remedy: str
+) -> None:
+    with pytest.raises(LocalError) as raised:
+        preflight.require(replace(GOOD, **lack))
+    assert problem in str(raised.value)
+    assert remedy in str(raised.value)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    poor = replace(GOOD, architecture="aarch64", glibc=(2, 31))
+    with pytest.raises(LocalError, match=r"aarch64.*2\.31"):
+        preflight.require(poor)
+
+
+def test_a_good_machine_passes() -> None:
+    assert preflight.require(GOOD) is GOOD
+
+
+def test_python_3_13_needs_no_libpython() -> None:
+    preflight.require(replace(GOOD, python=(3, 13), libpython=None))
