@@ -1,1 +1,20 @@
-"""Builds routing-model engines and their manifests."""
+"""Builds routing-model engines and their manifests, and renders what serves them.
+
+`openvino` and `gguf` (extra `cpu`) are imported when an engine is built, not before.
+"""
+
+from sidecar.engines.cpu import build_cpu_engine
+from sidecar.engines.cpu_repository import CpuRepositoryOptions, render_cpu_repository
+from sidecar.engines.engine_directory import EngineInfo, RouterFacts, load_engine, read_engine
+from sidecar.engines.errors import EngineError
+
+__all__ = [
+    "CpuRepositoryOptions",
+    "EngineError",
+    "EngineInfo",
+    "RouterFacts",
+    "build_cpu_engine",
+    "load_engine",
+    "read_engine",
+    "render_cpu_repository",
+]

@@ -1,0 +1,73 @@
+"""Renders the Triton model repository that serves a CPU engine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+
+from sidecar.engines.engine_directory import read_engine
+from sidecar.engines.errors import EngineError
+
+MODEL_NAME = "tensorrt_llm"
+"""The name that TensorRT-LLM's own repository uses, so that only the address differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRepositoryOptions:
+    """What bounds the served model.
+
+    Args:
+        max_batch_size: requests that Triton hands over together.
+        max_queue_size: requests that wait; more are answered UNAVAILABLE.
+        prefix_cache_bytes: bound of the kept prefixes' keys and values.
+        max_pass_tokens: new tokens of one pass over the graph.
+        max_output_tokens: longest answer.
+        threads: of computation; 0 leaves the choice to OpenVINO.
+    """
+
+    max_batch_size: int = 16
+    max_queue_size: int = 64
+    prefix_cache_bytes: int = 512 * 1024 * 1024
+    max_pass_tokens: int = 512
+    max_output_tokens: int = 256
+    threads: int = 0
+
+
+def render_cpu_repository(
+    engine: Path, destination: Path, *, options: CpuRepositoryOptions | None = None
+) -> Path:
+    """Write a model repository with one model, `tensorrt_llm`, that serves `engine`.
+
+    What was in `destination` under that name is replaced.
+
+    Returns:
+        `destination`, to be given to `tritonserver --model-repository`.
+
+    Raises:
+        EngineError: `engine` is not a whole engine directory, or its path cannot stand in
+            config.pbtxt.
+    """
+    info = read_engine(engine)
+    source = _template_folder()
+    path = str(info.path.resolve())
+    if any(character in path for character in '"\\\n'):
+        raise EngineError(f"{path}: an engine's path must not contain quotes or backslashes")
+    model = destination / MODEL_NAME
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(source / "1", model / "1", ignore=shutil.ignore_patterns("__pycache__"))
+    template = Template((source / "config.pbtxt").read_text(encoding="utf-8"))
+    values = {**asdict(options or CpuRepositoryOptions()), "gpt_model_path": path}
+    # Comments speak of ${…} itself; a missing name in a value would stop Triton, not pass.
+    (model / "config.pbtxt").write_text(template.safe_substitute(values), encoding="utf-8")
+    return destination
+
+
+def _template_folder() -> Path:
+    here = Path(__file__).resolve().parents[1]
+    # In a wheel the folder lies inside the package, in a checkout beside it.
+    for root in (here / "_triton_models", here.parent / "triton_models"):
+        if (root / "cpu" / MODEL_NAME).is_dir():
+            return root / "cpu" / MODEL_NAME
+    raise EngineError(f"{here.parent / 'triton_models'}: missing; reinstall the sidecar")

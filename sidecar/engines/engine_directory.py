@@ -1,0 +1,177 @@
+"""The engine directory: what is in it, and whether it is whole.
+
+manifest.json    sha256 and size of every other file
+router.json      what the sidecar and the model server must know (`RouterFacts`)
+tokenizer.json   as the `tokenizers` library reads it
+model.xml/.bin   OpenVINO IR
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sidecar.engines.errors import EngineError
+from sidecar.engines.weights import Architecture
+
+SCHEMA_VERSION = 1
+"""Of router.json and manifest.json. A reader refuses newer ones."""
+
+GRAPH_VERSION = 1
+"""Of the OpenVINO graph; counts changes after which built engines must not be reused."""
+
+MANIFEST = "manifest.json"
+ROUTER = "router.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFacts:
+    """Content of router.json.
+
+    Args:
+        model_id: the routing model's id, reported with every decision.
+        prompt_format: the format it was trained for, e.g. `compact-v1`.
+        runtime: what computes it; `openvino`.
+        graph_version: of the graph's inputs, outputs and arithmetic.
+        graph_file, tokenizer_file: names within the directory.
+        end_id, pad_id: token ids.
+        context_length: most tokens of prompt and answer together.
+        temperature: calibration; label logits are divided by it before the softmax.
+        weights_sha256: of the source files, one after another.
+    """
+
+    schema_version: int
+    model_id: str
+    prompt_format: str
+    runtime: str
+    graph_version: int
+    graph_file: str
+    tokenizer_file: str
+    end_id: int
+    pad_id: int
+    context_length: int
+    vocab_size: int
+    temperature: float
+    weights_sha256: str
+    sidecar_version: str
+    runtime_version: str
+    architecture: Architecture
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """An engine on disk."""
+
+    path: Path
+    router: RouterFacts
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / self.router.tokenizer_file
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / self.router.graph_file
+
+
+def read_engine(path: Path) -> EngineInfo:
+    """The facts of an engine whose files are all there, by name and size.
+
+    Raises:
+        EngineError: not an engine, incomplete, or written by a newer version.
+    """
+    for name, entry in _manifest(path).items():
+        file = path / name
+        if not file.is_file():
+            raise EngineError(f"{file}: missing; build the engine again")
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise EngineError(
+                f"{file}: {size} bytes, the manifest says {entry['bytes']}; build the engine again"
+            )
+    return EngineInfo(path, _router_facts(path / ROUTER))
+
+
+def load_engine(path: Path) -> EngineInfo:
+    """As `read_engine`, and every file's sha256 is compared.
+
+    Raises:
+        EngineError: as `read_engine`, or a file was changed.
+    """
+    info = read_engine(path)
+    for name, entry in _manifest(path).items():
+        actual = sha256_of(path / name)
+        if actual != entry["sha256"]:
+            raise EngineError(
+                f"{path / name}: sha256 is {actual}, the manifest says {entry['sha256']}; "
+                "build the engine again"
+            )
+    return info
+
+
+def write_manifest(path: Path) -> None:
+    """Describe every file of the directory in its manifest."""
+    files = {
+        file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        for file in sorted(path.iterdir())
+    }
+    content = {"schema_version": SCHEMA_VERSION, "files": files}
+    (path / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256_of(*files: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hex digest over the contents of `files`, one after another."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+    return digest.hexdigest()
+
+
+def _manifest(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    content = _read_json(path / MANIFEST)
+    files = content.get("files")
+    if not isinstance(files, dict) or ROUTER not in files:
+        raise EngineError(f"{path / MANIFEST}: names no {ROUTER}; build the engine again")
+    return files
+
+
+def _router_facts(path: Path) -> RouterFacts:
+    content = _read_json(path)
+    known = {field.name for field in fields(RouterFacts)}
+    missing = sorted(known - content.keys())
+    if missing:
+        raise EngineError(f"{path}: {', '.join(missing)} missing; build the engine again")
+    content["architecture"] = Architecture(**content["architecture"])
+    return RouterFacts(**{name: content[name] for name in known})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EngineError(
+            f"{path}: missing, so {path.parent} is not an engine directory; build one with "
+            "`sidecar model build`"
+        ) from error
+    except ValueError as error:
+        raise EngineError(f"{path}: not valid JSON ({error}); build the engine again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise EngineError(f"{path}: schema_version is missing; build the engine again")
+    if version > SCHEMA_VERSION:
+        raise EngineError(
+            f"{path}: schema_version is {version}, this version reads up to {SCHEMA_VERSION}; "
+            "upgrade, or build the engine again"
+        )
+    return dict(content)

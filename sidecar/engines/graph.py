@@ -1,0 +1,220 @@
+"""The decoder as an OpenVINO graph that computes many short sequences over one shared prefix.
+
+One graph serves both passes, so that the weights are in memory once:
+
+* *extend* computes tokens and returns their keys and values (`keep` = number of tokens);
+* *decide* computes tokens and returns logits of chosen positions alone (`keep` = 0, so the
+  key/value outputs are empty and nothing is copied).
+
+Sequences are packed, not padded: the tokens of all of them stand in one row of length S, and a
+token attends to itself and to what precedes it under the same segment number, and to every past
+token of its own segment or of `SHARED_SEGMENT`. Past keys and values are ordinary inputs, so that
+one buffer serves any number of calls.
+
+Inputs (P past tokens, S new ones, B logits rows, H key/value heads of D):
+    input_ids, position_ids, segments: [S] int32
+    past_segments: [P] int32
+    rows: [B] int32, positions in 0..S-1 whose logits are wanted
+    keep: [1] int32, how many leading new tokens' keys and values are returned
+    past_k.{i}, past_v.{i}: [H, P, D] float32
+Outputs:
+    logits: [B, vocabulary] float32
+    present_k.{i}, present_v.{i}: [H, keep, D] float32
+
+Source of the arithmetic: transformers' modeling_llama.py and modeling_qwen2.py (RMSNorm in
+float32, rotary embedding over halves, grouped-query attention, SwiGLU).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+
+from sidecar.engines.weights import Architecture, FloatArray, Weights
+
+SHARED_SEGMENT = -1
+"""Segment number of past tokens that every sequence sees."""
+
+Node = Any  # ov.Node and ov.Output are interchangeable as operands; the stubs say only one of them
+
+
+def build_graph(architecture: Architecture, weights: Weights) -> ov.Model:
+    """The whole decoder.
+
+    Raises:
+        EngineError: a tensor is missing.
+    """
+    return _Builder(architecture, weights).build()
+
+
+class _Builder:
+    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+        self.a = architecture
+        self.weights = weights
+        self.parameters: list[Node] = []
+        self.results: list[Node] = []
+
+    def build(self) -> ov.Model:
+        ids = self._input("input_ids", [-1], np.int32)
+        positions = self._input("position_ids", [-1], np.int32)
+        segments = self._input("segments", [-1], np.int32)
+        past_segments = self._input("past_segments", [-1], np.int32)
+        rows = self._input("rows", [-1], np.int32)
+        keep = self._input("keep", [1], np.int32)
+        embedding = self._compressed("model.embed_tokens.weight")
+        hidden = ops.convert(ops.gather(embedding, ids, _ints(0)), np.float32)
+        mask = _attention_mask(segments, past_segments)
+        rotary = self._rotary(positions)
+        for layer in range(self.a.layers):
+            hidden = self._layer(layer, hidden, mask, rotary, keep, rows)
+        hidden = self._norm(hidden, "model.norm.weight")
+        head = embedding if self.a.tied_embeddings else self._compressed("lm_head.weight")
+        logits = ops.matmul(hidden, _decompressed(head), False, True)
+        self._output("logits", logits)
+        self.results.insert(0, self.results.pop())
+        return ov.Model(self.results, self.parameters, f"{self.a.family}-packed")
+
+    def _layer(
+        self,
+        layer: int,
+        hidden: Node,
+        mask: Node,
+        rotary: tuple[Node, Node],
+        keep: Node,
+        rows: Node,
+    ) -> Node:
+        name = f"model.layers.{layer}"
+        last = layer == self.a.layers - 1
+        normed = self._norm(hidden, f"{name}.input_layernorm.weight")
+        attended = self._attention(layer, normed, mask, rotary, keep)
+        if last:  # nothing after the last attention looks at other positions
+            attended = ops.gather(attended, rows, _ints(0))
+            hidden = ops.gather(hidden, rows, _ints(0))
+        hidden = ops.add(hidden, self._linear(attended, f"{name}.self_attn.o_proj"))
+        normed = self._norm(hidden, f"{name}.post_attention_layernorm.weight")
+        gate = ops.swish(self._linear(normed, f"{name}.mlp.gate_proj"))
+        inner = ops.multiply(gate, self._linear(normed, f"{name}.mlp.up_proj"))
+        return ops.add(hidden, self._linear(inner, f"{name}.mlp.down_proj"))
+
+    def _attention(
+        self, layer: int, normed: Node, mask: Node, rotary: tuple[Node, Node], keep: Node
+    ) -> Node:
+        a = self.a
+        name = f"model.layers.{layer}.self_attn"
+        bias = a.qkv_bias
+        query = self._heads(self._linear(normed, f"{name}.q_proj", bias), a.heads)
+        key = self._heads(self._linear(normed, f"{name}.k_proj", bias), a.kv_heads)
+        value = self._heads(self._linear(normed, f"{name}.v_proj", bias), a.kv_heads)
+        query, key = _rotate(query, rotary, a.head_dim), _rotate(key, rotary, a.head_dim)
+        all_keys = self._with_past(f"k.{layer}", key, keep)
+        all_values = self._with_past(f"v.{layer}", value, keep)
+        # Grouped queries: the key/value heads stand in the batch dimension, so that each group of
+        # query heads is a multi-query attention and no key is repeated.
+        groups = a.heads // a.kv_heads
+        grouped = ops.reshape(query, _ints(a.kv_heads, groups, -1, a.head_dim), False)
+        attended = ops.scaled_dot_product_attention(
+            grouped,
+            ops.unsqueeze(all_keys, _ints(1)),
+            ops.unsqueeze(all_values, _ints(1)),
+            mask,
+        )
+        by_token = ops.transpose(attended, _ints(2, 0, 1, 3))
+        return ops.reshape(by_token, _ints(-1, a.heads * a.head_dim), False)
+
+    def _with_past(self, name: str, new: Node, keep: Node) -> Node:
+        past = self._input(f"past_{name}", [self.a.kv_heads, -1, self.a.head_dim], np.float32)
+        kept = ops.slice(new, _ints(0), keep, _ints(1), _ints(1))
+        self._output(f"present_{name}", kept)
+        return ops.concat([past, new], 1)
+
+    def _heads(self, projected: Node, heads: int) -> Node:
+        """[S, heads * D] -> [heads, S, D]"""
+        split = ops.reshape(projected, _ints(-1, heads, self.a.head_dim), False)
+        return ops.transpose(split, _ints(1, 0, 2))
+
+    def _rotary(self, positions: Node) -> tuple[Node, Node]:
+        """Cosines and sines, [S, D] each, from tables: sine and cosine of large angles lose
+        everything in bfloat16, the tabled values lose one rounding."""
+        half = np.arange(0, self.a.head_dim, 2, dtype=np.float64) / self.a.head_dim
+        inverse = 1.0 / self.a.rope_theta**half
+        angles = np.arange(self.a.context_length, dtype=np.float64)[:, None] * inverse[None, :]
+        tables = (np.cos(angles), np.sin(angles))
+        cos, sin = (
+            ops.gather(_constant(table.astype(np.float32)), positions, _ints(0)) for table in tables
+        )
+        return ops.concat([cos, cos], 1), ops.concat([sin, sin], 1)
+
+    def _norm(self, hidden: Node, name: str) -> Node:
+        mean_square = ops.reduce_mean(ops.power(hidden, _float(2.0)), _ints(-1), True)
+        scaled = ops.divide(hidden, ops.sqrt(ops.add(mean_square, _float(self.a.rms_eps))))
+        return ops.multiply(scaled, _constant(self._read(name).astype(np.float32)))
+
+    def _linear(self, hidden: Node, name: str, bias: bool = False) -> Node:
+        product = ops.matmul(hidden, _decompressed(self._compressed(f"{name}.weight")), False, True)
+        if not bias:
+            return product
+        return ops.add(product, _constant(self._read(f"{name}.bias").astype(np.float32)))
+
+    def _compressed(self, name: str) -> Node:
+        return _constant(self._read(name).astype(np.float16))
+
+    def _read(self, name: str) -> FloatArray:
+        return self.weights.tensor(name)
+
+    def _input(self, name: str, shape: list[int], dtype: type) -> Node:
+        parameter = ops.parameter(shape, dtype, name)
+        parameter.output(0).get_tensor().set_names({name})
+        self.parameters.append(parameter)
+        return parameter
+
+    def _output(self, name: str, node: Node) -> None:
+        result = ops.result(node)
+        result.output(0).get_tensor().add_names({name})
+        self.results.append(result)
+
+
+def _attention_mask(segments: Node, past_segments: Node) -> Node:
+    """Additive mask [1, 1, S, P + S]: 0 where a token may look, minus infinity elsewhere."""
+    new = ops.shape_of(segments, "i32")
+    past = ops.shape_of(past_segments, "i32")
+    zero, one = _scalar(0), _scalar(1)
+    new_length, past_length = ops.squeeze(new, _ints(0)), ops.squeeze(past, _ints(0))
+    queries = ops.unsqueeze(ops.add(ops.range(zero, new_length, one, "i32"), past_length), _ints(1))
+    keys = ops.range(zero, ops.add(past_length, new_length), one, "i32")
+    key_segments = ops.concat([past_segments, segments], 0)
+    same = ops.equal(ops.unsqueeze(segments, _ints(1)), key_segments)
+    shared = ops.equal(key_segments, _ints(SHARED_SEGMENT))
+    visible = ops.logical_and(ops.logical_or(same, shared), ops.less_equal(keys, queries))
+    additive = ops.select(visible, _float(0.0), _float(float("-inf")))
+    return ops.unsqueeze(additive, _ints(0, 1))
+
+
+def _rotate(heads: Node, rotary: tuple[Node, Node], head_dim: int) -> Node:
+    cos, sin = rotary
+    first, second = ops.split(heads, _scalar(2), 2).outputs()
+    turned = ops.concat([ops.negative(second), first], 2)
+    return ops.add(ops.multiply(heads, cos), ops.multiply(turned, sin))
+
+
+def _constant(values: FloatArray) -> Node:
+    return ops.constant(np.ascontiguousarray(values))
+
+
+def _decompressed(compressed: Node) -> Node:
+    """Float32 view of stored float16 weights; the CPU plugin picks the arithmetic."""
+    return ops.convert(compressed, np.float32)
+
+
+def _ints(*values: int) -> Node:
+    return ops.constant(np.array(values, np.int32))
+
+
+def _scalar(value: int) -> Node:
+    return ops.constant(np.array(value, np.int32))
+
+
+def _float(value: float) -> Node:
+    return ops.constant(np.array(value, np.float32))

@@ -1,0 +1,221 @@
+"""Answers the requests that arrived together.
+
+What shares a prefix is packed into one pass; a prefix is computed once and kept. A caller who has
+gone costs nothing more from the next pass on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cpu_engine.answers import Answer, FreeAnswer, LiteralAnswer
+from cpu_engine.errors import RefusedError
+from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Pass
+from cpu_engine.prefix_cache import PrefixCache
+from cpu_engine.requests import Asked
+from cpu_engine.vocabulary import Vocabulary
+
+
+class CancelledError(Exception):
+    """The caller has gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """The answer to one request.
+
+    Args:
+        reused_tokens: leading prompt tokens whose keys and values were not computed again.
+        logits: [1, vocabulary] for every chosen token, where asked for.
+    """
+
+    answer: Answer
+    reused_tokens: int
+    logits: list[Floats] = field(default_factory=list)
+
+
+Result = tuple[Asked, Outcome | RefusedError | CancelledError]
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """A request within a pass. `pending`: tokens whose keys and values are still to be computed;
+    `position`: of the first of them."""
+
+    asked: Asked
+    outcome: Outcome
+    pending: Ints
+    position: int
+    segment: int
+
+    @property
+    def answer(self) -> Answer:
+        return self.outcome.answer
+
+    def take(self, logits: Floats) -> None:
+        known = len(self.answer.tokens)
+        if self.asked.logits:
+            self.outcome.logits.append(logits)
+        self.answer.take(logits)
+        self.position += len(self.pending)
+        self.pending = np.array(self.answer.tokens[known:], np.int32)
+
+
+class Decider:
+    """The routing model. Not thread-safe."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        cache: PrefixCache,
+        vocabulary: Vocabulary | None,
+        max_pass_tokens: int,
+    ) -> None:
+        """
+        Args:
+            vocabulary: None if the tokenizer's tokens have no bytes; text answers are refused.
+            max_pass_tokens: bound of one pass, which bounds its memory and how long a
+                cancellation waits.
+        """
+        self._forward = forward
+        self._cache = cache
+        self._vocabulary = vocabulary
+        self._max_pass_tokens = max_pass_tokens
+
+    def decide(self, requests: Sequence[Asked]) -> Iterator[Result]:
+        """Results as they come, one for each request."""
+        for group in _by_prefix(requests):
+            yield from self._decide_group(group)
+
+    def _decide_group(self, group: Sequence[Asked]) -> Iterator[Result]:
+        try:
+            prefix, reused = self._prefix(group)
+        except CancelledError as cancelled:
+            yield from ((asked, cancelled) for asked in group)
+            return
+        waiting = list(group)
+        while waiting:
+            sequences: list[_Sequence] = []
+            room = self._max_pass_tokens
+            while waiting and (not sequences or len(waiting[0].suffix) <= room):
+                asked = waiting.pop(0)
+                if asked.is_cancelled():
+                    yield asked, CancelledError()
+                    continue
+                try:
+                    sequence = self._begin(asked, reused, len(sequences))
+                except RefusedError as refused:
+                    yield asked, refused
+                    continue
+                sequences.append(sequence)
+                room -= len(sequence.pending)
+            yield from self._answer(sequences, prefix)
+            reused = group[0].prefix_length
+
+    def _begin(self, asked: Asked, reused: int, segment: int) -> _Sequence:
+        outcome = Outcome(self._new_answer(asked), reused)
+        forced = np.array(outcome.answer.tokens, np.int32)
+        pending = np.concatenate((asked.suffix, forced))
+        return _Sequence(asked, outcome, pending, asked.prefix_length, segment)
+
+    def _new_answer(self, asked: Asked) -> Answer:
+        if asked.literals is None:
+            return FreeAnswer(asked.end_id, asked.max_tokens)
+        if self._vocabulary is None:
+            raise RefusedError("guided_decoding_guide needs a byte-level BPE tokenizer")
+        return LiteralAnswer(asked.literals, self._vocabulary, asked.end_id, asked.max_tokens)
+
+    def _prefix(self, group: Sequence[Asked]) -> tuple[KeyValues, int]:
+        """The group's prefix, and how many of its tokens were held before."""
+        ids = group[0].prefix
+        if not len(ids):
+            return self._forward.nothing, 0
+        held = self._cache.get(ids)
+        if held is not None:
+            return held, len(ids)
+        start = self._cache.longest_common(ids) or self._forward.nothing
+        complete = self._extend(start, ids[len(start) :], group)
+        self._cache.put(ids, complete)
+        return complete, len(start)
+
+    def _extend(self, past: KeyValues, ids: Ints, waiting: Sequence[Asked]) -> KeyValues:
+        """`past` and the keys and values of `ids` after it, all of them shared."""
+        for start in range(0, len(ids), self._max_pass_tokens):
+            if all(asked.is_cancelled() for asked in waiting):
+                raise CancelledError
+            chunk = ids[start : start + self._max_pass_tokens]
+            work = Pass(
+                ids=chunk,
+                positions=np.arange(len(past), len(past) + len(chunk), dtype=np.int32),
+                segments=np.full(len(chunk), SHARED_SEGMENT, np.int32),
+                rows=np.zeros(0, np.int32),
+                keep=True,
+            )
+            past = past.followed_by(self._forward.run(work, past)[1])
+        return past
+
+    def _answer(self, sequences: Sequence[_Sequence], past: KeyValues) -> Iterator[Result]:
+        """Passes until every answer is complete; `past` grows by what they computed."""
+        active = list(sequences)
+        while active:
+            still: list[_Sequence] = []
+            for sequence in active:
+                if sequence.answer.done:
+                    yield sequence.asked, sequence.outcome
+                elif sequence.asked.is_cancelled():
+                    yield sequence.asked, CancelledError()
+                else:
+                    still.append(sequence)
+            active = still
+            if not active:
+                return
+            try:
+                past = self._fit(active, past)
+            except CancelledError as cancelled:
+                yield active[0].asked, cancelled
+                return
+            more = any(sequence.asked.max_tokens > 1 for sequence in active)
+            logits, present = self._forward.run(_packed(active, keep=more), past)
+            if more:
+                past = past.followed_by(present)
+            for sequence, row in zip(active, logits, strict=True):
+                sequence.take(row)
+
+    def _fit(self, active: Sequence[_Sequence], past: KeyValues) -> KeyValues:
+        """A single sequence longer than a pass: all but its last part is computed beforehand."""
+        (first, *others) = active
+        if others or len(first.pending) <= self._max_pass_tokens:
+            return past
+        head = len(first.pending) - self._max_pass_tokens
+        past = self._extend(past, first.pending[:head], [first.asked])
+        first.pending = first.pending[head:]
+        first.position += head
+        return past
+
+
+def _by_prefix(requests: Sequence[Asked]) -> list[list[Asked]]:
+    groups: dict[bytes, list[Asked]] = {}
+    for asked in requests:
+        groups.setdefault(asked.prefix.tobytes(), []).append(asked)
+    return list(groups.values())
+
+
+def _packed(sequences: Sequence[_Sequence], *, keep: bool) -> Pass:
+    lengths = [len(sequence.pending) for sequence in sequences]
+    return Pass(
+        ids=np.concatenate([sequence.pending for sequence in sequences]),
+        positions=np.concatenate(
+            [
+                np.arange(sequence.position, sequence.position + length, dtype=np.int32)
+                for sequence, length in zip(sequences, lengths, strict=True)
+            ]
+        ),
+        segments=np.repeat(
+            np.array([sequence.segment for sequence in sequences], np.int32), lengths
+        ),
+        rows=(np.cumsum(lengths) - 1).astype(np.int32),
+        keep=keep,
+    )

@@ -1,0 +1,84 @@
+"""Opens an engine directory written by the sidecar (`sidecar model build`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpu_engine.errors import EngineFilesError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the model server needs of router.json."""
+
+    graph_path: Path
+    tokenizer_path: Path
+    context_length: int
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+def open_engine(directory: Path) -> EngineFacts:
+    """Check every file against the manifest and read the facts.
+
+    Raises:
+        EngineFilesError: a file is missing or changed, or the engine is newer than this model.
+    """
+    manifest = _read(directory / "manifest.json")
+    for name, entry in manifest["files"].items():
+        _check(directory / name, entry["sha256"])
+    router = _read(directory / "router.json")
+    if router.get("runtime") != "openvino":
+        raise EngineFilesError(
+            f"{directory}: made for runtime {router.get('runtime')!r}; this model needs 'openvino'"
+        )
+    architecture = router["architecture"]
+    return EngineFacts(
+        graph_path=directory / router["graph_file"],
+        tokenizer_path=directory / router["tokenizer_file"],
+        context_length=router["context_length"],
+        vocab_size=router["vocab_size"],
+        layers=architecture["layers"],
+        kv_heads=architecture["kv_heads"],
+        head_dim=architecture["head_dim"],
+    )
+
+
+def _check(path: Path, expected: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise EngineFilesError(f"{path}: {error.strerror}; build the engine again") from error
+    if digest.hexdigest() != expected:
+        raise EngineFilesError(
+            f"{path}: sha256 is {digest.hexdigest()}, the manifest says {expected}; build the "
+            "engine again"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EngineFilesError(
+            f"{path}: {error.strerror}; is gpt_model_path an engine directory?"
+        ) from error
+    except ValueError as error:
+        raise EngineFilesError(f"{path}: not valid JSON ({error})") from error
+    version = content.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise EngineFilesError(
+            f"{path}: schema_version is {version!r}, this model reads up to {SCHEMA_VERSION}"
+        )
+    return content

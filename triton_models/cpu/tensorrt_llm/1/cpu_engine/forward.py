@@ -1,0 +1,125 @@
+"""Runs the packed decoder graph (see the sidecar's `engines/graph.py` for its tensors)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+SHARED_SEGMENT = -1
+"""Segment of past tokens that every sequence of a pass sees."""
+
+
+class KeyValues:
+    """Keys and values of some tokens, all layers. Immutable; shared by any number of passes.
+
+    Args:
+        arrays: k.0, v.0, k.1, v.1, … of shape [kv_heads, tokens, head_dim].
+        segments: [tokens], the sequence each token belongs to.
+    """
+
+    def __init__(self, arrays: Sequence[Floats], segments: Ints) -> None:
+        self.arrays = tuple(np.ascontiguousarray(array) for array in arrays)
+        self.segments = segments
+        # The tensors point at the arrays' memory, so a pass reads them without a copy.
+        self.tensors = tuple(ov.Tensor(array, shared_memory=True) for array in self.arrays)
+        for array in self.arrays:
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    def first(self, tokens: int) -> KeyValues:
+        """A copy of the leading `tokens`."""
+        return KeyValues([array[:, :tokens] for array in self.arrays], self.segments[:tokens])
+
+    def followed_by(self, other: KeyValues) -> KeyValues:
+        if not len(other):
+            return self
+        if not len(self):
+            return other
+        joined = [
+            np.concatenate(pair, axis=1) for pair in zip(self.arrays, other.arrays, strict=True)
+        ]
+        return KeyValues(joined, np.concatenate((self.segments, other.segments)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Sequences packed into one row.
+
+    Args:
+        ids, positions, segments: [S]
+        rows: positions in 0..S-1 whose logits are wanted.
+        keep: whether the keys and values of the S tokens are wanted.
+    """
+
+    ids: Ints
+    positions: Ints
+    segments: Ints
+    rows: Ints
+    keep: bool
+
+
+class Forward:
+    """The compiled graph. Not thread-safe: one pass at a time."""
+
+    def __init__(
+        self, graph: Path, *, layers: int, kv_heads: int, head_dim: int, threads: int = 0
+    ) -> None:
+        """Load and compile.
+
+        Args:
+            threads: of computation; 0 leaves the choice to OpenVINO (all cores it may use).
+        """
+        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        # Precision is left to the CPU plugin: bfloat16 where the CPU computes in it, else float32.
+        self._compiled = ov.Core().compile_model(graph, "CPU", options)
+        self._request = self._compiled.create_infer_request()
+        self._cache_names = [f"{kind}.{layer}" for layer in range(layers) for kind in "kv"]
+        blank = np.zeros((kv_heads, 0, head_dim), np.float32)
+        self.nothing = KeyValues([blank] * (2 * layers), np.zeros(0, np.int32))
+        self.passes = 0
+
+    def run(self, work: Pass, past: KeyValues) -> tuple[Floats, KeyValues]:
+        """One pass over the graph.
+
+        Returns:
+            logits [rows, vocabulary], and the keys and values of the pass's tokens (empty unless
+            `work.keep`).
+        """
+        request = self._request
+        keep = np.array([len(work.ids) if work.keep else 0], np.int32)
+        inputs = {
+            "input_ids": work.ids,
+            "position_ids": work.positions,
+            "segments": work.segments,
+            "past_segments": past.segments,
+            "rows": work.rows,
+            "keep": keep,
+        }
+        for name, values in inputs.items():
+            request.set_tensor(name, ov.Tensor(np.ascontiguousarray(values, np.int32)))
+        for name, tensor in zip(self._cache_names, past.tensors, strict=True):
+            request.set_tensor(f"past_{name}", tensor)
+        request.infer()
+        self.passes += 1
+        # Output memory belongs to the request and is overwritten by the next pass.
+        logits = request.get_tensor("logits").data.copy()
+        if not work.keep:
+            return logits, self.nothing
+        present = [request.get_tensor(f"present_{name}").data.copy() for name in self._cache_names]
+        return logits, KeyValues(present, work.segments)

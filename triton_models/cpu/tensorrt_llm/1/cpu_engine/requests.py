@@ -1,0 +1,211 @@
+"""Tensors of one Triton request -> what is asked; an answer -> tensors.
+
+Names, types and shapes: `tensorrt_llm` of
+https://github.com/NVIDIA/TensorRT-LLM/tree/main/triton_backend/all_models/inflight_batcher_llm
+(release 1.2). Client shapes are [1, …]: one decision per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpu_engine.errors import RefusedError
+from cpu_engine.forward import Ints
+from cpu_engine.grammar import read_literals
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+TOKENS_PER_BLOCK = 32
+"""Unit of the kv_cache_* outputs: TensorRT-LLM's default block."""
+
+_MANDATORY_OUTPUTS = ("output_ids", "sequence_length")
+
+# Inputs that have one supported value. Absent means that value.
+_FIXED: Mapping[str, float] = {
+    "beam_width": 1,
+    "num_return_sequences": 1,
+    "runtime_top_k": 1,
+    "runtime_top_p": 0.0,
+    "repetition_penalty": 1.0,
+    "streaming": False,
+    "return_context_logits": False,
+}
+
+_RETENTION = tuple(f"retention_token_range_{name}" for name in ("starts", "ends", "priorities"))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine can hold, in tokens."""
+
+    context_length: int
+    vocab_size: int
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One checked request.
+
+    Args:
+        ids: the whole prompt.
+        prefix_length: leading tokens whose keys and values are kept for later requests; 0: none.
+        max_tokens: most tokens of the answer.
+        literals: the texts the answer must be one of; None: free text.
+        outputs: names of the requested outputs.
+        is_cancelled: whether the caller has gone.
+    """
+
+    ids: Ints
+    prefix_length: int
+    max_tokens: int
+    end_id: int
+    literals: tuple[bytes, ...] | None
+    log_probs: bool
+    logits: bool
+    without_input: bool
+    perf_metrics: bool
+    outputs: frozenset[str]
+    is_cancelled: Callable[[], bool]
+
+    @property
+    def prefix(self) -> Ints:
+        return self.ids[: self.prefix_length]
+
+    @property
+    def suffix(self) -> Ints:
+        return self.ids[self.prefix_length :]
+
+
+def read_request(
+    tensors: Tensors,
+    outputs: Collection[str],
+    limits: Limits,
+    is_cancelled: Callable[[], bool],
+) -> Asked:
+    """Check one request.
+
+    Raises:
+        RefusedError: something is missing, out of range or unsupported; the text names the tensor
+            and the value.
+    """
+    _check_fixed(tensors, outputs)
+    ids = _prompt(tensors, limits)
+    max_tokens = _integer(tensors, "request_output_len")
+    if not 1 <= max_tokens <= limits.max_output_tokens:
+        raise RefusedError(
+            f"request_output_len is {max_tokens}; must be 1..{limits.max_output_tokens}"
+        )
+    if len(ids) + max_tokens > limits.context_length:
+        raise RefusedError(
+            f"input_lengths {len(ids)} + request_output_len {max_tokens} exceeds the context of "
+            f"{limits.context_length} tokens"
+        )
+    literals = _literals(tensors)
+    logits = _flag(tensors, "return_generation_logits")
+    if logits and literals is not None:
+        raise RefusedError("return_generation_logits is not supported with guided_decoding_guide")
+    return Asked(
+        ids=ids,
+        prefix_length=_prefix_length(tensors, len(ids)),
+        max_tokens=max_tokens,
+        end_id=_integer(tensors, "end_id", default=-1),
+        literals=literals,
+        log_probs=_flag(tensors, "return_log_probs"),
+        logits=logits,
+        without_input=_flag(tensors, "exclude_input_in_output"),
+        perf_metrics=_flag(tensors, "return_perf_metrics"),
+        outputs=frozenset(outputs),
+        is_cancelled=is_cancelled,
+    )
+
+
+def _check_fixed(tensors: Tensors, outputs: Collection[str]) -> None:
+    for name in _MANDATORY_OUTPUTS:
+        if name not in outputs:
+            raise RefusedError(f"{name} tensor must be present in list of output tensors")
+    for name, value in _FIXED.items():
+        if name in tensors and _scalar(tensors, name) != value:
+            raise RefusedError(f"{name} is {_scalar(tensors, name)}; only {value} is supported")
+    temperature = _scalar(tensors, "temperature") if "temperature" in tensors else 1.0
+    if temperature <= 0:
+        raise RefusedError(f"temperature is {temperature}; must be above 0 (decoding is greedy)")
+
+
+def _prompt(tensors: Tensors, limits: Limits) -> Ints:
+    if "input_ids" not in tensors:
+        raise RefusedError("input_ids is not present in the request")
+    ids = tensors["input_ids"]
+    if ids.ndim != 2 or ids.shape[0] != 1:
+        raise RefusedError(f"input_ids has shape {list(ids.shape)}; must be [1, length]")
+    length = _integer(tensors, "input_lengths")
+    if not 1 <= length <= ids.shape[1]:
+        raise RefusedError(f"input_lengths is {length}; must be 1..{ids.shape[1]}")
+    prompt = np.ascontiguousarray(ids[0, :length], np.int32)
+    if prompt.min() < 0 or prompt.max() >= limits.vocab_size:
+        raise RefusedError(f"input_ids must be 0..{limits.vocab_size - 1}")
+    return prompt
+
+
+def _prefix_length(tensors: Tensors, length: int) -> int:
+    """Tokens 0..P-1 are to be retained. Priority and duration rank TensorRT-LLM's blocks; here the
+    least recently used prefix goes first, whatever they say."""
+    present = [name for name in _RETENTION if name in tensors]
+    if not present:
+        return 0
+    if len(present) < len(_RETENTION):
+        raise RefusedError(f"{', '.join(_RETENTION)} must be given together")
+    starts, ends, priorities = (tensors[name].reshape(-1) for name in _RETENTION)
+    if not len(starts) == len(ends) == len(priorities) == 1 or starts[0] != 0:
+        raise RefusedError("only one retention range is supported, and it must start at token 0")
+    prefix = int(ends[0])
+    if not 1 <= prefix < length:
+        raise RefusedError(
+            f"retention_token_range_ends is {prefix}; must be 1..{length - 1}, so that a token of "
+            "the prompt follows"
+        )
+    return prefix
+
+
+def _literals(tensors: Tensors) -> tuple[bytes, ...] | None:
+    kind, guide = "guided_decoding_guide_type", "guided_decoding_guide"
+    if kind not in tensors and guide not in tensors:
+        return None
+    if kind not in tensors or guide not in tensors:
+        raise RefusedError(f"{kind} and {guide} must be given together")
+    value = _text(tensors, kind)
+    if value != "ebnf_grammar":
+        raise RefusedError(f"{kind} is {value!r}; only 'ebnf_grammar' is supported")
+    return read_literals(_text(tensors, guide))
+
+
+def _text(tensors: Tensors, name: str) -> str:
+    value = _scalar(tensors, name)
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{name} is not UTF-8") from error
+
+
+def _scalar(tensors: Tensors, name: str) -> Any:
+    values = tensors[name].reshape(-1)
+    if len(values) != 1:
+        raise RefusedError(f"{name} has {len(values)} elements; must have one")
+    return values[0]
+
+
+def _integer(tensors: Tensors, name: str, default: int | None = None) -> int:
+    if name not in tensors:
+        if default is None:
+            raise RefusedError(f"{name} is not present in the request")
+        return default
+    return int(_scalar(tensors, name))
+
+
+def _flag(tensors: Tensors, name: str) -> bool:
+    return name in tensors and bool(_scalar(tensors, name))
