@@ -36,7 +36,9 @@ _STATEMENT = re.compile(r"""\broute["'`*]*\s*[:=]\s*(.+)""", re.IGNORECASE)
 _FENCE = re.compile(r"^```(?:json|python|text|plaintext)?(?!\w)|```$", re.IGNORECASE)
 _AROUND_NAME = " \t\r\n\"'`*[]"
 
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
+_ESCAPE = re.compile(
+    r"\\(u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL
+)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _JOINTS = re.compile(r"[\s_\-\u2010-\u2015]+")
 

@@ -6,18 +6,19 @@ Prompts are built from them: a change of either list changes labels, so it is a 
 from __future__ import annotations
 
 _GENERIC_TEXT = """
-model route routes routing router task tasks other others none general generic misc miscellaneous
-various any all default user users request requests query queries question questions answer answers
-response prompt message conversation chat assistant agent llm ai bot tier level class group type
-kind category option version domain action topic label set list item items thing things use using
-used make making made get give given provide providing provided handle handling do does doing done
-help helps helping want wants need needs needed about above across after also an and are as at be
-been before being between both but by can could down each either etc every few for from had has
-have having he her here hers him his how if in into is it its itself just like may might more most
-much must my new no nor not of off on once only onto or our out over own per same she should so
-some such than that the their them then there these they this those through to too under until up
-upon us very via was we well were what when where whether which while who whose why will with
-within without would yes yet you your based related including include includes
+model models route routes routing router task tasks other others none general generic misc
+miscellaneous various any all default user users request requests query queries question questions
+answer answers response prompt message conversation chat assistant agent llm ai bot tier tiers
+level levels class classes group groups type types kind kinds category categories option options
+version domain action topic topics label set list item items thing things use using used make
+making made get give given provide providing provided handle handling do does doing done help helps
+helping want wants need needs needed about above across after also an and are as at be been before
+being between both but by can could down each either etc every few for from had has have having he
+her here hers him his how if in into is it its itself just like may might more most much must my
+new no nor not of off on once only onto or our out over own per same she should so some such than
+that the their them then there these they this those through to too under until up upon us very via
+was we well were what when where whether which while who whose why will with within without would
+yes yet you your based related including include includes
 """
 
 _SPARE_TEXT = """
