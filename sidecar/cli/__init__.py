@@ -1,1 +1,58 @@
-"""The command line."""
+"""The command line. Each command's module is imported when it is used, so that help is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from sidecar import __version__
+from sidecar.cli.failures import is_expected
+
+_COMMANDS = {
+    "demo": "Route example conversations on this machine and print what was decided.",
+    "model": "Build and look at routing models.",
+    "policy": "Check routing policies.",
+    "route": "Ask a running sidecar for a decision.",
+    "serve": "Serve the API.",
+    "settings": "Show the settings in force.",
+    "up": "Run Triton and the sidecar on this machine.",
+}
+"""Name of the command and of its module -> one line for `--help`."""
+
+
+class LazyCommands(click.Group):
+    """A group whose commands live in modules of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"sidecar.cli.{cmd_name}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.command(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sidecar")
+def cli() -> None:
+    """Picks the LLM for each request by a policy in plain language."""
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        cli(prog_name="sidecar")
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

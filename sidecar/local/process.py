@@ -9,22 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 _LAUNCHER = Path(__file__).with_name("_launch.py")
 
 
 class ChildProcess:
-    """A running program and all it started.
+    """A running program and all it started; its output goes to the file `log`, or if that is None
+    to standard error.
 
     It is in its own process group, so that Ctrl-C in the terminal reaches only the parent, which
     then stops it in order; and it is asked to end when the thread that started it ends, so start
     it from the main thread.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path | None
+    ) -> None:
         self.log = log
-        with log.open("ab") as output:
+        with log.open("ab") if log else nullcontext(sys.stderr.fileno()) as output:
             self._popen = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-S", "-E", str(_LAUNCHER), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
@@ -72,6 +76,8 @@ class ChildProcess:
 
     def last_lines(self, count: int, tells: Callable[[str], bool] = bool) -> str:
         """The last lines of the log for which `tells` is true; of all lines if it is for none."""
+        if self.log is None:
+            return ""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:

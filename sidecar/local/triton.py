@@ -31,6 +31,7 @@ _HOST = "127.0.0.1"
 _SHM = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "llm_routing_sidecar"
 _PORT_TRIES = 3
+_OWNER = re.compile(r"[_-](\d+)[_-]")
 # Notes, tables wider than a screen, and complaints about the absent GPU.
 _CHATTER = re.compile(r"I\d{4} |[|+]|.*(pinned_memory_manager|CudaDriverHelper)")
 _numbers = itertools.count(1)
@@ -92,7 +93,9 @@ class TritonServer:
     @property
     def log(self) -> Path:
         """The server's output; removed by `stop`."""
-        return self._running().log
+        log = self._running().log
+        assert log is not None, "given when it was started"
+        return log
 
     def last_log_lines(self, count: int = 15) -> str:
         """The end of what went wrong, as far as the log tells."""
@@ -218,6 +221,12 @@ class TritonServer:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def abandon(self) -> None:
+        """As `stop`, at once: for those who cannot wait."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -287,13 +296,14 @@ def _tells(line: str) -> bool:
 
 
 def remove_leftovers() -> None:
-    """Remove run folders and shared memory of processes that were killed."""
-    for pattern, folder in ((f"{_SHM_PREFIX}_*", _SHM), ("triton-*", cache_dir() / "run")):
-        for path in folder.glob(pattern):
-            owner = path.name.removeprefix(f"{_SHM_PREFIX}_").removeprefix("triton-")
-            pid = owner.replace("_", "-").split("-")[0]
-            if pid.isdigit() and not Path("/proc", pid).exists():
-                _remove(path)
+    """Remove run folders (`<what>-<pid>-<random>`) and shared memory of processes that were
+    killed."""
+    shared = _SHM.glob(f"{_SHM_PREFIX}_*")
+    folders = (cache_dir() / "run").glob("*-*-*")
+    for path in (*shared, *folders):
+        owner = _OWNER.search(path.name)
+        if owner is not None and not Path("/proc", owner[1]).exists():
+            _remove(path)
 
 
 def _remove_shm(prefix: str) -> None:

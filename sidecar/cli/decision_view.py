@@ -1,0 +1,151 @@
+"""Decisions on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.core.conversation import Conversation, Role
+from sidecar.core.decision import Decision, Explanation, Source
+
+_SOURCE_STYLES = {Source.FALLBACK: "yellow", Source.MODEL: "green"}
+_DEFAULT_ROUTE = "(default)"
+_NARROW = 100
+_EXCERPT = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table of decisions. `expected` as in `sidecar.cli.conversations.Case`."""
+
+    conversation: Conversation
+    decision: Decision
+    expected: str | None = None
+
+    @property
+    def right(self) -> bool | None:
+        """None if nothing was expected."""
+        return None if self.expected is None else self.decision.route == self.expected
+
+
+def print_decision(decision: Decision, console: Console | None = None) -> None:
+    """One decision in full."""
+    console = console or Console()
+    console.print(_summary(decision))
+    if decision.explanation is not None:
+        console.print(_explained(decision, decision.explanation))
+
+
+def table(rows: Sequence[Row], width: int) -> Table:
+    """The decisions as a table that fits `width` columns."""
+    view = Table(box=None, padding=(0, 1, 1, 0), header_style="bold", expand=True)
+    wide = width >= _NARROW
+    view.add_column("", justify="right", style="dim", no_wrap=True)
+    view.add_column("conversation", ratio=1)
+    view.add_column("route", no_wrap=True)
+    view.add_column("model", no_wrap=True)
+    view.add_column("conf", justify="right", no_wrap=True)
+    view.add_column("source", no_wrap=wide, max_width=None if wide else 9, overflow="fold")
+    view.add_column("ms", justify="right", no_wrap=True)
+    for number, row in enumerate(rows, 1):
+        view.add_row(str(number), *_cells(row, wide))
+    return view
+
+
+def _cells(row: Row, wide: bool) -> list[RenderableType]:
+    decision = row.decision
+    source = Text(str(decision.source), style=_SOURCE_STYLES.get(decision.source, ""))
+    if decision.source is Source.FALLBACK:
+        source.append(f"\n{str(decision.reason).replace('_', ' ')}", style="dim")
+    return [
+        _excerpt(row.conversation),
+        _route_cell(row),
+        Text(decision.model.id if wide else decision.model.upstream_model),
+        _confidence(decision),
+        source,
+        f"{_total_ms(decision):.0f}",
+    ]
+
+
+def _route_cell(row: Row) -> Text:
+    name = row.decision.route or _DEFAULT_ROUTE
+    if row.right is None:
+        return Text(name)
+    if row.right:
+        return Text(f"✓ {name}", style="green")
+    cell = Text(f"✗ {name}", style="red")
+    cell.append(f"\n  not {row.expected or _DEFAULT_ROUTE}", style="dim")
+    return cell
+
+
+def _excerpt(conversation: Conversation) -> Text:
+    """The end of the newest user message's beginning, and how many turns there are."""
+    users = [message for message in conversation.messages if message.role is Role.USER]
+    newest = " ".join(users[-1].text.split()) if users else ""
+    short = newest if len(newest) <= _EXCERPT else newest[: _EXCERPT - 1].rstrip() + "…"
+    excerpt = Text(short)
+    if len(users) > 1:
+        excerpt.append(f" (turn {len(users)})", style="dim")
+    return excerpt
+
+
+def _summary(decision: Decision) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    model = decision.model
+    at = f" at {model.host}" if model.host else ""
+    grid.add_row("model", Text.assemble((model.id, "bold"), f"  ({model.upstream_model}{at})"))
+    if decision.fallbacks:
+        grid.add_row("then", Text(", ".join(each.id for each in decision.fallbacks)))
+    grid.add_row("route", Text(decision.route or _DEFAULT_ROUTE))
+    if decision.confidence is not None:
+        grid.add_row("confidence", _confidence(decision))
+    source = Text(str(decision.source), style=_SOURCE_STYLES.get(decision.source, ""))
+    grid.add_row(
+        "source", source.append(f", {decision.reason}: {decision.detail}", style="default")
+    )
+    named = decision.policy.name or "inline"
+    grid.add_row("policy", Text(f"{named}, revision {decision.policy.revision}"))
+    grid.add_row("decided by", Text(f"{decision.routing_model}, {decision.prompt_format}"))
+    steps = ", ".join(f"{step.step} {step.ms:.1f}" for step in decision.steps)
+    grid.add_row("ms", Text(steps))
+    grid.add_row("decision", Text(decision.id))
+    return grid
+
+
+def _explained(decision: Decision, explanation: Explanation) -> Group:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for index, candidate in enumerate(decision.candidates):
+        bar = "█" * round(candidate.probability * 30)
+        grid.add_row(
+            "" if index else "candidates",
+            Text(f"{candidate.probability:6.1%} {candidate.name} {bar}"),
+        )
+    for excluded in explanation.excluded:
+        grid.add_row("passed over", Text(f"{excluded.model}: {excluded.why}"))
+    if explanation.answer:
+        grid.add_row("answer", Text(explanation.answer))
+    cut = ", older turns left out or text cut" if explanation.truncated else ""
+    grid.add_row(
+        "prompt",
+        Text(
+            f"{explanation.prompt_tokens} tokens, {explanation.cached_prefix_tokens} of them the "
+            f"policy's{cut}"
+        ),
+    )
+    return Group(grid, Text(), Text(explanation.prompt, style="dim"))
+
+
+def _confidence(decision: Decision) -> Text:
+    return Text("-" if decision.confidence is None else f"{decision.confidence:.2f}")
+
+
+def _total_ms(decision: Decision) -> float:
+    return next((step.ms for step in decision.steps if step.step == "total"), 0.0)

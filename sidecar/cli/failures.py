@@ -1,0 +1,20 @@
+"""Which exceptions are messages for the user and which are defects."""
+
+from __future__ import annotations
+
+import click
+
+
+class Failure(click.ClickException):
+    """The command could not do its work; exit status 1."""
+
+
+def is_expected(error: Exception) -> bool:
+    """True for exceptions whose text says what is wrong and what to do."""
+    # Imported only now: they belong to parts that a command may not need.
+    from sidecar.app import StartupError
+    from sidecar.config import SettingsError
+    from sidecar.engines.errors import EngineError
+    from sidecar.local.errors import LocalError
+
+    return isinstance(error, EngineError | LocalError | SettingsError | StartupError)

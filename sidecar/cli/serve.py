@@ -1,0 +1,53 @@
+"""`sidecar serve`: the server alone, for a Triton that runs elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sidecar.app import run
+from sidecar.config import load_settings
+
+
+@click.command()
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
+)
+@click.option("--policies", type=click.Path(path_type=Path), multiple=True, help="policies.paths")
+@click.option("--model", type=click.Path(path_type=Path), help="routing_model.directory")
+@click.option("--triton", metavar="HOST:PORT", help="triton.address")
+@click.option("--address", metavar="HOST:PORT", help="server.grpc_address")
+@click.option("--http-address", metavar="HOST:PORT", help="server.http_address")
+@click.option("--uds", type=click.Path(path_type=Path), help="server.uds_path")
+def serve(
+    config: Path | None,
+    policies: tuple[Path, ...],
+    model: Path | None,
+    triton: str | None,
+    address: str | None,
+    http_address: str | None,
+    uds: Path | None,
+) -> None:
+    """Serve the API until SIGTERM or Ctrl-C.
+
+    Every setting can also come from the file or the environment; `sidecar settings` shows those in
+    force.
+    """
+    settings = load_settings(
+        config,
+        {
+            "server": {
+                "grpc_address": address,
+                "http_address": http_address,
+                "uds_path": uds,
+            },
+            "policies": {"paths": policies or None},
+            "routing_model": {"directory": model},
+            "triton": {"address": triton},
+        },
+    )
+    run(settings)

@@ -1,0 +1,164 @@
+"""Triton and a sidecar, started on this machine as two processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sidecar.cli.client import SidecarClient
+from sidecar.cli.failures import Failure
+from sidecar.cli.steps import Steps
+from sidecar.config import Settings
+from sidecar.engines import EngineInfo, render_cpu_repository
+from sidecar.local import ChildProcess, TritonServer, cache_dir
+
+_READY_TIMEOUT_S = 60
+_POLL_S = 0.1
+_LAST_LINES = 15
+
+
+class LocalStack:
+    """What `sidecar up` and `sidecar demo` run.
+
+    Args:
+        engine: the routing model to serve.
+        settings: of the sidecar; Triton's address and the model's folder are replaced.
+        config: the file that the settings came from, for the sidecar to read again.
+        quiet: keep the sidecar's log in a file instead of writing it to standard error.
+    """
+
+    def __init__(
+        self,
+        engine: EngineInfo,
+        settings: Settings,
+        *,
+        config: Path | None = None,
+        quiet: bool = False,
+        steps: Steps | None = None,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._config = config
+        self._quiet = quiet
+        self._steps = steps or Steps()
+        runs = cache_dir() / "run"
+        runs.mkdir(exist_ok=True)
+        # The name tells the next start whose it was, should this process be killed.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"stack-{os.getpid()}-", dir=runs))
+        self._triton: TritonServer | None = None
+        self._sidecar: ChildProcess | None = None
+
+    @property
+    def address(self) -> str:
+        """gRPC address of the sidecar."""
+        return self._settings.server.grpc_address or f"unix:{self._settings.server.uds_path}"
+
+    @property
+    def triton(self) -> TritonServer:
+        assert self._triton is not None, "started"
+        return self._triton
+
+    def start(self) -> None:
+        """Start both and wait until the sidecar decides by the model.
+
+        Raises:
+            LocalError: Triton cannot run here or did not start.
+            Failure: the sidecar did not start.
+        """
+        with self._steps.step("Preparing Triton") as report:
+            repository = render_cpu_repository(self._engine.path, self._folder / "repository")
+            self._triton = TritonServer(repository, exit_timeout_s=2, report=report)
+            self._triton.prepare()
+        with self._steps.step("Starting Triton with the routing model"):
+            self._triton.start()
+        with self._steps.step("Starting the sidecar and warming the policies"):
+            self._start_sidecar()
+
+    def watch(self) -> None:
+        """Return only by raising: Failure when a part has died, or what a signal raises."""
+        while True:
+            self.check()
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raises Failure if a part has died; says which, with its last log lines."""
+        if self.triton.exit_code() is not None:
+            code = self.triton.exit_code()
+            raise Failure(f"Triton has died ({_how(code)}):\n{self.triton.last_log_lines()}")
+        assert self._sidecar is not None, "started"
+        if (code := self._sidecar.exit_code()) is not None:
+            tail = self._sidecar.last_lines(_LAST_LINES) or "its log is above"
+            raise Failure(f"the sidecar has died ({_how(code)}):\n{tail}")
+
+    def stop(self) -> None:
+        """Stop what runs, the sidecar first, and remove what it left. A KeyboardInterrupt while
+        waiting makes it kill what is left."""
+        try:
+            if self._sidecar is not None:
+                self._sidecar.terminate(self._settings.server.drain_seconds + 2)
+            if self._triton is not None:
+                self._triton.stop()
+        except KeyboardInterrupt:
+            self._kill()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _kill(self) -> None:
+        if self._sidecar is not None:
+            self._sidecar.kill()
+        if self._triton is not None:
+            self._triton.abandon()
+
+    def _start_sidecar(self) -> None:
+        server = self._settings.server
+        flags = {
+            "--config": self._config,
+            "--model": self._engine.path,
+            "--triton": self.triton.grpc_address,
+            "--address": server.grpc_address,
+            "--http-address": server.http_address,
+            "--uds": server.uds_path,
+        }
+        command = [sys.executable, "-m", "sidecar.cli", "serve"]
+        for flag, value in flags.items():
+            command += [flag, str(value)] if value is not None else []
+        for path in self._settings.policies.paths:
+            command += ["--policies", str(path)]
+        log = self._folder / "sidecar.log" if self._quiet else None
+        self._sidecar = ChildProcess(command, os.environ, log)
+        end = time.monotonic() + _READY_TIMEOUT_S
+        with SidecarClient(self.address, timeout_s=1) as client:
+            while not client.decides_by_model():
+                self.check()
+                if time.monotonic() > end:
+                    raise Failure(f"the sidecar was not ready within {_READY_TIMEOUT_S} s")
+                time.sleep(_POLL_S)
+
+
+@contextmanager
+def running(stack: LocalStack) -> Iterator[LocalStack]:
+    """Starts `stack` and stops it at the end of the block, also after SIGTERM and SIGHUP, which
+    raise KeyboardInterrupt as Ctrl-C does."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _how(code: int | None) -> str:
+    assert code is not None
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

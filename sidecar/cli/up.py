@@ -1,0 +1,86 @@
+"""`sidecar up`: everything on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sidecar.cli.model import default_model
+from sidecar.cli.stack import LocalStack, running
+from sidecar.cli.steps import Steps
+from sidecar.config import Settings, load_settings
+from sidecar.engines import EngineInfo, read_engine
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@click.command()
+@click.option(
+    "--policies",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help="File or folder with policies and the model catalog; may be given more than once. "
+    "Without it and without policies.paths in the settings: the examples.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Engine that `sidecar model build` made; without it the model that comes along.",
+)
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
+)
+def up(policies: tuple[Path, ...], model: Path | None, config: Path | None) -> None:
+    """Run Triton and the sidecar on this machine until Ctrl-C.
+
+    Exit status: 0 if it was stopped, 1 if a part could not start or has died.
+    """
+    settings = with_policies(load_settings(config), policies)
+    steps = Steps()
+    ready = False
+    try:
+        engine = chosen_engine(model, settings, steps)
+        with running(LocalStack(engine, settings, config=config, steps=steps)) as stack:
+            ready = True
+            _announce(stack, settings)
+            stack.watch()
+    except KeyboardInterrupt:
+        # Asked to stop: that is how this command ends well, once it has started.
+        sys.exit(0 if ready else 130)
+
+
+def with_policies(settings: Settings, policies: tuple[Path, ...]) -> Settings:
+    """The settings with `policies`, or else the examples where they name none."""
+    paths = policies or settings.policies.paths
+    if not paths:
+        if not EXAMPLES.is_dir():
+            raise click.UsageError("name policies with --policies or policies.paths")
+        paths = (EXAMPLES / "policies",)
+    return settings.model_copy(
+        update={"policies": settings.policies.model_copy(update={"paths": paths})}
+    )
+
+
+def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> EngineInfo:
+    """The engine that was named, or else the default one. Raises EngineError or LocalError."""
+    folder = model or settings.routing_model.directory
+    if folder is not None:
+        return read_engine(folder)
+    with steps.step("Preparing the routing model") as report:
+        return default_model(report)
+
+
+def _announce(stack: LocalStack, settings: Settings) -> None:
+    lines = [f"gRPC     {stack.address}"]
+    if settings.server.grpc_address and settings.server.uds_path is not None:
+        lines.append(f"         unix:{settings.server.uds_path}")
+    if settings.server.http_address:
+        lines.append(f"HTTP     http://{settings.server.http_address}/metrics, /status, /healthz")
+    lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
+    lines.append("Ready. Try: sidecar route 'Why does my loop never end?'. Ctrl-C stops all.")
+    click.echo("\n".join(lines))
