@@ -83,6 +83,7 @@ class GrpcServer:
         self._drain = Drain()
         self._health = HealthService((ROUTING, POLICIES), self._drain)
         self._following: asyncio.Task[None] | None = None
+        self._grace_ended = asyncio.Event()
         self._server = grpc.aio.server(
             interceptors=_interceptors(observer),
             options=_channel_options(options),
@@ -129,14 +130,22 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Begins the drain, takes no new calls and waits for those in flight at most `grace_s`;
-        then they are cancelled. A second call with a shorter time shortens the first."""
+        then they are cancelled."""
         self.begin_drain()
-        await self._server.stop(grace_s)
+        ending = asyncio.create_task(self._grace_ended.wait())
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await self._server.stop(0)
+        ending.cancel()
+        await stopping
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        if self._options.socket is not None:
-            self._options.socket.unlink(missing_ok=True)
+
+    def end_grace(self) -> None:
+        """Ends the waiting of `stop`: calls in flight are cancelled now."""
+        self._grace_ended.set()
 
 
 def _interceptors(observer: CallObserver) -> list[grpc.aio.ServerInterceptor]:

@@ -124,10 +124,12 @@ def _route_to_proto(route: Route) -> policy_pb2.Route:
 
 
 def _models_to_proto(models: ModelList) -> policy_pb2.ModelList:
+    weighted = models.preference is Preference.WEIGHTED
     entries = [
         policy_pb2.WeightedModel(
             model=entry.id,
-            weight=entry.weight if models.preference is Preference.WEIGHTED else None,
+            # Unset means 1; written out where it says something.
+            weight=entry.weight if weighted or entry.weight != 1.0 else None,
         )
         for entry in models.models
     ]

@@ -1,0 +1,299 @@
+"""The composition root: settings in, a running sidecar out. Nothing else knows all the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from sidecar.admin import AdminServer
+from sidecar.config import Settings
+from sidecar.core.decision import DecisionSink
+from sidecar.core.errors import SidecarError
+from sidecar.core.model import CompiledPrompt
+from sidecar.core.policy import Policy
+from sidecar.engines import EngineError, EngineInfo, read_engine
+from sidecar.grpc_api.convert.resource_names import policy_name
+from sidecar.grpc_api.listening import ListenError
+from sidecar.grpc_api.server import GrpcServer, ServerOptions
+from sidecar.inference.breaker import CircuitBreaker
+from sidecar.inference.guarded import GuardedModel, WatchTimes
+from sidecar.inference.tokenizer import HfTokenizer
+from sidecar.inference.triton import TritonModel, TritonTarget
+from sidecar.observability.decisions import DecisionLog, DecisionSinks
+from sidecar.observability.logging import LogOptions, configure_logging
+from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState
+from sidecar.policies import PolicySet, load_policies
+from sidecar.prompts import get_format
+from sidecar.routing import PolicyRegistry, Router, RouterLimits, RoutingModelRef, Warmth
+
+_log = structlog.get_logger(__name__)
+
+_ANSWER_TOKENS = 64
+"""Part of the context length kept for the answer; the longest route name has fewer."""
+
+
+class StartupError(Exception):
+    """The sidecar cannot start; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The parts that make decisions."""
+
+    registry: PolicyRegistry
+    router: Router
+    model: GuardedModel
+    warmth: Warmth
+    ref: RoutingModelRef
+
+    def start(self) -> None:
+        self.model.start()
+
+    async def close(self) -> None:
+        await self.warmth.close()
+        await self.model.close()
+
+
+def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
+    """Loads the routing model's tokenizer and the policies. Raises StartupError."""
+    engine = _engine(settings)
+    facts = engine.router
+    prompt_format = settings.routing_model.prompt_format or facts.prompt_format
+    registry = _registry(settings, engine, prompt_format)
+    warmth = Warmth(registry.named, settings.triton.warm_timeout_ms / 1000)
+    model = GuardedModel(
+        TritonModel(
+            TritonTarget(
+                address=settings.triton.address,
+                model=settings.triton.model,
+                end_id=facts.end_id,
+                pad_id=facts.pad_id,
+                vocab_size=facts.vocab_size,
+                keepalive_ms=settings.triton.keepalive_ms,
+                keepalive_timeout_ms=settings.triton.keepalive_timeout_ms,
+            )
+        ),
+        CircuitBreaker(settings.triton.breaker_failures),
+        WatchTimes(open_s=settings.triton.breaker_probe_interval_ms / 1000),
+        warmth.recover,
+    )
+    ref = RoutingModelRef(facts.model_id, prompt_format)
+    router = Router(
+        registry,
+        model,
+        warmth,
+        sink,
+        RouterLimits(
+            budget_s=settings.routing.decision_budget_ms / 1000,
+            reserve_s=settings.routing.reserve_ms / 1000,
+            max_waiting=settings.routing.max_waiting,
+        ),
+        ref,
+        HfTokenizer(engine.tokenizer_path).decode,
+    )
+    return Routing(registry, router, model, warmth, ref)
+
+
+def _engine(settings: Settings) -> EngineInfo:
+    if settings.routing_model.directory is None:
+        raise StartupError(
+            "routing_model.directory is not set; name the folder of a routing model, "
+            "such as one that `sidecar model build` made"
+        )
+    try:
+        return read_engine(settings.routing_model.directory)
+    except EngineError as error:
+        raise StartupError(f"routing_model.directory: {error}") from None
+
+
+def _registry(settings: Settings, engine: EngineInfo, prompt_format: str) -> PolicyRegistry:
+    policies = _policies(settings)
+    tokenizer = HfTokenizer(engine.tokenizer_path)
+    max_tokens = (
+        settings.routing_model.max_prompt_tokens or engine.router.context_length - _ANSWER_TOKENS
+    )
+    try:
+        default = policy_name(
+            settings.policies.default_policy, "policies.default_policy", bare=True
+        )
+        chosen = get_format(prompt_format)
+
+        def compile_prompt(policy: Policy) -> CompiledPrompt:
+            return chosen.compile(policy, tokenizer, max_tokens, engine.router.temperature)
+
+        registry = PolicyRegistry(
+            tuple(policies.records.values()),
+            policies.catalog,
+            compile_prompt,
+            default_policy=default,
+            max_prompt_tokens=max_tokens,
+        )
+        registry.get(default)
+    except SidecarError as error:
+        raise StartupError(error.message) from None
+    return registry
+
+
+def _policies(settings: Settings) -> PolicySet:
+    if not settings.policies.paths:
+        raise StartupError(
+            "policies.paths is empty; name at least one file or folder with policies and the "
+            "model catalog"
+        )
+    policies = load_policies(settings.policies.paths)
+    if not policies.valid:
+        raise StartupError("\n".join(str(finding) for finding in policies.findings))
+    for finding in policies.findings:
+        _log.warning("policy", finding=str(finding))
+    return policies
+
+
+class Sidecar:
+    """One sidecar: what decides and what listens.
+
+    Raises:
+        StartupError: when made, for settings that cannot work.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        metrics = Metrics()
+        sinks = DecisionSinks(DecisionLog(settings.logging.log_message_text), metrics)
+        self._routing = build_routing(settings, sinks)
+        server = settings.server
+        self.grpc = GrpcServer(
+            self._routing.router,
+            self._routing.registry,
+            metrics,
+            ServerOptions(
+                address=server.grpc_address,
+                socket=server.uds_path,
+                max_message_bytes=server.max_message_bytes,
+                max_concurrent_calls=server.max_concurrent_calls,
+                reflection=server.reflection,
+                channelz=server.channelz,
+            ),
+        )
+        metrics.watch(self.state)
+        self.admin = (
+            AdminServer(server.http_address, metrics, self.state) if server.http_address else None
+        )
+
+    def state(self) -> SidecarState:
+        """What it is doing now."""
+        routing = self._routing
+        return SidecarState(
+            ready=self.grpc.ready,
+            degraded=routing.router.degraded,
+            routing_model=routing.ref.id,
+            prompt_format=routing.ref.prompt_format,
+            policies=tuple(
+                LoadedPolicy(
+                    each.ref.name, each.ref.revision, each.ref.digest, len(each.policy.routes)
+                )
+                for each in routing.registry.named()
+            ),
+            waiting=routing.router.waiting,
+        )
+
+    async def start(self) -> None:
+        """Opens the addresses. Raises StartupError."""
+        self._routing.start()
+        try:
+            # HTTP first: a process that cannot be watched should not take requests.
+            if self.admin is not None:
+                await self.admin.start()
+            await self.grpc.start()
+        except (ListenError, OSError) as error:
+            await self.stop(0)
+            raise StartupError(str(error)) from None
+
+    async def stop(self, grace_s: float) -> None:
+        """Drains within `grace_s` and closes everything. A second call with a shorter time, while
+        the first waits, shortens it."""
+        await self.grpc.stop(grace_s)
+        if self.admin is not None:
+            await self.admin.stop()
+        await self._routing.close()
+
+
+def run(settings: Settings, started: Callable[[Sidecar], None] = lambda sidecar: None) -> None:
+    """Serves until SIGTERM or SIGINT. Raises StartupError.
+
+    Args:
+        started: called once the addresses are open.
+    """
+    configure_logging(
+        LogOptions(
+            settings.logging.level, settings.logging.format, settings.logging.log_message_text
+        )
+    )
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(settings, started))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        # It has no build for every platform; the standard loop is half as fast and right.
+        return None
+    return uvloop.new_event_loop
+
+
+async def serve(
+    settings: Settings,
+    started: Callable[[Sidecar], None] = lambda sidecar: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """As `run`, in the running event loop; setting `stop` ends it like a signal does."""
+    asyncio.get_running_loop().set_exception_handler(_log_loop_error)
+    stopping = stop or asyncio.Event()
+    with _signals(stopping) as forced:
+        sidecar = Sidecar(settings)
+        await sidecar.start()
+        started(sidecar)
+        await stopping.wait()
+        grace = settings.server.drain_seconds
+        _log.info("stopping: waiting for calls in flight, a second signal ends them", grace_s=grace)
+        draining = asyncio.create_task(sidecar.stop(grace))
+        forcing = asyncio.create_task(forced.wait())
+        await asyncio.wait({draining, forcing}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            _log.warning("stopping now: calls in flight are cancelled")
+            sidecar.grpc.end_grace()
+        forcing.cancel()
+        await draining
+    _log.info("stopped")
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event) -> Iterator[asyncio.Event]:
+    """The first SIGTERM or SIGINT sets `stopping`, the second the event that is yielded."""
+    forced = asyncio.Event()
+
+    def received() -> None:
+        (forced if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, received)
+    try:
+        yield forced
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+def _log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Leaves out asyncio's own text, which quotes the exception and with it what it holds."""
+    _log.error(
+        "error in the event loop", what=context["message"], exc_info=context.get("exception")
+    )
