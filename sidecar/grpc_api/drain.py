@@ -10,12 +10,15 @@ from sidecar.core.errors import ErrorCode, SidecarError
 
 
 class Drain:
-    """Begins once, when the server shuts down. Long-lived calls end themselves then, instead of
-    being cut off when the grace period is over."""
+    """Begins once, when the server shuts down: new calls are refused then, and long-lived ones end
+    themselves instead of being cut off when the grace period is over."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
         self._callbacks: set[Callable[[], object]] = set()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def begun(self) -> bool:
@@ -26,8 +29,22 @@ class Drain:
         for callback in list(self._callbacks):
             callback()
 
-    async def wait(self) -> None:
-        await self._begun.wait()
+    async def idle(self) -> None:
+        """Returns when no call is in flight."""
+        await self._idle.wait()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Within the block a call is in flight. Raises SidecarError DRAINING for a new one."""
+        self.raise_if_begun()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
 
     @contextmanager
     def calls(self, callback: Callable[[], object]) -> Iterator[None]:

@@ -26,6 +26,7 @@ from grpc_status import rpc_status
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.grpc_api.context import Context, Handler
+from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.errors import DEFECT, status_of
 
 _log = structlog.get_logger(__name__)
@@ -195,6 +196,25 @@ class LoggingInterceptor(AroundInterceptor):
                 raise
 
 
+class DrainInterceptor(AroundInterceptor):
+    """Counts the calls of the API in flight, and refuses new ones once the drain has begun.
+
+    Health stays available: it is how callers learn of the drain.
+    """
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        if method.startswith(_API):
+            with self._drain.call():
+                yield
+        else:
+            yield
+
+
+_API = "llmrouter."
 _MAX_REQUEST_ID = 128
 
 

@@ -25,6 +25,7 @@ from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 from sidecar.grpc_api.interceptors import (
     CallObserver,
+    DrainInterceptor,
     ErrorInterceptor,
     LoggingInterceptor,
     MetricsInterceptor,
@@ -45,6 +46,13 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_PING_INTERVAL_MS = 5_000
 """Clients that ping more often are disconnected. gRPC's own limit of five minutes disconnects
 clients with a usual keepalive of ten seconds (https://github.com/grpc/grpc/blob/master/doc/keepalive.md)."""
+
+
+_REFUSING_S = 0.1
+"""How long new calls are refused before the connections are closed."""
+
+_FLUSH_S = 1.0
+"""How long an answer may take to leave, and a reflection stream to end, after the drain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class GrpcServer:
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
         self._server = grpc.aio.server(
-            interceptors=_interceptors(observer),
+            interceptors=_interceptors(observer, self._drain),
             options=_channel_options(options),
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
@@ -123,32 +131,36 @@ class GrpcServer:
         _log.info("serving", port=self.port, socket=str(self._options.socket or ""))
 
     def begin_drain(self) -> None:
-        """Health says NOT_SERVING and long-lived calls come to their end; new calls are still
-        taken, since callers need a moment to notice."""
+        """Health says NOT_SERVING, long-lived calls come to their end, new ones are refused."""
         self._drain.begin()
         self._health.stop_serving()
 
     async def stop(self, grace_s: float) -> None:
-        """Begins the drain, takes no new calls and waits for those in flight at most `grace_s`;
-        then they are cancelled."""
+        """Begins the drain and waits for the calls in flight at most `grace_s`; then they are
+        cancelled."""
         self.begin_drain()
-        ending = asyncio.create_task(self._grace_ended.wait())
-        stopping = asyncio.create_task(self._server.stop(grace_s))
-        await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            await self._server.stop(0)
-        ending.cancel()
-        await stopping
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        answered = asyncio.create_task(self._answer_what_was_taken())
+        ended = asyncio.create_task(self._grace_ended.wait())
+        await asyncio.wait({answered, ended}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        # What remains is the last answers on their way out, or what must end now.
+        await self._server.stop(_FLUSH_S if answered.done() else 0)
+        for task in (answered, ended, self._following):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _answer_what_was_taken(self) -> None:
+        await self._drain.idle()
+        # Calls that are on their way get the drain's answer; those that gRPC holds and has not
+        # handed over yet when it stops would be told CANCELLED, which callers do not try again.
+        await asyncio.sleep(_REFUSING_S)
 
     def end_grace(self) -> None:
         """Ends the waiting of `stop`: calls in flight are cancelled now."""
         self._grace_ended.set()
 
 
-def _interceptors(observer: CallObserver) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(observer: CallObserver, drain: Drain) -> list[grpc.aio.ServerInterceptor]:
     """The first is the outermost."""
     return [
         # Outermost, so that an exception of any other interceptor becomes a status too.
@@ -156,8 +168,10 @@ def _interceptors(observer: CallObserver) -> list[grpc.aio.ServerInterceptor]:
         # Inside the errors: it still sees which error it was, not the status made of it; outside
         # the logging, so that it times what the caller waits for.
         MetricsInterceptor(observer),
-        # Innermost: what it binds is bound for everything that the handler does.
+        # Around everything that the handler does, so that what it binds is bound there.
         LoggingInterceptor(),
+        # Innermost: a call that it refuses is counted and logged like any other refusal.
+        DrainInterceptor(drain),
     ]
 
 

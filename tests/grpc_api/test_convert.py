@@ -238,7 +238,8 @@ async def test_inline_policy_with_too_many_routes_is_refused_unread() -> None:
 
 
 async def test_all_wrong_fields_are_reported_at_once() -> None:
-    message = edited(lambda m: (m.messages.add(), setattr(m, "min_confidence", 2)))
+    message = edited(lambda m: m.messages.add())
+    message.min_confidence = 2
 
     with pytest.raises(SidecarError) as refused:
         await read(message)

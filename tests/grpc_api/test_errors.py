@@ -199,7 +199,7 @@ async def test_error_of_the_router_has_its_status(
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_request(channel: grpc.aio.Channel) -> None:
-    call = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
+    call: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
 
     error, info, _ = await failed(call(b"\xff\xff\xff"))
 
@@ -209,7 +209,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_request(channel: grpc.ai
 async def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_request(
     channel: grpc.aio.Channel,
 ) -> None:
-    call = channel.stream_stream("/llmrouter.v1.RoutingService/StreamRoute")
+    call: Any = channel.stream_stream("/llmrouter.v1.RoutingService/StreamRoute")
 
     async def read_all() -> None:
         async for _ in call(iter([b"\xff\xff\xff"])):
