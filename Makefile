@@ -55,6 +55,9 @@ up: $(INSTALLED) ## Start Triton and the sidecar in the foreground
 
 .PHONY: test
 test: $(INSTALLED) ## Run all tests
+	@# Before the tests, whose time limits are not made for downloads.
+	@$(BIN)/python -m sidecar.local fetch
+	@$(BIN)/sidecar model build >/dev/null
 	@$(BIN)/python -m pytest -q
 
 .PHONY: lint

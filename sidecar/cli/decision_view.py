@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,7 @@ from sidecar.core.decision import Decision, Explanation, Source
 
 _SOURCE_STYLES = {Source.FALLBACK: "yellow", Source.MODEL: "green"}
 _DEFAULT_ROUTE = "(default)"
-_NARROW = 100
-_EXCERPT = 90
+_WIDE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,25 @@ def print_decision(decision: Decision, console: Console | None = None) -> None:
     console.print(_summary(decision))
     if decision.explanation is not None:
         console.print(_explained(decision, decision.explanation))
+        # Not wrapped: it is the exact prompt.
+        console.print(Text(decision.explanation.prompt, style="dim"), soft_wrap=True)
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
-    """The decisions as a table that fits `width` columns."""
-    view = Table(box=None, padding=(0, 1, 1, 0), header_style="bold", expand=True)
-    wide = width >= _NARROW
-    view.add_column("", justify="right", style="dim", no_wrap=True)
+    """The decisions as a table that fits `width` columns; narrow ones have the model below the
+    route."""
+    wide = width >= _WIDE
+    view = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold", expand=True)
+    view.add_column("turn", justify="right", style="dim", no_wrap=True)
     view.add_column("conversation", ratio=1)
-    view.add_column("route", no_wrap=True)
-    view.add_column("model", no_wrap=True)
-    view.add_column("conf", justify="right", no_wrap=True)
-    view.add_column("source", no_wrap=wide, max_width=None if wide else 9, overflow="fold")
+    view.add_column("route" if wide else "route, model", no_wrap=True)
+    if wide:
+        view.add_column("model", no_wrap=True)
+    view.add_column("conf.", justify="right", no_wrap=True)
+    view.add_column("source", max_width=20 if wide else 11)
     view.add_column("ms", justify="right", no_wrap=True)
-    for number, row in enumerate(rows, 1):
-        view.add_row(str(number), *_cells(row, wide))
+    for row in rows:
+        view.add_row(*_cells(row, wide))
     return view
 
 
@@ -61,10 +65,15 @@ def _cells(row: Row, wide: bool) -> list[RenderableType]:
     source = Text(str(decision.source), style=_SOURCE_STYLES.get(decision.source, ""))
     if decision.source is Source.FALLBACK:
         source.append(f"\n{str(decision.reason).replace('_', ' ')}", style="dim")
+    users = [message for message in row.conversation.messages if message.role is Role.USER]
+    route = _route_cell(row)
+    if not wide:
+        route.append(f"\n  {decision.model.upstream_model}", style="default")
     return [
-        _excerpt(row.conversation),
-        _route_cell(row),
-        Text(decision.model.id if wide else decision.model.upstream_model),
+        str(len(users)),
+        _excerpt(users[-1].text if users else "", 80 if wide else 60),
+        route,
+        *([Text(decision.model.id)] if wide else []),
         _confidence(decision),
         source,
         f"{_total_ms(decision):.0f}",
@@ -82,15 +91,9 @@ def _route_cell(row: Row) -> Text:
     return cell
 
 
-def _excerpt(conversation: Conversation) -> Text:
-    """The end of the newest user message's beginning, and how many turns there are."""
-    users = [message for message in conversation.messages if message.role is Role.USER]
-    newest = " ".join(users[-1].text.split()) if users else ""
-    short = newest if len(newest) <= _EXCERPT else newest[: _EXCERPT - 1].rstrip() + "…"
-    excerpt = Text(short)
-    if len(users) > 1:
-        excerpt.append(f" (turn {len(users)})", style="dim")
-    return excerpt
+def _excerpt(text: str, length: int) -> str:
+    """The beginning of a message on one line, cut between words."""
+    return textwrap.shorten(text, length, placeholder=" …")
 
 
 def _summary(decision: Decision) -> Table:
@@ -140,7 +143,7 @@ def _explained(decision: Decision, explanation: Explanation) -> Group:
             f"policy's{cut}"
         ),
     )
-    return Group(grid, Text(), Text(explanation.prompt, style="dim"))
+    return Group(grid, Text())
 
 
 def _confidence(decision: Decision) -> Text:

@@ -14,7 +14,9 @@ from sidecar.local import cache_dir, data_file
 from sidecar.local.cache import exclusive
 from sidecar.prompts import FORMATS
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+UNTRAINED_MODEL = "smollm2-135m-instruct"
+"""Id of a general chat model that can route, but has not been trained to."""
+DEFAULT_MODEL = UNTRAINED_MODEL
 _DEFAULT_FORMAT = "compact-v1"
 
 

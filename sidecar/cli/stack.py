@@ -15,7 +15,7 @@ from pathlib import Path
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
-from sidecar.config import Settings
+from sidecar.config import ENV_PREFIX, Settings
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.local import ChildProcess, TritonServer, cache_dir
 
@@ -30,7 +30,6 @@ class LocalStack:
     Args:
         engine: the routing model to serve.
         settings: of the sidecar; Triton's address and the model's folder are replaced.
-        config: the file that the settings came from, for the sidecar to read again.
         quiet: keep the sidecar's log in a file instead of writing it to standard error.
     """
 
@@ -39,13 +38,11 @@ class LocalStack:
         engine: EngineInfo,
         settings: Settings,
         *,
-        config: Path | None = None,
         quiet: bool = False,
         steps: Steps | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._config = config
         self._quiet = quiet
         self._steps = steps or Steps()
         runs = cache_dir() / "run"
@@ -117,22 +114,13 @@ class LocalStack:
             self._triton.abandon()
 
     def _start_sidecar(self) -> None:
-        server = self._settings.server
-        flags = {
-            "--config": self._config,
-            "--model": self._engine.path,
-            "--triton": self.triton.grpc_address,
-            "--address": server.grpc_address,
-            "--http-address": server.http_address,
-            "--uds": server.uds_path,
-        }
-        command = [sys.executable, "-m", "sidecar.cli", "serve"]
-        for flag, value in flags.items():
-            command += [flag, str(value)] if value is not None else []
-        for path in self._settings.policies.paths:
-            command += ["--policies", str(path)]
+        config = self._folder / "settings.yaml"
+        config.write_text(self._served().model_dump_json(indent=2))
+        command = [sys.executable, "-m", "sidecar.cli", "serve", "--config", str(config)]
+        # The settings hold the environment's already; where they do not, it was not wanted.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         log = self._folder / "sidecar.log" if self._quiet else None
-        self._sidecar = ChildProcess(command, os.environ, log)
+        self._sidecar = ChildProcess(command, environment, log)
         end = time.monotonic() + _READY_TIMEOUT_S
         with SidecarClient(self.address, timeout_s=1) as client:
             while not client.decides_by_model():
@@ -140,6 +128,12 @@ class LocalStack:
                 if time.monotonic() > end:
                     raise Failure(f"the sidecar was not ready within {_READY_TIMEOUT_S} s")
                 time.sleep(_POLL_S)
+
+    def _served(self) -> Settings:
+        """The settings, with the Triton and the routing model that were started."""
+        triton = self._settings.triton.model_copy(update={"address": self.triton.grpc_address})
+        model = self._settings.routing_model.model_copy(update={"directory": self._engine.path})
+        return self._settings.model_copy(update={"triton": triton, "routing_model": model})
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def up(policies: tuple[Path, ...], model: Path | None, config: Path | None) -> N
     ready = False
     try:
         engine = chosen_engine(model, settings, steps)
-        with running(LocalStack(engine, settings, config=config, steps=steps)) as stack:
+        with running(LocalStack(engine, settings, steps=steps)) as stack:
             ready = True
             _announce(stack, settings)
             stack.watch()

@@ -1,4 +1,9 @@
-"""`python -m sidecar.local PROGRAM ARG...` runs a locked program; `clean` removes the cache."""
+"""Locked programs and the cache, for the Makefile.
+
+python -m sidecar.local fetch            fetch all that tools.lock names, and the stub environment
+python -m sidecar.local clean            remove the cache
+python -m sidecar.local PROGRAM ARG...   run a locked program, e.g. `buf`
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ import sys
 
 from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
-from sidecar.local.tools import tool
+from sidecar.local.lockfile import read_lock
+from sidecar.local.stub_environment import stub_environment
+from sidecar.local.tools import tool, unpacked
 
 
 def main(arguments: list[str]) -> int:
@@ -20,11 +27,20 @@ def main(arguments: list[str]) -> int:
         if arguments == ["clean"]:
             shutil.rmtree(cache_dir())
             return 0
-        program = tool(arguments[0], lambda line: print(line, file=sys.stderr))  # noqa: T201
+        if arguments == ["fetch"]:
+            for name in read_lock():
+                unpacked(name, _say)
+            stub_environment(_say)
+            return 0
+        program = tool(arguments[0], _say)
     except LocalError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     os.execv(program, [str(program), *arguments[1:]])  # noqa: S606
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""`sidecar demo`: the whole product in one command, with conversations that come along."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from sidecar.cli.client import SidecarClient
+from sidecar.cli.conversations import Case, read_cases
+from sidecar.cli.decision_view import Row, table
+from sidecar.cli.model import UNTRAINED_MODEL
+from sidecar.cli.stack import LocalStack, running
+from sidecar.cli.steps import Steps
+from sidecar.cli.up import EXAMPLES, chosen_engine, with_policies
+from sidecar.config import Settings, load_settings
+from sidecar.core.decision import PolicyName, RoutingRequest, Source
+from sidecar.engines import EngineInfo
+from sidecar.grpc_api.convert.decisions import decision_to_core
+from sidecar.local import free_ports
+
+_TIMEOUT_S = 30.0
+_BUDGET_MS = 10_000
+
+
+@click.command()
+@click.option(
+    "--conversations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=EXAMPLES / "demo" / "conversations.jsonl",
+    help="JSON Lines with `messages`, `policy` and `expected`; by default those that come along.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Engine that `sidecar model build` made; without it the model that comes along.",
+)
+def demo(conversations: Path, model: Path | None) -> None:
+    """Start Triton and the sidecar, route example conversations over gRPC, stop.
+
+    Nothing is sent to any of the models that are chosen.
+    """
+    cases = read_cases(conversations.read_text(encoding="utf-8"), str(conversations))
+    settings = _settings()
+    steps = Steps()
+    try:
+        engine = chosen_engine(model, settings, steps)
+        with running(LocalStack(engine, settings, quiet=True, steps=steps)) as stack:
+            with steps.step(f"Routing {len(cases)} conversations over gRPC"):
+                rows = _route(stack, cases)
+            stack.check()
+            _print(rows, engine)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings() -> Settings:
+    """Of its own: neither the environment's nor the ports of a sidecar that runs already."""
+    flags: dict[str, dict[str, object]] = {
+        "server": {"grpc_address": f"127.0.0.1:{free_ports(1)[0]}", "http_address": ""},
+        # So that a slow or busy computer shows decisions and their times, not fallbacks.
+        "routing": {"decision_budget_ms": _BUDGET_MS},
+    }
+    return with_policies(load_settings(flags=flags, environ={}), ())
+
+
+def _route(stack: LocalStack, cases: list[Case]) -> list[Row]:
+    rows = []
+    with SidecarClient(stack.address, _TIMEOUT_S) as client:
+        for case in cases:
+            request = RoutingRequest(case.conversation, policy=PolicyName(case.policy))
+            decision = decision_to_core(client.route(request))
+            rows.append(Row(case.conversation, decision, case.expected))
+    return rows
+
+
+def _print(rows: list[Row], engine: EngineInfo) -> None:
+    console = Console()
+    console.print()
+    console.print(table(rows, console.width))
+    judged = [row for row in rows if row.right is not None]
+    right = sum(row.right is True for row in judged)
+    by_model = sum(row.decision.source is Source.MODEL for row in rows)
+    console.print(
+        f"\n{right} of {len(judged)} as a person would route them; {by_model} of {len(rows)} decided "
+        "by the routing model. Confidence is the routing model's; no chosen model was called."
+    )
+    if engine.router.model_id == UNTRAINED_MODEL:
+        console.print(Text(_UNTRAINED.format(model=engine.router.model_id), style="yellow"))
+
+
+_UNTRAINED = (
+    "\nNote: {model} is a general chat model that has not been trained to route, so most of its "
+    "routes are wrong. The path is the real one; install a trained router to get good routes "
+    "(sidecar model build --source …)."
+)

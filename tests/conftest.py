@@ -1,0 +1,34 @@
+"""Real parts for the tests that need them: the routing model that comes along, served by Triton.
+
+The engine is built once in the user's cache, as `sidecar up` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.cli.model import default_model
+from sidecar.engines import EngineInfo, render_cpu_repository
+from sidecar.local import TritonServer
+
+
+@pytest.fixture(scope="session")
+def cpu_engine() -> EngineInfo:
+    """The default routing model."""
+    return default_model(lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def cpu_repository(cpu_engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Triton model repository that serves it."""
+    return render_cpu_repository(cpu_engine.path, tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def triton(cpu_repository: Path) -> Iterator[TritonServer]:
+    """One Triton for all tests that leave it as it is; those that break it start their own."""
+    with TritonServer(cpu_repository, exit_timeout_s=1) as server:
+        yield server
