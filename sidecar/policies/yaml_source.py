@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
@@ -23,6 +24,7 @@ MAX_BYTES = 512 * 1024
 MAX_VALUES = 50_000
 """Values of one document after aliases are followed."""
 MAX_DEPTH = 20
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; flatten it"
 
 _TAG = "tag:yaml.org,2002:"
 # YAML 1.2 has no dates: what looks like one is text.
@@ -74,15 +76,18 @@ def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
     """
     documents: list[Document] = []
     yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MAX_DEPTH + 1
+    yaml.composer.warn_double_anchors = False
     try:
         for node in yaml.compose_all(text):
             document = _Reader(yaml).document(node)
             if document.value is not None or document.findings:
                 documents.append(document)
+    except MaxDepthExceededError as problem:
+        line = problem.problem_mark.line + 1
+        return documents, [error("", _TOO_DEEP, line)]
     except MarkedYAMLError as problem:
         return documents, [_syntax_error(problem)]
-    except RecursionError:
-        return documents, [error("", f"nested deeper than {MAX_DEPTH} levels; flatten it")]
     except ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
         code = problem.character if isinstance(problem.character, int) else ord(problem.character)
@@ -149,7 +154,7 @@ class _Reader:
                 )
             )
         if depth > MAX_DEPTH:
-            raise _TooMuchError(error("", f"nested deeper than {MAX_DEPTH} levels; flatten it"))
+            raise _TooMuchError(error("", _TOO_DEEP, node.start_mark.line + 1))
         if id(node) in self._open:
             raise _TooMuchError(error(path, "an alias that contains itself; write the value out"))
         if isinstance(node, ScalarNode):

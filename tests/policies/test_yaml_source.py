@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from sidecar.core.policy import ModelList, Policy, Preference, Route, WeightedModel
+from sidecar.policies import check_policy, load_policies, parse_policy_yaml
+from sidecar.policies.yaml_source import read_documents
+
+CATALOG = load_policies([Path(__file__).parent / "fixtures" / "catalog.yaml"]).catalog
+
+
+def test_lines_are_those_of_keys_and_list_entries() -> None:
+    text = """\
+# comment
+name: x
+routes:
+  - name: a
+    models: [b,
+      c]
+  -
+    name: d
+"""
+    (document,), _ = read_documents(text)
+    paths = [
+        "name",
+        "routes",
+        "routes[0].name",
+        "routes[0].models[1]",
+        "routes[1]",
+        "routes[1].name",
+    ]
+    assert [document.line_of(path) for path in paths] == [2, 3, 4, 6, 8, 8]
+
+
+def test_line_of_a_value_that_is_not_there_is_that_of_what_should_hold_it() -> None:
+    (document,), _ = read_documents("---\n\na:\n  - b: 1\n")
+    assert document.line_of("a[0].missing.deeper") == 4
+    assert document.line_of("missing") == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("~", None),
+        ("0o17", 15),
+        ("017", 17),
+        ("1e3", 1000.0),
+        ("2026-01-02", "2026-01-02"),
+        ("12:30", "12:30"),
+        ("'1'", "1"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(written: str, value: object) -> None:
+    (document,), _ = read_documents(f"a: {written}")
+    assert document.value == {"a": value}
+
+
+def test_documents_before_a_syntax_error_are_read() -> None:
+    documents, findings = read_documents("a: 1\n---\nb: [\n")
+    assert [document.value for document in documents] == [{"a": 1}]
+    assert [finding.line for finding in findings] == [4]
+
+
+@given(st.text())
+def test_no_text_raises(text: str) -> None:
+    read_documents(text)
+
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["other", ""])
+)
+WORDS = """apiVersion kind name description default routes models preference model weight domain
+min_confidence examples id upstream_model dialects prices"""
+keys = st.sampled_from(WORDS.split())
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.one_of(keys, st.text()), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@given(kind=st.sampled_from(["Policy", "ModelCatalog"]), rest=st.dictionaries(keys, values))
+@settings(max_examples=60, deadline=None)
+def test_no_document_raises_and_what_is_refused_has_a_reason(
+    kind: str, rest: dict[str, object]
+) -> None:
+    text = dumped({**rest, "apiVersion": "llmrouter.v1", "kind": kind})
+    parsed = parse_policy_yaml(text, CATALOG)
+    assert parsed.valid or parsed.findings
+    assert all(finding.message for finding in parsed.findings)
+
+
+model_lists = st.builds(
+    ModelList,
+    st.lists(
+        st.builds(
+            WeightedModel,
+            st.sampled_from(sorted(CATALOG)),
+            st.floats(min_value=0.001, max_value=1000),
+        ),
+        min_size=1,
+        unique_by=lambda entry: entry.id,
+    ).map(tuple),
+    st.sampled_from(Preference),
+)
+plain_language = st.text(
+    st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1, max_size=30
+).filter(lambda text: bool(text.strip()))
+header_names = st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True).filter(
+    lambda name: name.lower() != "other"
+)
+policies = st.builds(
+    Policy,
+    name=st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True),
+    routes=st.lists(
+        st.builds(
+            Route,
+            name=header_names,
+            description=plain_language,
+            models=model_lists,
+            min_confidence=st.floats(min_value=0, max_value=1),
+            examples=st.lists(plain_language, max_size=2).map(tuple),
+        ),
+        max_size=4,
+        unique_by=lambda route: route.name,
+    ).map(tuple),
+    default=model_lists,
+    description=st.one_of(st.just(""), plain_language),
+)
+
+
+@given(policies)
+@settings(max_examples=60, deadline=None)
+def test_valid_policy_written_as_yaml_reads_as_itself(policy: Policy) -> None:
+    parsed = parse_policy_yaml(dumped(as_document(policy)), CATALOG)
+    assert parsed.policy == policy
+    assert parsed.valid
+    # The texts are those of the API's twin; only the lines are added.
+    assert {(f.path, f.message) for f in parsed.findings} == {
+        (f.path, f.message) for f in check_policy(policy, CATALOG)
+    }
+
+
+def as_document(policy: Policy) -> dict[str, object]:
+    def models(of: ModelList) -> dict[str, object]:
+        entries = [{"model": entry.id, "weight": entry.weight} for entry in of.models]
+        return {"models": entries, "preference": str(of.preference)}
+
+    return {
+        "apiVersion": "llmrouter.v1",
+        "kind": "Policy",
+        "name": policy.name,
+        "description": policy.description,
+        "default": models(policy.default),
+        "routes": [
+            {
+                "name": route.name,
+                "description": route.description,
+                "min_confidence": route.min_confidence,
+                "examples": list(route.examples),
+                **models(route.models),
+            }
+            for route in policy.routes
+        ],
+    }
+
+
+def dumped(document: dict[str, object]) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    # ruamel.yaml writes `[?x]` for a text that it then reads as a mapping.
+    yaml.default_flow_style = False
+    stream = StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
