@@ -51,9 +51,9 @@ def cut_to_fit(tokenizer: Tokenizer, text: str, room: int, encode: Encode) -> li
             message.
     """
     readable = min(len(text), _CHARS_PER_TOKEN * room)
-    half = readable * 3 // 5
-    head = tokenizer.encode(text[:half])
-    tail = tokenizer.encode(text[len(text) - (readable - half) :])
+    ahead = readable * 3 // 5
+    head = tokenizer.encode(text[:ahead])
+    tail = tokenizer.encode(text[len(text) - (readable - ahead) :])
     budget = min(room, len(head) + len(tail))
     while True:
         first = min(len(head), budget - min(len(tail), budget * 2 // 5))

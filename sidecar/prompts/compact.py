@@ -1,9 +1,9 @@
 """`compact-v1`: the format of the sidecar's own routing model.
 
 The long static part (instructions, routes) comes first and its KV is shared by all requests of a
-policy; each route has a one-token word as its label and the answer is that token. `docs/
-prompt-formats.md` shows the layout. The model is trained on these exact bytes: a change of wording
-is a new format.
+policy; each route has a one-token word as its label and the answer is that token. The layout is in
+`docs/prompt-formats.md`. The model is trained on these exact bytes: a change of wording is a new
+format.
 """
 
 from __future__ import annotations
