@@ -1,0 +1,117 @@
+"""Health and metrics over a real HTTP port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from aiohttp import ClientSession
+
+from sidecar import __version__
+from sidecar.admin import AdminServer
+from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState
+
+HEALTHY = SidecarState(
+    ready=True,
+    degraded="",
+    routing_model="smol",
+    prompt_format="compact-v1",
+    policies=(LoadedPolicy("namespaces/default/policies/support", 3, "sha256:00", 12),),
+    waiting=2,
+)
+DEGRADED = replace(HEALTHY, degraded="Triton cannot be reached")
+STOPPING = replace(HEALTHY, ready=False)
+
+
+@dataclass
+class Running:
+    """A server whose state the test sets."""
+
+    base: str
+    http: ClientSession
+    state: SidecarState = HEALTHY
+    metrics: Metrics = field(default_factory=Metrics)
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with self.http.get(self.base + path) as response:
+            return response.status, await response.text()
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    async with ClientSession() as http:
+        served = Running("", http)
+        served.metrics.watch(lambda: served.state)
+        server = AdminServer("127.0.0.1:0", served.metrics, lambda: served.state)
+        await server.start()
+        served.base = f"http://127.0.0.1:{server.port}"
+        yield served
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("state", "live", "ready"),
+    [(HEALTHY, 200, 200), (DEGRADED, 200, 200), (STOPPING, 200, 503)],
+    ids=["healthy", "degraded", "stopping"],
+)
+async def test_probes_depend_on_the_sidecar_alone(
+    running: Running, state: SidecarState, live: int, ready: int
+) -> None:
+    running.state = state
+
+    assert (await running.get("/healthz"))[0] == live
+    assert (await running.get("/readyz"))[0] == ready
+
+
+async def test_status_tells_what_is_running(running: Running) -> None:
+    running.state = DEGRADED
+    async with running.http.get(running.base + "/status") as response:
+        status = await response.json()
+
+    assert status.pop("uptime_seconds") >= 0
+    assert status == {
+        "version": __version__,
+        "ready": True,
+        "degraded": "Triton cannot be reached",
+        "routing_model": "smol",
+        "prompt_format": "compact-v1",
+        "policies": [
+            {
+                "name": "namespaces/default/policies/support",
+                "revision": 3,
+                "digest": "sha256:00",
+                "routes": 12,
+            }
+        ],
+        "waiting": 2,
+    }
+
+
+@pytest.mark.parametrize(("state", "up"), [(HEALTHY, "1.0"), (DEGRADED, "0.0")])
+async def test_metrics_show_the_state(running: Running, state: SidecarState, up: str) -> None:
+    running.state = state
+
+    status, text = await running.get("/metrics")
+
+    assert status == 200
+    assert f"llmrouter_routing_model_up {up}" in text
+    assert "llmrouter_decisions_waiting 2.0" in text
+    assert 'llmrouter_build_info{grpc="' in text
+    assert 'policy="namespaces/default/policies/support"' in text
+
+
+async def test_scraper_that_wants_openmetrics_gets_it(running: Running) -> None:
+    headers = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    async with running.http.get(running.base + "/metrics", headers=headers) as response:
+        assert response.content_type == "application/openmetrics-text"
+        assert (await response.text()).endswith("# EOF\n")
+
+
+async def test_port_in_use_says_so(running: Running) -> None:
+    address = running.base.removeprefix("http://")
+
+    with pytest.raises(OSError, match="another process listens there") as refused:
+        await AdminServer(address, Metrics(), lambda: HEALTHY).start()
+
+    assert address in str(refused.value)

@@ -1,0 +1,185 @@
+"""What the log says, in which format, and what it leaves out."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.observability.decisions import DecisionLog, DecisionSinks
+from sidecar.observability.logging import LogOptions, configure_logging
+from tests.doubles import ListSink
+from tests.grpc_api.standins import decision
+
+REQUEST = RoutingRequest(
+    Conversation((Message(Role.USER, "my secret"), Message(Role.ASSISTANT, "ok")))
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def configure() -> Iterator[Callable[..., io.StringIO]]:
+    """Sets logging up and gives what is written; undone afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+
+    def configured(options: LogOptions, stream: io.StringIO | None = None) -> io.StringIO:
+        stream = stream or io.StringIO()
+        configure_logging(options, stream)
+        return stream
+
+    yield configured
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+Configure = Callable[..., io.StringIO]
+
+
+def entries(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_entry_is_one_json_object_with_what_is_bound(configure: Configure) -> None:
+    out = configure(LogOptions())
+    with structlog.contextvars.bound_contextvars(method="Route"):
+        structlog.get_logger("ours").info("hello", number=1)
+    logging.getLogger("theirs").warning("watch %s", "out")
+
+    ours, theirs = entries(out)
+
+    assert ours.pop("timestamp").endswith("Z")
+    assert ours == {
+        "event": "hello", "level": "info", "logger": "ours", "method": "Route", "number": 1,
+    }  # fmt: skip
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == (
+        "watch out",
+        "warning",
+        "theirs",
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "stream", "is_json"),
+    [
+        ("auto", io.StringIO(), True),
+        ("auto", Terminal(), False),
+        ("json", Terminal(), True),
+        ("pretty", io.StringIO(), False),
+    ],
+)
+def test_format(configure: Configure, format: Any, stream: io.StringIO, is_json: bool) -> None:
+    out = configure(LogOptions(format=format), stream)
+    structlog.get_logger().info("hello")
+
+    assert out.getvalue().startswith("{") is is_json
+    assert "hello" in out.getvalue()
+
+
+def test_entries_below_the_level_are_left_out(configure: Configure) -> None:
+    out = configure(LogOptions(level="warning"))
+    structlog.get_logger().info("quiet")
+    logging.getLogger("theirs").info("quiet")
+
+    assert out.getvalue() == ""
+
+
+def test_decision_is_one_entry(configure: Configure) -> None:
+    out = configure(LogOptions())
+    made = decision()
+
+    DecisionLog().record(REQUEST, made)
+
+    (entry,) = entries(out)
+    assert {key: entry[key] for key in entry if key not in ("timestamp", "logger", "level")} == {
+        "event": "decision",
+        "decision_id": made.id,
+        "source": "model",
+        "reason": "matched",
+        "route": "billing",
+        "model": "acme/fast",
+        "policy": "namespaces/default/policies/support",
+        "policy_revision": 1,
+        "confidence": 0.75,
+        "ms": 1.5,
+    }
+
+
+def test_text_of_the_newest_user_message_is_logged_when_switched_on(configure: Configure) -> None:
+    out = configure(LogOptions(log_message_text=True))
+
+    DecisionLog(log_message_text=True).record(REQUEST, decision())
+
+    assert entries(out)[0]["text"] == "my secret"
+
+
+@pytest.mark.parametrize(
+    ("error", "switched_on", "told"),
+    [
+        (KeyError("my secret"), False, False),
+        (KeyError("my secret"), True, True),
+        (SidecarError(ErrorCode.INTERNAL, "my secret"), False, True),
+        (OSError("my secret"), False, True),
+        (ExceptionGroup("my secret", [ValueError("my secret")]), False, False),
+    ],
+    ids=["unexpected", "switched on", "ours", "of the system", "group"],
+)
+@pytest.mark.parametrize("library", [True, False])
+def test_text_of_an_exception_is_told_only_where_it_cannot_hold_message_text(
+    configure: Configure, error: Exception, switched_on: bool, told: bool, library: bool
+) -> None:
+    out = configure(LogOptions(log_message_text=switched_on))
+    try:
+        raise error
+    except Exception:
+        if library:
+            logging.getLogger("theirs").exception("failed")
+        else:
+            structlog.get_logger("ours").exception("failed")
+
+    (entry,) = entries(out)
+    assert type(error).__name__ in entry["exception"]
+    assert "test_logging.py" in entry["exception"]
+    assert ("my secret" in out.getvalue()) is told
+
+
+def test_cause_of_an_exception_is_described_like_it(configure: Configure) -> None:
+    secret = "my secret"
+    out = configure(LogOptions())
+    try:
+        try:
+            raise KeyError(secret)
+        except KeyError as cause:
+            raise ValueError(secret) from cause
+    except ValueError:
+        structlog.get_logger().exception("failed")
+
+    described = entries(out)[0]["exception"]
+    assert described.index("KeyError") < described.index("ValueError")
+    assert "my secret" not in described
+
+
+class BrokenSink:
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        raise ZeroDivisionError
+
+
+def test_sink_that_fails_does_not_keep_a_decision_from_the_others() -> None:
+    kept = ListSink()
+
+    DecisionSinks(BrokenSink(), kept).record(REQUEST, decision())
+
+    assert len(kept.decisions) == 1
