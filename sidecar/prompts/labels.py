@@ -18,8 +18,9 @@ from sidecar.prompts.words import GENERIC, SPARE
 
 Words = tuple[str, ...]
 
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+")
+_POSSESSIVE = re.compile(r"['\u2019]s$", re.IGNORECASE)
 # A camelCase word ends before the next capital; a run of capitals (`HTTPServer`) before its last.
-_WORD = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 _MIN_LETTERS = 2
@@ -173,6 +174,9 @@ def _description(route: Route) -> Words:
 
 
 def _words(text: str) -> Words:
+    """Lower-case words; contractions such as `don't` stay whole, and so are no labels."""
     return tuple(
-        part.lower() for word in _WORD.findall(text) for part in _CAMEL.split(word) if part
+        part.lower()
+        for word in _WORD.findall(text)
+        for part in _CAMEL.split(_POSSESSIVE.sub("", word))
     )

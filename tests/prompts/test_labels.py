@@ -33,6 +33,11 @@ from tests.prompts.vocabularies import qwen, smollm2
             id="camel case",
         ),
         pytest.param(
+            {"user's trip": "x", "b": "what they don't need"},
+            {"user's trip": "trip", "b": SPARE[0]},
+            id="apostrophes do not make words of what follows them",
+        ),
+        pytest.param(
             {"model_a": "writes poems", "model_b": "solves equations"},
             {"model_a": "poems", "model_b": "solves"},
             id="name of a generic word and a letter",
