@@ -25,6 +25,8 @@ class CpuRepositoryOptions:
         max_pass_tokens: new tokens of one pass over the graph.
         max_output_tokens: longest answer.
         threads: of computation; 0 leaves the choice to OpenVINO.
+        precision: of the arithmetic, `f32` or `bf16`; empty takes bfloat16 where the CPU computes
+            in it, else float32.
     """
 
     max_batch_size: int = 16
@@ -33,6 +35,7 @@ class CpuRepositoryOptions:
     max_pass_tokens: int = 512
     max_output_tokens: int = 256
     threads: int = 0
+    precision: str = ""
 
 
 def render_cpu_repository(

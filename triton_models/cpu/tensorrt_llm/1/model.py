@@ -36,6 +36,7 @@ class TritonPythonModel:
             kv_heads=engine.kv_heads,
             head_dim=engine.head_dim,
             threads=int(settings["threads"]),
+            precision=settings["precision"],
         )
         self._limits = Limits(
             engine.context_length, engine.vocab_size, int(settings["max_output_tokens"])

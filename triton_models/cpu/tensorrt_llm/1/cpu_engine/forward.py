@@ -42,7 +42,7 @@ class KeyValues:
 
     def first(self, tokens: int) -> KeyValues:
         """A copy of the leading `tokens`."""
-        return KeyValues([array[:, :tokens] for array in self.arrays], self.segments[:tokens])
+        return KeyValues([array[:, :tokens].copy() for array in self.arrays], self.segments[:tokens])
 
     def followed_by(self, other: KeyValues) -> KeyValues:
         if not len(other):
@@ -76,17 +76,27 @@ class Forward:
     """The compiled graph. Not thread-safe: one pass at a time."""
 
     def __init__(
-        self, graph: Path, *, layers: int, kv_heads: int, head_dim: int, threads: int = 0
+        self,
+        graph: Path,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        threads: int = 0,
+        precision: str = "",
     ) -> None:
         """Load and compile.
 
         Args:
             threads: of computation; 0 leaves the choice to OpenVINO (all cores it may use).
+            precision: of the arithmetic, `f32` or `bf16`; empty leaves the choice to OpenVINO
+                (bfloat16 where the CPU computes in it, else float32).
         """
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        # Precision is left to the CPU plugin: bfloat16 where the CPU computes in it, else float32.
+        if precision:
+            options["INFERENCE_PRECISION_HINT"] = precision
         self._compiled = ov.Core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
         self._cache_names = [f"{kind}.{layer}" for layer in range(layers) for kind in "kv"]
