@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
@@ -13,11 +13,13 @@ from sidecar.routing.registry import CompiledPolicy
 _log = structlog.get_logger(__name__)
 
 WARMED_AT_RECOVERY = 16
-"""Prefixes computed before a recovered model server is used again: those of the default and of the
-most recently used policies. The rest are computed when they are first asked for."""
+"""Prefixes computed again after an outage: those of the most recently used policies and of the
+default. The rest are computed when they are first asked for."""
 
 _REMEMBERED = 4096
-"""Prefixes believed to be warm; far more than a model server keeps."""
+"""Policies whose last use is remembered; far more than a model server keeps prefixes of."""
+
+_AFTER_RECOVERY = "after recovery"
 
 
 class Warmth:
@@ -31,39 +33,35 @@ class Warmth:
     def __init__(self, policies: Callable[[], Sequence[CompiledPolicy]], timeout_s: float) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
-        self._warm: dict[str, None] = {}
+        # Digest -> believed warm; the most recently used last.
+        self._used: dict[str, bool] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def is_warm(self, compiled: CompiledPolicy) -> bool:
         """True if the prefix was computed since the last outage; counts as a use of it."""
-        digest = compiled.ref.digest
-        if digest not in self._warm:
-            return False
-        self._touch(digest)
-        return True
+        warm = self._used.get(compiled.ref.digest, False)
+        self._note(compiled, warm)
+        return warm
 
     def doubt(self, compiled: CompiledPolicy) -> None:
         """A decision was late: the prefix may have been evicted."""
-        self._warm.pop(compiled.ref.digest, None)
+        self._note(compiled, warm=False)
 
     def request(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         """Warm the policy in the background unless that is under way."""
-        digest = compiled.ref.digest
-        if compiled.prompt is None or digest in self._tasks:
-            return
-        task = asyncio.create_task(self._warm_quietly(compiled, model), name="warm-prefix")
-        self._tasks[digest] = task
-        task.add_done_callback(lambda _: self._tasks.pop(digest, None))
+        if compiled.prompt is not None and compiled.ref.digest not in self._tasks:
+            self._start(compiled.ref.digest, self._warm_in_turn([compiled], model))
 
     async def recover(self, model: RoutingModel) -> None:
-        """After an outage: forget everything, warm what is used most. Raises InferenceError."""
-        recent = list(reversed(self._warm))
-        self._warm.clear()
-        policies = {compiled.ref.digest: compiled for compiled in self._policies()}
-        order = [digest for digest in recent if digest in policies]
-        order += [digest for digest in policies if digest not in order]
-        for digest in order[:WARMED_AT_RECOVERY]:
-            await self._warm_one(policies[digest], model)
+        """After an outage: forget everything and warm the policy used last, then others in the
+        background; until its turn each of them answers `warming`. Raises InferenceError."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._used = dict.fromkeys(self._used, False)
+        first, *rest = self._most_used()
+        await self._warm_one(first, model)
+        if rest:
+            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model))
 
     async def close(self) -> None:
         """Stop what is under way."""
@@ -72,20 +70,39 @@ class Warmth:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _warm_quietly(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
-        try:
-            await self._warm_one(compiled, model)
-        except InferenceError as error:
-            _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
+    def _most_used(self) -> list[CompiledPolicy]:
+        named = {compiled.ref.digest: compiled for compiled in self._policies()}
+        recent = [named[digest] for digest in reversed(self._used) if digest in named]
+        others = [named[digest] for digest in named if digest not in self._used]
+        return (recent + others)[:WARMED_AT_RECOVERY]
+
+    def _start(self, key: str, warming: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(warming, name="warm-prefix")
+        self._tasks[key] = task
+
+        def forget(_: asyncio.Task[None]) -> None:
+            if self._tasks.get(key) is task:
+                del self._tasks[key]
+
+        task.add_done_callback(forget)
+
+    async def _warm_in_turn(self, policies: Sequence[CompiledPolicy], model: RoutingModel) -> None:
+        for compiled in policies:
+            if self._used.get(compiled.ref.digest):
+                continue
+            try:
+                await self._warm_one(compiled, model)
+            except InferenceError as error:
+                _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
 
     async def _warm_one(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
-        if compiled.prompt is None:
-            return
-        await model.warm(compiled.prompt.prefix_ids, self._timeout_s)
-        self._touch(compiled.ref.digest)
+        if compiled.prompt is not None:
+            await model.warm(compiled.prompt.prefix_ids, self._timeout_s)
+            self._used[compiled.ref.digest] = True
 
-    def _touch(self, digest: str) -> None:
-        self._warm.pop(digest, None)
-        self._warm[digest] = None
-        if len(self._warm) > _REMEMBERED:
-            del self._warm[next(iter(self._warm))]
+    def _note(self, compiled: CompiledPolicy, warm: bool) -> None:
+        digest = compiled.ref.digest
+        self._used.pop(digest, None)
+        self._used[digest] = warm
+        if len(self._used) > _REMEMBERED:
+            del self._used[next(iter(self._used))]

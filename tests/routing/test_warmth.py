@@ -1,0 +1,106 @@
+"""What is warmed, when, and in which order. The model is a stub that counts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from sidecar.core.decision import PolicyRef
+from sidecar.core.model import InferenceError, InferenceFailure
+from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
+from sidecar.routing import CompiledPolicy, Warmth
+from tests.doubles import StubModel, StubPrompt
+
+MODELS = ModelList((WeightedModel("m"),))
+NAMES = ("default", "second", "third")
+
+
+def compiled(name: str) -> CompiledPolicy:
+    policy = Policy(name, (Route("r", "text", MODELS),), MODELS)
+    prompt = replace(StubPrompt(policy), prefix_ids=(NAMES.index(name),))
+    return CompiledPolicy(policy, PolicyRef(name, 1, name), prompt)
+
+
+POLICIES = {name: compiled(name) for name in NAMES}
+
+
+def warmth() -> Warmth:
+    return Warmth(lambda: list(POLICIES.values()), timeout_s=1)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def warmed(model: StubModel) -> list[str]:
+    return [NAMES[ids[0]] for ids in model.warmed]
+
+
+async def test_recovery_warms_the_default_first_and_the_rest_in_the_background() -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model)
+    at_once = warmed(model)
+    await settle()
+
+    assert at_once == ["default"]
+    assert warmed(model) == list(NAMES)
+    assert all(warm.is_warm(each) for each in POLICIES.values())
+
+
+async def test_recovery_begins_with_the_policy_used_last() -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model)
+    await settle()
+    warm.is_warm(POLICIES["third"])
+    model.warmed.clear()
+    await warm.recover(model)
+
+    assert warmed(model) == ["third"]
+
+
+async def test_after_an_outage_nothing_counts_as_warm_until_it_is_computed_again() -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model)
+    await settle()
+    model.break_with(InferenceFailure.UNAVAILABLE)
+    with pytest.raises(InferenceError):
+        await warm.recover(model)
+
+    assert not any(warm.is_warm(each) for each in POLICIES.values())
+
+
+async def test_a_request_warms_once_however_often_it_is_made() -> None:
+    warm, model = warmth(), StubModel()
+    for _ in range(3):
+        warm.request(POLICIES["second"], model)
+    await settle()
+
+    assert warmed(model) == ["second"]
+    assert warm.is_warm(POLICIES["second"])
+
+
+async def test_doubt_lasts_until_the_prefix_is_computed() -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model)
+    warm.doubt(POLICIES["default"])
+    doubted = warm.is_warm(POLICIES["default"])
+    warm.request(POLICIES["default"], model)
+    await settle()
+
+    assert not doubted
+    assert warm.is_warm(POLICIES["default"])
+
+
+async def test_a_failed_warm_up_can_be_asked_for_again() -> None:
+    warm, model = warmth(), StubModel()
+    model.break_with(InferenceFailure.ERROR)
+    warm.request(POLICIES["second"], model)
+    await settle()
+    model.fault = None
+    warm.request(POLICIES["second"], model)
+    await settle()
+
+    assert warm.is_warm(POLICIES["second"])
