@@ -135,7 +135,7 @@ def _explained(decision: Decision, explanation: Explanation) -> Group:
         grid.add_row("passed over", Text(f"{excluded.model}: {excluded.why}"))
     if explanation.answer:
         grid.add_row("answer", Text(explanation.answer))
-    cut = ", older turns left out or text cut" if explanation.truncated else ""
+    cut = ", shortened to fit" if explanation.truncated else ""
     grid.add_row(
         "prompt",
         Text(

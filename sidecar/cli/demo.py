@@ -85,8 +85,8 @@ def _print(rows: list[Row], engine: EngineInfo) -> None:
     right = sum(row.right is True for row in judged)
     by_model = sum(row.decision.source is Source.MODEL for row in rows)
     console.print(
-        f"\n{right} of {len(judged)} as a person would route them; {by_model} of {len(rows)} decided "
-        "by the routing model. Confidence is the routing model's; no chosen model was called."
+        f"\n{right} of {len(judged)} as a person would route them; {by_model} of {len(rows)} "
+        "decided by the routing model. The models that were chosen have not been called."
     )
     if engine.router.model_id == UNTRAINED_MODEL:
         console.print(Text(_UNTRAINED.format(model=engine.router.model_id), style="yellow"))

@@ -1,0 +1,91 @@
+"""Commands without a server: help, usage and errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sidecar.cli import cli
+from sidecar.local import free_ports
+
+COMMANDS = ["demo", "model", "policy", "route", "serve", "settings", "up"]
+
+
+def sidecar(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "sidecar.cli", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_list_exists_and_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Usage: cli {command}" in result.output
+
+
+def test_help_lists_the_commands_without_importing_them() -> None:
+    program = (
+        "import sys; from sidecar.cli import cli; cli(['--help'], standalone_mode=False); "
+        "print(sorted({'grpc', 'openvino', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert all(f"  {command} " in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nothing"], 2, "No such command 'nothing'"),
+        (["route"], 2, "give a text or --file"),
+        (["route", "  "], 2, "the text is empty"),
+        (["route", "a", "--file", "-"], 2, "give a text or --file"),
+        (["route", "--file", "/nowhere.json"], 2, "'/nowhere.json' does not exist"),
+        (["route", "--policy", "No such", "a"], 1, "'No such' is not of the form"),
+        (["model", "build", "--source", __file__], 2, "--source needs --prompt-format"),
+        (["model", "info", "/"], 1, "is not an engine directory"),
+        (["serve"], 1, "routing_model.directory is not set"),
+        (["settings", "--config", __file__], 1, "test_commands.py:"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_is_said_without_a_traceback(
+    arguments: list[str], status: int, message: str
+) -> None:
+    result = sidecar(*arguments)
+    assert result.returncode == status
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_weight_file_that_is_none_is_an_error(tmp_path: Path) -> None:
+    arguments = ["--prompt-format", "compact-v1", "--out", str(tmp_path / "engine")]
+    result = sidecar("model", "build", "--source", __file__, *arguments)
+    assert result.returncode == 1
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_a_sidecar_route_says_how_to_start_one() -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    result = sidecar("route", "hello", "--address", address)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"Error: no sidecar answers at {address}; start one with `sidecar up`, or name another "
+        "with --address\n"
+    )
+
+
+def test_settings_in_force_can_be_used_as_a_file(tmp_path: Path) -> None:
+    first = sidecar("settings")
+    path = tmp_path / "settings.yaml"
+    path.write_text(first.stdout)
+    assert "decision_budget_ms" in first.stdout
+    assert sidecar("settings", "--config", str(path)).stdout == first.stdout
