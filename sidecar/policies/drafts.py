@@ -12,21 +12,21 @@ from sidecar.policies.schema import (
     API_VERSION,
     CatalogShape,
     PolicyShape,
+    ShapeRead,
     read_shape,
     unused_weighting,
-    without_consequences,
 )
 from sidecar.policies.yaml_source import Document
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyDraft:
-    """A policy as read; values of the wrong shape are blank and named in `of_shape`."""
+    """A policy as read; what is wrong with its shape is blank in `policy`."""
 
     policy: Policy
     document: Document
     file: str
-    of_shape: tuple[Finding, ...]
+    read: ShapeRead[PolicyShape]
 
     def check(self, catalog: Catalog | None) -> tuple[Finding, ...]:
         """All findings, placed. Warnings only where there are no errors.
@@ -34,8 +34,10 @@ class PolicyDraft:
         Args:
             catalog: None if there is none, and models are not looked up.
         """
-        ruled = without_consequences(check_policy(self.policy, catalog), self.of_shape)
-        findings = [*self.of_shape, *ruled]
+        ruled = list(check_policy(self.policy, catalog))
+        if self.read.shape is not None:
+            ruled += unused_weighting(self.read.shape)
+        findings = [*self.read.findings, *self.read.without_consequences(ruled)]
         if has_errors(findings):
             findings = [finding for finding in findings if has_errors([finding])]
         return tuple(placed(limited(findings), self.document, self.file))
@@ -80,31 +82,21 @@ def placed(findings: Iterable[Finding], document: Document, file: str) -> list[F
 def _policy_draft(
     value: dict[str, object], document: Document, file: str, findings: list[Finding]
 ) -> PolicyDraft | tuple[Finding, ...]:
-    shape, of_shape = read_shape(value, PolicyShape)
-    findings = _joined(findings, of_shape)
-    if shape is None:
-        return tuple(placed(findings, document, file))
-    findings += without_consequences(unused_weighting(shape), of_shape)
-    return PolicyDraft(shape.to_core(), document, file, tuple(findings))
+    read = read_shape(value, PolicyShape, findings)
+    if read.shape is None:
+        return tuple(placed(limited(read.findings), document, file))
+    return PolicyDraft(read.shape.to_core(), document, file, read)
 
 
 def _catalog_draft(
     value: dict[str, object], document: Document, file: str, findings: list[Finding]
 ) -> CatalogDraft | tuple[Finding, ...]:
-    shape, of_shape = read_shape(value, CatalogShape)
-    findings = _joined(findings, of_shape)
-    if shape is None:
-        return tuple(placed(findings, document, file))
-    models = shape.to_core()
-    findings += without_consequences(check_catalog(models), of_shape)
-    findings = placed(limited(findings), document, file)
-    return CatalogDraft(models, document, file, tuple(findings))
-
-
-def _joined(of_text: list[Finding], of_shape: list[Finding]) -> list[Finding]:
-    """Both, one for each path: a value that could not be read has no type either."""
-    told = {finding.path for finding in of_text}
-    return [*of_text, *(finding for finding in of_shape if finding.path not in told)]
+    read = read_shape(value, CatalogShape, findings)
+    if read.shape is None:
+        return tuple(placed(limited(read.findings), document, file))
+    models = read.shape.to_core()
+    found = limited([*read.findings, *read.without_consequences(check_catalog(models))])
+    return CatalogDraft(models, document, file, tuple(placed(found, document, file)))
 
 
 def _version_findings(value: dict[str, object]) -> list[Finding]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -49,6 +50,19 @@ class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class DocumentShape(_Shape):
+    """A whole document.
+
+    `BLANKS` has the values that take the place of wrong ones, by path; what is not there may be
+    left out.
+    """
+
+    KIND: ClassVar[str]
+    BLANKS: ClassVar[Mapping[str, object]]
+
+    apiVersion: Literal["llmrouter.v1"]  # noqa: N815 -- the key's spelling, as in Kubernetes
+
+
 class ModelEntry(_Shape):
     model: str
     weight: float | None = None
@@ -74,8 +88,8 @@ class RouteShape(_Shape):
     examples: list[str] = Field(default_factory=list)
 
 
-class PolicyShape(_Shape):
-    KIND: ClassVar = "Policy"
+class PolicyShape(DocumentShape):
+    KIND: ClassVar[str] = "Policy"
     BLANKS: ClassVar[Mapping[str, object]] = {
         "name": "",
         "default": {"models": []},
@@ -91,7 +105,6 @@ class PolicyShape(_Shape):
         "routes[].examples[]": "",
     }
 
-    apiVersion: Literal["llmrouter.v1"]  # noqa: N815 -- the key's spelling, as in Kubernetes
     kind: Literal["Policy"]
     name: str
     namespace: str = "default"
@@ -136,8 +149,8 @@ class ModelShape(_Shape):
     context_window: int | None = None
 
 
-class CatalogShape(_Shape):
-    KIND: ClassVar = "ModelCatalog"
+class CatalogShape(DocumentShape):
+    KIND: ClassVar[str] = "ModelCatalog"
     BLANKS: ClassVar[Mapping[str, object]] = {
         "models": [],
         "models[]": {"id": "", "upstream_model": ""},
@@ -145,7 +158,6 @@ class CatalogShape(_Shape):
         "models[].upstream_model": "",
     }
 
-    apiVersion: Literal["llmrouter.v1"]  # noqa: N815 -- the key's spelling, as in Kubernetes
     kind: Literal["ModelCatalog"]
     models: list[ModelShape]
 
@@ -177,33 +189,72 @@ def _model_list(entries: Sequence[ModelEntry], preference: Preference) -> ModelL
     )
 
 
-S = TypeVar("S", PolicyShape, CatalogShape)
+S = TypeVar("S", bound=DocumentShape)
 
 
-def read_shape(value: dict[str, object], shape: type[S]) -> tuple[S | None, list[Finding]]:
-    """`value` as `shape`, and what is wrong with its keys and types.
+@dataclass(frozen=True, slots=True)
+class ShapeRead(Generic[S]):
+    """A document read as a shape.
 
-    Wrong values are blank in the result (see `without_consequences`); None if that is not enough.
+    Args:
+        shape: None where too much is wrong to go on.
+        findings: what is wrong with the text, the keys and the types.
+        blank: paths of the values that are blank in `shape` because they are wrong.
     """
+
+    shape: S | None
+    findings: tuple[Finding, ...]
+    blank: frozenset[str] = frozenset()
+
+    def without_consequences(self, findings: Iterable[Finding]) -> list[Finding]:
+        """`findings` of the rules, less those about blank values."""
+        return [
+            finding
+            for finding in findings
+            if self.blank.isdisjoint(self_and_ancestors(finding.path))
+        ]
+
+
+def read_shape(
+    value: dict[str, object], shape: type[S], of_text: Sequence[Finding]
+) -> ShapeRead[S]:
+    """Reads `value` as `shape`.
+
+    Args:
+        of_text: what could not be read of the text; the shape is not asked about those values.
+    """
+    unread = {finding.path for finding in of_text}
     try:
-        return shape.model_validate(value), []
+        return ShapeRead(shape.model_validate(value), tuple(of_text), frozenset(unread))
     except ValidationError as problem:
         errors = problem.errors(include_url=False)
-    findings = [_finding(details, value, shape) for details in errors]
+    misspelt = set(_misspelt(errors, shape))
+    findings = [
+        _finding(details, value, shape)
+        for details in errors
+        if not (details["type"] == "missing" and details["loc"] in misspelt)
+        and _path(details["loc"]) not in unread
+    ]
     patched = copy.deepcopy(value)
     for details in errors:
         _blank(patched, details["loc"], shape)
-    try:
-        return shape.model_validate(patched), findings
-    except ValidationError:
-        return None, findings
-
-
-def without_consequences(findings: Sequence[Finding], of_shape: Sequence[Finding]) -> list[Finding]:
-    """`findings` of the rules, less those about values that are blank because of their shape."""
     # The rules know an entry of a model list by the entry, whichever way its id is written.
-    blank = {wrong.path.removesuffix(".model") for wrong in of_shape if wrong.path}
-    return [finding for finding in findings if blank.isdisjoint(self_and_ancestors(finding.path))]
+    blank = unread | {_path(details["loc"]).removesuffix(".model") for details in errors}
+    try:
+        read = shape.model_validate(patched)
+    except ValidationError:
+        read = None
+    return ShapeRead(read, (*of_text, *findings), frozenset(blank - {""}))
+
+
+def _misspelt(errors: Sequence[ErrorDetails], shape: type[S]) -> Iterator[tuple[int | str, ...]]:
+    """Places of missing keys that are there under an unknown name close to theirs."""
+    for details in errors:
+        if details["type"] == "extra_forbidden":
+            around, key = details["loc"][:-1], str(details["loc"][-1])
+            meant = closest(key, _keys_at(around, shape))
+            if meant is not None:
+                yield (*around, meant)
 
 
 def unused_weighting(policy: PolicyShape) -> list[Finding]:
