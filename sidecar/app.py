@@ -15,7 +15,7 @@ from sidecar.admin import AdminServer
 from sidecar.config import Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
-from sidecar.core.model import CompiledPrompt
+from sidecar.core.model import CompiledPrompt, Tokenizer
 from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo, read_engine
 from sidecar.grpc_api.convert.resource_names import policy_name
@@ -65,7 +65,8 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     engine = _engine(settings)
     facts = engine.router
     prompt_format = settings.routing_model.prompt_format or facts.prompt_format
-    registry = _registry(settings, engine, prompt_format)
+    tokenizer = _tokenizer(engine)
+    registry = _registry(settings, engine, prompt_format, tokenizer)
     warmth = Warmth(registry.named, settings.triton.warm_timeout_ms / 1000)
     model = GuardedModel(
         TritonModel(
@@ -95,7 +96,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
             max_waiting=settings.routing.max_waiting,
         ),
         ref,
-        HfTokenizer(engine.tokenizer_path).decode,
+        tokenizer.decode,
     )
     return Routing(registry, router, model, warmth, ref)
 
@@ -112,9 +113,17 @@ def _engine(settings: Settings) -> EngineInfo:
         raise StartupError(f"routing_model.directory: {error}") from None
 
 
-def _registry(settings: Settings, engine: EngineInfo, prompt_format: str) -> PolicyRegistry:
+def _tokenizer(engine: EngineInfo) -> Tokenizer:
+    try:
+        return HfTokenizer(engine.tokenizer_path)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"routing_model.directory: {error}; build the model again") from None
+
+
+def _registry(
+    settings: Settings, engine: EngineInfo, prompt_format: str, tokenizer: Tokenizer
+) -> PolicyRegistry:
     policies = _policies(settings)
-    tokenizer = HfTokenizer(engine.tokenizer_path)
     max_tokens = (
         settings.routing_model.max_prompt_tokens or engine.router.context_length - _ANSWER_TOKENS
     )

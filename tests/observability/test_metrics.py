@@ -94,8 +94,8 @@ async def test_calls_are_counted_by_method_and_how_they_ended() -> None:
         assert value(metrics.registry, in_flight, method=ROUTE) == 1
         call.cancel()
         await until(lambda: value(metrics.registry, in_flight, method=ROUTE) == 0)
+        unknown: Any = channel.unary_unary("/made.up/Method")
         with pytest.raises(grpc.aio.AioRpcError):
-            unknown: Any = channel.unary_unary("/made.up/Method")
             await unknown(b"")
 
     counted = {

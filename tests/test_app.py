@@ -1,0 +1,224 @@
+"""The whole sidecar, without a model server: it starts, answers by fallback, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import ClientSession
+
+from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
+from sidecar.app import Sidecar, StartupError
+from sidecar.config import Settings, load_settings
+from sidecar.engines import EngineInfo
+from sidecar.local import free_ports
+from tests.grpc_api.standins import route_request
+
+POLICIES = """\
+apiVersion: llmrouter.v1
+kind: ModelCatalog
+models:
+  - {id: acme/fast, upstream_model: fast-1, dialects: [openai-chat]}
+---
+apiVersion: llmrouter.v1
+kind: Policy
+name: default
+default: {models: [acme/fast]}
+routes:
+  - {name: billing, description: questions about invoices, models: [acme/fast]}
+"""
+
+Flags = dict[str, dict[str, object]]
+
+
+@pytest.fixture
+def flags(cpu_engine: EngineInfo, tmp_path: Path) -> Flags:
+    """Settings of a sidecar whose model server is not there."""
+    policies = tmp_path / "policies.yaml"
+    policies.write_text(POLICIES)
+    return {
+        "server": {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0"},
+        "policies": {"paths": [policies]},
+        "routing_model": {"directory": cpu_engine.path},
+        "triton": {"address": f"127.0.0.1:{free_ports(1)[0]}"},
+    }
+
+
+def settings(flags: Mapping[str, Mapping[str, object]]) -> Settings:
+    return load_settings(flags=flags, environ={})
+
+
+async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
+        decision = (await RoutingServiceStub(channel).Route(route_request())).decision
+    async with (
+        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
+        http.get("/status") as response,
+    ):
+        status = await response.json()
+    await sidecar.stop(0)
+
+    assert decision.source == decision_pb2.DECISION_SOURCE_FALLBACK
+    assert decision.reason == decision_pb2.DECISION_REASON_BREAKER_OPEN
+    assert decision.model.model == "acme/fast"
+    assert status["ready"]
+    assert status["degraded"]
+    assert [each["name"] for each in status["policies"]] == ["namespaces/default/policies/default"]
+
+
+Spoil = Callable[[Flags, Path], object]
+
+
+def write(flags: Flags, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(text)
+    flags["policies"]["paths"] = [path]
+
+
+WRONG: dict[str, tuple[Spoil, str]] = {
+    "no routing model": (
+        lambda f, p: f["routing_model"].pop("directory"),
+        "routing_model.directory is not set",
+    ),
+    "not a routing model": (
+        lambda f, p: f["routing_model"].update(directory=p),
+        "is not an engine directory",
+    ),
+    "no policies": (lambda f, p: f["policies"].pop("paths"), "policies.paths is empty"),
+    "wrong policy": (
+        lambda f, p: write(f, p, POLICIES.replace("models: [acme/fast]}", "models: [gone]}")),
+        "unknown model",
+    ),
+    "no default policy": (
+        lambda f, p: f["policies"].update(default_policy="gone"),
+        "namespaces/default/policies/gone",
+    ),
+    "unknown prompt format": (
+        lambda f, p: f["routing_model"].update(prompt_format="gone"),
+        "prompt format 'gone' does not exist",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_that_cannot_work_say_what_to_do(name: str, flags: Flags, tmp_path: Path) -> None:
+    spoil, says = WRONG[name]
+    spoil(flags, tmp_path)
+
+    with pytest.raises(StartupError) as refused:
+        Sidecar(settings(flags))
+
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["grpc_address", "http_address"])
+async def test_port_in_use_ends_the_start_and_closes_what_was_opened(
+    flags: Flags, key: str
+) -> None:
+    first = Sidecar(settings(flags))
+    await first.start()
+    assert first.admin is not None
+    taken = {"grpc_address": first.grpc.port, "http_address": first.admin.port}[key]
+    flags["server"][key] = f"127.0.0.1:{taken}"
+
+    with pytest.raises(StartupError, match="another process listens there"):
+        await Sidecar(settings(flags)).start()
+
+    await first.stop(0)
+
+
+@asynccontextmanager
+async def process(flags: Flags, tmp_path: Path) -> AsyncIterator[tuple[Any, dict[str, Any]]]:
+    """`sidecar serve` as a process, and its first log entry about serving."""
+    config = tmp_path / "settings.json"
+    config.write_text(settings(flags).model_dump_json())
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sidecar.cli", "serve", "--config", str(config),
+        stderr=asyncio.subprocess.PIPE,
+        env={key: value for key, value in os.environ.items() if not key.startswith("SIDECAR_")},
+    )  # fmt: skip
+    try:
+        yield running, await entry(running, "serving")
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.wait()
+
+
+async def entry(running: Any, event: str) -> dict[str, Any]:
+    async for line in running.stderr:
+        if line.startswith(b"{"):
+            read: dict[str, Any] = json.loads(line)
+            if read["event"].startswith(event):
+                return read
+    raise AssertionError(f"the process ended without an entry {event!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_it_well(flags: Flags, tmp_path: Path, number: signal.Signals) -> None:
+    async with process(flags, tmp_path) as (running, _):
+        running.send_signal(number)
+
+        await entry(running, "stopped")
+        assert await running.wait() == 0
+
+
+async def test_second_signal_does_not_wait_for_calls_in_flight(
+    flags: Flags, tmp_path: Path
+) -> None:
+    """An open stream that nobody reads, full of answers, would keep it for the whole grace period:
+    the test would time out."""
+    flags["server"]["drain_seconds"] = 3600
+    async with (
+        process(flags, tmp_path) as (running, serving),
+        grpc.aio.insecure_channel(f"127.0.0.1:{serving['port']}", SMALL_WINDOW) as channel,
+    ):
+        unread = UnreadStream(channel)
+        await unread.stalled()
+        running.send_signal(signal.SIGTERM)
+        await entry(running, "stopping:")
+        running.send_signal(signal.SIGTERM)
+
+        await entry(running, "stopping now")
+        assert await running.wait() == 0
+        unread.writing.cancel()
+
+
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+"""A caller whose flow-control window is soon full."""
+
+
+class UnreadStream:
+    """Sends requests and reads no answer, until nothing more can be sent."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._call = RoutingServiceStub(channel).StreamRoute()
+        self._sent = 0
+        self.writing = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while True:
+            message = routing_pb2.StreamRouteRequest(
+                request_id=str(self._sent), request=route_request("x" * 50_000)
+            )
+            await self._call.write(message)
+            self._sent += 1
+
+    async def stalled(self) -> None:
+        before = -1
+        while before < self._sent:
+            before = self._sent
+            await asyncio.sleep(0.5)
