@@ -18,6 +18,7 @@ from sidecar.engines.engine_directory import (
     SCHEMA_VERSION,
     EngineInfo,
     RouterFacts,
+    compiled_folder,
     read_engine,
     sha256_of,
     write_manifest,
@@ -183,6 +184,7 @@ def _put_in_place(staging: Path, out: Path) -> None:
     # A folder cannot replace a non-empty one in one step; the old engine is moved aside first, so
     # that a crash in between leaves none rather than a mixture.
     staging.chmod(0o755)
+    shutil.rmtree(compiled_folder(out), ignore_errors=True)
     retired = staging.with_name(staging.name + "-old")
     if out.exists():
         os.replace(out, retired)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
-from sidecar.engines.engine_directory import read_engine
+from sidecar.engines.engine_directory import compiled_folder, read_engine
 from sidecar.engines.errors import EngineError
 
 MODEL_NAME = "tensorrt_llm"
@@ -27,6 +28,9 @@ class CpuRepositoryOptions:
         threads: of computation; 0 leaves the choice to OpenVINO.
         precision: of the arithmetic, `f32` or `bf16`; empty takes bfloat16 where the CPU computes
             in it, else float32.
+        keep_compiled: keep what OpenVINO compiles for this CPU beside the engine, where that
+            folder can be written: the next start takes a third of the time, and the unpacked
+            weights are mapped from there instead of held (as large as the weights in float32).
     """
 
     max_batch_size: int = 16
@@ -36,6 +40,7 @@ class CpuRepositoryOptions:
     max_output_tokens: int = 256
     threads: int = 0
     precision: str = ""
+    keep_compiled: bool = True
 
 
 def render_cpu_repository(
@@ -61,7 +66,14 @@ def render_cpu_repository(
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(source / "1", model / "1", ignore=shutil.ignore_patterns("__pycache__"))
     template = Template((source / "config.pbtxt").read_text(encoding="utf-8"))
-    values = {**asdict(options or CpuRepositoryOptions()), "gpt_model_path": path}
+    options = options or CpuRepositoryOptions()
+    compiled = compiled_folder(info.path.resolve())
+    keep = options.keep_compiled and os.access(compiled.parent, os.W_OK)
+    values = {
+        **asdict(options),
+        "gpt_model_path": path,
+        "compiled_folder": str(compiled) if keep else "",
+    }
     # Comments speak of ${…} itself; a missing name in a value would stop Triton, not pass.
     (model / "config.pbtxt").write_text(template.safe_substitute(values), encoding="utf-8")
     return destination

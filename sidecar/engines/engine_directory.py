@@ -81,6 +81,11 @@ class EngineInfo:
         return self.path / self.router.graph_file
 
 
+def compiled_folder(engine: Path) -> Path:
+    """Where the compiled form of the engine for one CPU is kept; not part of the engine."""
+    return engine.with_name(f".{engine.name}-compiled")
+
+
 def read_engine(path: Path) -> EngineInfo:
     """The facts of an engine whose files are all there, by name and size.
 

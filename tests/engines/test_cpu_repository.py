@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from sidecar.engines import CpuRepositoryOptions, EngineError, EngineInfo, render_cpu_repository
+from sidecar.engines.engine_directory import compiled_folder
 
 CONTRACT = Path(__file__).parents[2].parent / "shared/reference/tensorrt_llm_triton_io.json"
 
@@ -49,7 +50,19 @@ def test_options_are_written(engines: Mapping[str, EngineInfo], tmp_path: Path) 
         "max_output_tokens": "256",
         "threads": "2",
         "precision": "",
+        "compiled_folder": str(compiled_folder(engines["llama"].path)),
     }
+
+
+@pytest.mark.parametrize("why", ["not wanted", "not writable"])
+def test_nothing_compiled_is_kept_where_it_cannot_be(
+    why: str, engines: Mapping[str, EngineInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "not writable":
+        # Tests may run as root, who can write anywhere.
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    config = render(engines["llama"].path, tmp_path, keep_compiled=why == "not writable")
+    assert config.parameters["compiled_folder"].string_value == ""
 
 
 def test_everything_of_the_template_is_filled_in(

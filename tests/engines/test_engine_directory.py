@@ -14,7 +14,7 @@ from sidecar.engines import (
     load_engine,
     read_engine,
 )
-from sidecar.engines.engine_directory import write_manifest
+from sidecar.engines.engine_directory import compiled_folder, write_manifest
 from tests.engines.tiny_models import LLAMA, QWEN2
 
 
@@ -169,6 +169,18 @@ class TestBuild:
         second = build(QWEN2.write(tmp_path / "qwen2"), out)
         assert first.router.weights_sha256 != second.router.weights_sha256
         assert load_engine(out) == second
+
+    def test_what_was_compiled_from_the_old_engine_goes(
+        self, weights: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "engine"
+        build(weights, out)
+        compiled = compiled_folder(out)
+        compiled.mkdir()
+        build(weights, out)
+        assert compiled.exists()
+        build(weights, out, prompt_format="other")
+        assert not compiled.exists()
 
     def test_a_damaged_engine_is_replaced(self, weights: Path, tmp_path: Path) -> None:
         out = tmp_path / "engine"

@@ -42,7 +42,8 @@ class KeyValues:
 
     def first(self, tokens: int) -> KeyValues:
         """A copy of the leading `tokens`."""
-        return KeyValues([array[:, :tokens].copy() for array in self.arrays], self.segments[:tokens])
+        arrays = [array[:, :tokens].copy() for array in self.arrays]
+        return KeyValues(arrays, self.segments[:tokens])
 
     def followed_by(self, other: KeyValues) -> KeyValues:
         if not len(other):
@@ -84,6 +85,7 @@ class Forward:
         head_dim: int,
         threads: int = 0,
         precision: str = "",
+        compiled_folder: str = "",
     ) -> None:
         """Load and compile.
 
@@ -91,12 +93,18 @@ class Forward:
             threads: of computation; 0 leaves the choice to OpenVINO (all cores it may use).
             precision: of the arithmetic, `f32` or `bf16`; empty leaves the choice to OpenVINO
                 (bfloat16 where the CPU computes in it, else float32).
+            compiled_folder: where OpenVINO keeps the graph as compiled for this CPU, for the next
+                start; empty for nowhere.
         """
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision
+        if compiled_folder:
+            options["CACHE_DIR"] = compiled_folder
+            # Not for size: the kept weights would be packed again at every start.
+            options["CACHE_MODE"] = "OPTIMIZE_SPEED"
         self._compiled = ov.Core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
         self._cache_names = [f"{kind}.{layer}" for layer in range(layers) for kind in "kv"]
