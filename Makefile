@@ -25,9 +25,9 @@ setup: $(INSTALLED) ## Make .venv with everything that is locked
 
 $(INSTALLED): requirements/dev.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the locked packages into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps \
 	    -r requirements/dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps \
 	    --no-build-isolation --editable .
 	@touch $@
 
@@ -79,7 +79,7 @@ format: $(INSTALLED) ## Format the code
 
 .PHONY: lock
 lock: $(INSTALLED) ## Choose package versions anew and write the lock files
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
 	@compile() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$$@" \
 	    >/dev/null; }; \

@@ -86,7 +86,8 @@ def _print(rows: list[Row], engine: EngineInfo) -> None:
     by_model = sum(row.decision.source is Source.MODEL for row in rows)
     console.print(
         f"\n{right} of {len(judged)} as a person would route them; {by_model} of {len(rows)} "
-        "decided by the routing model. The models that were chosen have not been called."
+        "decided by the routing model. The models that were chosen have not been called.",
+        highlight=False,
     )
     if engine.router.model_id == UNTRAINED_MODEL:
         console.print(Text(_UNTRAINED.format(model=engine.router.model_id), style="yellow"))
