@@ -37,7 +37,7 @@ class TritonPythonModel:
             head_dim=engine.head_dim,
             threads=int(settings["threads"]),
             precision=settings["precision"],
-            compiled_folder=settings["compiled_folder"],
+            compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,
         )
         self._limits = Limits(
             engine.context_length, engine.vocab_size, int(settings["max_output_tokens"])

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from cpu_engine.compiled import compile_graph
+
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -85,7 +87,7 @@ class Forward:
         head_dim: int,
         threads: int = 0,
         precision: str = "",
-        compiled_folder: str = "",
+        compiled_folder: Path | None = None,
     ) -> None:
         """Load and compile.
 
@@ -93,19 +95,15 @@ class Forward:
             threads: of computation; 0 leaves the choice to OpenVINO (all cores it may use).
             precision: of the arithmetic, `f32` or `bf16`; empty leaves the choice to OpenVINO
                 (bfloat16 where the CPU computes in it, else float32).
-            compiled_folder: where OpenVINO keeps the graph as compiled for this CPU, for the next
-                start; empty for nowhere.
+            compiled_folder: where the graph as compiled for this CPU is kept for the next start;
+                None for nowhere.
         """
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision
-        if compiled_folder:
-            options["CACHE_DIR"] = compiled_folder
-            # Not for size: the kept weights would be packed again at every start.
-            options["CACHE_MODE"] = "OPTIMIZE_SPEED"
-        self._compiled = ov.Core().compile_model(graph, "CPU", options)
+        self._compiled = compile_graph(graph, options, compiled_folder)
         self._request = self._compiled.create_infer_request()
         self._cache_names = [f"{kind}.{layer}" for layer in range(layers) for kind in "kv"]
         blank = np.zeros((kv_heads, 0, head_dim), np.float32)

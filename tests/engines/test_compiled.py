@@ -1,0 +1,65 @@
+"""What OpenVINO compiled is kept for the next start, whole or not at all."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from cpu_engine.compiled import compile_graph
+
+from sidecar.engines import EngineInfo
+
+OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
+
+
+@pytest.fixture
+def graph(engines: Mapping[str, EngineInfo], tmp_path: Path) -> Path:
+    engine = Path(shutil.copytree(engines["llama"].path, tmp_path / "engine"))
+    return engine / "model.xml"
+
+
+def blobs(folder: Path) -> dict[str, int]:
+    """File -> time of its last change."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.blob")
+    }
+
+
+def test_the_second_start_loads_what_the_first_kept(graph: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    compile_graph(graph, OPTIONS, folder)
+    first = blobs(folder)
+    assert len(first) == 1
+    again = compile_graph(graph, OPTIONS, folder)
+    assert again.get_property("LOADED_FROM_CACHE")
+    assert blobs(folder) == first
+
+
+def test_another_engine_in_the_same_place_replaces_it(graph: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    compile_graph(graph, OPTIONS, folder)
+    first = blobs(folder)
+    graph.touch()
+    assert not compile_graph(graph, OPTIONS, folder).get_property("LOADED_FROM_CACHE")
+    second = blobs(folder)
+    assert len(second) == 1
+    assert second.keys() != first.keys()
+
+
+def test_what_a_killed_start_left_is_not_used(graph: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    compile_graph(graph, OPTIONS, folder)
+    (complete,) = folder.iterdir()
+    complete.rename(folder / "new-killed")
+    assert not compile_graph(graph, OPTIONS, folder).get_property("LOADED_FROM_CACHE")
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    compile_graph(graph, OPTIONS, tmp_path / "file" / "kept")
+
+
+def test_nothing_is_kept_unless_asked(graph: Path) -> None:
+    before = sorted(path.name for path in graph.parent.iterdir())
+    compile_graph(graph, OPTIONS, None)
+    assert sorted(path.name for path in graph.parent.iterdir()) == before
