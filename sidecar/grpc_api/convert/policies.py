@@ -93,20 +93,20 @@ def _models_to_core(message: policy_pb2.ModelList, path: str, violations: Violat
     return ModelList(models, preference)
 
 
-def policy_to_proto(policy: Policy) -> policy_pb2.Policy:
-    """The policy with its digest, without a revision."""
+def policy_to_proto(policy: Policy, digest: str = "") -> policy_pb2.Policy:
+    """The policy without a revision. `digest`: where it is known already."""
     return policy_pb2.Policy(
         name=policy.resource_name,
         description=policy.description,
         routes=[_route_to_proto(route) for route in policy.routes],
         default_models=_models_to_proto(policy.default),
-        digest=policy.digest(),
+        digest=digest or policy.digest(),
     )
 
 
 def record_to_proto(record: PolicyRecord) -> policy_pb2.Policy:
     """The policy as its store keeps it."""
-    message = policy_to_proto(record.policy)
+    message = policy_to_proto(record.policy, record.digest)
     message.revision = record.revision
     message.etag = record.etag
     return message

@@ -31,7 +31,7 @@ class RequestLimits:
     """
 
     max_messages: int = 4096
-    max_content_bytes: int = 1024 * 1024
+    max_content_bytes: int = 4 * 1024 * 1024
 
 
 def check_size(message: routing_pb2.RouteRequest, limits: RequestLimits) -> None:

@@ -1,0 +1,53 @@
+"""docs/api.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sidecar.core.errors import ErrorCode
+from sidecar.grpc_api.convert.requests import RequestLimits
+from sidecar.grpc_api.health import ROUTING_MODEL
+from sidecar.grpc_api.routing_service import MAX_BATCH, Concurrency
+from sidecar.observability.metrics import Metrics, SidecarState
+
+TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+
+
+def rows(first_cell: str) -> dict[str, list[str]]:
+    """Tables by the content of the first cell in code style."""
+    lines = re.findall(rf"^\| `({first_cell})` \|(.*)\|$", TEXT, re.MULTILINE)
+    return {name: [cell.strip() for cell in rest.split("|")] for name, rest in lines}
+
+
+def test_every_error_is_listed_with_its_status() -> None:
+    listed = {name: cells[0] for name, cells in rows("[A-Z_]+").items()}
+
+    assert listed == {code.name: code.grpc_status for code in ErrorCode}
+
+
+def test_every_metric_of_ours_is_listed_with_its_labels() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: SidecarState(True, "", "", ""))
+    existing = {family.name for family in metrics.registry.collect()}
+    ours = {name for name in existing if name.startswith("llmrouter_")}
+
+    listed = {re.sub("_(total|info)$", "", name) for name in rows("llmrouter_[a-z_]+")}
+
+    assert listed == {re.sub("_info$", "", name) for name in ours}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{RequestLimits().max_messages:,} messages",
+        f"{RequestLimits().max_content_bytes // 1024 // 1024} MiB",
+        f"up to {MAX_BATCH} requests",
+        f"At most {Concurrency().stream} are in flight",
+        f"`{ROUTING_MODEL}`",
+    ],
+)
+def test_limits_and_names_are_those_of_the_code(said: str) -> None:
+    assert said in TEXT
