@@ -1,0 +1,75 @@
+"""Quick accuracy of a checkpoint, an adapter or a base over case files, in PyTorch. See README.md.
+
+python build/finetune/evaluate.py --base BASE --checkpoint RUN/checkpoint.pt --cases DEV
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import tempfile
+
+from router_training import memory
+from router_training.base import read_base
+from router_training.cases import case_files, read_cases
+from router_training.corpus import read_corpus
+from router_training.encoding import Encoder
+from router_training.loading import load_model
+from router_training.scoring import score, stratified, summary
+
+from sidecar.inference.tokenizer import HfTokenizer
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
+    parser.add_argument("--adapter", type=Path, help="delta written by export.py")
+    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
+    parser.add_argument("--without", default="", help="with --held-out: families left out")
+    parser.add_argument("--families", default="", help="score these only, comma-separated")
+    parser.add_argument("--per-family", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the scores and every answer here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    memory.keep_freed_memory()
+    options = arguments()
+    base = read_base(options.base)
+    model = load_model(base, options.checkpoint, options.adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        base.tokenizer.save(f"{folder}/tokenizer.json")
+        encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
+    if options.held_out:
+        cases = read_corpus(options.cases, None, options.without.split(",")).held_out
+    else:
+        cases = [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
+    wanted = set(filter(None, options.families.split(",")))
+    chosen = stratified(
+        [case for case in cases if not wanted or case.family in wanted],
+        options.per_family,
+        options.seed,
+    )
+    scored = score(model, encoder, chosen, options.threads)
+    scores = summary(scored)
+    print(json.dumps(scores, indent=2))  # noqa: T201
+    if options.json:
+        answers = [
+            {"id": one.case.id, "label": one.case.label, "answer": one.answer,
+             "right": one.right, "confidence": round(one.confidence, 4)}
+            for one in scored
+        ]  # fmt: skip
+        options.json.write_text(json.dumps({"scores": scores, "answers": answers}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

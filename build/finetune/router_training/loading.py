@@ -1,0 +1,36 @@
+"""A model to score or export: a checkpoint of a run, an adapter over the base, or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from router_training.base import Base
+from router_training.delta import merge_delta
+from router_training.llama import Llama
+
+
+def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None = None) -> Llama:
+    """`base` as it is, with the weights of a `checkpoint.pt`, or with a delta applied."""
+    model = base.model()
+    if checkpoint:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        for parameter, average in zip(trained_of(model, state), state["average"], strict=False):
+            parameter.data.copy_(average)
+    if adapter:
+        merged = merge_delta(adapter, numpy_weights(base.model()))
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in merged.items()})
+    return model
+
+
+def trained_of(model: Llama, state: dict[str, dict[str, int]]) -> list[torch.nn.Parameter]:
+    model.freeze(state["plan"]["frozen_layers"])
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def numpy_weights(model: Llama) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,252 @@
+"""The training loop: packs in, steps out, within a time budget, resumable.
+
+Every CPU thread works on a pack of its own and takes the next one when it is done: on shared cores
+that wastes less than dividing each matrix product between them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from router_training.encoding import EncodedDraw
+from router_training.llama import Llama
+
+
+class Draws(Protocol):
+    def draw(self, number: int) -> EncodedDraw: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train.
+
+    Args:
+        minutes, steps: stop at whichever comes first.
+        packs_per_step: packs whose gradients make one step.
+        rate: peak learning rate: warmed up over `warmup` steps, kept, and brought to a tenth over
+            the last `decay` of the budget (0 keeps it, for a run that is to be resumed).
+        frozen_layers: lowest layers that stay as they are, the embeddings with them.
+        threads: packs worked on at once, one core each; on an accelerator one.
+        averaging: weight of the past in the running average of the weights per step; 0 is off.
+        save_minutes: time between checkpoints.
+    """
+
+    minutes: float = 60.0
+    steps: int = 1_000_000
+    packs_per_step: int = 4
+    rate: float = 3e-4
+    warmup: int = 20
+    decay: float = 0.25
+    frozen_layers: int = 10
+    threads: int = 2
+    averaging: float = 0.0
+    save_minutes: float = 10.0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint knows of the run so far; sums over all its sittings."""
+
+    step: int = 0
+    packs: int = 0
+    tokens: int = 0
+    decisions: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float, float]] = field(default_factory=list)
+    """Step, mean loss and mean accuracy of the steps since the last entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    loss: float
+    right: int
+    decisions: int
+    tokens: int
+
+
+def device_tensors(encoded: EncodedDraw, device: torch.device) -> tuple[Tensor, ...]:
+    pack = encoded.pack
+    arrays = (pack.ids, pack.positions, pack.mask, pack.read_at, encoded.labels, encoded.right)
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+
+def candidate_log_probs(model: Llama, encoded: EncodedDraw, device: torch.device) -> Tensor:
+    """Natural-log probability of every candidate: [requests, candidates]."""
+    ids, positions, mask, read_at, labels, _ = device_tensors(encoded, device)
+    with mixed_precision(device):
+        hidden = model(ids, positions, mask, read_at)
+    return model.logits(hidden, labels).log_softmax(-1)
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the device multiplies it faster than float32."""
+    if device.type == "cuda" or torch.backends.cpu.get_cpu_capability() == "AMX":
+        precision: AbstractContextManager[Any] = torch.autocast(device.type, torch.bfloat16)
+        return precision
+    return nullcontext()
+
+
+def total_loss(log_probs: Tensor, right: Tensor) -> Tensor:
+    """Sum over the requests of -ln(probability that the answer is one of the right ones)."""
+    return -log_probs.masked_fill(~right, float("-inf")).logsumexp(-1).sum()
+
+
+class Trainer:
+    """Trains `model` in place. `folder` receives `checkpoint.pt`, `progress.json`."""
+
+    def __init__(self, model: Llama, draws: Draws, plan: Plan, folder: Path) -> None:
+        self.model = model
+        self.draws = draws
+        self.plan = plan
+        self.folder = folder
+        self.progress = Progress()
+        self.device = next(model.parameters()).device
+        model.freeze(plan.frozen_layers)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=plan.rate,
+            betas=(0.9, 0.98),
+            weight_decay=plan.weight_decay,
+            fused=True,
+        )
+        self._average: list[Tensor] = []
+        self._recent: deque[Outcome] = deque(maxlen=20 * plan.packs_per_step)
+        self._started = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._average = [average.clone() for average in state["average"]]
+        self.progress = Progress(**state["progress"])
+
+    def save(self, name: str = "checkpoint.pt") -> None:
+        """Written beside and renamed, so that a stop in between leaves the last one whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average,
+            "progress": asdict(self.progress),
+            "plan": asdict(self.plan),
+        }
+        beside = self.folder / f"{name}.part"
+        torch.save(state, beside)
+        beside.replace(self.folder / name)
+        (self.folder / "progress.json").write_text(json.dumps(asdict(self.progress)) + "\n")
+
+    def run(self) -> Progress:
+        """Train until the budget is spent; saves at the end and every `save_minutes`."""
+        self._started = time.monotonic()
+        saved = self._started
+        before = self.progress.seconds
+        first = self.progress.step
+        torch.set_num_threads(1 if self.plan.threads > 1 else torch.get_num_threads())
+        bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
+        with bar, ThreadPoolExecutor(self.plan.threads) as workers:
+            while self._share_spent(first) < 1.0:
+                outcomes = self._step(workers, self._rate(first))
+                self.progress.seconds = before + time.monotonic() - self._started
+                self._note(outcomes)
+                self._show(bar, before)
+                if time.monotonic() - saved > 60 * self.plan.save_minutes:
+                    self.save()
+                    saved = time.monotonic()
+        if self._average:
+            self._adopt_average()
+        self.save()
+        return self.progress
+
+    def _share_spent(self, first: int) -> float:
+        minutes = (time.monotonic() - self._started) / 60
+        return max(minutes / self.plan.minutes, (self.progress.step - first) / self.plan.steps)
+
+    def _rate(self, first: int) -> float:
+        plan = self.plan
+        warm = min(1.0, (self.progress.step + 1) / plan.warmup) if plan.warmup else 1.0
+        left = 1.0 - self._share_spent(first)
+        cooled = max(0.1, left / plan.decay) if plan.decay and left < plan.decay else 1.0
+        return plan.rate * warm * cooled
+
+    def _step(self, workers: ThreadPoolExecutor, rate: float) -> list[Outcome]:
+        numbers = range(self.progress.packs, self.progress.packs + self.plan.packs_per_step)
+        futures: list[Future[Outcome]] = [workers.submit(self._work, n) for n in numbers]
+        outcomes = [future.result() for future in futures]
+        decisions = sum(outcome.decisions for outcome in outcomes)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item() / decisions
+        torch._foreach_mul_(gradients, min(1.0, self.plan.clip / max(norm, 1e-9)) / decisions)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=False)
+        self._follow()
+        self.progress.step += 1
+        self.progress.packs += len(outcomes)
+        self.progress.tokens += sum(outcome.tokens for outcome in outcomes)
+        self.progress.decisions += decisions
+        return outcomes
+
+    def _work(self, number: int) -> Outcome:
+        """Adds the gradients of one pack; autograd locks each parameter while it adds."""
+        encoded = self.draws.draw(number)
+        log_probs = candidate_log_probs(self.model, encoded, self.device)
+        right = torch.from_numpy(encoded.right).to(self.device)
+        loss = total_loss(log_probs, right)
+        loss.backward()
+        hits = right.gather(1, log_probs.argmax(-1, keepdim=True)).sum()
+        return Outcome(loss.item(), int(hits), len(right), len(encoded.pack.ids))
+
+    def _follow(self) -> None:
+        """Move the running average of the trained weights."""
+        if not self.plan.averaging:
+            return
+        if not self._average:
+            self._average = [p.detach().clone() for p in self._trained]
+        torch._foreach_lerp_(
+            self._average, [p.detach() for p in self._trained], 1 - self.plan.averaging
+        )
+
+    def _adopt_average(self) -> None:
+        for parameter, average in zip(self._trained, self._average, strict=True):
+            parameter.data.copy_(average)
+
+    def _note(self, outcomes: list[Outcome]) -> None:
+        self._recent.extend(outcomes)
+        if self.progress.step % 20 == 0:
+            loss, accuracy = recent_means(self._recent)
+            self.progress.losses.append((self.progress.step, round(loss, 4), round(accuracy, 4)))
+
+    def _show(self, bar: tqdm[Any], before: float) -> None:
+        seconds = self.progress.seconds - before
+        loss, accuracy = recent_means(self._recent)
+        bar.n = min(round(seconds), bar.total)
+        rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
+        bar.set_postfix_str(
+            f"step {self.progress.step} loss {loss:.3f} right {accuracy:.3f} {rate:.0f} tokens/s "
+            f"{self.progress.decisions} decisions",
+            refresh=False,
+        )
+        bar.update(0)
+
+
+def recent_means(outcomes: deque[Outcome]) -> tuple[float, float]:
+    """Loss and accuracy per decision."""
+    decisions = max(1, sum(outcome.decisions for outcome in outcomes))
+    loss = sum(outcome.loss for outcome in outcomes) / decisions
+    return loss, sum(outcome.right for outcome in outcomes) / decisions

@@ -1,0 +1,101 @@
+"""The stream of training draws: families by weight, each draw augmented and numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from router_training.augment import Rates, renamed, shuffled, with_conversation_moves
+from router_training.cases import Case, Draw, WrittenPolicy
+from router_training.encoding import EncodedDraw, Encoder
+from router_training.sources import FamilySource, Foreigners, Limits, Source, WrittenSource
+
+MEASURE_ONLY = frozenset({"t0"})
+"""Families whose licence does not let them train a model that is shipped."""
+
+WEIGHTS: Mapping[str, float] = {
+    "written": 0.48,
+    "assistant": 0.07,
+    "clinc": 0.09,
+    "sgd": 0.06,
+    "metatool": 0.07,
+    "bitext": 0.05,
+    "general": 0.05,
+    "multidogo": 0.05,
+    "mix": 0.015,
+    "medquad": 0.03,
+    "stackoverflow": 0.03,
+}
+OWN_WEIGHT = 0.5
+"""Share of a family that is none of ours: a user's own cases."""
+
+# MetaTool's queries for this game are requests of any kind, said in the game.
+_UNANSWERABLE = {("metatool", "wordsneak")}
+
+
+@dataclass(slots=True)
+class Mixture:
+    """Draw `number` depends on the seed and the number alone, so a run can be resumed."""
+
+    sources: Sequence[Source]
+    weights: Sequence[float]
+    encoder: Encoder
+    seed: int
+    rates: Rates = field(default_factory=Rates)
+    pasted_texts: Sequence[str] = ()
+
+    def draw(self, number: int) -> EncodedDraw:
+        rng = Random(f"{self.seed}:{number}")  # noqa: S311
+        while True:
+            source = rng.choices(self.sources, self.weights)[0]
+            draw = self._augmented(source.draw(rng), rng)
+            encoded = self.encoder.encode(draw) if draw.requests else None
+            if encoded is not None:
+                return encoded
+
+    def _augmented(self, draw: Draw, rng: Random) -> Draw:
+        draw = shuffled(draw, rng)
+        draw = with_conversation_moves(draw, rng, self.rates, self.pasted_texts)
+        return renamed(draw, rng, self.rates)
+
+
+def build_mixture(
+    families: Mapping[str, Sequence[Case]],
+    written: Sequence[WrittenPolicy],
+    encoder: Encoder,
+    seed: int,
+    limits: Limits | None = None,
+) -> Mixture:
+    """The stream over hand-written policies and families of cases (none of `MEASURE_ONLY`).
+
+    Raises ValueError if there is nothing to train on.
+    """
+    limits = limits or Limits()
+    foreigners = Foreigners.of(written)
+    sources: list[Source] = [WrittenSource(written, foreigners, limits)] if written else []
+    for name, cases in families.items():
+        usable = [case for case in cases if not _unanswerable(case)]
+        if usable:
+            sources.append(FamilySource(name, usable, foreigners, limits))
+    if not sources:
+        raise ValueError("no cases to train on")
+    return Mixture(
+        sources,
+        [WEIGHTS.get(source.name, OWN_WEIGHT) for source in sources],
+        encoder,
+        seed,
+        pasted_texts=_pasted_texts(written),
+    )
+
+
+def _unanswerable(case: Case) -> bool:
+    plain = case.label.replace("_", "").replace(" ", "").replace("-", "").lower()
+    return (case.family, plain) in _UNANSWERABLE
+
+
+def _pasted_texts(written: Sequence[WrittenPolicy]) -> list[str]:
+    """Assistant turns and long requests: what people paste, and it may read like a request."""
+    texts = [t for p in written for d in p.dialogues for role, t, _ in d if role == "assistant"]
+    texts += [text for p in written for _, text in p.singles if len(text) > 160]
+    return [text for text in texts if len(text) > 60]

@@ -1,0 +1,140 @@
+"""Fine-tune a small Llama model to route. See README.md.
+
+python build/finetune/train.py --base SmolLM2-135M-Instruct.Q4_1.gguf --cases CASES --out RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from router_training import memory
+from router_training.base import Base, read_base, write_hugging_face
+from router_training.corpus import Corpus, read_corpus
+from router_training.encoding import Encoder
+from router_training.llama import Llama
+from router_training.loop import Plan, Trainer
+from router_training.mixture import build_mixture
+from router_training.scoring import score, stratified, summary
+
+from sidecar.inference.tokenizer import HfTokenizer
+
+log = logging.getLogger("train")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    plan = Plan()
+    parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
+    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
+    parser.add_argument("--written", type=Path, help="hand-written policies (.jsonl[.gz])")
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--without", default="", help="families to leave out, comma-separated")
+    parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
+    parser.add_argument("--minutes", type=float, default=plan.minutes)
+    parser.add_argument("--steps", type=int, default=plan.steps)
+    parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
+    parser.add_argument("--pack-tokens", type=int, default=704)
+    parser.add_argument("--rate", type=float, default=plan.rate)
+    parser.add_argument("--decay", type=float, default=plan.decay)
+    parser.add_argument("--averaging", type=float, default=plan.averaging)
+    parser.add_argument("--frozen-layers", type=int, default=plan.frozen_layers)
+    parser.add_argument("--threads", type=int, default=plan.threads)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument("--save-minutes", type=float, default=plan.save_minutes)
+    parser.add_argument(
+        "--score-cases",
+        type=int,
+        default=40,
+        help="held-out cases a family to score at the end; 0 scores none",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def main() -> None:
+    memory.keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = arguments()
+    plan = Plan(
+        minutes=options.minutes,
+        steps=options.steps,
+        packs_per_step=options.packs_per_step,
+        rate=options.rate,
+        decay=options.decay,
+        averaging=options.averaging,
+        frozen_layers=options.frozen_layers,
+        threads=options.threads if options.device == "cpu" else 1,
+        seed=options.seed,
+        save_minutes=options.save_minutes,
+    )
+    torch.manual_seed(plan.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = read_base(options.base)
+    corpus = read_corpus(options.cases, options.written, options.without.split(","))
+    sizes = {name: len(cases) for name, cases in corpus.families.items()}
+    log.info("%d written policies, cases: %s", len(corpus.written), sizes)
+    model, encoder = _train(base, corpus, plan, options)
+    write_hugging_face(options.out / "model", model, base.tokenizer)
+    chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
+    scores = summary(score(model, encoder, chosen, plan.threads)) if chosen else {}
+    log.info("held out: %s", json.dumps(scores))
+    _record(options, plan, corpus, scores)
+
+
+def _train(
+    base: Base, corpus: Corpus, plan: Plan, options: argparse.Namespace
+) -> tuple[Llama, Encoder]:
+    base.tokenizer.save(str(options.out / "tokenizer.json"))
+    tokenizer = HfTokenizer(options.out / "tokenizer.json")
+    encoder = Encoder(tokenizer, max_pack=options.pack_tokens)
+    mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed)
+    model = base.model().to(options.device)
+    trainer = Trainer(model, mixture, plan, options.out)
+    if options.resume:
+        trainer.resume(options.resume)
+    progress = trainer.run()
+    log.info("step %d, %d decisions", progress.step, progress.decisions)
+    return model, encoder
+
+
+def _record(
+    options: argparse.Namespace, plan: Plan, corpus: Corpus, scores: dict[str, object]
+) -> None:
+    """What was run: one file per sitting, so that a resumed run keeps its history."""
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"],  # noqa: S607
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    record = {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "plan": asdict(plan),
+        "base": str(options.base),
+        "files": corpus.files,
+        "revision": revision.stdout.strip(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": options.device,
+        "progress": json.loads((options.out / "progress.json").read_text()),
+        "held_out": scores,
+    }
+    name = time.strftime("run-%Y%m%dT%H%M%SZ.json", time.gmtime())
+    (options.out / name).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Ten steps of training on a tiny random model. Skipped where torch is not installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; only training needs it")
+pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
+
+import torch
+from router_training.cases import Case, Request, RouteText
+from router_training.encoding import Encoder
+from router_training.llama import Llama, LlamaShape, blocks_of_sight
+from router_training.loop import Plan, Trainer, candidate_log_probs
+from router_training.mixture import Mixture, build_mixture
+from router_training.packing import pack_prompts
+
+from sidecar.inference.tokenizer import HfTokenizer
+
+WORDS = ("parcel", "invoice", "password", "weather", "music", "flight", "recipe", "garden")
+SHAPE = LlamaShape(
+    vocab_size=400, hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, context=512
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
+    """Bytes, and a token for each word that can be a label."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(alphabet)}
+    merges = []
+    for word in ("\u0120" + word for word in (*WORDS, "other")):
+        for end in range(2, len(word) + 1):
+            merge = (word[: end - 1], word[end - 1])
+            if word[:end] not in vocabulary:
+                merges.append(merge)
+                vocabulary[word[:end]] = len(vocabulary)
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    built.save(str(path))
+    return HfTokenizer(path)
+
+
+def forty_cases() -> list[Case]:
+    rng = Random(0)
+    cases = []
+    for number in range(40):
+        names = rng.sample(WORDS, 3)
+        label = names[0] if number % 5 else "other"
+        about = label if label != "other" else "nothing"
+        routes = tuple(RouteText(name, name) for name in sorted(names))
+        request = Request((("user", f"about {about}"),), frozenset({label}))
+        cases.append(
+            Case(f"c{number}", "own", "mixed", routes, request, label, f"d{number}", frozenset())
+        )
+    return cases
+
+
+@pytest.fixture
+def mixture(tokenizer: HfTokenizer) -> Mixture:
+    encoder = Encoder(tokenizer, max_prompt=512, max_pack=512)
+    return build_mixture({"own": forty_cases()}, [], encoder, seed=0)
+
+
+def tiny_model() -> Llama:
+    torch.manual_seed(0)
+    model = Llama(SHAPE)
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+    return model
+
+
+PLAN = Plan(minutes=5, steps=10, packs_per_step=8, rate=5e-3, warmup=0, decay=0, frozen_layers=0)
+
+
+def test_the_loss_falls_in_ten_steps(mixture: Mixture, tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    class Watched(Trainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            decisions = sum(outcome.decisions for outcome in outcomes)
+            losses.append(sum(outcome.loss for outcome in outcomes) / decisions)
+
+    progress = Watched(tiny_model(), mixture, PLAN, tmp_path).run()
+    assert progress.step == 10
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(mixture: Mixture, tmp_path: Path) -> None:
+    Trainer(tiny_model(), mixture, PLAN, tmp_path).run()
+    second = Trainer(tiny_model(), mixture, PLAN, tmp_path)
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.progress.step == 10
+    assert second.run().step == 20
+    assert json.loads((tmp_path / "progress.json").read_text())["packs"] == 160
+
+
+def test_frozen_layers_and_embeddings_stay_as_they_are(mixture: Mixture, tmp_path: Path) -> None:
+    model, before = tiny_model(), tiny_model().state_dict()
+    plan = Plan(minutes=5, steps=2, packs_per_step=2, frozen_layers=1)
+    Trainer(model, mixture, plan, tmp_path).run()
+    changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "model.norm.")) for name in changed)
+
+
+def test_draws_depend_on_their_number_alone(mixture: Mixture) -> None:
+    first = [mixture.draw(number).pack.ids.tolist() for number in (3, 4)]
+    again = [mixture.draw(number).pack.ids.tolist() for number in (4, 3)]
+    assert first == again[::-1]
+
+
+def test_a_packed_prompt_gets_the_numbers_it_gets_alone() -> None:
+    model = tiny_model().eval()
+    rng = Random(1)
+    shared = [rng.randrange(300) for _ in range(150)]
+    prompts = [[*shared, *(rng.randrange(300) for _ in range(40))] for _ in range(4)]
+
+    def scores(prompts: list[list[int]]) -> torch.Tensor:
+        pack = pack_prompts(prompts)
+        arrays = (pack.ids, pack.positions, pack.mask, pack.read_at)
+        with torch.inference_mode():
+            return model.logits(model(*(torch.from_numpy(array) for array in arrays)))
+
+    alone = torch.cat([scores([prompt]) for prompt in prompts])
+    torch.testing.assert_close(scores(prompts), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_leave_out_only_what_no_row_sees() -> None:
+    mask = torch.from_numpy(pack_prompts([[1, *range(2, 200)], [1, *range(300, 500)]]).mask)
+    rebuilt = torch.zeros_like(mask)
+    for rows, columns, bias in blocks_of_sight(mask, torch.float32):
+        rebuilt[rows, columns] = bias == 0
+    assert torch.equal(rebuilt, mask)
+
+
+def test_probabilities_are_over_the_labels_of_the_draw(mixture: Mixture) -> None:
+    encoded = mixture.draw(0)
+    with torch.inference_mode():
+        log_probs = candidate_log_probs(tiny_model(), encoded, torch.device("cpu"))
+    assert log_probs.shape == (len(encoded.right), len(encoded.names))
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(len(encoded.right)))
