@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -25,26 +26,44 @@ class ListenError(Exception):
 
 def listen_tcp(server: grpc.aio.Server, address: str) -> int:
     """The port that was opened. Raises ListenError."""
+    # Tried before: gRPC says only that it failed, and where a name has several addresses it is
+    # content with one of them.
+    why = _why_not(address)
+    if why:
+        raise ListenError(f"cannot listen on {address}: {why}")
     try:
         return server.add_insecure_port(address)
     except RuntimeError:
-        # gRPC says only that it failed; the operating system knows why.
-        raise ListenError(f"cannot listen on {address}: {_why_not(address)}") from None
+        raise ListenError(
+            f"cannot listen on {address}: it was taken a moment ago; try again or choose another "
+            "port"
+        ) from None
 
 
 def _why_not(address: str) -> str:
+    """Empty if the address can be bound."""
     host, _, port = address.rpartition(":")
     try:
-        resolved = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, where in resolved:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return "another process listens there; stop it or choose another port"
-        return f"{error.strerror or error}; choose another address"
-    return "it was taken a moment ago; try again or choose another port"
+        return f"{error.strerror}; choose another address"
+    errors = [_bind_error(*each) for each in found]
+    if errno.EADDRINUSE in errors:
+        return "another process listens there; stop it or choose another port"
+    if all(errors):
+        return f"{os.strerror(errors[0])}; choose another address"
+    return ""
+
+
+def _bind_error(family: int, kind: int, protocol: int, _: str, where: tuple[Any, ...]) -> int:
+    """The errno of binding; 0 if it can be bound."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return 0
 
 
 def listen_unix(server: grpc.aio.Server, path: Path) -> None:

@@ -122,8 +122,13 @@ async def test_port_in_use_says_so() -> None:
 
 
 async def test_address_of_another_machine_says_so() -> None:
-    with pytest.raises(ListenError, match=r"192\.0\.2\.1:0"):
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1:0: Cannot assign requested address"):
         await server_at(ServerOptions(address="192.0.2.1:0")).start()
+
+
+async def test_name_that_does_not_resolve_says_so() -> None:
+    with pytest.raises(ListenError, match=r"nowhere\.invalid:0"):
+        await server_at(ServerOptions(address="nowhere.invalid:0")).start()
 
 
 async def test_drain_answers_every_call_that_was_taken() -> None:

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import pytest
-import structlog
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.decision import RoutingRequest
 from sidecar.observability.decisions import DecisionLog
-from sidecar.observability.logging import LogOptions, configure_logging
 from tests.grpc_api.standins import StandInRouter, decision, user
 
 CANARY = "canary-7f3a"
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    stream = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    configure_logging(LogOptions("debug", "json"), stream)
-    yield stream
-    root.handlers, level = before
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 async def misbehave(request: RoutingRequest) -> None:

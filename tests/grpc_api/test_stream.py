@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.decision import RoutingRequest
+from sidecar.grpc_api.route_stream import RouteStream
 from sidecar.grpc_api.routing_service import Concurrency
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from tests.grpc_api.standins import Gate, StandInRouter, call_tasks, route_request, serving, until
@@ -159,6 +162,29 @@ async def test_cancelled_stream_cancels_its_decisions_and_leaves_no_task(
 
     await until(lambda: router.cancelled == 5)
     await until(lambda: not (call_tasks() - before))
+
+
+def cancelled(router: StandInRouter, count: int) -> bool:
+    return router.cancelled == count
+
+
+async def test_cancelled_streams_are_not_kept_in_memory(
+    router: StandInRouter, routing: RoutingServiceStub
+) -> None:
+    """https://github.com/grpc/grpc/issues/43360: what swallows a cancellation is kept for ever."""
+    router.behavior = Gate()
+    before = call_tasks()
+    for number in range(100):
+        call = routing.StreamRoute()
+        await call.write(request("a"))
+        await until(lambda: router.running == 1)
+        call.cancel()
+        await until(functools.partial(cancelled, router, number + 1))
+    await until(lambda: not (call_tasks() - before))
+
+    gc.collect()
+
+    assert [each for each in gc.get_objects() if isinstance(each, RouteStream)] == []
 
 
 async def test_caller_that_vanishes_leaves_no_task(
