@@ -23,7 +23,8 @@ class CpuRepositoryOptions:
         max_batch_size: requests that Triton hands over together.
         max_queue_size: requests that wait; more are answered UNAVAILABLE.
         prefix_cache_bytes: bound of the kept prefixes' keys and values.
-        max_pass_tokens: new tokens of one pass over the graph.
+        max_pass_tokens: new tokens of one pass over the graph. Where the CPU computes as fast as it
+            reads the weights, a longer pass saves nothing and everybody waits for its end.
         max_output_tokens: longest answer.
         threads: of computation; 0 leaves the choice to OpenVINO.
         precision: of the arithmetic, `f32` or `bf16`; empty takes bfloat16 where the CPU computes
@@ -36,7 +37,7 @@ class CpuRepositoryOptions:
     max_batch_size: int = 16
     max_queue_size: int = 64
     prefix_cache_bytes: int = 512 * 1024 * 1024
-    max_pass_tokens: int = 512
+    max_pass_tokens: int = 256
     max_output_tokens: int = 256
     threads: int = 0
     precision: str = ""
@@ -44,11 +45,18 @@ class CpuRepositoryOptions:
 
 
 def render_cpu_repository(
-    engine: Path, destination: Path, *, options: CpuRepositoryOptions | None = None
+    engine: Path,
+    destination: Path,
+    *,
+    options: CpuRepositoryOptions | None = None,
+    served_at: Path | None = None,
 ) -> Path:
     """Write a model repository with one model, `tensorrt_llm`, that serves `engine`.
 
     What was in `destination` under that name is replaced.
+
+    Args:
+        served_at: absolute path of the engine where Triton will run, if not here.
 
     Returns:
         `destination`, to be given to `tritonserver --model-repository`.
@@ -59,7 +67,7 @@ def render_cpu_repository(
     """
     info = read_engine(engine)
     source = _template_folder()
-    path = str(info.path.resolve())
+    path = str(served_at or info.path.resolve())
     if any(character in path for character in '"\\\n'):
         raise EngineError(f"{path}: an engine's path must not contain quotes or backslashes")
     model = destination / MODEL_NAME
@@ -67,12 +75,13 @@ def render_cpu_repository(
     shutil.copytree(source / "1", model / "1", ignore=shutil.ignore_patterns("__pycache__"))
     template = Template((source / "config.pbtxt").read_text(encoding="utf-8"))
     options = options or CpuRepositoryOptions()
-    compiled = compiled_folder(info.path.resolve())
-    keep = options.keep_compiled and os.access(compiled.parent, os.W_OK)
+    compiled = compiled_folder(Path(path))
+    # Elsewhere the model server finds out by itself whether it can write there.
+    writable = served_at is not None or os.access(compiled.parent, os.W_OK)
     values = {
         **asdict(options),
         "gpt_model_path": path,
-        "compiled_folder": str(compiled) if keep else "",
+        "compiled_folder": str(compiled) if options.keep_compiled and writable else "",
     }
     # Comments speak of ${…} itself; a missing name in a value would stop Triton, not pass.
     (model / "config.pbtxt").write_text(template.safe_substitute(values), encoding="utf-8")

@@ -73,6 +73,17 @@ def test_everything_of_the_template_is_filled_in(
     assert not re.search(r"\$\{\w", text)
 
 
+def test_an_engine_may_be_served_elsewhere(
+    engines: Mapping[str, EngineInfo], tmp_path: Path
+) -> None:
+    served_at = Path("/models/router")
+    render_cpu_repository(engines["llama"].path, tmp_path, served_at=served_at)
+    text = (tmp_path / "tensorrt_llm" / "config.pbtxt").read_text()
+    parameters = text_format.Parse(text, ModelConfig()).parameters
+    assert parameters["gpt_model_path"].string_value == "/models/router"
+    assert parameters["compiled_folder"].string_value == "/models/.router-compiled"
+
+
 def test_queue_settings_that_degrade_triton_stay_unset(config: ModelConfig) -> None:
     policy = config.dynamic_batching.default_queue_policy
     assert policy.default_timeout_microseconds == 0

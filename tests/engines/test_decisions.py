@@ -4,12 +4,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from cpu_engine.answers import FreeAnswer, LiteralAnswer
 from cpu_engine.decisions import CancelledError, Decider, Outcome
 from cpu_engine.errors import RefusedError
 from cpu_engine.forward import Forward
+from cpu_engine.vocabulary import Vocabulary
 
 from sidecar.engines import EngineInfo
 from tests.engines.parts import ask, logits_of, new_decider, outcomes
+from tests.engines.tiny_models import END_ID, LLAMA, tiny_tokenizer
 
 PREFIX = list(range(10, 60))
 SUFFIX = list(range(100, 117))
@@ -176,3 +179,57 @@ def test_a_refused_request_does_not_fail_the_others(
     results = dict(wordless.decide([refused, stays]))
     assert isinstance(results[refused], RefusedError)
     assert isinstance(results[stays], Outcome)
+
+
+class Foretold(FreeAnswer):
+    """Free text whose guesses are a given text: a double of an answer that can foresee."""
+
+    def __init__(self, guesses: list[int], max_tokens: int) -> None:
+        super().__init__(END_ID, max_tokens)
+        self._guesses = guesses
+
+    def guess(self) -> list[int]:
+        return self._guesses[len(self.tokens) :]
+
+
+class TestGuesses:
+    TOKENS = 8
+
+    @pytest.fixture
+    def truth(self, decider: Decider) -> list[int]:
+        return outcomes(decider, [ask(PREFIX, SUFFIX, max_tokens=self.TOKENS)])[0].answer.tokens
+
+    @pytest.mark.parametrize(
+        ("right", "wrong", "expected_passes"),
+        [(0, 0, 8), (0, 3, 8), (8, 0, 1), (7, 0, 1), (4, 0, 4), (4, 4, 4), (3, 1, 5)],
+    )
+    def test_right_ones_save_passes_and_wrong_ones_change_nothing(
+        self,
+        decider: Decider,
+        passes: Passes,
+        truth: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+        right: int,
+        wrong: int,
+        expected_passes: int,
+    ) -> None:
+        guesses = truth[:right] + [token + 1 for token in truth[right : right + wrong]]
+        monkeypatch.setattr(
+            decider, "_new_answer", lambda asked: Foretold(guesses, asked.max_tokens)
+        )
+        passes.since()
+        together = [ask(PREFIX, SUFFIX, max_tokens=self.TOKENS, logits=True) for _ in range(2)]
+        first, second = outcomes(decider, together)
+        assert passes.since() == expected_passes
+        assert first.answer.tokens == second.answer.tokens == truth
+        assert len(first.logits) == self.TOKENS
+
+    def test_what_all_literals_begin_with_is_guessed(
+        self, decider: Decider, engines: Mapping[str, EngineInfo]
+    ) -> None:
+        vocabulary = Vocabulary.from_file(engines["llama"].tokenizer_path)
+        literals = (b'{"route": "code"}', b'{"route": "billing"}')
+        answer = LiteralAnswer(literals, vocabulary, END_ID, 40)
+        tokenizer = tiny_tokenizer(LLAMA.vocab)
+        assert tokenizer.decode(answer.guess()) == '{"route": "'
+        assert len(LiteralAnswer(literals, vocabulary, END_ID, 2).guess()) == 2

@@ -39,6 +39,7 @@ class TritonPythonModel:
             precision=settings["precision"],
             compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,
         )
+        forward.warm_up()
         self._limits = Limits(
             engine.context_length, engine.vocab_size, int(settings["max_output_tokens"])
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from cpu_engine.answers import Answer, FreeAnswer, LiteralAnswer
 from cpu_engine.errors import RefusedError
@@ -42,26 +43,57 @@ Result = tuple[Asked, Outcome | RefusedError | CancelledError]
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """A request within a pass. `pending`: tokens whose keys and values are still to be computed;
-    `position`: of the first of them."""
+    """A request within a pass.
+
+    Args:
+        pending: tokens whose keys and values are still to be computed.
+        position: of the first of them.
+        guessed: tokens computed along with them, in the hope that they will be chosen.
+    """
 
     asked: Asked
     outcome: Outcome
-    pending: Ints
+    pending: list[int]
     position: int
     segment: int
+    guessed: list[int] = field(default_factory=list)
 
     @property
     def answer(self) -> Answer:
         return self.outcome.answer
 
-    def take(self, logits: Floats) -> None:
+    @property
+    def fed(self) -> list[int]:
+        """What the next pass computes of this sequence."""
+        return [*self.pending, *self.guessed]
+
+    def take(self, logits: Floats) -> int:
+        """Choose by `logits` [1 + guessed, vocabulary], of the last pending and of each guessed
+        token; those after a wrong guess are of no use.
+
+        Returns:
+            How many of the fed tokens are part of the prompt and answer.
+        """
         known = len(self.answer.tokens)
-        if self.asked.logits:
-            self.outcome.logits.append(logits)
-        self.answer.take(logits)
-        self.position += len(self.pending)
-        self.pending = np.array(self.answer.tokens[known:], np.int32)
+        chosen: list[int] = []
+        while not self.answer.done and chosen == self.guessed[: len(chosen)]:
+            row = logits[len(chosen)]
+            if self.asked.logits:
+                self.outcome.logits.append(row)
+            self.answer.take(row)
+            chosen = self.answer.tokens[known:]
+        right = _agreement(chosen, self.guessed)
+        used = len(self.pending) + right
+        self.position += used
+        self.pending = chosen[right:]
+        self.guessed = []
+        return used
+
+
+def _agreement(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 class Decider:
@@ -117,8 +149,7 @@ class Decider:
 
     def _begin(self, asked: Asked, reused: int, segment: int) -> _Sequence:
         outcome = Outcome(self._new_answer(asked), reused)
-        forced = np.array(outcome.answer.tokens, np.int32)
-        pending = np.concatenate((asked.suffix, forced))
+        pending = [*asked.suffix.tolist(), *outcome.answer.tokens]
         return _Sequence(asked, outcome, pending, asked.prefix_length, segment)
 
     def _new_answer(self, asked: Asked) -> Answer:
@@ -178,11 +209,13 @@ class Decider:
                 yield active[0].asked, cancelled
                 return
             more = any(sequence.asked.max_tokens > 1 for sequence in active)
+            for sequence in active:
+                sequence.guessed = sequence.answer.guess()
+            lengths = [len(sequence.fed) for sequence in active]
             logits, present = self._forward.run(_packed(active, keep=more), past)
+            used = _take(active, logits)
             if more:
-                past = past.followed_by(present)
-            for sequence, row in zip(active, logits, strict=True):
-                sequence.take(row)
+                past = past.followed_by(present.only(_leading(used, lengths)))
 
     def _fit(self, active: Sequence[_Sequence], past: KeyValues) -> KeyValues:
         """A single sequence longer than a pass: all but its last part is computed beforehand."""
@@ -190,7 +223,7 @@ class Decider:
         if others or len(first.pending) <= self._max_pass_tokens:
             return past
         head = len(first.pending) - self._max_pass_tokens
-        past = self._extend(past, first.pending[:head], [first.asked])
+        past = self._extend(past, np.array(first.pending[:head], np.int32), [first.asked])
         first.pending = first.pending[head:]
         first.position += head
         return past
@@ -204,9 +237,11 @@ def _by_prefix(requests: Sequence[Asked]) -> list[list[Asked]]:
 
 
 def _packed(sequences: Sequence[_Sequence], *, keep: bool) -> Pass:
-    lengths = [len(sequence.pending) for sequence in sequences]
+    fed = [sequence.fed for sequence in sequences]
+    lengths = [len(tokens) for tokens in fed]
+    ends = np.cumsum(lengths)
     return Pass(
-        ids=np.concatenate([sequence.pending for sequence in sequences]),
+        ids=np.concatenate([np.array(tokens, np.int32) for tokens in fed]),
         positions=np.concatenate(
             [
                 np.arange(sequence.position, sequence.position + length, dtype=np.int32)
@@ -216,6 +251,25 @@ def _packed(sequences: Sequence[_Sequence], *, keep: bool) -> Pass:
         segments=np.repeat(
             np.array([sequence.segment for sequence in sequences], np.int32), lengths
         ),
-        rows=(np.cumsum(lengths) - 1).astype(np.int32),
+        rows=np.concatenate(
+            [
+                np.arange(end - len(sequence.guessed) - 1, end, dtype=np.int32)
+                for sequence, end in zip(sequences, ends, strict=True)
+            ]
+        ),
         keep=keep,
+    )
+
+
+def _take(sequences: Sequence[_Sequence], logits: Floats) -> list[int]:
+    """Give each sequence its rows; how many of its fed tokens each one used."""
+    counts = [len(sequence.guessed) + 1 for sequence in sequences]
+    parts = np.split(logits, np.cumsum(counts)[:-1])
+    return [sequence.take(rows) for sequence, rows in zip(sequences, parts, strict=True)]
+
+
+def _leading(used: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """True for the first `used` tokens of each sequence in the row of all."""
+    return np.concatenate(
+        [np.arange(length) < count for count, length in zip(used, lengths, strict=True)]
     )

@@ -47,6 +47,12 @@ class KeyValues:
         arrays = [array[:, :tokens].copy() for array in self.arrays]
         return KeyValues(arrays, self.segments[:tokens])
 
+    def only(self, wanted: npt.NDArray[np.bool_]) -> KeyValues:
+        """A copy of the tokens at which `wanted` [tokens] is true."""
+        if wanted.all():
+            return self
+        return KeyValues([array[:, wanted] for array in self.arrays], self.segments[wanted])
+
     def followed_by(self, other: KeyValues) -> KeyValues:
         if not len(other):
             return self
@@ -109,6 +115,12 @@ class Forward:
         blank = np.zeros((kv_heads, 0, head_dim), np.float32)
         self.nothing = KeyValues([blank] * (2 * layers), np.zeros(0, np.int32))
         self.passes = 0
+
+    def warm_up(self) -> None:
+        """Compute something, so that the first caller does not wait for memory to be laid out."""
+        tokens = np.zeros(64, np.int32)
+        segments = np.full_like(tokens, SHARED_SEGMENT)
+        self.run(Pass(tokens, tokens, segments, tokens[:1], keep=True), self.nothing)
 
     def run(self, work: Pass, past: KeyValues) -> tuple[Floats, KeyValues]:
         """One pass over the graph.
