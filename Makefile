@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Made anew when what it was made from changes.
 INSTALLED := $(VENV)/.installed
-# The first that fits is taken; 3.13 last, see sidecar/local/stub-requirements.in.
+# The first that fits is taken; 3.13 late, see sidecar/local/stub-requirements.in.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 python)
 UV_VERSION := 0.13.9

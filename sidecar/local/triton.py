@@ -31,6 +31,7 @@ _HOST = "127.0.0.1"
 _SHM = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "llm_routing_sidecar"
 _PORT_TRIES = 3
+_UTILS_FOR_NUMPY2 = Path(__file__).with_name("backend_utils_numpy2.py")
 _OWNER = re.compile(r"[_-](\d+)[_-]")
 # Notes, tables wider than a screen, and complaints about the absent GPU.
 _CHATTER = re.compile(r"I\d{4} |[|+]|.*(pinned_memory_manager|CudaDriverHelper)")
@@ -324,12 +325,18 @@ def _link_backend(wheel: Path, folder: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backend = folder / "backends" / "python"
     backend.mkdir(parents=True)
-    for source in (
-        triton / "backends/python/libtriton_python.so",
-        triton / "backends/python/triton_python_backend_utils.py",
-        triton / f"python_backend_stubs/{version}/triton_python_backend_stub",
-    ):
-        (backend / source.name).symlink_to(source)
+    stub = triton / f"python_backend_stubs/{version}/triton_python_backend_stub"
+    utils = triton / "backends/python/triton_python_backend_utils.py"
+    links = {
+        "libtriton_python.so": triton / "backends/python/libtriton_python.so",
+        "triton_python_backend_stub": stub,
+        "triton_python_backend_utils.py": utils,
+    }
+    if sys.version_info >= (3, 13):
+        links["triton_python_backend_utils.py"] = _UTILS_FOR_NUMPY2
+        links["triton_python_backend_utils_original.py"] = utils
+    for name, target in links.items():
+        (backend / name).symlink_to(target)
     libraries = folder / "lib"
     libraries.mkdir()
     libpython = preflight.find_libpython()

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton_client
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from sidecar.local import LocalError, TritonServer, cache_dir
 from sidecar.local.process import group_is_alive
@@ -45,13 +47,23 @@ def triton(running: TritonServer) -> Iterator[TritonServer]:
         running.restart()
 
 
-def echo(server: TritonServer, numbers: list[int], timeout_s: float = 10) -> list[int]:
-    tensor = triton_client.InferInput("text", [len(numbers)], "INT32")
-    tensor.set_data_from_numpy(np.array(numbers, dtype=np.int32))
+def ask(
+    server: TritonServer, values: Mapping[str, npt.NDArray[Any]], timeout_s: float = 10
+) -> triton_client.InferResult:
+    tensors = []
+    for name, value in values.items():
+        tensor = triton_client.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+        tensor.set_data_from_numpy(value)
+        tensors.append(tensor)
     with triton_client.InferenceServerClient(server.grpc_address) as client:
-        answer = client.infer("echo", [tensor], client_timeout=timeout_s).as_numpy("echoed")
-    assert answer is not None
-    return [int(number) for number in answer]
+        return client.infer("echo", tensors, client_timeout=timeout_s)
+
+
+def echo(server: TritonServer, numbers: list[int], timeout_s: float = 10) -> list[int]:
+    answer = ask(server, {"numbers": np.array(numbers, dtype=np.int32)}, timeout_s)
+    back = answer.as_numpy("numbers_back")
+    assert back is not None
+    return [int(number) for number in back]
 
 
 def leftovers(pid: int) -> list[str]:
@@ -62,6 +74,19 @@ def leftovers(pid: int) -> list[str]:
 
 def test_a_started_server_answers(triton: TritonServer) -> None:
     assert echo(triton, [3, 1, 2]) == [3, 1, 2]
+
+
+def test_tensors_of_every_type_reach_the_model_and_come_back_whole(triton: TritonServer) -> None:
+    values = {
+        "numbers": np.array([7, -8, 9], dtype=np.int32),
+        "flags": np.array([True, False, False, True]),
+        "table": np.arange(6, dtype=np.float32).reshape(2, 3),
+    }
+    texts = np.array([b"one", "zwölf".encode(), b""], dtype=object)
+    answer = ask(triton, values | {"texts": texts})
+    for name, value in values.items():
+        np.testing.assert_array_equal(answer.as_numpy(f"{name}_back"), value)
+    np.testing.assert_array_equal(answer.as_numpy("lengths"), [3, 6, 0])
 
 
 def test_the_stub_does_not_see_the_environment_of_the_sidecar(tmp_path: Path) -> None:
