@@ -55,7 +55,12 @@ from tests.prompts.vocabularies import qwen, smollm2
         pytest.param(
             {"code": "anything", "code_generation": "snippets"},
             {"code": "code", "code_generation": "generation"},
-            id="only word goes to the route that has no other",
+            id="word that is all of another name",
+        ),
+        pytest.param(
+            {"book journey": "x", "journey": "x", "food": "book tables"},
+            {"book journey": "book", "journey": "journey", "food": "food"},
+            id="shared word goes to the route that has no other",
         ),
         pytest.param(
             {"other_topics": "weather", "task": "the weather"},
