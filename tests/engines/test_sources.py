@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from tokenizers import Tokenizer
 
-from sidecar.engines import EngineError
+from sidecar.engines import EngineError, build_cpu_engine
 from sidecar.engines.cpu import open_source
 from sidecar.engines.gguf_source import open_gguf
 from sidecar.engines.gguf_tokenizer import tokenizer_from_gguf
@@ -55,6 +55,7 @@ def write_gguf(
     quantization: GGMLQuantizationType | None = None,
     change: Callable[[GGUFWriter], None] = lambda writer: None,
     architecture: str = "",
+    broken: float = 0.0,
 ) -> Path:
     writer = GGUFWriter(path, architecture or model.family)
     writer.add_context_length(512)
@@ -71,6 +72,8 @@ def write_gguf(
     heads = {"q_proj": model.heads, "k_proj": model.kv_heads}
     for name, stored in model.tensors().items():
         values: FloatArray = stored
+        if broken and name == "model.embed_tokens.weight":
+            values = np.full_like(values, broken, np.float32)
         projection = name.split(".")[-2]
         if model.family == "llama" and projection in heads:
             values = interleaved(values, heads[projection])
@@ -300,3 +303,10 @@ class TestHuggingFace:
         content["rope_parameters"] = {"rope_theta": 5000.0, "rope_type": "default"}
         path.write_text(json.dumps(content))
         assert open_hugging_face(tmp_path).architecture.rope_theta == 5000.0
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan"), float("inf")])
+def test_weights_beyond_float16_are_refused(value: float, tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "model.gguf", LLAMA, broken=value)
+    with pytest.raises(EngineError, match=r"model\.embed_tokens\.weight.*not finite in float16"):
+        build_cpu_engine(source, tmp_path / "engine", model_id="x", prompt_format="compact-v1")

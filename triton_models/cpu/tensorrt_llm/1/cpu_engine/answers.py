@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 
-from cpu_engine.errors import RefusedError
 from cpu_engine.forward import Floats
 from cpu_engine.vocabulary import Vocabulary
 
@@ -74,6 +73,11 @@ class LiteralAnswer:
     def __init__(
         self, literals: tuple[bytes, ...], vocabulary: Vocabulary, end_id: int, max_tokens: int
     ) -> None:
+        """
+        Raises:
+            RefusedError: a literal cannot be spelt in tokens.
+        """
+        vocabulary.check_spelling(literals)
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
         self.cum_log_prob = 0.0
@@ -99,10 +103,7 @@ class LiteralAnswer:
         common = _common_beginning(min(self._left), max(self._left))
         tokens: list[int] = []
         while common and len(tokens) < self._max_tokens - len(self.tokens):
-            longest = list(self._vocabulary.prefixes(common))[-1:]
-            if not longest:
-                break
-            ((piece, token),) = longest
+            *_, (piece, token) = self._vocabulary.prefixes(common)
             tokens.append(token)
             common = common[len(piece) :]
         return tokens
@@ -125,8 +126,6 @@ class LiteralAnswer:
                 allowed[self._end_id] = ()
             for piece, token in self._vocabulary.prefixes(literal):
                 allowed[token] = (*allowed.get(token, ()), literal[len(piece) :])
-        if not allowed:
-            raise RefusedError("a literal of guided_decoding_guide has no spelling in tokens")
         return allowed
 
     def _choose(self, token: int, log_prob: float) -> None:

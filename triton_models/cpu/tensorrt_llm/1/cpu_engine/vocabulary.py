@@ -45,27 +45,33 @@ class Vocabulary:
             if token is not None:
                 yield text[:length], token
 
-    def fewest_tokens(self, text: bytes) -> list[int]:
-        """The shortest spelling of `text` in tokens.
+    def check_spelling(self, texts: Iterable[bytes]) -> None:
+        """Every byte of `texts` is a token, so that whatever is left of one can be spelt.
 
         Raises:
-            RefusedError: there is none.
+            RefusedError: one is not; names the byte.
         """
+        for byte in sorted(set().union(*texts)):
+            if bytes([byte]) not in self._id_of:
+                raise RefusedError(
+                    f"guided_decoding_guide: the vocabulary has no token for byte 0x{byte:02x}"
+                )
+
+    def fewest_tokens(self, text: bytes) -> list[int]:
+        """The shortest spelling of `text`, whose bytes all have tokens."""
         # best[i]: fewest tokens for text[i:], and the first of them with the bytes it covers.
-        best: list[tuple[int, int, int] | None] = [None] * len(text) + [(0, 0, 0)]
+        best = [(0, 0, 0)] * (len(text) + 1)
         for start in range(len(text) - 1, -1, -1):
-            for piece, token in self.prefixes(text[start : start + self._longest]):
-                rest, known = best[start + len(piece)], best[start]
-                if rest is not None and (known is None or rest[0] + 1 < known[0]):
-                    best[start] = (rest[0] + 1, token, len(piece))
+            best[start] = min(
+                (best[start + len(piece)][0] + 1, token, len(piece))
+                for piece, token in self.prefixes(text[start : start + self._longest])
+            )
         tokens: list[int] = []
         position = 0
         while position < len(text):
-            step = best[position]
-            if step is None:
-                raise RefusedError("a literal of guided_decoding_guide has no spelling in tokens")
-            tokens.append(step[1])
-            position += step[2]
+            _, token, length = best[position]
+            tokens.append(token)
+            position += length
         return tokens
 
 
