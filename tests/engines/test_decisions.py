@@ -11,6 +11,7 @@ from cpu_engine.forward import Forward
 from cpu_engine.vocabulary import Vocabulary
 
 from sidecar.engines import EngineInfo
+from tests.engines import reference
 from tests.engines.parts import ask, logits_of, new_decider, outcomes
 from tests.engines.tiny_models import END_ID, LLAMA, tiny_tokenizer
 
@@ -98,6 +99,26 @@ def test_long_prompts_are_cut_into_passes_without_changing_logits(
     )
     requests = [ask(PREFIX, SUFFIX, logits=True), ask(PREFIX, SUFFIX[:3], logits=True)]
     np.testing.assert_allclose(logits_of(cut, requests), logits_of(whole, requests), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("max_pass_tokens", [1, 7, 20])
+@pytest.mark.parametrize("literals", [(), reference.LITERALS], ids=["free", "literals"])
+def test_texts_are_the_same_however_they_are_cut_into_passes(
+    engines: Mapping[str, EngineInfo],
+    forwards: Mapping[str, Forward],
+    max_pass_tokens: int,
+    literals: tuple[str, ...],
+) -> None:
+    tokenizer = engines["llama"].tokenizer_path
+    whole = new_decider(forwards["llama"], tokenizer)
+    cut = new_decider(forwards["llama"], tokenizer, max_pass_tokens=max_pass_tokens)
+    requests = [
+        ask(prefix, SUFFIX[:length], max_tokens=12, literals=literals)
+        for prefix in (PREFIX, [])
+        for length in (17, 3, 9)
+    ]
+    right = [outcome.answer.tokens for outcome in outcomes(whole, requests)]
+    assert [outcome.answer.tokens for outcome in outcomes(cut, requests)] == right
 
 
 def test_a_pass_is_bounded_in_tokens(

@@ -191,6 +191,12 @@ class Decider:
     def _answer(self, sequences: Sequence[_Sequence], past: KeyValues) -> Iterator[Result]:
         """Passes until every answer is complete; `past` grows by what they computed."""
         active = list(sequences)
+        if len(active) == 1:
+            try:
+                past = self._fit(active[0], past)
+            except CancelledError as cancelled:
+                yield active[0].asked, cancelled
+                return
         while active:
             still: list[_Sequence] = []
             for sequence in active:
@@ -203,11 +209,6 @@ class Decider:
             active = still
             if not active:
                 return
-            try:
-                past = self._fit(active, past)
-            except CancelledError as cancelled:
-                yield active[0].asked, cancelled
-                return
             more = any(sequence.asked.max_tokens > 1 for sequence in active)
             for sequence in active:
                 sequence.guessed = sequence.answer.guess()
@@ -217,15 +218,15 @@ class Decider:
             if more:
                 past = past.followed_by(present.only(_leading(used, lengths)))
 
-    def _fit(self, active: Sequence[_Sequence], past: KeyValues) -> KeyValues:
-        """A single sequence longer than a pass: all but its last part is computed beforehand."""
-        (first, *others) = active
-        if others or len(first.pending) <= self._max_pass_tokens:
+    def _fit(self, alone: _Sequence, past: KeyValues) -> KeyValues:
+        """A suffix longer than a pass, which stands alone: all but its last part is computed
+        beforehand, as a prefix is."""
+        head = len(alone.pending) - self._max_pass_tokens
+        if head <= 0 or alone.answer.done:
             return past
-        head = len(first.pending) - self._max_pass_tokens
-        past = self._extend(past, np.array(first.pending[:head], np.int32), [first.asked])
-        first.pending = first.pending[head:]
-        first.position += head
+        past = self._extend(past, np.array(alone.pending[:head], np.int32), [alone.asked])
+        alone.pending = alone.pending[head:]
+        alone.position += head
         return past
 
 
