@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -49,6 +50,10 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Conversations may have letters that the terminal's encoding lacks.
+            stream.reconfigure(errors="replace")
     try:
         cli(prog_name="sidecar")
     except Exception as error:

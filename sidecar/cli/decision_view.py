@@ -42,10 +42,11 @@ def print_decision(decision: Decision, console: Console | None = None) -> None:
         console.print(Text(decision.explanation.prompt, style="dim"), soft_wrap=True)
 
 
-def table(rows: Sequence[Row], width: int) -> Table:
-    """The decisions as a table that fits `width` columns; narrow ones have the model below the
+def table(rows: Sequence[Row], console: Console) -> Table:
+    """The decisions as a table that fits the console; a narrow one has the model below the
     route."""
-    wide = width >= _WIDE
+    wide = console.width >= _WIDE
+    marks = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
     view = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold", expand=True)
     view.add_column("turn", justify="right", style="dim", no_wrap=True)
     view.add_column("conversation", ratio=1)
@@ -56,17 +57,17 @@ def table(rows: Sequence[Row], width: int) -> Table:
     view.add_column("source", max_width=20 if wide else 11)
     view.add_column("ms", justify="right", no_wrap=True)
     for row in rows:
-        view.add_row(*_cells(row, wide))
+        view.add_row(*_cells(row, wide, marks))
     return view
 
 
-def _cells(row: Row, wide: bool) -> list[RenderableType]:
+def _cells(row: Row, wide: bool, marks: tuple[str, str]) -> list[RenderableType]:
     decision = row.decision
     source = Text(str(decision.source), style=_SOURCE_STYLES.get(decision.source, ""))
     if decision.source is Source.FALLBACK:
         source.append(f"\n{str(decision.reason).replace('_', ' ')}", style="dim")
     users = [message for message in row.conversation.messages if message.role is Role.USER]
-    route = _route_cell(row)
+    route = _route_cell(row, marks)
     if not wide:
         route.append(f"\n  {decision.model.upstream_model}", style="default")
     return [
@@ -80,13 +81,14 @@ def _cells(row: Row, wide: bool) -> list[RenderableType]:
     ]
 
 
-def _route_cell(row: Row) -> Text:
+def _route_cell(row: Row, marks: tuple[str, str]) -> Text:
+    right, wrong = marks
     name = row.decision.route or _DEFAULT_ROUTE
     if row.right is None:
         return Text(name)
     if row.right:
-        return Text(f"✓ {name}", style="green")
-    cell = Text(f"✗ {name}", style="red")
+        return Text(f"{right} {name}", style="green")
+    cell = Text(f"{wrong} {name}", style="red")
     cell.append(f"\n  not {row.expected or _DEFAULT_ROUTE}", style="dim")
     return cell
 

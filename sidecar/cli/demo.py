@@ -80,7 +80,7 @@ def _route(stack: LocalStack, cases: list[Case]) -> list[Row]:
 def _print(rows: list[Row], engine: EngineInfo) -> None:
     console = Console()
     console.print()
-    console.print(table(rows, console.width))
+    console.print(table(rows, console))
     judged = [row for row in rows if row.right is not None]
     right = sum(row.right is True for row in judged)
     by_model = sum(row.decision.source is Source.MODEL for row in rows)

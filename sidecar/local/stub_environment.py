@@ -20,13 +20,16 @@ from sidecar.local.tools import Report
 REQUIREMENTS = Path(__file__).with_name("stub-requirements.lock")
 
 
-def stub_environment(report: Report | None = None) -> Path:
+def stub_environment(report: Report | None = None, requirements: Path = REQUIREMENTS) -> Path:
     """Folder of the environment; made if it is not there yet. Safe across processes.
+
+    Args:
+        requirements: locked, with hashes.
 
     Raises:
         LocalError: the packages cannot be installed.
     """
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     tag = sys.implementation.cache_tag
     folder = cache_dir() / "environments" / f"stub-{tag}-{digest}"
     if _usable(folder):
@@ -35,7 +38,7 @@ def stub_environment(report: Report | None = None) -> Path:
         if not _usable(folder):
             if report:
                 report("installing what the model server runs on: OpenVINO, NumPy")
-            _install(folder)
+            _install(folder, requirements)
     return folder
 
 
@@ -44,7 +47,7 @@ def _usable(folder: Path) -> bool:
     return (folder / "bin" / "python3").exists()
 
 
-def _install(folder: Path) -> None:
+def _install(folder: Path, requirements: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     with new_folder(folder) as temporary:
@@ -52,11 +55,11 @@ def _install(folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "--python", str(temporary / "bin" / "python3")]
         command += ["install", "--quiet", "--no-input", "--disable-pip-version-check"]
         command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-compile"]
-        command += ["-r", str(REQUIREMENTS)]
+        command += ["-r", str(requirements)]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if finished.returncode != 0:
             lines = finished.stderr.strip().splitlines() or ["pip gave no reason"]
             raise LocalError(
-                f"cannot install the model server's packages ({REQUIREMENTS.name}): {lines[-1]} "
+                f"cannot install the model server's packages ({requirements.name}): {lines[-1]} "
                 "Check the network and pip's configuration (`pip config list`)."
             )

@@ -51,7 +51,7 @@ def conversation(*texts: str) -> Conversation:
 
 def shown(rows: list[Row], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(table(rows, width))
+    console.print(table(rows, console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -88,6 +88,17 @@ def test_the_newest_user_message_is_the_one_shown() -> None:
     text = shown([Row(conversation("oldest words", "newest\nwords"), decision())], 80)
     assert "newest words" in text
     assert "oldest" not in text
+
+
+def test_marks_are_words_where_the_terminal_has_no_unicode() -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    console = Console(file=output, width=80)
+    rows = [Row(conversation("a"), decision(), expected) for expected in ("code_generation", "x")]
+    console.print(table(rows, console))
+    output.seek(0)
+    text = output.read()
+    assert "ok code_generation" in text
+    assert "no code_generation" in text
 
 
 def test_nothing_is_marked_right_or_wrong_where_nothing_is_expected() -> None:
