@@ -13,6 +13,8 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 python)
 UV_VERSION := 0.13.9
+# It reports every import of openvino to the network, and openvino works without it.
+UNWANTED := --no-emit-package openvino-telemetry
 
 .PHONY: help
 help: ## Print this
@@ -83,7 +85,7 @@ lock: $(INSTALLED) ## Choose package versions anew and write the lock files
 	@compile() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$$@" \
 	    >/dev/null; }; \
-	compile pyproject.toml requirements/build.in --all-extras -o requirements/dev.lock; \
+	compile pyproject.toml requirements/build.in --all-extras $(UNWANTED) -o requirements/dev.lock; \
 	compile --no-deps sidecar/local/stub-requirements.in -o sidecar/local/stub-requirements.lock
 	@echo "Wrote requirements/dev.lock and sidecar/local/stub-requirements.lock"
 
