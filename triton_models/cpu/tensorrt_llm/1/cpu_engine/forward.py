@@ -104,7 +104,9 @@ class Forward:
             compiled_folder: where the graph as compiled for this CPU is kept for the next start;
                 None for nowhere.
         """
-        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+        # Not pinned: OpenVINO pins to the first cores, where a second model server on the machine
+        # pins too, and where a pass waits for any other process that has one of them.
+        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         if precision:
