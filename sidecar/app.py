@@ -34,8 +34,13 @@ from sidecar.routing import PolicyRegistry, Router, RouterLimits, RoutingModelRe
 
 _log = structlog.get_logger(__name__)
 
-_ANSWER_TOKENS = 64
-"""Part of the context length kept for the answer; the longest route name has fewer."""
+_ANSWER_TOKENS = 96
+"""Part of the context length kept for the answer: a route name has at most 64 bytes, and what
+stands around it fewer than 32."""
+
+_CPU_CONVERSATION_TOKENS = 256
+"""What two CPU cores read well within the default budget; it holds the newest message and usually
+several before it."""
 
 
 class StartupError(Exception):
@@ -84,7 +89,9 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         WatchTimes(open_s=settings.triton.breaker_probe_interval_ms / 1000),
         warmth.recover,
     )
-    ref = RoutingModelRef(facts.model_id, prompt_format)
+    # With the weights it was built from, so that decisions of two builds can be told apart.
+    model_id = f"{facts.model_id}@{facts.weights_sha256[:12]}"
+    ref = RoutingModelRef(model_id, prompt_format)
     router = Router(
         registry,
         model,
@@ -134,7 +141,13 @@ def _registry(
         chosen = get_format(prompt_format)
 
         def compile_prompt(policy: Policy) -> CompiledPrompt:
-            return chosen.compile(policy, tokenizer, max_tokens, engine.router.temperature)
+            return chosen.compile(
+                policy,
+                tokenizer,
+                max_tokens,
+                engine.router.temperature,
+                _conversation_tokens(settings, engine),
+            )
 
         registry = PolicyRegistry(
             tuple(policies.records.values()),
@@ -147,6 +160,13 @@ def _registry(
     except SidecarError as error:
         raise StartupError(error.message) from None
     return registry
+
+
+def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:
+    configured = settings.routing_model.max_conversation_tokens
+    if configured is None and engine.router.runtime == "openvino":
+        return _CPU_CONVERSATION_TOKENS
+    return configured
 
 
 def _policies(settings: Settings) -> PolicySet:

@@ -231,6 +231,14 @@ class RoutingModelSettings(_Section):
     max_prompt_tokens: int | None = _setting(
         None, "Longest prompt, instead of the length that router.json gives.", "tokens", ge=64
     )
+    max_conversation_tokens: int | None = _setting(
+        None,
+        "Longest conversation shown to the routing model; older turns go first. By default 256 for "
+        "an engine of a CPU, which reads about that much in a quarter of the default budget, and "
+        "else whatever the prompt has room for.",
+        "tokens",
+        ge=64,
+    )
 
 
 class LoggingSettings(_Section):

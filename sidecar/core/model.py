@@ -47,7 +47,8 @@ class TextAnswer:
     Args:
         guide: EBNF of the xgrammar kind: `root ::= ` and an alternation of quoted literals,
             nothing else.
-        max_tokens: length of the longest literal in tokens, plus one for the end token.
+        max_tokens: enough for the longest literal however it is split into tokens, plus one for
+            the end token.
     """
 
     guide: str
@@ -131,13 +132,20 @@ class PromptFormat(Protocol):
     def name(self) -> str: ...
 
     def compile(
-        self, policy: Policy, tokenizer: Tokenizer, max_tokens: int, temperature: float = 1.0
+        self,
+        policy: Policy,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        temperature: float = 1.0,
+        max_conversation_tokens: int | None = None,
     ) -> CompiledPrompt:
         """Render and tokenize the static part.
 
         Args:
             max_tokens: limit of prefix and suffix together, the answer not included.
             temperature: divides label logits before the softmax (calibration of the engine).
+            max_conversation_tokens: limit of the messages alone, whatever room is left beside the
+                routes: what the model reads anew for each request, and so what a decision costs.
 
         Raises:
             SidecarError: POLICY_TOO_LARGE if no useful conversation would fit beside the routes.

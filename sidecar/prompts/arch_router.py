@@ -127,7 +127,12 @@ class ArchRouterFormat:
     answer_style: AnswerStyle = AnswerStyle.PYTHON
 
     def compile(
-        self, policy: Policy, tokenizer: Tokenizer, max_tokens: int, temperature: float = 1.0
+        self,
+        policy: Policy,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        temperature: float = 1.0,
+        max_conversation_tokens: int | None = None,
     ) -> ArchRouterPrompt:
         """See `core.model.PromptFormat`. `temperature` has no meaning for an answer in words.
 
@@ -145,14 +150,16 @@ class ArchRouterFormat:
         newline = encode("\n")
         prefix = (start, *encode(_SYSTEM), end, *newline, start, *encode(opening))
         closing = (*encode(layout.closing), end, *newline, start, *encode(_ASK))
-        check_room(policy, self.name, max_tokens, static=len(prefix), closing=len(closing))
+        room = check_room(policy, self.name, max_tokens, static=len(prefix), closing=len(closing))
         names = (*(route.name for route in policy.routes), OTHER)
         answers = [self.answer_style.write(name) for name in names]
         return ArchRouterPrompt(
             prefix_ids=prefix,
             answer_form=TextAnswer(
                 guide=literal_guide(answers),
-                max_tokens=1 + max(len(encode(answer)) for answer in answers),
+                # A guided model may spell a name in other tokens than the tokenizer would; none
+                # of them is shorter than a byte.
+                max_tokens=1 + max(len(answer.encode()) for answer in answers),
             ),
             names=names,
             _written=MappingProxyType(
@@ -160,7 +167,7 @@ class ArchRouterFormat:
             ),
             _format=self,
             _tokenizer=tokenizer,
-            _room=max_tokens - len(prefix) - len(closing),
+            _room=room if max_conversation_tokens is None else min(room, max_conversation_tokens),
             _closing=closing,
         )
 

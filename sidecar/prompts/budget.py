@@ -72,8 +72,8 @@ def _around_gap(tokenizer: Tokenizer, head: Sequence[int], tail: Sequence[int]) 
 
 def check_room(
     policy: Policy, prompt_format: str, max_tokens: int, static: int, closing: int
-) -> None:
-    """Refuse a policy that leaves no useful room for the conversation.
+) -> int:
+    """Tokens left for the conversation; a policy that leaves no useful room is refused.
 
     Args:
         static: tokens before the conversation, the routes included.
@@ -84,7 +84,7 @@ def check_room(
     """
     left = max_tokens - static - closing
     if left >= MIN_CONVERSATION_TOKENS:
-        return
+        return left
     raise SidecarError(
         ErrorCode.POLICY_TOO_LARGE,
         f"policy {policy.name!r} is too large for the routing model: with its "

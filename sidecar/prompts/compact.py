@@ -39,7 +39,12 @@ class CompactFormat:
     name: str = "compact-v1"
 
     def compile(
-        self, policy: Policy, tokenizer: Tokenizer, max_tokens: int, temperature: float = 1.0
+        self,
+        policy: Policy,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        temperature: float = 1.0,
+        max_conversation_tokens: int | None = None,
     ) -> CompactPrompt:
         """See `core.model.PromptFormat`.
 
@@ -63,7 +68,8 @@ class CompactFormat:
         prefix = (start, *tokenizer.encode(_INSTRUCTIONS + lines + _OTHER_LINE), end)
         newline = tokenizer.encode("\n")
         closing = (*newline, start, *tokenizer.encode(_ASK))
-        check_room(policy, self.name, max_tokens, static=len(prefix), closing=0)
+        room = check_room(policy, self.name, max_tokens, static=len(prefix), closing=0)
+        room -= len(closing)
         return CompactPrompt(
             prefix_ids=prefix,
             answer_form=LabelAnswer(tuple(token for token in tokens if token is not None)),
@@ -71,7 +77,7 @@ class CompactFormat:
             labels=words,
             temperature=temperature,
             _tokenizer=tokenizer,
-            _room=max_tokens - len(prefix) - len(closing),
+            _room=room if max_conversation_tokens is None else min(room, max_conversation_tokens),
             _opening=(*newline, start),
             _end=end,
             _closing=closing,

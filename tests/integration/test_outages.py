@@ -15,15 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-import pytest
-
-from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2, routing_pb2_grpc
-from sidecar.app import Sidecar
-from sidecar.cli.model import default_model
-from sidecar.config import load_settings
-from sidecar.engines import render_cpu_repository
+from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2_grpc
+from sidecar.engines import EngineInfo
 from sidecar.local import TritonServer
+from tests.integration.running_sidecar import request, sidecar_on
 
 PROVING = bool(os.environ.get("SIDECAR_PROVE"))
 """Set by `make prove`: hold the promises by the clock and print what was measured. Without it the
@@ -35,8 +30,6 @@ MARGIN_S = 0.05 if PROVING else 5.0
 
 BACK_WITHIN_S = 2.0 if PROVING else 60.0
 """From Triton being ready to the first decision by the model."""
-
-POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 
 
 @dataclass
@@ -68,45 +61,10 @@ class Load:
                 await asyncio.sleep(0.01)
 
 
-def request(text: str) -> routing_pb2.RouteRequest:
-    part = routing_pb2.Part(text=text)
-    message = routing_pb2.Message(role=routing_pb2.ROLE_USER, parts=[part])
-    return routing_pb2.RouteRequest(messages=[message])
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    engine = default_model(lambda line: None)
-    return render_cpu_repository(engine.path, tmp_path_factory.mktemp("repository"))
-
-
 @asynccontextmanager
-async def sidecar_on(
-    triton: TritonServer,
-) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
-    settings = load_settings(
-        flags={
-            "server": {"grpc_address": "127.0.0.1:0", "http_address": ""},
-            "policies": {"paths": (POLICIES,)},
-            "routing": {"decision_budget_ms": int(BUDGET_S * 1000)},
-            "triton": {"address": triton.grpc_address},
-            "routing_model": {"directory": default_model(lambda line: None).path},
-        },
-        environ={},
-    )
-    sidecar = Sidecar(settings)
-    await sidecar.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
-            yield routing_pb2_grpc.RoutingServiceStub(channel)
-    finally:
-        await sidecar.stop(1)
-
-
-@asynccontextmanager
-async def load_on(triton: TritonServer) -> AsyncIterator[Load]:
+async def load_on(triton: TritonServer, engine: EngineInfo) -> AsyncIterator[Load]:
     """Four callers, once the model decides."""
-    async with sidecar_on(triton) as stub:
+    async with sidecar_on(triton.grpc_address, engine, budget_s=BUDGET_S) as stub:
         load = Load(stub)
         callers = [asyncio.create_task(load.run(f"caller {n}")) for n in range(4)]
         try:
@@ -135,8 +93,8 @@ def check_every_call_was_answered_and_labelled(load: Load) -> None:
     assert all(decision.model.model and decision.reason for _, _, decision in load.outcomes)
 
 
-async def test_killed_triton(repository: Path) -> None:
-    async with TritonServer(repository) as triton, load_on(triton) as load:
+async def test_killed_triton(cpu_repository: Path, cpu_engine: EngineInfo) -> None:
+    async with TritonServer(cpu_repository) as triton, load_on(triton, cpu_engine) as load:
         triton.kill()
         killed = time.monotonic()
         await load.until(decision_pb2.DECISION_SOURCE_FALLBACK, after=killed)
@@ -153,8 +111,8 @@ async def test_killed_triton(repository: Path) -> None:
     check_every_call_was_answered_and_labelled(load)
 
 
-async def test_frozen_triton(repository: Path) -> None:
-    async with TritonServer(repository) as triton, load_on(triton) as load:
+async def test_frozen_triton(cpu_repository: Path, cpu_engine: EngineInfo) -> None:
+    async with TritonServer(cpu_repository) as triton, load_on(triton, cpu_engine) as load:
         triton.pause()
         frozen = time.monotonic()
         await load.until(decision_pb2.DECISION_SOURCE_FALLBACK, after=frozen)
@@ -170,10 +128,12 @@ async def test_frozen_triton(repository: Path) -> None:
     check_every_call_was_answered_and_labelled(load)
 
 
-async def test_sidecar_answers_before_triton_exists(repository: Path) -> None:
+async def test_sidecar_answers_before_triton_exists(
+    cpu_repository: Path, cpu_engine: EngineInfo
+) -> None:
     """Started first, the sidecar serves fallbacks; it finds the model by itself."""
-    triton = TritonServer(repository)
-    async with sidecar_on(triton) as stub:
+    triton = TritonServer(cpu_repository)
+    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=BUDGET_S) as stub:
         early = (await stub.Route(request("translate this"), timeout=5)).decision
         await triton.start_async()
         try:

@@ -16,6 +16,7 @@ from sidecar.core.model import CompiledPrompt, LabelLogits, Prompt, TextOutput
 from sidecar.core.policy import OTHER, Policy
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts import FORMATS, get_format
+from tests.doubles import talk
 from tests.prompts.samples import (
     CODING,
     THREE_TURNS,
@@ -104,6 +105,23 @@ def test_budget_is_never_exceeded(
     assert len(prompt.prefix_ids) + len(prompt.suffix_ids) <= max_tokens
     for run in runs_of_text(prompt, tokenizer):
         assert tokenizer.encode(tokenizer.decode(run)) == run
+
+
+@every_format
+@thorough
+@given(conversation=conversations(long_texts), most=st.integers(64, 300))
+def test_conversation_is_never_longer_than_its_own_limit(
+    name: str, vocabulary: Vocabulary, conversation: Conversation, most: int
+) -> None:
+    tokenizer = vocabulary()
+    compiled = get_format(name).compile(
+        policy_of(CODING), tokenizer, MAX_TOKENS, max_conversation_tokens=most
+    )
+
+    prompt = compiled.render(conversation)
+
+    smallest = compiled.render(talk("a"))
+    assert len(prompt.suffix_ids) <= most + len(smallest.suffix_ids)
 
 
 @every_vocabulary

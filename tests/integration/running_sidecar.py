@@ -1,0 +1,64 @@
+"""A whole sidecar on an ephemeral port, for tests of all parts together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+
+from sidecar._generated.llmrouter.v1 import routing_pb2, routing_pb2_grpc
+from sidecar.app import Sidecar
+from sidecar.config import load_settings
+from sidecar.engines import EngineInfo
+
+POLICIES = Path(__file__).parents[2] / "examples" / "policies"
+
+
+@asynccontextmanager
+async def sidecar_on(
+    triton_address: str,
+    engine: EngineInfo,
+    *,
+    budget_s: float,
+    policies: Path = POLICIES,
+) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
+    """A stub of a sidecar that asks the Triton at `triton_address`."""
+    settings = load_settings(
+        flags={
+            "server": {"grpc_address": "127.0.0.1:0", "http_address": ""},
+            "policies": {"paths": (policies,)},
+            "routing": {"decision_budget_ms": int(budget_s * 1000)},
+            "triton": {"address": triton_address},
+            "routing_model": {"directory": engine.path},
+        },
+        environ={},
+    )
+    sidecar = Sidecar(settings)
+    await sidecar.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
+            stub: routing_pb2_grpc.RoutingServiceStub = routing_pb2_grpc.RoutingServiceStub(channel)
+            yield stub
+    finally:
+        await sidecar.stop(1)
+
+
+async def decides_by_model(stub: routing_pb2_grpc.RoutingServiceStub, policy: str) -> None:
+    """Wait until the policy is warm."""
+    async with asyncio.timeout(60):
+        while True:
+            probe = request("hello", policy)
+            response = await stub.Route(probe)
+            if any(step.step == "model" for step in response.decision.steps):
+                return
+            await asyncio.sleep(0.05)
+
+
+def request(text: str, policy: str = "", explain: bool = False) -> routing_pb2.RouteRequest:
+    """One user message."""
+    part = routing_pb2.Part(text=text)
+    message = routing_pb2.Message(role=routing_pb2.ROLE_USER, parts=[part])
+    return routing_pb2.RouteRequest(messages=[message], policy=policy, explain=explain)
