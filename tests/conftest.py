@@ -5,14 +5,21 @@ The engine is built once in the user's cache, as `sidecar up` does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.local import TritonServer
+
+# The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
+# ones.
+hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SIDECAR_PROVE"))
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
