@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -75,8 +76,7 @@ def composes_with_an_escape(text: str) -> bool:
     """True if Qwen's normalisation spoils a JSON escape: a line break is written `\\n`, and with a
     combining accent behind it becomes `\\` and an accented n. It happens upstream too and ends no
     string; only this test's JSON reader stumbles."""
-    pairs = zip(text, text[1:], strict=False)
-    return any(first < " " and unicodedata.combining(second) for first, second in pairs)
+    return any(first < " " and unicodedata.combining(second) for first, second in pairwise(text))
 
 
 def expected_turns(conversation: Conversation, tokenizer: HfTokenizer) -> list[tuple[str, str]]:
