@@ -9,6 +9,7 @@ import click
 from sidecar.engines import (
     CpuRepositoryOptions,
     EngineError,
+    WeightStorage,
     build_cpu_engine,
     render_cpu_repository,
 )
@@ -24,6 +25,12 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--out", type=_FOLDER, required=True, help="Engine folder to write.")
 @click.option("--repository", type=_FOLDER, required=True, help="Model repository to write.")
 @click.option("--served-at", type=_FOLDER, help="Where the engine will lie; default: --out.")
+@click.option(
+    "--weights",
+    type=click.Choice([s.value for s in WeightStorage]),
+    default="f16",
+    show_default=True,
+)
 @click.option("--threads", default=0, show_default="all cores", help="Threads of computation.")
 def build(
     source: Path,
@@ -34,6 +41,7 @@ def build(
     repository: Path,
     served_at: Path | None,
     threads: int,
+    weights: str,
 ) -> None:
     """Compile WEIGHTS and render what serves them."""
     try:
@@ -43,6 +51,7 @@ def build(
             model_id=model_id,
             prompt_format=prompt_format,
             temperature=temperature,
+            weight_storage=WeightStorage(weights),
             progress=click.echo,
         )
         options = CpuRepositoryOptions(threads=threads)

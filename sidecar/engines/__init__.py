@@ -5,7 +5,13 @@
 
 from sidecar.engines.cpu import build_cpu_engine
 from sidecar.engines.cpu_repository import CpuRepositoryOptions, render_cpu_repository
-from sidecar.engines.engine_directory import EngineInfo, RouterFacts, load_engine, read_engine
+from sidecar.engines.engine_directory import (
+    EngineInfo,
+    RouterFacts,
+    WeightStorage,
+    load_engine,
+    read_engine,
+)
 from sidecar.engines.errors import EngineError
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "EngineError",
     "EngineInfo",
     "RouterFacts",
+    "WeightStorage",
     "build_cpu_engine",
     "load_engine",
     "read_engine",

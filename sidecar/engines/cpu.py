@@ -18,6 +18,7 @@ from sidecar.engines.engine_directory import (
     SCHEMA_VERSION,
     EngineInfo,
     RouterFacts,
+    WeightStorage,
     compiled_folder,
     read_engine,
     sha256_of,
@@ -42,6 +43,7 @@ def build_cpu_engine(
     model_id: str,
     prompt_format: str,
     temperature: float = 1.0,
+    weight_storage: WeightStorage = WeightStorage.F16,
     progress: Progress = _silent,
 ) -> EngineInfo:
     """Compile weights into an engine directory.
@@ -55,6 +57,7 @@ def build_cpu_engine(
         model_id: reported with every decision.
         prompt_format: the prompt format the weights were trained for.
         temperature: calibration of the label probabilities.
+        weight_storage: trades rounding for memory.
 
     Raises:
         EngineError: the source cannot be read or is of an unsupported kind, `out` is something
@@ -63,7 +66,8 @@ def build_cpu_engine(
     if out.exists() and not (out / ROUTER).exists():
         raise EngineError(f"{out}: exists and is not an engine directory; choose another path")
     progress(f"checksum of {source.name}")
-    inputs = _Inputs(model_id, prompt_format, temperature, sha256_of(*source_files(source)))
+    weights = sha256_of(*source_files(source))
+    inputs = _Inputs(model_id, prompt_format, temperature, weight_storage, weights)
     existing = _reusable(out, inputs)
     if existing is not None:
         progress(f"{out} is up to date")
@@ -107,6 +111,7 @@ class _Inputs:
     model_id: str
     prompt_format: str
     temperature: float
+    weight_storage: WeightStorage
     weights_sha256: str
 
 
@@ -117,6 +122,7 @@ def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
         prompt_format=inputs.prompt_format,
         runtime="openvino",
         graph_version=GRAPH_VERSION,
+        weight_storage=inputs.weight_storage,
         graph_file="model.xml",
         tokenizer_file="tokenizer.json",
         end_id=source.end_id,
@@ -155,7 +161,11 @@ def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
         return None
     router = info.router
     made_from = _Inputs(
-        router.model_id, router.prompt_format, router.temperature, router.weights_sha256
+        router.model_id,
+        router.prompt_format,
+        router.temperature,
+        router.weight_storage,
+        router.weights_sha256,
     )
     made_by = (router.graph_version, router.sidecar_version, router.runtime_version)
     current = (GRAPH_VERSION, __version__, _runtime_version())
@@ -171,7 +181,7 @@ def _write(source: ModelSource, facts: RouterFacts, folder: Path, progress: Prog
         raise _extra_missing(error) from error
 
     progress(f"compiling {facts.architecture.layers} layers")
-    model = build_graph(source.architecture, source.weights)
+    model = build_graph(source.architecture, source.weights, facts.weight_storage)
     openvino.serialize(model, folder / facts.graph_file)
     tokenizer = json.dumps(source.tokenizer, ensure_ascii=False)
     (folder / facts.tokenizer_file).write_text(tokenizer, encoding="utf-8")

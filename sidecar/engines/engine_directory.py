@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ GRAPH_VERSION = 1
 
 MANIFEST = "manifest.json"
 ROUTER = "router.json"
+
+
+class WeightStorage(StrEnum):
+    """How an engine stores its projections. `INT8` takes half the space of `F16` on disk, and a
+    quarter of the memory where the CPU computes in float32, at the price of rounding."""
+
+    F16 = "f16"
+    INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class RouterFacts:
     prompt_format: str
     runtime: str
     graph_version: int
+    weight_storage: WeightStorage
     graph_file: str
     tokenizer_file: str
     end_id: int
@@ -158,6 +168,7 @@ def _router_facts(path: Path) -> RouterFacts:
     if missing:
         raise EngineError(f"{path}: {', '.join(missing)} missing; build the engine again")
     content["architecture"] = Architecture(**content["architecture"])
+    content["weight_storage"] = WeightStorage(content["weight_storage"])
     return RouterFacts(**{name: content[name] for name in known})
 
 

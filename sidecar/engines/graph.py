@@ -33,6 +33,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
+from sidecar.engines.engine_directory import WeightStorage
 from sidecar.engines.errors import EngineError
 from sidecar.engines.weights import Architecture, FloatArray, Weights
 
@@ -42,18 +43,24 @@ SHARED_SEGMENT = -1
 Node = Any  # ov.Node and ov.Output are interchangeable as operands; the stubs say only one of them
 
 
-def build_graph(architecture: Architecture, weights: Weights) -> ov.Model:
+def build_graph(architecture: Architecture, weights: Weights, storage: WeightStorage) -> ov.Model:
     """The whole decoder.
+
+    Args:
+        storage: of the projections; embeddings are always stored in float16.
 
     Raises:
         EngineError: a tensor is missing, or does not fit float16.
     """
-    return _Builder(architecture, weights).build()
+    return _Builder(architecture, weights, storage).build()
 
 
 class _Builder:
-    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+    def __init__(
+        self, architecture: Architecture, weights: Weights, storage: WeightStorage
+    ) -> None:
         self.a = architecture
+        self.storage = storage
         self.weights = weights
         self.parameters: list[Node] = []
         self.results: list[Node] = []
@@ -154,18 +161,20 @@ class _Builder:
         return ops.multiply(scaled, _constant(self._read(name).astype(np.float32)))
 
     def _linear(self, hidden: Node, name: str, bias: bool = False) -> Node:
-        product = ops.matmul(hidden, _decompressed(self._compressed(f"{name}.weight")), False, True)
+        stored = self._compressed(f"{name}.weight", self.storage)
+        product = ops.matmul(hidden, _decompressed(stored), False, True)
         if not bias:
             return product
         return ops.add(product, _constant(self._read(f"{name}.bias").astype(np.float32)))
 
-    def _compressed(self, name: str) -> Node:
-        """Stored in float16, which has more precision than bfloat16 and enough range: checked."""
+    def _compressed(self, name: str, storage: WeightStorage = WeightStorage.F16) -> Node:
+        """A weight matrix as a float16 node. Float16 has more precision than bfloat16, and enough
+        range: checked."""
         with np.errstate(over="ignore"):
             values = self._read(name).astype(np.float16)
         if not np.isfinite(values).all():
             raise EngineError(f"tensor {name!r} has values that are not finite in float16")
-        return _constant(values)
+        return _constant(values) if storage is WeightStorage.F16 else _int8(values)
 
     def _read(self, name: str) -> FloatArray:
         return self.weights.tensor(name)
@@ -207,6 +216,15 @@ def _rotate(heads: Node, rotary: tuple[Node, Node], head_dim: int) -> Node:
 
 def _constant(values: FloatArray) -> Node:
     return ops.constant(np.ascontiguousarray(values))
+
+
+def _int8(values: FloatArray) -> Node:
+    """Each row in steps of its largest value / 127. This form of operations is the one that the
+    CPU plugin computes with as it is, instead of unpacking it at load."""
+    wide = values.astype(np.float32)
+    step = np.maximum(np.abs(wide).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
+    steps = ops.constant(np.rint(wide / step).astype(np.int8))
+    return ops.multiply(ops.convert(steps, np.float16), _constant(step.astype(np.float16)))
 
 
 def _decompressed(compressed: Node) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from cpu_engine.decisions import Decider
 from cpu_engine.forward import Forward
 
-from sidecar.engines import EngineInfo
+from sidecar.engines import EngineInfo, WeightStorage, build_cpu_engine
 from tests.engines import reference
 from tests.engines.parts import ask, compile_engine, logits_of, new_decider, outcomes
 from tests.engines.tiny_models import TINY_MODELS, tiny_tokenizer
@@ -20,6 +21,8 @@ from tests.engines.tiny_models import TINY_MODELS, tiny_tokenizer
 # places. bfloat16 has 8 bits of precision and the values pass through three layers.
 FLOAT32_TOLERANCE = 2e-4
 BFLOAT16_TOLERANCE = 0.5
+# Root mean square of the differences.
+INT8_TOLERANCE = 0.3
 
 by_name = pytest.mark.parametrize("name", sorted(TINY_MODELS))
 
@@ -106,3 +109,20 @@ def _pieces(name: str) -> dict[int, bytes]:
         for index in range(tokenizer.get_vocab_size())
         if index < 3 or tokenizer.decode([index]).isascii()
     }
+
+
+@by_name
+def test_weights_in_8_bits_stay_close(name: str, tmp_path: Path) -> None:
+    model = TINY_MODELS[name]
+    engine = build_cpu_engine(
+        model.write(tmp_path / "weights"),
+        tmp_path / "engine",
+        model_id="tiny",
+        prompt_format="compact-v1",
+        weight_storage=WeightStorage.INT8,
+    )
+    decider = new_decider(compile_engine(engine.path, "f32"), engine.tokenizer_path)
+    prefix, suffixes = reference.prompts(model.vocab)
+    rows = logits_of(decider, [ask(prefix, s, logits=True) for s in suffixes])
+    error = np.sqrt(np.mean(np.square(rows - expected(name)["logits"])))
+    assert FLOAT32_TOLERANCE < error < INT8_TOLERANCE
