@@ -1,9 +1,12 @@
 """What OpenVINO compiled is kept for the next start, whole or not at all."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import cpu_engine
 import pytest
 from cpu_engine.compiled import compile_graph
 
@@ -57,6 +60,21 @@ def test_what_a_killed_start_left_is_not_used(graph: Path, tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_made_is_done_without(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     compile_graph(graph, OPTIONS, tmp_path / "file" / "kept")
+
+
+def test_on_a_full_disk_nothing_is_kept(graph: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    program = (
+        "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from cpu_engine.compiled import compile_graph\n"
+        # Stands in for a full disk: writing beyond it is an error.
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"compile_graph(Path(sys.argv[2]), {OPTIONS!r}, Path(sys.argv[3]))\n"
+    )
+    package = str(Path(cpu_engine.__file__).parents[1])
+    command = [sys.executable, "-c", program, package, str(graph), str(folder)]
+    subprocess.run(command, check=True)
+    assert list(folder.iterdir()) == []
 
 
 def test_nothing_is_kept_unless_asked(graph: Path) -> None:

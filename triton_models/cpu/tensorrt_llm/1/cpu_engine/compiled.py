@@ -57,6 +57,10 @@ def _key(core: ov.Core, graph: Path, options: dict[str, Any]) -> str:
 
 
 def _put_in_place(new: Path, kept: Path) -> None:
+    if not any(new.iterdir()):  # OpenVINO says nothing when it cannot write, e.g. on a full disk
+        new.rmdir()
+        return
+    new.chmod(0o755)
     for other in kept.parent.iterdir():
         fresh = time.time() - other.stat().st_mtime < _ABANDONED_AFTER_S
         if other != new and not (other.name.startswith("new-") and fresh):
