@@ -17,7 +17,7 @@ from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
 from sidecar.core.model import CompiledPrompt, Tokenizer
 from sidecar.core.policy import Policy
-from sidecar.engines import EngineError, EngineInfo, read_engine
+from sidecar.engines import EngineError, EngineInfo, read_routing_facts
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import ListenError
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
@@ -115,7 +115,7 @@ def _engine(settings: Settings) -> EngineInfo:
             "such as one that `sidecar model build` made"
         )
     try:
-        return read_engine(settings.routing_model.directory)
+        return read_routing_facts(settings.routing_model.directory)
     except EngineError as error:
         raise StartupError(f"routing_model.directory: {error}") from None
 

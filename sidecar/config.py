@@ -223,7 +223,9 @@ class RoutingModelSettings(_Section):
     """The model that decides."""
 
     directory: Path | None = _setting(
-        None, "Folder with router.json and tokenizer.json. Needed to serve."
+        None,
+        "Folder of the engine. manifest.json, router.json and tokenizer.json are enough where the "
+        "model server is elsewhere. Needed to serve.",
     )
     prompt_format: str | None = _setting(
         None, "Prompt format instead of the one that router.json names, e.g. `compact-v1`."

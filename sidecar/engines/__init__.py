@@ -11,6 +11,7 @@ from sidecar.engines.engine_directory import (
     WeightStorage,
     load_engine,
     read_engine,
+    read_routing_facts,
 )
 from sidecar.engines.errors import EngineError
 
@@ -23,5 +24,6 @@ __all__ = [
     "build_cpu_engine",
     "load_engine",
     "read_engine",
+    "read_routing_facts",
     "render_cpu_repository",
 ]

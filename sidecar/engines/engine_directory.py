@@ -121,14 +121,35 @@ def load_engine(path: Path) -> EngineInfo:
         EngineError: as `read_engine`, or a file was changed.
     """
     info = read_engine(path)
-    for name, entry in _manifest(path).items():
+    _check_hashes(path, _manifest(path))
+    return info
+
+
+def read_routing_facts(path: Path) -> EngineInfo:
+    """An engine as a sidecar needs it whose model server is elsewhere: manifest.json, router.json
+    and the tokenizer, of which the sha256 is compared. The graph may be missing.
+
+    Raises:
+        EngineError: one of the three is missing, was changed, or was written by a newer version.
+    """
+    facts = _router_facts(path / ROUTER)
+    manifest = _manifest(path)
+    needed = (ROUTER, facts.tokenizer_file)
+    for name in needed:
+        if name not in manifest or not (path / name).is_file():
+            raise EngineError(f"{path / name}: missing; copy it from the engine's folder")
+    _check_hashes(path, {name: manifest[name] for name in needed})
+    return EngineInfo(path, facts)
+
+
+def _check_hashes(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, entry in entries.items():
         actual = sha256_of(path / name)
         if actual != entry["sha256"]:
             raise EngineError(
                 f"{path / name}: sha256 is {actual}, the manifest says {entry['sha256']}; "
                 "build the engine again"
             )
-    return info
 
 
 def write_manifest(path: Path) -> None:

@@ -13,6 +13,7 @@ from sidecar.engines import (
     build_cpu_engine,
     load_engine,
     read_engine,
+    read_routing_facts,
 )
 from sidecar.engines.engine_directory import compiled_folder, write_manifest
 from tests.engines.tiny_models import LLAMA, QWEN2
@@ -137,6 +138,30 @@ def test_a_cut_file_is_seen_without_reading_it(engine: Path) -> None:
         file.truncate(size - 1)
     with pytest.raises(EngineError, match=f"{size - 1} bytes, the manifest says {size}"):
         read_engine(engine)
+
+
+def test_a_sidecar_needs_no_graph(engine: Path) -> None:
+    whole = read_engine(engine)
+    for file in engine.glob("model.*"):
+        file.unlink()
+
+    assert read_routing_facts(engine) == whole
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "router.json", "tokenizer.json"])
+def test_a_sidecar_names_what_it_misses(engine: Path, name: str) -> None:
+    (engine / name).unlink()
+
+    with pytest.raises(EngineError, match=f"{name}: missing"):
+        read_routing_facts(engine)
+
+
+def test_a_sidecar_refuses_a_changed_tokenizer(engine: Path) -> None:
+    with (engine / "tokenizer.json").open("a") as file:
+        file.write(" ")
+
+    with pytest.raises(EngineError, match=r"tokenizer.json: sha256 is"):
+        read_routing_facts(engine)
 
 
 def test_a_missing_fact_is_named(engine: Path) -> None:
