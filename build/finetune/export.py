@@ -33,8 +33,8 @@ def main() -> None:
         write_hugging_face(options.out, model, base.tokenizer)
         return
     tuned = numpy_weights(load_model(base, options.checkpoint))
-    weights = options.base if options.base.is_file() else options.base / "model.safetensors"
-    write_delta(options.out, numpy_weights(base.model()), tuned, options.bits, sha256_of(weights))
+    untuned = numpy_weights(base.model())
+    write_delta(options.out, untuned, tuned, options.bits, sha256_of(base.file))
 
 
 if __name__ == "__main__":

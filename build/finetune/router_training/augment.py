@@ -30,6 +30,18 @@ class Rates:
     pasted: float = 0.015
 
 
+_ANYTHING = re.compile(
+    r"anything else|everything else|fallback|catch.?all|general|no other|other topics"
+    r"|small.?talk|chat|misc|greet",
+    re.IGNORECASE,
+)
+
+
+def takes_anything(route: RouteText) -> bool:
+    """A route for what no other takes, or for talk: nothing can be said to be none of its."""
+    return bool(_ANYTHING.search(f"{route.name} {route.description}"))
+
+
 def name_words(name: str) -> list[str]:
     return _WORD.findall(name)
 
@@ -141,7 +153,7 @@ def _moved(
         return Request((*before.turns, reply, *request.turns), request.right) if alone else request
     if falls(rates.closing):
         return Request((*answered, ("user", rng.choice(phrases.CLOSINGS))), frozenset({OTHER}))
-    if falls(rates.opening):
+    if falls(rates.opening) and not any(takes_anything(route) for route in draw.routes):
         return Request((("user", rng.choice(phrases.OPENINGS)),), frozenset({OTHER}))
     if falls(rates.follow_up) and routed:
         return Request((*answered, ("user", rng.choice(phrases.FOLLOW_UPS))), request.right)

@@ -19,8 +19,10 @@ from sidecar.engines.hf_source import open_hugging_face
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A starting point: sizes, weights under their Hugging Face names (float32), tokenizer."""
+    """A starting point: its weights' file, sizes, weights under their Hugging Face names (float32),
+    tokenizer."""
 
+    file: Path
     shape: LlamaShape
     weights: dict[str, torch.Tensor]
     tokenizer: Tokenizer
@@ -58,7 +60,13 @@ def read_base(path: Path) -> Base:
     weights = {
         name: torch.from_numpy(np.array(source.weights.tensor(name), np.float32)) for name in names
     }
-    return Base(shape, weights, Tokenizer.from_str(json.dumps(source.tokenizer)))
+    return Base(
+        weights_file(path), shape, weights, Tokenizer.from_str(json.dumps(source.tokenizer))
+    )
+
+
+def weights_file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def write_hugging_face(path: Path, model: Llama, tokenizer: Tokenizer) -> None:

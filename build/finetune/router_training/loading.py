@@ -9,12 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from router_training.base import Base
-from router_training.delta import merge_delta
+from router_training.delta import merge_delta, sha256_of
 from router_training.llama import Llama
 
 
 def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None = None) -> Llama:
-    """`base` as it is, with the weights of a `checkpoint.pt`, or with a delta applied."""
+    """`base` as it is, with the weights of a `checkpoint.pt`, or with a delta applied.
+
+    Raises ValueError for a delta that was made for another base.
+    """
     model = base.model()
     if checkpoint:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -22,7 +25,7 @@ def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None 
         for parameter, average in zip(trained_of(model, state), state["average"], strict=False):
             parameter.data.copy_(average)
     if adapter:
-        merged = merge_delta(adapter, numpy_weights(base.model()))
+        merged = merge_delta(adapter, numpy_weights(base.model()), sha256_of(base.file))
         model.load_state_dict({name: torch.from_numpy(array) for name, array in merged.items()})
     return model
 

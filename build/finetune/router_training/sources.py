@@ -15,7 +15,7 @@ from itertools import islice
 from random import Random
 from typing import Protocol
 
-from router_training.augment import name_words
+from router_training.augment import name_words, takes_anything
 from router_training.cases import OTHER, Case, Draw, Request, RouteText, Turn, WrittenPolicy
 
 _FLAT_LEVELS = frozenset({"action", "domain", "opaque"})
@@ -103,7 +103,7 @@ class Foreigners:
                     text = RouteText(route.name, description)
                     if words := route_words(text):
                         pool.append(Foreigner(policy.id, text, words, requests))
-        return Foreigners(tuple(one for one in pool if not _takes_anything(one.route)))
+        return Foreigners(tuple(one for one in pool if not takes_anything(one.route)))
 
     def mixed_in(self, draw: Draw, home: str, rng: Random, limits: Limits) -> Draw:
         chance = rng.random()
@@ -126,7 +126,7 @@ class Foreigners:
 
     def _with_strangers(self, draw: Draw, home: str, rng: Random, share: float) -> Draw:
         """`draw` with requests that none of its routes takes, up to `share` of all."""
-        if any(_takes_anything(route) for route in draw.routes):
+        if any(takes_anything(route) for route in draw.routes):
             return draw
         others = sum(OTHER in request.right for request in draw.requests)
         wanted = round(share * len(draw.requests)) - others
@@ -142,17 +142,6 @@ class Foreigners:
         for one in rng.sample(self.pool, min(len(self.pool), tries)):
             if one.home != home and not one.words & words:
                 yield one
-
-
-_ANYTHING = re.compile(
-    r"anything else|everything else|fallback|catch.?all|general|no other|other topics"
-    r"|small.?talk|chat|misc",
-    re.IGNORECASE,
-)
-
-
-def _takes_anything(route: RouteText) -> bool:
-    return bool(_ANYTHING.search(f"{route.name} {route.description}"))
 
 
 def _is_closing(request: Request) -> bool:
