@@ -236,7 +236,7 @@ class RoutingModelSettings(_Section):
     max_conversation_tokens: int | None = _setting(
         None,
         "Longest conversation shown to the routing model; older turns go first. By default 256 for "
-        "an engine of a CPU, which reads about that much in a quarter of the default budget, and "
+        "an engine of a CPU, which reads about that much in half of the default budget, and "
         "else whatever the prompt has room for.",
         "tokens",
         ge=64,
