@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class PolicyRegistry:
             )
             for name, record in self._records.items()
         }
-        self._inline: OrderedDict[str, CompiledPolicy] = OrderedDict()
+        self._inline: OrderedDict[Policy, CompiledPolicy] = OrderedDict()
 
     def records(self) -> Sequence[PolicyRecord]:
         """All named policies, sorted by resource name."""
@@ -80,15 +81,20 @@ class PolicyRegistry:
             ) from None
 
     def compile(self, policy: Policy) -> CompiledPolicy:
-        """Compile a policy that is not in the registry. Raises SidecarError POLICY_TOO_LARGE."""
-        digest = policy.digest()
-        compiled = self._inline.get(digest)
+        """Compile a policy that is not in the registry; takes milliseconds. Raises SidecarError
+        POLICY_TOO_LARGE."""
+        return self._compiled(policy, PolicyRef("", 0, policy.digest()))
+
+    async def compile_inline(self, policy: Policy) -> CompiledPolicy:
+        """As `compile`, without holding up the event loop, and remembered."""
+        compiled = self._inline.get(policy)
         if compiled is None:
-            compiled = self._compiled(policy, PolicyRef("", 0, digest))
-            self._inline[digest] = compiled
+            compiled = await asyncio.to_thread(self.compile, policy)
+            self._inline[policy] = compiled
             if len(self._inline) > _INLINE_KEPT:
                 self._inline.popitem(last=False)
-        self._inline.move_to_end(digest)
+        else:
+            self._inline.move_to_end(policy)
         return compiled
 
     def _compiled(self, policy: Policy, ref: PolicyRef) -> CompiledPolicy:

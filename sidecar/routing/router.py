@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -93,8 +94,9 @@ class Router:
         Raises:
             SidecarError: POLICY_NOT_FOUND, POLICY_TOO_LARGE (inline), MODEL_NOT_FOUND.
         """
-        compiled = self._compiled(request)
-        walk = self._walk(request, compiled)
+        started = time.perf_counter()
+        compiled = await self._compiled(request)
+        walk = self._walk(request, compiled, started)
         # What is recorded if the caller goes away before there is an outcome.
         outcome = fallback(Reason.CANCELLED, "The caller went away before the decision.")
         decision: Decision | None = None
@@ -105,11 +107,11 @@ class Router:
             self._sink.record(request, decision or self._decision(walk, outcome))
         return decision
 
-    def _compiled(self, request: RoutingRequest) -> CompiledPolicy:
+    async def _compiled(self, request: RoutingRequest) -> CompiledPolicy:
         if isinstance(request.policy, PolicyName):
             compiled = self._registry.get(request.policy)
         else:
-            compiled = self._registry.compile(request.policy)
+            compiled = await self._registry.compile_inline(request.policy)
         if request.model and request.model not in self._registry.catalog:
             raise SidecarError(
                 ErrorCode.MODEL_NOT_FOUND,
@@ -118,11 +120,11 @@ class Router:
             )
         return compiled
 
-    def _walk(self, request: RoutingRequest, compiled: CompiledPolicy) -> Walk:
+    def _walk(self, request: RoutingRequest, compiled: CompiledPolicy, started: float) -> Walk:
         shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
         budget = request.budget_s if shortened else self._limits.budget_s
         assert budget is not None, "shortened only where the request has a budget"
-        return Walk(request, compiled, budget - self._limits.reserve_s, not shortened)
+        return Walk(request, compiled, budget - self._limits.reserve_s, not shortened, started)
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:

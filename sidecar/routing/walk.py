@@ -48,18 +48,22 @@ class Walk:
     Args:
         budget_s: seconds from the start in which the decision must be made.
         full_budget: True if the caller left the configured budget as it is.
+        started: `time.perf_counter()` at its start.
     """
 
     request: RoutingRequest
     compiled: CompiledPolicy
     budget_s: float
     full_budget: bool
+    started: float
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: float = field(default_factory=time.perf_counter)
     steps: list[StepTime] = field(default_factory=list)
     prompt: Prompt | None = None
     answer_text: str = ""
-    _step_started: float = field(default_factory=time.perf_counter)
+    _step_started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._step_started = self.started
 
     @property
     def remaining_s(self) -> float:
