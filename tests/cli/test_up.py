@@ -34,6 +34,13 @@ routes:
   - {name: code, description: Writing and fixing programs., models: [a/large]}
   - {name: weather, description: Weather and forecasts., models: [a/small]}
 """
+# A shell script that starts the tests in the background has them ignore Ctrl-C, and all they start.
+UP = """
+import signal
+from sidecar.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 CONVERSATION = json.dumps([{"role": "user", "content": "Fix this Python function, please."}])
 
 
@@ -89,7 +96,7 @@ def _started(policies: Path, address: str) -> Iterator[Up]:
         "SIDECAR_SERVER__HTTP_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "up", "--policies", str(policies)],
+        [sys.executable, "-c", UP, "up", "--policies", str(policies)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
