@@ -62,6 +62,11 @@ test: $(INSTALLED) ## Run all tests
 	@$(BIN)/sidecar model build >/dev/null
 	@$(BIN)/python -m pytest -q
 
+.PHONY: prove
+prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an otherwise idle machine
+	@SIDECAR_PROVE=1 $(BIN)/python -m pytest -q -s tests/integration/test_outages.py \
+	    | grep -v 'decision_id='
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, types and the protocol
 	$(BIN)/ruff check

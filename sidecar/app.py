@@ -72,7 +72,9 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     prompt_format = settings.routing_model.prompt_format or facts.prompt_format
     tokenizer = _tokenizer(engine)
     registry = _registry(settings, engine, prompt_format, tokenizer)
-    warmth = Warmth(registry.named, settings.triton.warm_timeout_ms / 1000)
+    warmth = Warmth(
+        registry.named, settings.triton.warm_timeout_ms / 1000, lambda: model.in_flight > 0
+    )
     model = GuardedModel(
         TritonModel(
             TritonTarget(
@@ -89,9 +91,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         WatchTimes(open_s=settings.triton.breaker_probe_interval_ms / 1000),
         warmth.recover,
     )
-    # With the weights it was built from, so that decisions of two builds can be told apart.
-    model_id = f"{facts.model_id}@{facts.weights_sha256[:12]}"
-    ref = RoutingModelRef(model_id, prompt_format)
+    ref = RoutingModelRef(facts.build_id, prompt_format)
     router = Router(
         registry,
         model,

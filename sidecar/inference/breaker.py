@@ -32,6 +32,7 @@ class CircuitBreaker:
         self._failed = 0
         self._state = BreakerState.OPEN
         self._why = "the model server has not been reached yet"
+        self._only_late = False
 
     @property
     def state(self) -> BreakerState:
@@ -42,15 +43,23 @@ class CircuitBreaker:
         """Why calls do not go through; empty if they do."""
         return "" if self._state is BreakerState.CLOSED else self._why
 
+    @property
+    def only_late(self) -> bool:
+        """True if every failure of this outage was a missed deadline: the server was busy or
+        frozen, and what it had computed is probably still there."""
+        return self._only_late
+
     def succeeded(self) -> None:
         """A call was answered."""
         self._failed = 0
+        self._only_late = True
 
     def failed(self, failure: InferenceFailure, why: str) -> None:
         """A call, or a check of readiness, got no answer."""
         if failure in _ANSWERED:
             return
         self._failed += 1
+        self._only_late &= failure is InferenceFailure.DEADLINE
         unreachable = failure is InferenceFailure.UNAVAILABLE
         if unreachable or self._failed >= self._limit or self._state is not BreakerState.CLOSED:
             self._state = BreakerState.OPEN
@@ -64,4 +73,5 @@ class CircuitBreaker:
     def close(self) -> None:
         """Let calls through."""
         self._failed = 0
+        self._only_late = True
         self._state = BreakerState.CLOSED

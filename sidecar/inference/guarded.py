@@ -32,8 +32,9 @@ class ServedModel(RoutingModel, Protocol):
     async def close(self) -> None: ...
 
 
-Recover = Callable[[RoutingModel], Awaitable[None]]
-"""Runs after an outage, before calls go through again; raises InferenceError to stay out."""
+Recover = Callable[[RoutingModel, bool], Awaitable[None]]
+"""Runs after an outage, before calls go through again; raises InferenceError to stay out. The
+second argument is True if the server was only late, so that its caches can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class GuardedModel:
         self._recover = recover
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._in_flight = 0
 
     @property
     def degraded(self) -> str:
@@ -71,6 +73,11 @@ class GuardedModel:
     @property
     def state(self) -> BreakerState:
         return self._breaker.state
+
+    @property
+    def in_flight(self) -> int:
+        """Inferences that the model server is working on."""
+        return self._in_flight
 
     def start(self) -> None:
         """Begin to watch; needs a running event loop."""
@@ -86,11 +93,14 @@ class GuardedModel:
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         """See `RoutingModel.infer`; fails at once with BREAKER_OPEN during an outage."""
         self._check_closed()
+        self._in_flight += 1
         try:
             output = await self._model.infer(prompt, answer_form, timeout_s)
         except InferenceError as error:
             self.record_failure(error)
             raise
+        finally:
+            self._in_flight -= 1
         self._breaker.succeeded()
         return output
 
@@ -131,7 +141,7 @@ class GuardedModel:
         if self._breaker.state is BreakerState.CLOSED:
             return
         self._breaker.recovering()
-        await self._recover(self._model)
+        await self._recover(self._model, self._breaker.only_late)
         self._breaker.close()
         _log.info("routing model answers")
 

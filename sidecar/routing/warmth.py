@@ -19,7 +19,12 @@ default. The rest are computed when they are first asked for."""
 _REMEMBERED = 4096
 """Policies whose last use is remembered; far more than a model server keeps prefixes of."""
 
+_AT_ONCE = 8
+"""Prefixes that may be asked for at the same time, so that a flood of inline policies does not keep
+the model server from deciding."""
+
 _AFTER_RECOVERY = "after recovery"
+_WAIT_S = 0.05
 
 
 class Warmth:
@@ -28,40 +33,63 @@ class Warmth:
     Args:
         policies: the named policies, the default first.
         timeout_s: how long one prefix may take.
+        busy: True while the model server works on decisions, which what nobody has asked for yet
+            must not delay: on a CPU a prefix takes as long as several decisions.
     """
 
-    def __init__(self, policies: Callable[[], Sequence[CompiledPolicy]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        policies: Callable[[], Sequence[CompiledPolicy]],
+        timeout_s: float,
+        busy: Callable[[], bool],
+    ) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
-        # Digest -> believed warm; the most recently used last.
-        self._used: dict[str, bool] = {}
+        self._busy = busy
+        # Digests: of prefixes believed to be warm, and of policies asked for, the latest last.
+        self._warm: set[str] = set()
+        self._asked: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def is_warm(self, compiled: CompiledPolicy) -> bool:
         """True if the prefix was computed since the last outage; counts as a use of it."""
-        warm = self._used.get(compiled.ref.digest, False)
-        self._note(compiled, warm)
-        return warm
+        digest = compiled.ref.digest
+        self._asked.pop(digest, None)
+        self._asked[digest] = None
+        if len(self._asked) > _REMEMBERED:
+            del self._asked[next(iter(self._asked))]
+        return digest in self._warm
 
     def doubt(self, compiled: CompiledPolicy) -> None:
         """A decision was late: the prefix may have been evicted."""
-        self._note(compiled, warm=False)
+        self._warm.discard(compiled.ref.digest)
 
     def request(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
-        """Warm the policy in the background unless that is under way."""
-        if compiled.prompt is not None and compiled.ref.digest not in self._tasks:
+        """Warm the policy in the background unless that is under way, or too much else is: the
+        next request asks again."""
+        if compiled.prompt is None or compiled.ref.digest in self._tasks:
+            return
+        if len(self._tasks) < _AT_ONCE:
             self._start(compiled.ref.digest, self._warm_in_turn([compiled], model))
 
-    async def recover(self, model: RoutingModel) -> None:
-        """After an outage: forget everything and warm the policy used last, then others in the
-        background; until its turn each of them answers `warming`. Raises InferenceError."""
+    async def recover(self, model: RoutingModel, only_late: bool) -> None:
+        """After an outage: warm the policy used last, then others while no decision waits; until
+        its turn each of them answers `warming`.
+
+        Args:
+            only_late: the server was late but did not go away, so what was warm still counts.
+
+        Raises:
+            InferenceError: the first could not be warmed.
+        """
         for task in self._tasks.values():
             task.cancel()
-        self._used = dict.fromkeys(self._used, False)
+        if not only_late:
+            self._warm.clear()
         first, *rest = self._most_used()
         await self._warm_one(first, model)
         if rest:
-            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model))
+            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model, unasked=True))
 
     async def close(self) -> None:
         """Stop what is under way."""
@@ -72,8 +100,8 @@ class Warmth:
 
     def _most_used(self) -> list[CompiledPolicy]:
         named = {compiled.ref.digest: compiled for compiled in self._policies()}
-        recent = [named[digest] for digest in reversed(self._used) if digest in named]
-        others = [named[digest] for digest in named if digest not in self._used]
+        recent = [named[digest] for digest in reversed(self._asked) if digest in named]
+        others = [named[digest] for digest in named if digest not in self._asked]
         return (recent + others)[:WARMED_AT_RECOVERY]
 
     def _start(self, key: str, warming: Coroutine[None, None, None]) -> None:
@@ -86,9 +114,13 @@ class Warmth:
 
         task.add_done_callback(forget)
 
-    async def _warm_in_turn(self, policies: Sequence[CompiledPolicy], model: RoutingModel) -> None:
+    async def _warm_in_turn(
+        self, policies: Sequence[CompiledPolicy], model: RoutingModel, unasked: bool = False
+    ) -> None:
         for compiled in policies:
-            if self._used.get(compiled.ref.digest):
+            while unasked and self._busy():  # noqa: ASYNC110 -- nothing tells when it is over
+                await asyncio.sleep(_WAIT_S)
+            if compiled.ref.digest in self._warm:
                 continue
             try:
                 await self._warm_one(compiled, model)
@@ -98,11 +130,6 @@ class Warmth:
     async def _warm_one(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         if compiled.prompt is not None:
             await model.warm(compiled.prompt.prefix_ids, self._timeout_s)
-            self._used[compiled.ref.digest] = True
-
-    def _note(self, compiled: CompiledPolicy, warm: bool) -> None:
-        digest = compiled.ref.digest
-        self._used.pop(digest, None)
-        self._used[digest] = warm
-        if len(self._used) > _REMEMBERED:
-            del self._used[next(iter(self._used))]
+            self._warm.add(compiled.ref.digest)
+            if len(self._warm) > _REMEMBERED:
+                self._warm.pop()

@@ -39,6 +39,30 @@ def test_breaker(events: list[InferenceFailure | str], state: BreakerState) -> N
     assert breaker.why == ("" if state is BreakerState.CLOSED else "why")
 
 
+ONLY_LATE: dict[str, tuple[list[InferenceFailure], bool]] = {
+    "late, late, late": ([D, D, D], True),
+    "late, then an error": ([D, D, E], False),
+    "unreachable": ([U], False),
+    "unreachable, then late": ([U, D], False),
+}
+
+
+@pytest.mark.parametrize(("events", "only_late"), ONLY_LATE.values(), ids=ONLY_LATE.keys())
+def test_knows_whether_the_server_was_only_late(
+    events: list[InferenceFailure], only_late: bool
+) -> None:
+    breaker = CircuitBreaker(failures=3)
+    breaker.close()
+    for event in events:
+        breaker.failed(event, "why")
+
+    assert breaker.only_late is only_late
+
+
+def test_nothing_is_trusted_at_the_start() -> None:
+    assert CircuitBreaker(failures=3).only_late is False
+
+
 def test_starts_open_because_nothing_is_known() -> None:
     assert CircuitBreaker(failures=3).state is BreakerState.OPEN
 

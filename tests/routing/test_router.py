@@ -73,7 +73,7 @@ async def world() -> AsyncIterator[World]:
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )
-    warmth = Warmth(registry.named, timeout_s=1)
+    warmth = Warmth(registry.named, timeout_s=1, busy=lambda: guard.in_flight > 0)
     times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
     breaker = CircuitBreaker(failures=3)
     guard = GuardedModel(model, breaker, times, warmth.recover)

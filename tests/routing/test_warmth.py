@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,8 +27,8 @@ def compiled(name: str) -> CompiledPolicy:
 POLICIES = {name: compiled(name) for name in NAMES}
 
 
-def warmth() -> Warmth:
-    return Warmth(lambda: list(POLICIES.values()), timeout_s=1)
+def warmth(busy: Callable[[], bool] = lambda: False) -> Warmth:
+    return Warmth(lambda: list(POLICIES.values()), timeout_s=1, busy=busy)
 
 
 async def settle() -> None:
@@ -41,7 +42,7 @@ def warmed(model: StubModel) -> list[str]:
 
 async def test_recovery_warms_the_default_first_and_the_rest_in_the_background() -> None:
     warm, model = warmth(), StubModel()
-    await warm.recover(model)
+    await warm.recover(model, only_late=False)
     at_once = warmed(model)
     await settle()
 
@@ -52,24 +53,58 @@ async def test_recovery_warms_the_default_first_and_the_rest_in_the_background()
 
 async def test_recovery_begins_with_the_policy_used_last() -> None:
     warm, model = warmth(), StubModel()
-    await warm.recover(model)
+    await warm.recover(model, only_late=False)
     await settle()
     warm.is_warm(POLICIES["third"])
     model.warmed.clear()
-    await warm.recover(model)
+    await warm.recover(model, only_late=False)
 
     assert warmed(model) == ["third"]
 
 
 async def test_after_an_outage_nothing_counts_as_warm_until_it_is_computed_again() -> None:
     warm, model = warmth(), StubModel()
-    await warm.recover(model)
+    await warm.recover(model, only_late=False)
     await settle()
     model.break_with(InferenceFailure.UNAVAILABLE)
     with pytest.raises(InferenceError):
-        await warm.recover(model)
+        await warm.recover(model, only_late=False)
 
     assert not any(warm.is_warm(each) for each in POLICIES.values())
+
+
+async def test_what_was_warm_still_counts_when_the_server_was_only_late() -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model, only_late=False)
+    await settle()
+    model.warmed.clear()
+    await warm.recover(model, only_late=True)
+    await settle()
+
+    assert warmed(model) == ["default"]
+    assert all(warm.is_warm(each) for each in POLICIES.values())
+
+
+async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
+    busy = True
+    warm, model = warmth(lambda: busy), StubModel()
+    await warm.recover(model, only_late=False)
+    await settle()
+    while_busy = warmed(model)
+    busy = False
+    async with asyncio.timeout(5):
+        while len(model.warmed) < len(NAMES):
+            await asyncio.sleep(0.01)
+
+    assert while_busy == ["default"]
+
+
+async def test_a_policy_that_is_asked_for_does_not_wait() -> None:
+    warm, model = warmth(lambda: True), StubModel()
+    warm.request(POLICIES["second"], model)
+    await settle()
+
+    assert warmed(model) == ["second"]
 
 
 async def test_a_request_warms_once_however_often_it_is_made() -> None:
@@ -82,9 +117,22 @@ async def test_a_request_warms_once_however_often_it_is_made() -> None:
     assert warm.is_warm(POLICIES["second"])
 
 
+async def test_a_flood_of_inline_policies_warms_few_at_once() -> None:
+    warm, model = warmth(), StubModel()
+    model.frozen = True
+    for number in range(100):
+        inline = POLICIES["second"]
+        warm.request(replace(inline, ref=PolicyRef("", 0, f"inline {number}")), model)
+    await settle()
+    model.frozen = False
+    await warm.close()
+
+    assert model.cancelled == 8
+
+
 async def test_doubt_lasts_until_the_prefix_is_computed() -> None:
     warm, model = warmth(), StubModel()
-    await warm.recover(model)
+    await warm.recover(model, only_late=False)
     warm.doubt(POLICIES["default"])
     doubted = warm.is_warm(POLICIES["default"])
     warm.request(POLICIES["default"], model)
