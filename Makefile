@@ -100,5 +100,5 @@ clean: ## Remove .venv and what tools left in this folder; the cache stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: clean-cache
-clean-cache: $(INSTALLED) ## Remove the user's cache: unpacked programs, engines, environments
-	@$(BIN)/python -m sidecar.local clean
+clean-cache: ## Remove the user's cache: unpacked programs, engines, environments
+	rm -rf "$${LLM_ROUTING_SIDECAR_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/llm-routing-sidecar}"

@@ -1,17 +1,14 @@
 """Locked programs and the cache, for the Makefile.
 
 python -m sidecar.local fetch            fetch all that tools.lock names, and the stub environment
-python -m sidecar.local clean            remove the cache
 python -m sidecar.local PROGRAM ARG...   run a locked program, e.g. `buf`
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 
-from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
 from sidecar.local.lockfile import read_lock
 from sidecar.local.stub_environment import stub_environment
@@ -24,9 +21,6 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)  # noqa: T201
         return 2
     try:
-        if arguments == ["clean"]:
-            shutil.rmtree(cache_dir())
-            return 0
         if arguments == ["fetch"]:
             for name in read_lock():
                 unpacked(name, _say)
