@@ -12,7 +12,6 @@ from rich.text import Text
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.conversations import Case, read_cases
 from sidecar.cli.decision_view import Row, table
-from sidecar.cli.model import UNTRAINED_MODEL
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import EXAMPLES, chosen_engine, with_policies
@@ -89,7 +88,7 @@ def _print(rows: list[Row], engine: EngineInfo) -> None:
         "decided by the routing model. The models that were chosen have not been called.",
         highlight=False,
     )
-    if engine.router.model_id == UNTRAINED_MODEL:
+    if not engine.router.trained:
         console.print(Text(_UNTRAINED.format(model=engine.router.model_id), style="yellow"))
 
 

@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
 from sidecar.cli.steps import Steps
-from sidecar.engines import EngineError, EngineInfo, build_cpu_engine, load_engine, read_engine
+from sidecar.engines import (
+    Adapter,
+    EngineError,
+    EngineInfo,
+    build_cpu_engine,
+    load_engine,
+    open_adapter,
+    read_engine,
+    shipped_adapter,
+    write_checkpoint,
+)
+from sidecar.engines.cpu import RUNTIME
 from sidecar.local import cache_dir, data_file
 from sidecar.local.cache import exclusive
 from sidecar.prompts import FORMATS
 
-UNTRAINED_MODEL = "smollm2-135m-instruct"
-"""Id of a general chat model that can route, but has not been trained to."""
-DEFAULT_MODEL = UNTRAINED_MODEL
-_DEFAULT_FORMAT = "compact-v1"
+Report = Callable[[str], None]
+
+_BASE = "smollm2.gguf"
+_BASE_ID = "smollm2-135m-instruct"
+_BASE_FORMAT = "compact-v1"
 
 
-def default_model(report: Callable[[str], None]) -> EngineInfo:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a model is built from.
+
+    Args:
+        trained: whether the weights, with the adapter, were trained to route.
+    """
+
+    source: Path
+    adapter: Adapter | None
+    model_id: str
+    prompt_format: str
+    trained: bool
+
+
+def default_model(report: Report) -> EngineInfo:
     """The engine of the model that comes with the sidecar; built on first use.
 
     Raises:
-        LocalError: it cannot be fetched.
+        LocalError: its base cannot be fetched.
         EngineError: it cannot be built.
     """
-    source = data_file("smollm2.gguf", report)
-    return _build(source, engines_dir() / DEFAULT_MODEL, DEFAULT_MODEL, _DEFAULT_FORMAT, report)
+    recipe = default_recipe(report)
+    return _build_engine(recipe, engines_dir() / recipe.model_id, report)
+
+
+def default_recipe(report: Report) -> Recipe:
+    """The base with the adapter that comes along, or the base alone where none does: a general chat
+    model that can route, but has not been trained to."""
+    folder = shipped_adapter()
+    base = data_file(_BASE, report)
+    if folder is None:
+        return Recipe(base, None, _BASE_ID, _BASE_FORMAT, trained=False)
+    adapter = open_adapter(folder)
+    return Recipe(base, adapter, adapter.facts.id, adapter.facts.prompt_format, trained=True)
 
 
 def engines_dir() -> Path:
@@ -46,35 +86,75 @@ def model() -> None:
     "--source",
     type=click.Path(exists=True, path_type=Path),
     help="Weights of a Llama or Qwen2 model: a GGUF file, or a Hugging Face folder with "
-    "safetensors. Without it the model that comes with the sidecar is built.",
+    "safetensors. Without it the base of the model that comes with the sidecar.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, path_type=Path),
+    help="What training changed of the source: a folder with adapter.json, or a .safetensors file. "
+    "Without --source and --adapter the model that comes with the sidecar is built.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "huggingface"]),
+    default="cpu",
+    show_default=True,
+    help="An engine for CPUs; or a Hugging Face folder, for TensorRT-LLM or transformers.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; by default cached.")
 @click.option(
     "--prompt-format",
     type=click.Choice(sorted(FORMATS)),
-    help="The format that the weights were trained for; needed with --source.",
+    help="The format that the weights were trained for; needed where adapter.json does not say.",
 )
-@click.option("--name", help="Id of the model in decisions; by default the source's name.")
+@click.option("--name", help="Id of the model in decisions; by default the adapter's or source's.")
 def build(
-    source: Path | None, out: Path | None, prompt_format: str | None, name: str | None
+    source: Path | None,
+    adapter: Path | None,
+    target: str,
+    out: Path | None,
+    prompt_format: str | None,
+    name: str | None,
 ) -> None:
-    """Compile weights into an engine for CPUs."""
-    if source is not None and prompt_format is None:
+    """Compile weights into an engine for CPUs, or write them as a checkpoint."""
+    needed = "--source" if adapter is None else "--adapter with a file"
+    if prompt_format is None and (source or adapter) and not (adapter and adapter.is_dir()):
         raise click.UsageError(
-            "--source needs --prompt-format, the one that the weights were trained for: "
+            f"{needed} needs --prompt-format, the one that the weights were trained for: "
             + ", ".join(sorted(FORMATS))
         )
-    with Steps().step("Building the engine") as report:
-        weights = source or data_file("smollm2.gguf", report)
-        model_id = name or (_id_of(source) if source else DEFAULT_MODEL)
-        engine = _build(
-            weights,
-            out or engines_dir() / model_id,
-            model_id,
-            prompt_format or _DEFAULT_FORMAT,
-            report,
+    with Steps().step("Building the model") as report:
+        recipe = _recipe(source, adapter, prompt_format, report)
+        recipe = replace(recipe, model_id=name or recipe.model_id)
+        if target == "huggingface":
+            folder = out or cache_dir() / "checkpoints" / recipe.model_id
+            _write_checkpoint(recipe, folder, report)
+        else:
+            folder = _build_engine(recipe, out or engines_dir() / recipe.model_id, report).path
+    click.echo(folder)
+    if target == "cpu":
+        click.echo(f"Use it: sidecar up --model {folder}")
+
+
+def _recipe(
+    source: Path | None, adapter: Path | None, prompt_format: str | None, report: Report
+) -> Recipe:
+    if source is None and adapter is None:
+        recipe = default_recipe(report)
+        return replace(recipe, prompt_format=prompt_format or recipe.prompt_format)
+    opened = None if adapter is None else open_adapter(adapter)
+    known = opened.facts.prompt_format if opened else ""
+    if prompt_format and known not in ("", prompt_format):
+        raise click.UsageError(f"--prompt-format is {prompt_format}; {adapter} is for {known}")
+    chosen = prompt_format or known
+    if chosen not in FORMATS:
+        raise EngineError(
+            f"{adapter}: prompt format {chosen!r} is not known; known are {', '.join(FORMATS)}"
         )
-    click.echo(f"{engine.path}\nUse it: sidecar up --model {engine.path}")
+    named = source if opened is None else opened.path
+    assert named is not None
+    model_id = opened.facts.id if opened and opened.path.is_dir() else _id_of(named)
+    return Recipe(source or data_file(_BASE, report), opened, model_id, chosen, trained=True)
 
 
 @model.command("list")
@@ -117,20 +197,43 @@ def info(folder: Path) -> None:
         "runtime": f"{facts.runtime} {facts.runtime_version}",
         "built by": f"sidecar {facts.sidecar_version}",
         "weights": f"sha256:{facts.weights_sha256}",
+        "adapter": f"sha256:{facts.adapter_sha256}" if facts.adapter_sha256 else "none",
+        "trained": "to route" if facts.trained else "not to route",
         "size": _size(engine),
         "files": "whole, as the manifest says",
     }.items():
         click.echo(f"{name:15}{value}")
 
 
-def _build(
-    source: Path, out: Path, model_id: str, prompt_format: str, report: Callable[[str], None]
-) -> EngineInfo:
-    # Two processes that start at once, as tests do, must not build the same engine twice.
-    with exclusive(f"engine-{re.sub(r'[^A-Za-z0-9._-]', '_', str(out.absolute()))[-200:]}"):
+def _build_engine(recipe: Recipe, out: Path, report: Report) -> EngineInfo:
+    with _writing(out):
         return build_cpu_engine(
-            source, out, model_id=model_id, prompt_format=prompt_format, progress=report
+            recipe.source,
+            out,
+            model_id=recipe.model_id,
+            prompt_format=recipe.prompt_format,
+            temperature=recipe.adapter.temperature(RUNTIME) if recipe.adapter else 1.0,
+            adapter=recipe.adapter,
+            trained=recipe.trained,
+            progress=report,
         )
+
+
+def _write_checkpoint(recipe: Recipe, out: Path, report: Report) -> None:
+    with _writing(out):
+        write_checkpoint(
+            recipe.source,
+            out,
+            model_id=recipe.model_id,
+            prompt_format=recipe.prompt_format,
+            adapter=recipe.adapter,
+            progress=report,
+        )
+
+
+def _writing(out: Path) -> AbstractContextManager[None]:
+    # Two processes that start at once, as tests do, must not build the same engine twice.
+    return exclusive(f"engine-{re.sub(r'[^A-Za-z0-9._-]', '_', str(out.absolute()))[-200:]}")
 
 
 def _id_of(source: Path) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from sidecar import __version__
+from sidecar.engines.adapter import Adapter, open_merged
 from sidecar.engines.engine_directory import (
     GRAPH_VERSION,
     ROUTER,
@@ -25,8 +24,12 @@ from sidecar.engines.engine_directory import (
     write_manifest,
 )
 from sidecar.engines.errors import EngineError
-from sidecar.engines.hf_source import hugging_face_files, open_hugging_face
+from sidecar.engines.sources import extra_missing, source_files
+from sidecar.engines.staging import refuse_foreign, staged
 from sidecar.engines.weights import ModelSource
+
+RUNTIME = "openvino"
+"""What computes the engines; the name under which an adapter's calibration for them is found."""
 
 Progress = Callable[[str], None]
 """Called with one sentence per step."""
@@ -44,6 +47,8 @@ def build_cpu_engine(
     prompt_format: str,
     temperature: float = 1.0,
     weight_storage: WeightStorage = WeightStorage.F16,
+    adapter: Adapter | None = None,
+    trained: bool = True,
     progress: Progress = _silent,
 ) -> EngineInfo:
     """Compile weights into an engine directory.
@@ -58,50 +63,31 @@ def build_cpu_engine(
         prompt_format: the prompt format the weights were trained for.
         temperature: calibration of the label probabilities.
         weight_storage: trades rounding for memory.
+        adapter: merged into the weights.
+        trained: whether the weights, with the adapter, were trained to route.
 
     Raises:
-        EngineError: the source cannot be read or is of an unsupported kind, `out` is something
-            else than an engine, or the packages of the `cpu` extra are not installed.
+        EngineError: the source cannot be read or is of an unsupported kind, the adapter was made
+            for other weights, `out` is something else than an engine, or the packages of the `cpu`
+            extra are not installed.
     """
-    if out.exists() and not (out / ROUTER).exists():
-        raise EngineError(f"{out}: exists and is not an engine directory; choose another path")
+    refuse_foreign(out, ROUTER, "an engine directory")
     progress(f"checksum of {source.name}")
-    weights = sha256_of(*source_files(source))
-    inputs = _Inputs(model_id, prompt_format, temperature, weight_storage, weights)
+    merged = (adapter.weights,) if adapter else ()
+    weights = sha256_of(*source_files(source), *merged)
+    adapter_sha256 = adapter.facts.sha256 if adapter else ""
+    inputs = _Inputs(
+        model_id, prompt_format, temperature, weight_storage, weights, adapter_sha256, trained
+    )
     existing = _reusable(out, inputs)
     if existing is not None:
         progress(f"{out} is up to date")
         return existing
-    opened = open_source(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    opened = open_merged(source, adapter)
+    with staged(out) as staging:
         _write(opened, _facts(opened, inputs), staging, progress)
-        _put_in_place(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        shutil.rmtree(compiled_folder(out), ignore_errors=True)
     return read_engine(out)
-
-
-def source_files(source: Path) -> tuple[Path, ...]:
-    """The files that an engine is made from. Raises EngineError if one is missing."""
-    if source.is_dir():
-        return hugging_face_files(source)
-    if source.is_file():
-        return (source,)
-    raise EngineError(f"{source}: no such file or directory")
-
-
-def open_source(source: Path) -> ModelSource:
-    """Open weights by what they are: a GGUF file or a Hugging Face directory."""
-    if source.is_dir():
-        return open_hugging_face(source)
-    try:
-        from sidecar.engines.gguf_source import open_gguf
-    except ImportError as error:
-        raise _extra_missing(error) from error
-    return open_gguf(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +99,8 @@ class _Inputs:
     temperature: float
     weight_storage: WeightStorage
     weights_sha256: str
+    adapter_sha256: str
+    trained: bool
 
 
 def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
@@ -120,7 +108,7 @@ def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
         schema_version=SCHEMA_VERSION,
         model_id=inputs.model_id,
         prompt_format=inputs.prompt_format,
-        runtime="openvino",
+        runtime=RUNTIME,
         graph_version=GRAPH_VERSION,
         weight_storage=inputs.weight_storage,
         graph_file="model.xml",
@@ -134,22 +122,17 @@ def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
         sidecar_version=__version__,
         runtime_version=_runtime_version(),
         architecture=source.architecture,
+        trained=inputs.trained,
+        adapter_sha256=inputs.adapter_sha256,
     )
 
 
 def _runtime_version() -> str:
     # The installed package's, not the module's: importing it takes a second.
     try:
-        return metadata.version("openvino")
+        return metadata.version(RUNTIME)
     except metadata.PackageNotFoundError as error:
-        raise _extra_missing(ImportError(name="openvino")) from error
-
-
-def _extra_missing(error: ImportError) -> EngineError:
-    return EngineError(
-        f"building a CPU engine needs the package {error.name!r}; install it with "
-        "`pip install 'llm-routing-sidecar[cpu]'`"
-    )
+        raise extra_missing(ImportError(name=RUNTIME)) from error
 
 
 def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
@@ -166,6 +149,8 @@ def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
         router.temperature,
         router.weight_storage,
         router.weights_sha256,
+        router.adapter_sha256,
+        router.trained,
     )
     made_by = (router.graph_version, router.sidecar_version, router.runtime_version)
     current = (GRAPH_VERSION, __version__, _runtime_version())
@@ -178,7 +163,7 @@ def _write(source: ModelSource, facts: RouterFacts, folder: Path, progress: Prog
 
         from sidecar.engines.graph import build_graph
     except ImportError as error:
-        raise _extra_missing(error) from error
+        raise extra_missing(error) from error
 
     progress(f"compiling {facts.architecture.layers} layers")
     model = build_graph(source.architecture, source.weights, facts.weight_storage)
@@ -188,15 +173,3 @@ def _write(source: ModelSource, facts: RouterFacts, folder: Path, progress: Prog
     (folder / ROUTER).write_text(facts.to_json(), encoding="utf-8")
     progress("manifest")
     write_manifest(folder)
-
-
-def _put_in_place(staging: Path, out: Path) -> None:
-    # A folder cannot replace a non-empty one in one step; the old engine is moved aside first, so
-    # that a crash in between leaves none rather than a mixture.
-    staging.chmod(0o755)
-    shutil.rmtree(compiled_folder(out), ignore_errors=True)
-    retired = staging.with_name(staging.name + "-old")
-    if out.exists():
-        os.replace(out, retired)
-    os.replace(staging, out)
-    shutil.rmtree(retired, ignore_errors=True)

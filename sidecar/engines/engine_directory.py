@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ class RouterFacts:
         end_id, pad_id: token ids.
         context_length: most tokens of prompt and answer together.
         temperature: calibration; label logits are divided by it before the softmax.
-        weights_sha256: of the source files, one after another.
+        weights_sha256: of the source files and the adapter, one after another.
+        trained: whether the weights were trained to route.
+        adapter_sha256: of the adapter that was merged; empty without one.
     """
 
     schema_version: int
@@ -70,6 +72,13 @@ class RouterFacts:
     sidecar_version: str
     runtime_version: str
     architecture: Architecture
+    trained: bool = True
+    adapter_sha256: str = ""
+
+    @property
+    def build_id(self) -> str:
+        """The model's id with what it was built from, so that two builds can be told apart."""
+        return f"{self.model_id}@{(self.adapter_sha256 or self.weights_sha256)[:12]}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -185,12 +194,13 @@ def _manifest(path: Path) -> Mapping[str, Mapping[str, Any]]:
 def _router_facts(path: Path) -> RouterFacts:
     content = _read_json(path)
     known = {field.name for field in fields(RouterFacts)}
-    missing = sorted(known - content.keys())
+    required = {field.name for field in fields(RouterFacts) if field.default is MISSING}
+    missing = sorted(required - content.keys())
     if missing:
         raise EngineError(f"{path}: {', '.join(missing)} missing; build the engine again")
     content["architecture"] = Architecture(**content["architecture"])
     content["weight_storage"] = WeightStorage(content["weight_storage"])
-    return RouterFacts(**{name: content[name] for name in known})
+    return RouterFacts(**{name: content[name] for name in known & content.keys()})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

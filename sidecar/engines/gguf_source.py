@@ -62,6 +62,8 @@ def open_gguf(path: Path) -> ModelSource:
         tokenizer=tokenizer_from_gguf(path, fields.values()),
         end_id=end_id,
         pad_id=fields.integer("tokenizer.ggml.padding_token_id", default=end_id),
+        begin_id=fields.get("tokenizer.ggml.bos_token_id"),
+        chat_template=fields.get("tokenizer.chat_template") or "",
     )
 
 

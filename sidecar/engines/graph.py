@@ -34,8 +34,7 @@ import openvino as ov
 from openvino import opset15 as ops
 
 from sidecar.engines.engine_directory import WeightStorage
-from sidecar.engines.errors import EngineError
-from sidecar.engines.weights import Architecture, FloatArray, Weights
+from sidecar.engines.weights import Architecture, FloatArray, Weights, to_float16
 
 SHARED_SEGMENT = -1
 """Segment number of past tokens that every sequence sees."""
@@ -168,12 +167,8 @@ class _Builder:
         return ops.add(product, _constant(self._read(f"{name}.bias").astype(np.float32)))
 
     def _compressed(self, name: str, storage: WeightStorage = WeightStorage.F16) -> Node:
-        """A weight matrix as a float16 node. Float16 has more precision than bfloat16, and enough
-        range: checked."""
-        with np.errstate(over="ignore"):
-            values = self._read(name).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise EngineError(f"tensor {name!r} has values that are not finite in float16")
+        """A weight matrix as a float16 node."""
+        values = to_float16(name, self._read(name))
         return _constant(values) if storage is WeightStorage.F16 else _int8(values)
 
     def _read(self, name: str) -> FloatArray:

@@ -26,10 +26,12 @@ def open_hugging_face(path: Path) -> ModelSource:
     end_id, pad_id = _end_and_pad(path, config)
     return ModelSource(
         architecture=architecture,
-        weights=SafetensorsWeights(path, _weight_files(path)),
+        weights=SafetensorsWeights(path, safetensors_files(path)),
         tokenizer=_json(path / "tokenizer.json"),
         end_id=end_id,
         pad_id=pad_id,
+        begin_id=_begin(config),
+        chat_template=_chat_template(path),
     )
 
 
@@ -45,7 +47,21 @@ def hugging_face_files(path: Path) -> tuple[Path, ...]:
             raise EngineError(f"{file}: missing; download the whole model directory")
     generation = path / "generation_config.json"
     optional = (generation,) if generation.is_file() else ()
-    return (*required, *optional, *_weight_files(path))
+    return (*required, *optional, *safetensors_files(path))
+
+
+def safetensors_files(path: Path) -> tuple[Path, ...]:
+    """The files with tensors, in a fixed order. Raises EngineError if one is missing."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_json(index)["weight_map"].values()))
+        files = tuple(path / name for name in names)
+    else:
+        files = (path / "model.safetensors",)
+    for file in files:
+        if not file.is_file():
+            raise EngineError(f"{file}: missing; download the whole model directory")
+    return files
 
 
 class SafetensorsWeights:
@@ -73,19 +89,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise EngineError(f"{path}: must hold a JSON object")
     return content
-
-
-def _weight_files(path: Path) -> tuple[Path, ...]:
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(_json(index)["weight_map"].values()))
-        files = tuple(path / name for name in names)
-    else:
-        files = (path / "model.safetensors",)
-    for file in files:
-        if not file.is_file():
-            raise EngineError(f"{file}: missing; download the whole model directory")
-    return files
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> Architecture:
@@ -153,3 +156,22 @@ def _end_and_pad(path: Path, config: Mapping[str, Any]) -> tuple[int, int]:
         raise EngineError(f"{path / 'config.json'}: eos_token_id is missing")
     pad = generation.get("pad_token_id", config.get("pad_token_id"))
     return end, pad if isinstance(pad, int) else end
+
+
+def _begin(config: Mapping[str, Any]) -> int | None:
+    begin = config.get("bos_token_id")
+    return begin if isinstance(begin, int) else None
+
+
+def _chat_template(path: Path) -> str:
+    """Newer versions of transformers write it as a file of its own, older ones into
+    tokenizer_config.json: one template, or several of which one is named `default`."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = path / "tokenizer_config.json"
+    template = _json(config).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):
+        named = {each["name"]: each["template"] for each in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.engines import EngineInfo
 from sidecar.local import cache_dir, free_ports
 from tests.cli.test_commands import sidecar
 
@@ -191,7 +192,9 @@ def test_up_says_that_its_address_is_taken(policies: Path) -> None:
     assert _leftovers(running.process.pid) == []
 
 
-def test_the_demo_prints_a_decision_by_the_model_for_every_conversation() -> None:
+def test_the_demo_prints_a_decision_by_the_model_for_every_conversation(
+    cpu_engine: EngineInfo,
+) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "sidecar.cli", "demo"],
         capture_output=True,
@@ -202,6 +205,8 @@ def test_the_demo_prints_a_decision_by_the_model_for_every_conversation() -> Non
     assert re.search(r"\d+ of 12 as a person would route them; 12 of 12 decided", result.stdout)
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
     assert "\x1b" not in result.stdout + result.stderr
+    note = "has not been trained to route" in " ".join(result.stdout.split())
+    assert note is not cpu_engine.router.trained
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

@@ -13,10 +13,10 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from tokenizers import Tokenizer
 
 from sidecar.engines import EngineError, build_cpu_engine
-from sidecar.engines.cpu import open_source
 from sidecar.engines.gguf_source import open_gguf
 from sidecar.engines.gguf_tokenizer import tokenizer_from_gguf
 from sidecar.engines.hf_source import open_hugging_face
+from sidecar.engines.sources import open_source
 from sidecar.engines.weights import FloatArray
 from tests.engines.tiny_models import LLAMA, QWEN2, SPECIAL, TinyModel, tiny_tokenizer
 

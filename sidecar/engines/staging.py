@@ -1,0 +1,44 @@
+"""Folders that appear only when complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sidecar.engines.errors import EngineError
+
+
+def refuse_foreign(out: Path, marker: str, kind: str) -> None:
+    """Raises EngineError if `out` holds something else than what is to be written there: what has
+    a file `marker` is of that kind."""
+    if out.exists() and not (out / marker).exists():
+        raise EngineError(f"{out}: exists and is not {kind}; choose another path")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `out` when the block ends well and vanishes
+    otherwise. The parent of `out` is created."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield staging
+        _put_in_place(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    # A folder cannot replace a non-empty one in one step; the old one is moved aside first, so
+    # that a crash in between leaves none rather than a mixture.
+    staging.chmod(0o755)
+    retired = staging.with_name(staging.name + "-old")
+    if out.exists():
+        os.replace(out, retired)
+    os.replace(staging, out)
+    shutil.rmtree(retired, ignore_errors=True)

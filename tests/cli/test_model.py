@@ -1,0 +1,140 @@
+"""`sidecar model build`: which model is built, from what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.cli import cli, model
+from sidecar.engines import EngineError, load_engine, open_adapter
+from sidecar.engines.adapter import shipped_adapter
+from sidecar.engines.hf_source import open_hugging_face
+from sidecar.local import CACHE_VARIABLE
+from tests.engines.tiny_adapter import change_of, write_adapter
+from tests.engines.tiny_models import LLAMA
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny base in the place of the one that comes along, and a cache of its own."""
+    folder = LLAMA.write(tmp_path / "base")
+    monkeypatch.setattr(model, "data_file", lambda name, report: folder)
+    monkeypatch.setattr(model, "shipped_adapter", lambda: None)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def adapter(base: Path, tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", base, change_of(LLAMA))
+
+
+def build(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["model", "build", *map(str, arguments)])
+
+
+def test_without_a_shipped_adapter_the_default_is_the_untrained_base(base: Path) -> None:
+    router = model.default_model(lambda line: None).router
+    assert (router.model_id, router.prompt_format) == ("smollm2-135m-instruct", "compact-v1")
+    assert not router.trained
+    assert router.adapter_sha256 == ""
+
+
+def test_the_default_is_the_base_with_the_shipped_adapter(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "shipped_adapter", lambda: adapter)
+    router = model.default_model(lambda line: None).router
+    assert router.model_id == "tiny-router"
+    assert router.trained
+    assert router.temperature == 1.25
+    assert router.build_id == f"tiny-router@{router.adapter_sha256[:12]}"
+    assert build().stdout.splitlines()[0].endswith("/engines/tiny-router")
+
+
+def test_an_adapter_is_merged_into_the_base_that_comes_along(adapter: Path) -> None:
+    result = build("--adapter", adapter)
+    assert result.exit_code == 0, result.output
+    router = load_engine(Path(result.stdout.splitlines()[0])).router
+    assert (router.model_id, router.trained) == ("tiny-router", True)
+
+
+def test_an_adapter_is_merged_into_a_source(base: Path, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = build("--source", base, "--adapter", adapter, "--name", "mine", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert load_engine(out).router.model_id == "mine"
+
+
+def test_weights_of_an_adapter_without_its_folder_are_enough(adapter: Path, tmp_path: Path) -> None:
+    weights = adapter / "adapter.safetensors"
+    result = build("--adapter", weights, "--prompt-format", "compact-v1")
+    assert result.exit_code == 0, result.output
+    assert load_engine(Path(result.stdout.splitlines()[0])).router.model_id == "adapter"
+
+
+def test_a_source_of_ones_own_counts_as_trained(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = build("--source", base, "--prompt-format", "compact-v1", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert load_engine(out).router.trained
+
+
+def test_a_checkpoint_is_written(adapter: Path, tmp_path: Path) -> None:
+    result = build("--adapter", adapter, "--target", "huggingface")
+    assert result.exit_code == 0, result.output
+    folder = Path(result.stdout.strip())
+    assert folder == tmp_path / "cache" / "checkpoints" / "tiny-router"
+    assert open_hugging_face(folder).architecture.layers == LLAMA.layers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "{adapter}/adapter.safetensors"], "--adapter with a file needs"),
+        (["--source", "{base}"], "--source needs --prompt-format"),
+        (
+            ["--adapter", "{adapter}", "--prompt-format", "arch-router/model-card"],
+            "--prompt-format is arch-router/model-card; {adapter} is for compact-v1",
+        ),
+        (["--target", "tensorrt"], "'tensorrt' is not one of 'cpu', 'huggingface'"),
+    ],
+    ids=["file", "source", "other format", "target"],
+)
+def test_what_is_missing_or_contradicts_is_said(
+    arguments: list[str], message: str, base: Path, adapter: Path
+) -> None:
+    places = {"adapter": adapter, "base": base}
+    result = build(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2
+    assert message.format(**places) in result.stderr
+
+
+def test_a_prompt_format_of_a_newer_version_is_refused(adapter: Path) -> None:
+    path = adapter / "adapter.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompt_format": "compact-v9"}))
+    result = build("--adapter", adapter)
+    assert isinstance(result.exception, EngineError)
+    assert "prompt format 'compact-v9' is not known; known are" in str(result.exception)
+
+
+def test_info_names_the_adapter(adapter: Path) -> None:
+    folder = build("--adapter", adapter).stdout.splitlines()[0]
+    result = CliRunner().invoke(cli, ["model", "info", folder])
+    assert f"adapter        sha256:{load_engine(Path(folder)).router.adapter_sha256}" in (
+        result.stdout
+    )
+    assert "trained        to route" in result.stdout
+
+
+def test_the_shipped_adapter_is_whole_and_small() -> None:
+    folder = shipped_adapter()
+    if folder is None:
+        pytest.skip("this copy has no adapter in models/")
+    adapter = open_adapter(folder)
+    assert adapter.model_card is not None
+    assert adapter.facts.licence
+    assert adapter.weights.stat().st_size <= 25_000_000
