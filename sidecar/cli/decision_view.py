@@ -141,7 +141,7 @@ def _explained(decision: Decision, explanation: Explanation) -> Group:
     grid.add_row(
         "prompt",
         Text(
-            f"{explanation.prompt_tokens} tokens, {explanation.cached_prefix_tokens} of them the "
+            f"{explanation.prompt_tokens} tokens, {explanation.prefix_tokens} of them the "
             f"policy's{cut}"
         ),
     )

@@ -88,11 +88,12 @@ class PolicyRef:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Given when the caller asked for it. `prompt` contains message content."""
+    """Given when the caller asked for it. `prompt` contains message content; `prefix_tokens` of
+    `prompt_tokens` are the part that all requests of the policy share."""
 
     prompt: str
     prompt_tokens: int
-    cached_prefix_tokens: int
+    prefix_tokens: int
     truncated: bool
     excluded: tuple[Excluded, ...] = ()
     answer: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,6 +65,7 @@ class GuardedModel:
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._in_flight = 0
+        self._answered = 0.0
 
     @property
     def degraded(self) -> str:
@@ -78,6 +80,10 @@ class GuardedModel:
     def in_flight(self) -> int:
         """Inferences that the model server is working on."""
         return self._in_flight
+
+    def answered_since(self, moment: float) -> bool:
+        """True if the server answered an inference after `moment` (`time.perf_counter()`)."""
+        return self._answered > moment
 
     def start(self) -> None:
         """Begin to watch; needs a running event loop."""
@@ -101,6 +107,7 @@ class GuardedModel:
             raise
         finally:
             self._in_flight -= 1
+        self._answered = time.perf_counter()
         self._breaker.succeeded()
         return output
 

@@ -89,7 +89,8 @@ class Router:
         return self._waiting
 
     async def decide(self, request: RoutingRequest) -> Decision:
-        """The decision for `request`, within its budget; recorded once, also when cancelled.
+        """The decision for `request`, within its budget; recorded once, also when its caller goes
+        away while the model is asked.
 
         Raises:
             SidecarError: POLICY_NOT_FOUND, POLICY_TOO_LARGE (inline), MODEL_NOT_FOUND.
@@ -162,6 +163,7 @@ class Router:
             output = await self._ask(walk, compiled_prompt, walk.prompt)
         finally:
             walk.finish_step("model")
+        self._warmth.in_time(walk.compiled)
         answer = compiled_prompt.read(output)
         walk.answer_text = answer.text
         choice = choose(answer, walk.compiled.policy, walk.request.min_confidence)
@@ -210,14 +212,22 @@ class Router:
 
     def _after_failure(self, walk: Walk, error: InferenceError) -> Outcome:
         if error.failure is InferenceFailure.DEADLINE:
-            if walk.full_budget and not walk.compiled.inline:
-                # A caller in a hurry, or a prefix that nobody has warmed, says nothing about the
-                # health of the model server.
-                self._model.record_failure(error)
-            self._warmth.doubt(walk.compiled)
-            if self._model.state is BreakerState.CLOSED:
-                self._warmth.request(walk.compiled, self._model)
+            self._after_late(walk, error)
         return fallback(error.failure.value, f"The routing model gave no answer: {error}")
+
+    def _after_late(self, walk: Walk, error: InferenceError) -> None:
+        if not walk.full_budget:
+            # A caller in a hurry says nothing about the model server.
+            return
+        if walk.compiled.inline:
+            # Asked cold, so late is no surprise; the next request finds it warm.
+            self._warmth.request(walk.compiled, self._model)
+            return
+        if not self._model.answered_since(walk.started):
+            # A server that answers others is busy, not broken.
+            self._model.record_failure(error)
+        if self._warmth.late(walk.compiled) and self._model.state is BreakerState.CLOSED:
+            self._warmth.request(walk.compiled, self._model)
 
     def _decision(self, walk: Walk, outcome: Outcome) -> Decision:
         text = ""

@@ -168,7 +168,7 @@ def _explanation(walk: Walk, prompt_text: str, excluded: tuple[Excluded, ...]) -
     return Explanation(
         prompt=prompt_text,
         prompt_tokens=len(prompt.prefix_ids) + len(prompt.suffix_ids),
-        cached_prefix_tokens=len(prompt.prefix_ids),
+        prefix_tokens=len(prompt.prefix_ids),
         truncated=prompt.truncated,
         excluded=excluded,
         answer=walk.answer_text,

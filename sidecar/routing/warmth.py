@@ -19,6 +19,9 @@ default. The rest are computed when they are first asked for."""
 _REMEMBERED = 4096
 """Policies whose last use is remembered; far more than a model server keeps prefixes of."""
 
+_LATE_IN_A_ROW = 3
+"""Late decisions of one policy after which its prefix is computed again."""
+
 _AT_ONCE = 8
 """Prefixes that may be asked for at the same time, so that a flood of inline policies does not keep
 the model server from deciding."""
@@ -46,8 +49,9 @@ class Warmth:
         self._policies = policies
         self._timeout_s = timeout_s
         self._busy = busy
-        # Digests: of prefixes believed to be warm, and of policies asked for, the latest last.
-        self._warm: set[str] = set()
+        # Prefixes believed to be warm, by digest: late decisions in a row.
+        self._warm: dict[str, int] = {}
+        # Digests of policies asked for, the latest last.
         self._asked: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -60,9 +64,22 @@ class Warmth:
             del self._asked[next(iter(self._asked))]
         return digest in self._warm
 
-    def doubt(self, compiled: CompiledPolicy) -> None:
-        """A decision was late: the prefix may have been evicted."""
-        self._warm.discard(compiled.ref.digest)
+    def late(self, compiled: CompiledPolicy) -> bool:
+        """A decision was late. True if the prefix is now believed to have been evicted: a busy
+        server is late too, but not with every decision of one policy."""
+        digest = compiled.ref.digest
+        if digest not in self._warm:
+            return True
+        self._warm[digest] += 1
+        if self._warm[digest] < _LATE_IN_A_ROW:
+            return False
+        del self._warm[digest]
+        return True
+
+    def in_time(self, compiled: CompiledPolicy) -> None:
+        """A decision was not late."""
+        if compiled.ref.digest in self._warm:
+            self._warm[compiled.ref.digest] = 0
 
     def request(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         """Warm the policy in the background unless that is under way, or too much else is: the
@@ -130,6 +147,6 @@ class Warmth:
     async def _warm_one(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         if compiled.prompt is not None:
             await model.warm(compiled.prompt.prefix_ids, self._timeout_s)
-            self._warm.add(compiled.ref.digest)
+            self._warm[compiled.ref.digest] = 0
             if len(self._warm) > _REMEMBERED:
-                self._warm.pop()
+                del self._warm[next(iter(self._warm))]

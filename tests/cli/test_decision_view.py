@@ -129,7 +129,7 @@ def test_an_explanation_has_candidates_what_was_passed_over_and_the_exact_prompt
     explanation = Explanation(
         prompt=PROMPT,
         prompt_tokens=300,
-        cached_prefix_tokens=250,
+        prefix_tokens=250,
         truncated=True,
         excluded=(Excluded("openai/gpt-5.5", "It cannot read images."),),
         answer="generation",

@@ -55,6 +55,8 @@ class World:
     router: Router
     guard: GuardedModel
     breaker: CircuitBreaker
+    warmth: Warmth
+    registry: PolicyRegistry
     sink: ListSink = field(default_factory=ListSink)
 
     async def until_answering(self) -> None:
@@ -67,7 +69,10 @@ class World:
 async def world() -> AsyncIterator[World]:
     model, sink = StubModel(), ListSink()
     registry = PolicyRegistry(
-        [PolicyRecord(POLICY, 3, "e"), PolicyRecord(EMPTY, 1, "e")],
+        [
+            PolicyRecord(POLICY, 3, "e"),
+            PolicyRecord(EMPTY, 1, "e"),
+        ],
         CATALOG,
         StubPrompt,
         default_policy=PolicyName("main"),
@@ -87,7 +92,7 @@ async def world() -> AsyncIterator[World]:
         lambda ids: f"{len(ids)} tokens",
     )
     guard.start()
-    made = World(model, router, guard, breaker, sink)
+    made = World(model, router, guard, breaker, warmth, registry, sink)
     await made.until_answering()
     yield made
     await warmth.close()
@@ -262,21 +267,41 @@ async def test_prefixes_are_warmed_again_before_the_model_is_asked_again(world: 
     world.model.fault = None
     await world.until_answering()
 
-    assert world.model.warmed == [(1, 2, 3)]
+    assert world.model.warmed[0] == (1, 2, 3)
     assert (await world.router.decide(HELLO)).source.value == "model"
 
 
-async def test_a_policy_in_doubt_answers_warming_until_it_is_warm(world: World) -> None:
-    world.model.frozen = True
-    await world.router.decide(HELLO)
-    warming = await world.router.decide(HELLO)
-    world.model.frozen = False
+async def test_a_policy_that_is_not_warm_answers_warming_until_it_is(world: World) -> None:
+    for _ in range(3):
+        world.warmth.late(world.registry.get(PolicyName("main")))
+    first = await world.router.decide(HELLO)
     async with asyncio.timeout(5):
-        while (decision := await world.router.decide(HELLO)).source.value != "model":
-            assert decision.source.value == "fallback"
+        while (await world.router.decide(HELLO)).source.value != "model":
             await asyncio.sleep(0.001)
 
-    assert warming.reason.value in ("warming", "breaker_open")
+    assert (first.source.value, first.reason.value) == ("fallback", "warming")
+
+
+async def test_callers_in_a_hurry_do_not_take_the_model_away_from_others(world: World) -> None:
+    world.model.slow = True
+    for _ in range(5):
+        await world.router.decide(request(budget_s=0.012))
+    world.model.slow = False
+
+    assert (await world.router.decide(HELLO)).source.value == "model"
+
+
+async def test_a_server_that_answers_others_meanwhile_is_busy_not_broken(world: World) -> None:
+    world.model.slow = True
+    late = asyncio.create_task(world.router.decide(HELLO))
+    await asyncio.sleep(0.01)
+    world.model.slow = False
+    await world.router.decide(request(conversation=talk("another question")))
+    for _ in range(2):
+        world.breaker.failed(InferenceFailure.DEADLINE, "late")
+
+    assert (await late).reason.value == "deadline_exceeded"
+    assert world.breaker.state is BreakerState.CLOSED
 
 
 async def test_callers_in_a_hurry_do_not_open_the_breaker(world: World) -> None:

@@ -130,15 +130,37 @@ async def test_a_flood_of_inline_policies_warms_few_at_once() -> None:
     assert model.cancelled == 8
 
 
+LATENESS = {
+    "late once": ("L", True),
+    "late twice": ("LL", True),
+    "late three times in a row": ("LLL", False),
+    "in time in between": ("LLTLL", True),
+}
+
+
+@pytest.mark.parametrize(("decisions", "still_warm"), LATENESS.values(), ids=LATENESS.keys())
+async def test_prefix_is_doubted_after_three_late_decisions_in_a_row(
+    decisions: str, still_warm: bool
+) -> None:
+    warm, model = warmth(), StubModel()
+    await warm.recover(model, only_late=False)
+    for decision in decisions:
+        if decision == "L":
+            warm.late(POLICIES["default"])
+        else:
+            warm.in_time(POLICIES["default"])
+
+    assert warm.is_warm(POLICIES["default"]) is still_warm
+
+
 async def test_doubt_lasts_until_the_prefix_is_computed() -> None:
     warm, model = warmth(), StubModel()
     await warm.recover(model, only_late=False)
-    warm.doubt(POLICIES["default"])
-    doubted = warm.is_warm(POLICIES["default"])
+    for _ in range(3):
+        warm.late(POLICIES["default"])
     warm.request(POLICIES["default"], model)
     await settle()
 
-    assert not doubted
     assert warm.is_warm(POLICIES["default"])
 
 

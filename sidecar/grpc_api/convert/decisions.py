@@ -87,7 +87,7 @@ def _explanation_to_proto(explanation: Explanation | None) -> decision_pb2.Expla
     return decision_pb2.Explanation(
         prompt=explanation.prompt,
         prompt_tokens=explanation.prompt_tokens,
-        prefix_tokens=explanation.cached_prefix_tokens,
+        prefix_tokens=explanation.prefix_tokens,
         truncated=explanation.truncated,
         answer=explanation.answer,
         excluded=[
@@ -104,7 +104,7 @@ def _explanation_to_core(message: decision_pb2.Decision) -> Explanation | None:
     return Explanation(
         prompt=sent.prompt,
         prompt_tokens=sent.prompt_tokens,
-        cached_prefix_tokens=sent.prefix_tokens,
+        prefix_tokens=sent.prefix_tokens,
         truncated=sent.truncated,
         excluded=tuple(Excluded(each.model, each.why) for each in sent.excluded),
         answer=sent.answer,
