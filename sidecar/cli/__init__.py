@@ -13,6 +13,7 @@ from sidecar.cli.failures import is_expected
 
 _COMMANDS = {
     "demo": "Route example conversations on this machine and print what was decided.",
+    "eval": "Measure a routing model over cases whose right route is known.",
     "model": "Build and look at routing models.",
     "policy": "Check routing policies.",
     "route": "Ask a running sidecar for a decision.",

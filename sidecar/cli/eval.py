@@ -1,0 +1,343 @@
+"""`sidecar eval`: how good the decisions are, over cases whose right route is known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from sidecar import __version__
+from sidecar.cli.eval_progress import Progress
+from sidecar.cli.eval_targets import Target, local_router, local_triton, running_sidecar
+from sidecar.cli.eval_view import print_results
+from sidecar.cli.failures import Failure
+from sidecar.cli.steps import Steps
+from sidecar.cli.up import chosen_engine
+from sidecar.config import load_settings
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.engines import EngineError, EngineInfo
+from sidecar.evaluation.asking import ask
+from sidecar.evaluation.baselines import Baseline, majority, word_overlap
+from sidecar.evaluation.calibration import NothingToFitError
+from sidecar.evaluation.cases import Case, CaseError, read_cases, sample
+from sidecar.evaluation.engine_temperature import write_temperature
+from sidecar.evaluation.minilm import MiniLmMissingError, minilm, weights_folder
+from sidecar.evaluation.outcomes import Outcome
+from sidecar.evaluation.policies import Presentation, opaque, plain, shuffled
+from sidecar.evaluation.report import render_report
+from sidecar.evaluation.results import Document, Run, RunFacts, document
+from sidecar.local import TritonServer
+from sidecar.observability.logging import LogOptions, configure_logging
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command was asked for."""
+
+    cases: Sequence[Case]
+    model: Path | None
+    target: str | None
+    concurrency: int
+    shuffle_seed: int | None
+    opaque_names: bool
+    baseline: bool
+    fit: bool
+
+    def rounds(self) -> list[tuple[str, Presentation]]:
+        """Names and presentations of the runs over all cases."""
+        found: list[tuple[str, Presentation]] = [("plain", plain)]
+        if self.shuffle_seed is not None:
+            found.append(("shuffled", shuffled(self.shuffle_seed)))
+        if self.opaque_names:
+            found.append(("opaque", opaque))
+        return found
+
+
+@dataclass(slots=True)
+class Done:
+    """What has been decided so far, by round; filled while it runs."""
+
+    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    routing_model: str = ""
+    prompt_format: str = ""
+    engine: EngineInfo | None = None
+    seconds: float = 0.0
+
+
+@click.command("eval")
+@click.option(
+    "--cases",
+    "paths",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    required=True,
+    help="Cases (.jsonl, .jsonl.gz) or a folder of them; may be given more than once.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Engine that `sidecar model build` made; without it the model that comes along.",
+)
+@click.option("--target", metavar="ADDRESS", help="Ask the sidecar that runs there instead.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the results there.",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write an HTML page there, to be looked at; it quotes the worst misses.",
+)
+@click.option(
+    "--baseline",
+    is_flag=True,
+    help="Also measure MiniLM, word overlap and the most frequent label.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N cases, drawn evenly over all, dialogues kept whole.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Decisions in flight at once.",
+)
+@click.option(
+    "--shuffle-routes",
+    "shuffle_seed",
+    type=int,
+    metavar="SEED",
+    help="Ask again with the routes in a random order: how often is the decision the same?",
+)
+@click.option(
+    "--opaque-names",
+    is_flag=True,
+    help="Ask again with routes named route_1, route_2, …: what does it cost?",
+)
+@click.option(
+    "--fit-temperature",
+    "fit",
+    is_flag=True,
+    help="Find the temperature at which confidences are probabilities.",
+)
+@click.option(
+    "--write-temperature",
+    "write",
+    is_flag=True,
+    help="Also write it into the engine; needs --model.",
+)
+def evaluate(
+    paths: tuple[Path, ...],
+    model: Path | None,
+    target: str | None,
+    json_path: Path | None,
+    report_path: Path | None,
+    baseline: bool,
+    limit: int | None,
+    concurrency: int,
+    shuffle_seed: int | None,
+    opaque_names: bool,
+    fit: bool,
+    write: bool,
+) -> None:
+    """Measure a routing model over cases whose right route is known.
+
+    Without --target a Triton is started on this machine, and stopped at the end. Ctrl-C ends early
+    and shows what was measured until then (exit status 130).
+    """
+    if model is not None and target is not None:
+        raise click.UsageError("give --model or --target, not both")
+    if write and model is None:
+        raise click.UsageError("--write-temperature needs --model, the engine to write to")
+    for path in (json_path, report_path):
+        _check_writable(path)
+    wanted = Wanted(
+        cases=_cases(paths, limit),
+        model=model,
+        target=target,
+        concurrency=concurrency,
+        shuffle_seed=shuffle_seed,
+        opaque_names=opaque_names,
+        baseline=baseline,
+        fit=fit or write,
+    )
+    done = Done()
+    complete = _run(wanted, done)
+    if not done.outcomes.get("plain"):
+        raise SystemExit(130)
+    run = _finished(wanted, done, complete)
+    results = _document(run)
+    _write(json_path, lambda: json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    _write(report_path, lambda: render_report(results, run.outcomes))
+    print_results(results)
+    if write and complete:
+        _write_temperature(model, results)
+    if not complete:
+        sys.exit(130)
+
+
+eval = evaluate
+"""The name by which the command line finds its commands."""
+
+
+def _cases(paths: Sequence[Path], limit: int | None) -> list[Case]:
+    try:
+        return sample(read_cases(paths), limit)
+    except CaseError as error:
+        raise Failure(str(error)) from None
+
+
+def _check_writable(path: Path | None) -> None:
+    """Now, and not after an hour of asking."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _run(wanted: Wanted, done: Done) -> bool:
+    """Asks everything. False if it was interrupted."""
+    if wanted.baseline:
+        _check_minilm()
+    configure_logging(LogOptions(level="error"))
+    started = 0.0
+    try:
+        with ExitStack() as stack:
+            if wanted.target is not None:
+                target = running_sidecar(wanted.target)
+            else:
+                steps = Steps()
+                done.engine = chosen_engine(wanted.model, load_settings(environ={}), steps)
+                triton = stack.enter_context(local_triton(done.engine, steps))
+                target = local_router(done.engine, triton.grpc_address, _alive(triton))
+            started = time.perf_counter()
+            asyncio.run(_ask_all(wanted, target, done))
+    except KeyboardInterrupt:
+        return False
+    finally:
+        done.seconds = time.perf_counter() - started if started else 0.0
+    return True
+
+
+def _alive(triton: TritonServer) -> Callable[[], None]:
+    def check() -> None:
+        if triton.exit_code() is not None:
+            raise Failure(f"Triton has died:\n{triton.last_log_lines()}")
+
+    return check
+
+
+async def _ask_all(
+    wanted: Wanted, entering: AbstractAsyncContextManager[Target], done: Done
+) -> None:
+    rounds = wanted.rounds()
+    async with entering as target:
+        with Progress(len(wanted.cases) * len(rounds)) as progress:
+            for name, presentation in rounds:
+                outcomes = done.outcomes.setdefault(name, [])
+
+                async def decide(request: RoutingRequest) -> Decision:
+                    decision = await target.decide(request)
+                    target.check()
+                    done.routing_model = decision.routing_model
+                    done.prompt_format = decision.prompt_format
+                    return decision
+
+                def took(outcome: Outcome, outcomes: list[Outcome] = outcomes) -> None:
+                    outcomes.append(outcome)
+                    progress.took(outcome)
+
+                await ask(
+                    wanted.cases,
+                    decide,
+                    took,
+                    concurrency=wanted.concurrency,
+                    presentation=presentation,
+                    model_id=target.model_id,
+                )
+
+
+def _finished(wanted: Wanted, done: Done, complete: bool) -> Run:
+    temperature = done.engine.router.temperature if done.engine else None
+    facts = RunFacts(
+        asked=wanted.target or (done.engine.path.name if done.engine else ""),
+        routing_model=done.routing_model,
+        prompt_format=done.prompt_format,
+        sidecar_version=__version__,
+        temperature=temperature,
+        cases=len(wanted.cases),
+        complete=complete,
+        seconds=round(done.seconds, 1),
+        concurrency=wanted.concurrency,
+    )
+    outcomes = _in_order(wanted.cases, done.outcomes["plain"])
+    return Run(
+        facts,
+        outcomes,
+        shuffled=done.outcomes.get("shuffled", ()),
+        opaque=done.outcomes.get("opaque", ()),
+        baselines=_baselines([o.case for o in outcomes]) if wanted.baseline and complete else {},
+        fit=wanted.fit,
+    )
+
+
+def _in_order(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """In the order of the cases, so that results of two runs can be compared line by line."""
+    places = {(case.file, case.id): place for place, case in enumerate(cases)}
+    return sorted(outcomes, key=lambda o: places[o.case.file, o.case.id])
+
+
+def _check_minilm() -> None:
+    try:
+        weights_folder()
+    except MiniLmMissingError as error:
+        raise Failure(f"--baseline: {error}") from None
+
+
+def _baselines(cases: Sequence[Case]) -> dict[str, Baseline]:
+    with Steps().step("Measuring the baselines") as report:
+        found = {
+            "minilm": minilm(cases, lambda n, total: report(f"{n} of {total} texts embedded")),
+            "word_overlap": word_overlap(cases),
+            "majority": majority(cases),
+        }
+    return found
+
+
+def _document(run: Run) -> Document:
+    try:
+        return document(run)
+    except NothingToFitError as error:
+        raise Failure(f"--fit-temperature: {error}") from None
+
+
+def _write(path: Path | None, content: Callable[[], str]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(content(), encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _write_temperature(model: Path | None, results: Document) -> None:
+    assert model is not None, "checked with the options"
+    temperature = results["calibration"]["temperature"]
+    try:
+        write_temperature(model, temperature)
+    except (EngineError, OSError) as error:
+        raise Failure(f"--write-temperature: {error}") from None
+    click.echo(f"Wrote temperature {temperature:.4g} into {model}.")

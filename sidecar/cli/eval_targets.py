@@ -1,0 +1,190 @@
+"""What `sidecar eval` asks: a router in this process, or a sidecar that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc, routing_pb2_grpc
+from sidecar.app import Routing, build_routing
+from sidecar.cli.failures import Failure
+from sidecar.cli.steps import Steps
+from sidecar.config import Settings, load_settings
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.engines import EngineInfo, render_cpu_repository
+from sidecar.evaluation.asking import Decide
+from sidecar.evaluation.policies import MODEL_ID
+from sidecar.grpc_api.convert.decisions import decision_to_core
+from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
+from sidecar.local import TritonServer, cache_dir
+
+_BUDGET_MS = 60_000
+"""What is measured are decisions: none should be a fallback because this computer is slow."""
+
+_READY_TIMEOUT_S = 60
+_POLL_S = 0.05
+_CALL_TIMEOUT_S = 120.0
+
+_POLICIES = f"""
+apiVersion: llmrouter.v1
+kind: ModelCatalog
+models:
+  - {{id: {MODEL_ID}, upstream_model: none}}
+---
+apiVersion: llmrouter.v1
+kind: Policy
+name: evaluation
+default: {{models: [{MODEL_ID}]}}
+routes:
+  - {{name: unused, description: Nothing; every case brings its routes., models: [{MODEL_ID}]}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that decides.
+
+    Args:
+        model_id: a model of its catalog.
+        check: raises Failure if it has died.
+    """
+
+    decide: Decide
+    model_id: str
+    check: Callable[[], None]
+
+
+@contextmanager
+def local_triton(engine: EngineInfo, steps: Steps) -> Iterator[TritonServer]:
+    """A Triton that serves `engine`, stopped at the end also after SIGTERM and SIGHUP, which raise
+    KeyboardInterrupt as Ctrl-C does.
+
+    Raises:
+        LocalError: Triton cannot run here or did not start.
+    """
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    runs = cache_dir() / "run"
+    runs.mkdir(exist_ok=True)
+    # The name tells the next start whose it was, should this process be killed.
+    folder = Path(tempfile.mkdtemp(prefix=f"eval-{os.getpid()}-", dir=runs))
+    try:
+        with steps.step("Starting Triton with the routing model") as report:
+            repository = render_cpu_repository(engine.path, folder)
+            triton = TritonServer(repository, exit_timeout_s=2, report=report)
+            triton.start()
+        try:
+            yield triton
+        finally:
+            triton.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@asynccontextmanager
+async def local_router(
+    engine: EngineInfo, triton_address: str, check: Callable[[], None]
+) -> AsyncIterator[Target]:
+    """The router of a sidecar, with its default settings but for the budget, without its edges.
+
+    Raises:
+        Failure: the routing model was not ready in time.
+    """
+    with tempfile.TemporaryDirectory(prefix="sidecar-eval-") as folder:
+        policies = Path(folder) / "policies.yaml"
+        policies.write_text(_POLICIES)
+        routing = build_routing(_settings(engine, triton_address, policies), _NoSink())
+    routing.start()
+    try:
+        await _until_ready(routing, check)
+        yield Target(routing.router.decide, MODEL_ID, check)
+    finally:
+        await routing.close()
+
+
+def _settings(engine: EngineInfo, triton_address: str, policies: Path) -> Settings:
+    return load_settings(
+        flags={
+            "policies": {"paths": (policies,), "default_policy": "evaluation"},
+            "routing": {"decision_budget_ms": _BUDGET_MS, "max_waiting": 10_000},
+            "triton": {"address": triton_address},
+            "routing_model": {"directory": engine.path},
+        },
+        # Not those of a sidecar that is configured on this machine.
+        environ={},
+    )
+
+
+async def _until_ready(routing: Routing, check: Callable[[], None]) -> None:
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            while routing.router.degraded:
+                check()
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise Failure(f"the routing model is not ready: {routing.router.degraded}") from None
+
+
+class _NoSink:
+    """Decisions are kept by who asked for them."""
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        pass
+
+
+@asynccontextmanager
+async def running_sidecar(address: str) -> AsyncIterator[Target]:
+    """The sidecar at `address`, with its own budget.
+
+    Raises:
+        Failure: it does not answer, or has no policy, which names a model to use.
+    """
+    # A proxy that is meant for the internet knows nothing of a sidecar.
+    async with grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        routing: routing_pb2_grpc.RoutingServiceStub = routing_pb2_grpc.RoutingServiceStub(channel)
+
+        async def decide(request: RoutingRequest) -> Decision:
+            try:
+                answer = await routing.Route(request_to_proto(request), timeout=_CALL_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise SidecarError(
+                        ErrorCode.INVALID_REQUEST, error.details() or "refused"
+                    ) from None
+                raise _unreachable(address, error) from None
+            return decision_to_core(answer.decision)
+
+        yield Target(decide, await _some_model(channel, address), lambda: None)
+
+
+async def _some_model(channel: grpc.aio.Channel, address: str) -> str:
+    """A model of the sidecar's catalog, which cannot be listed, by way of a policy."""
+    stub: policy_pb2_grpc.PolicyServiceStub = policy_pb2_grpc.PolicyServiceStub(channel)
+    request = policy_pb2.ListPoliciesRequest(parent="namespaces/-", page_size=1)
+    try:
+        listed = await stub.ListPolicies(request, timeout=_CALL_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise _unreachable(address, error) from None
+    if not listed.policies:
+        raise Failure(f"the sidecar at {address} has no policy, and so no model to route to")
+    return str(listed.policies[0].default_models.models[0].model)
+
+
+def _unreachable(address: str, error: grpc.aio.AioRpcError) -> Failure:
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return Failure(f"no sidecar answers at {address}; start one with `sidecar up`")
+    return Failure(f"the sidecar at {address}: {error.details()} ({error.code().name})")

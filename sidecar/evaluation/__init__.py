@@ -1,0 +1,1 @@
+"""Measures a router over cases: reading them, asking, metrics, baselines, calibration, reports."""
