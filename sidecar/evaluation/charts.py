@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from sidecar.evaluation.metrics import Bin, Confusion
@@ -58,7 +58,7 @@ def reliability_diagram(bins: Sequence[Bin]) -> str:
     )
 
 
-def confusion_matrix(labels: Sequence[str], counts: dict[tuple[str, str], int]) -> str:
+def confusion_matrix(labels: Sequence[str], counts: Mapping[tuple[str, str], int]) -> str:
     """Rows are right answers, columns given ones."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in labels)
     rows = []

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from sidecar.core.conversation import Role
+from sidecar.core.policy import OTHER
 from sidecar.evaluation.charts import (
     bar,
     confusion_matrix,
@@ -21,6 +22,8 @@ from sidecar.evaluation.report_style import CSS
 from sidecar.evaluation.results import Document, interrupted
 
 _CONFUSIONS_SHOWN = 25
+_SINGLE_CONFUSIONS_SHOWN = 8
+"""Of those that happened once, which make no pattern."""
 _MATRIX_LABELS = 16
 """More do not fit on a page; the largest confusions are listed in any case."""
 _MISSES_SHOWN = 30
@@ -53,11 +56,11 @@ def render_report(results: Document, outcomes: Sequence[Outcome]) -> str:
         _header(results),
         _tiles(results["overall"]),
         _files(results),
-        _pair(_families(results), _reliability(outcomes)),
+        _pair(_reliability(outcomes), _thresholds(outcomes)),
         _pair(*(_breakdown(kind, results) for kind in ("routes", "turn"))),
         _pair(*(_breakdown(kind, results) for kind in ("granularity", "tags"))),
         _confusions(outcomes, results),
-        _pair(_thresholds(outcomes), _how(results)),
+        _pair(_families(results), _how(results)),
         _robustness(results),
         _baselines(results),
         _calibration(results),
@@ -138,7 +141,7 @@ def _header(results: Document) -> str:
         text = interrupted(results)
         lines.append(f'<p class="warn">{text}</p>')
     if overall["undecided"]:
-        text = f"{overall['undecided']} cases were not decided, and count as wrong."
+        text = f"Not decided, and counted as wrong: {overall['undecided']}."
         lines.append(f'<p class="warn">{text}</p>')
     return "".join(lines)
 
@@ -149,9 +152,9 @@ def _tiles(overall: Mapping[str, Any]) -> str:
         ("Turn accuracy", percent(overall["turn_accuracy"]),
          f"95 %: {percent(low)} to {percent(high)}"),
         ("Mean of families", percent(overall["macro_turn_accuracy"]), "each counts the same"),
-        ("Conversations right", percent(overall["conversation_accuracy"]),
-         f"of {overall['conversations']} with several turns"),
-        ("Accuracy on other", percent(overall["other_accuracy"]),
+        ("Conversations", percent(overall["conversation_accuracy"]),
+         f"of {overall['conversations']} are right"),
+        ("Answer is other", percent(overall["other_accuracy"]),
          f"of {overall['other_cases']} cases"),
         ("20 routes or more", percent(overall["many_routes_accuracy"]),
          f"of {overall['many_routes_cases']} cases"),
@@ -190,6 +193,8 @@ def _files(results: Document) -> str:
 
 
 def _families(results: Document) -> str:
+    if len(results["families"]) < 2:
+        return ""
     rows = _bars(results["families"])
     return _section("By family", _table(["family", "", "right", "cases"], rows))
 
@@ -228,15 +233,27 @@ def _confusions(outcomes: Sequence[Outcome], results: Document) -> str:
         for kind, part in results["mistakes"].items()
     )
     body = f'<p class="note">Of the wrong answers: {kinds}.</p>'
-    labels = Counter(o.case.label for o in outcomes) + Counter(o.answer for o in outcomes)
-    if len(labels) <= _MATRIX_LABELS:
-        counts = Counter((o.case.label, o.answer) for o in outcomes)
-        body += confusion_matrix([name for name, _ in labels.most_common()], dict(counts))
+    body += _matrix(outcomes)
     headings = ["right", "answered", "times", "of its cases", "cases"]
-    body += _table(headings, confusion_rows(found[:_CONFUSIONS_SHOWN]), texts=2)
-    more = len(found) - _CONFUSIONS_SHOWN
-    note = "The largest." + (f" {more} smaller ones are not shown." if more > 0 else "")
-    return _section("Confusion between routes", body, note)
+    repeated = sum(each.count > 1 for each in found)
+    shown = found[: min(_CONFUSIONS_SHOWN, max(repeated, _SINGLE_CONFUSIONS_SHOWN))]
+    more = len(found) - len(shown)
+    said = "The largest confusions." + (f" {more} smaller ones are not shown." if more > 0 else "")
+    body += f'<p class="note below">{said}</p>'
+    return _section(
+        "Confusion between routes", body + _table(headings, confusion_rows(shown), texts=2)
+    )
+
+
+def _matrix(outcomes: Sequence[Outcome]) -> str:
+    """Empty where there are too many labels."""
+    counts = Counter((o.case.label, o.answer) for o in outcomes)
+    labels = {name for pair in counts for name in pair if name}
+    if len(labels) > _MATRIX_LABELS:
+        return ""
+    ordered = sorted(labels, key=lambda name: (name == OTHER, name))
+    note = '<p class="note">Rows are the right routes, columns those that were answered.</p>'
+    return note + confusion_matrix(ordered, counts)
 
 
 def _thresholds(outcomes: Sequence[Outcome]) -> str:
@@ -274,7 +291,7 @@ def _how(results: Document) -> str:
     ]
     if times:
         keys = list(overall["latency_ms"])
-        body += "<p></p>" + _table(["milliseconds", *keys], times)
+        body += _table(["milliseconds", *keys], times)
     at_once = results["run"]["concurrency"]
     note = f"Time of a decision in the sidecar, {at_once} in flight at once."
     return _section("How decisions came about", body, note)

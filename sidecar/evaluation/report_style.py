@@ -23,19 +23,21 @@ h2 { font-size: 18px; margin: 0 0 4px; }
 p { margin: 0 0 12px; }
 .dim { color: var(--dim); }
 .note { color: var(--dim); font-size: 13.5px; }
+.below { margin-top: 16px; }
 .warn { color: var(--warn); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 18px 20px; margin-top: 18px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px;
   margin-top: 20px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 12px 14px; }
+  padding: 10px 12px; }
 .tile b { display: block; font-size: 24px; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: 13px; color: var(--dim); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));
-  gap: 18px; }
+  column-gap: 18px; }
 .pair > section { min-width: 0; }
 .wide { overflow-x: auto; }
+.wide + .wide { margin-top: 18px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--dim); font-size: 13px; white-space: nowrap; }
@@ -43,8 +45,9 @@ th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); vertical
 tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; white-space: nowrap; }
 tr.total td { font-weight: 600; }
-td.name { overflow-wrap: anywhere; min-width: 7em; }
+td.name { overflow-wrap: break-word; min-width: 7em; }
 td.bar { width: 40%; min-width: 110px; }
+.miss td.bar { width: 24%; min-width: 80px; }
 .track { position: relative; height: 12px; background: var(--soft); border-radius: 3px;
   overflow: hidden; }
 .track i { position: absolute; inset: 0 auto 0 0; background: var(--accent); }
@@ -56,7 +59,7 @@ svg text { fill: var(--dim); font: 11px system-ui, sans-serif; }
 .count { fill: var(--accent); opacity: .55; }
 .matrix td, .matrix th { text-align: center; padding: 3px 5px; border: 1px solid var(--line);
   font-size: 12.5px; }
-.matrix th { max-width: 9em; white-space: normal; overflow-wrap: anywhere; font-weight: 500; }
+.matrix th { max-width: 9em; white-space: normal; overflow-wrap: break-word; font-weight: 500; }
 .matrix th.row { text-align: right; }
 details { border-bottom: 1px solid var(--line); padding: 12px 0; }
 details:last-of-type { border-bottom: 0; }
