@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from sidecar.cli.client import SidecarClient
-from sidecar.cli.conversations import Case, read_cases
+from sidecar.cli.conversations import Case, read_case_file
 from sidecar.cli.decision_view import Row, table
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
-from sidecar.cli.up import EXAMPLES, chosen_engine, with_policies
+from sidecar.cli.up import EXAMPLES, check_policies, chosen_engine, with_policies
 from sidecar.config import Settings, load_settings
 from sidecar.core.decision import PolicyName, RoutingRequest, Source
 from sidecar.engines import EngineInfo
@@ -42,8 +42,9 @@ def demo(conversations: Path, model: Path | None) -> None:
 
     Nothing is sent to any of the models that are chosen.
     """
-    cases = read_cases(conversations.read_text(encoding="utf-8"), str(conversations))
+    cases = read_case_file(conversations)
     settings = _settings()
+    check_policies(settings)
     steps = Steps()
     try:
         engine = chosen_engine(model, settings, steps)

@@ -47,7 +47,7 @@ def validate(paths: tuple[Path, ...], output: str) -> None:
     if output == "json":
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
     else:
-        _print_text(found)
+        print_findings(found, Console())
     sys.exit(0 if found.valid else 1)
 
 
@@ -77,20 +77,24 @@ def _as_json(found: PolicySet) -> dict[str, object]:
     }
 
 
-def _print_text(found: PolicySet) -> None:
-    # Markup and highlighting would change what a policy's author wrote; soft_wrap keeps
-    # one finding one line for grep and editors.
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+def print_findings(found: PolicySet, console: Console) -> None:
+    """A line for each finding and each policy without errors, and one that counts."""
+
+    def line(text: Text | str) -> None:
+        # Markup and highlighting would change what a policy's author wrote; soft_wrap keeps
+        # one finding one line for grep and editors.
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     for finding in found.findings:
-        console.print(_finding_text(finding))
+        line(_finding_text(finding))
     for name, record in found.records.items():
-        line = Text("ok ", style="green")
-        line.append(f"{name}: {_count(len(record.policy.routes), 'route')}", style="default")
-        line.append(f", {record.digest[:19]}", style="dim")
-        console.print(line)
+        text = Text("ok ", style="green")
+        text.append(f"{name}: {_count(len(record.policy.routes), 'route')}", style="default")
+        text.append(f", {record.digest[:19]}", style="dim")
+        line(text)
     errors = sum(finding.severity is Severity.ERROR for finding in found.findings)
     warnings = len(found.findings) - errors
-    console.print(
+    line(
         f"{_count(len(found.files), 'file')}, {_count(len(found.catalog), 'model')}: "
         f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
 from sidecar.cli.client import SidecarClient
-from sidecar.cli.conversations import Case, read_cases
+from sidecar.cli.conversations import Case, checked_text, read_case_file
 from sidecar.cli.decision_view import print_decision
 from sidecar.cli.failures import Failure
 from sidecar.config import ServerSettings
@@ -20,6 +19,17 @@ from sidecar.core.decision import PolicyName, RoutingRequest
 from sidecar.core.errors import SidecarError
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.grpc_api.convert.resource_names import policy_name
+
+_LONGEST_S = 86_400
+
+
+def _timeout(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    # Written so that it is false for nan, which click's ranges let through.
+    if not 0 < value <= _LONGEST_S:
+        raise click.BadParameter(
+            f"must be more than 0 and at most {_LONGEST_S} seconds, not {value:g}"
+        )
+    return value
 
 
 @click.command()
@@ -47,7 +57,13 @@ from sidecar.grpc_api.convert.resource_names import policy_name
     show_default=True,
     help="`json`: the API's decision message, one a line.",
 )
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option(
+    "--timeout",
+    default=10.0,
+    show_default=True,
+    callback=_timeout,
+    help="Seconds to wait for an answer.",
+)
 def route(
     text: str | None,
     file: Path | None,
@@ -80,14 +96,9 @@ def _cases(text: str | None, file: Path | None) -> list[Case]:
     if text is not None:
         if not text.strip():
             raise click.UsageError("the text is empty")
-        return [Case(Conversation((Message(Role.USER, text),)))]
+        return [Case(Conversation((Message(Role.USER, checked_text(text, "the text")),)))]
     assert file is not None
-    if str(file) == "-":
-        return read_cases(sys.stdin.read(), "standard input")
-    try:
-        return read_cases(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{file}: cannot be read: {error}") from None
+    return read_case_file(file)
 
 
 def _policy_name(value: str) -> PolicyName:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sidecar.app import run
+from sidecar.cli.descriptions import described
 from sidecar.config import load_settings
 
 
@@ -17,12 +18,21 @@ from sidecar.config import load_settings
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
 )
-@click.option("--policies", type=click.Path(path_type=Path), multiple=True, help="policies.paths")
-@click.option("--model", type=click.Path(path_type=Path), help="routing_model.directory")
-@click.option("--triton", metavar="HOST:PORT", help="triton.address")
-@click.option("--address", metavar="HOST:PORT", help="server.grpc_address")
-@click.option("--http-address", metavar="HOST:PORT", help="server.http_address")
-@click.option("--uds", type=click.Path(path_type=Path), help="server.uds_path")
+@click.option(
+    "--policies",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help=described("policies", "paths") + " May be given more than once.",
+)
+@click.option(
+    "--model", type=click.Path(path_type=Path), help=described("routing_model", "directory")
+)
+@click.option("--triton", metavar="HOST:PORT", help=described("triton", "address"))
+@click.option("--address", metavar="HOST:PORT", help=described("server", "grpc_address"))
+@click.option("--http-address", metavar="HOST:PORT", help=described("server", "http_address"))
+@click.option("--uds", type=click.Path(path_type=Path), help=described("server", "uds_path"))
+# For a process that starts this one and has to know whose answers it gets.
+@click.option("--started-file", type=click.Path(path_type=Path), hidden=True)
 def serve(
     config: Path | None,
     policies: tuple[Path, ...],
@@ -31,6 +41,7 @@ def serve(
     address: str | None,
     http_address: str | None,
     uds: Path | None,
+    started_file: Path | None,
 ) -> None:
     """Serve the API until SIGTERM or Ctrl-C.
 
@@ -50,4 +61,4 @@ def serve(
             "triton": {"address": triton},
         },
     )
-    run(settings)
+    run(settings, lambda _: started_file.touch() if started_file is not None else None)

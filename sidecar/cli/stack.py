@@ -15,8 +15,9 @@ from pathlib import Path
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
-from sidecar.config import ENV_PREFIX, Settings
+from sidecar.config import ENV_PREFIX, ServerSettings, Settings, variable
 from sidecar.engines import EngineInfo, render_cpu_repository
+from sidecar.grpc_api.listening import ListenError, check_tcp, check_unix
 from sidecar.local import ChildProcess, TritonServer, cache_dir
 
 _READY_TIMEOUT_S = 60
@@ -71,7 +72,9 @@ class LocalStack:
         """
         with self._steps.step("Preparing Triton") as report:
             repository = render_cpu_repository(self._engine.path, self._folder / "repository")
-            self._triton = TritonServer(repository, exit_timeout_s=2, report=report)
+            # Unloading the model takes it two to four seconds; with less it gives up and ends as
+            # if it had failed.
+            self._triton = TritonServer(repository, exit_timeout_s=5, report=report)
             self._triton.prepare()
         with self._steps.step("Starting Triton with the routing model"):
             self._triton.start()
@@ -89,6 +92,12 @@ class LocalStack:
         if self.triton.exit_code() is not None:
             code = self.triton.exit_code()
             raise Failure(f"Triton has died ({_how(code)}):\n{self.triton.last_log_lines()}")
+        if not self.triton.models_alive():
+            raise Failure(
+                "the routing model's process in Triton (triton_python_backend_stub) has died; "
+                "it is the one that the kernel ends first when memory runs out (see dmesg). "
+                "Start again, with more memory or a smaller model"
+            )
         assert self._sidecar is not None, "started"
         if (code := self._sidecar.exit_code()) is not None:
             tail = self._sidecar.last_lines(_LAST_LINES) or "its log is above"
@@ -116,24 +125,50 @@ class LocalStack:
     def _start_sidecar(self) -> None:
         config = self._folder / "settings.yaml"
         config.write_text(self._served().model_dump_json(indent=2))
-        command = [sys.executable, "-m", "sidecar.cli", "serve", "--config", str(config)]
+        started = self._folder / "started"
+        command = [sys.executable, "-m", "sidecar.cli", "serve"]
+        command += ["--config", str(config), "--started-file", str(started)]
         # The settings hold the environment's already; where they do not, it was not wanted.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         log = self._folder / "sidecar.log" if self._quiet else None
         self._sidecar = ChildProcess(command, environment, log)
         end = time.monotonic() + _READY_TIMEOUT_S
         with SidecarClient(self.address, timeout_s=1) as client:
-            while not client.decides_by_model():
+            # An answer alone may be that of another sidecar which has the address.
+            while not (started.exists() and client.decides_by_model()):
                 self.check()
                 if time.monotonic() > end:
                     raise Failure(f"the sidecar was not ready within {_READY_TIMEOUT_S} s")
                 time.sleep(_POLL_S)
+        self.check()
 
     def _served(self) -> Settings:
         """The settings, with the Triton and the routing model that were started."""
         triton = self._settings.triton.model_copy(update={"address": self.triton.grpc_address})
         model = self._settings.routing_model.model_copy(update={"directory": self._engine.path})
         return self._settings.model_copy(update={"triton": triton, "routing_model": model})
+
+
+def check_addresses(server: ServerSettings) -> None:
+    """Raises Failure if the sidecar could not listen where it should, before anything starts."""
+    with _naming("grpc_address"):
+        if server.grpc_address:
+            check_tcp(server.grpc_address)
+    with _naming("uds_path"):
+        if server.uds_path is not None:
+            check_unix(server.uds_path)
+    with _naming("http_address"):
+        if server.http_address:
+            check_tcp(server.http_address)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ListenError as error:
+        name = variable("server", key)
+        raise Failure(f"{error} (setting server.{key}, or {name} in the environment)") from None
 
 
 @contextmanager

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
+from sidecar.cli.failures import Failure
 from sidecar.cli.model import default_model
-from sidecar.cli.stack import LocalStack, running
+from sidecar.cli.policy import print_findings
+from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import Settings, load_settings
 from sidecar.engines import EngineInfo, read_engine
+from sidecar.policies import load_policies
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -41,6 +45,8 @@ def up(policies: tuple[Path, ...], model: Path | None, config: Path | None) -> N
     Exit status: 0 if it was stopped, 1 if a part could not start or has died.
     """
     settings = with_policies(load_settings(config), policies)
+    check_policies(settings)
+    check_addresses(settings.server)
     steps = Steps()
     ready = False
     try:
@@ -64,6 +70,14 @@ def with_policies(settings: Settings, policies: tuple[Path, ...]) -> Settings:
     return settings.model_copy(
         update={"policies": settings.policies.model_copy(update={"paths": paths})}
     )
+
+
+def check_policies(settings: Settings) -> None:
+    """Before anything takes its time to start. Raises Failure once the findings are printed."""
+    found = load_policies(settings.policies.paths)
+    if not found.valid:
+        print_findings(found, Console(stderr=True))
+        raise Failure("the policies have errors; nothing was started")
 
 
 def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> EngineInfo:

@@ -28,9 +28,7 @@ def listen_tcp(server: grpc.aio.Server, address: str) -> int:
     """The port that was opened. Raises ListenError."""
     # Tried before: gRPC says only that it failed, and where a name has several addresses it is
     # content with one of them.
-    why = _why_not(address)
-    if why:
-        raise ListenError(f"cannot listen on {address}: {why}")
+    check_tcp(address)
     try:
         return server.add_insecure_port(address)
     except RuntimeError:
@@ -38,6 +36,13 @@ def listen_tcp(server: grpc.aio.Server, address: str) -> int:
             f"cannot listen on {address}: it was taken a moment ago; try again or choose another "
             "port"
         ) from None
+
+
+def check_tcp(address: str) -> None:
+    """Raises ListenError if the address cannot be bound now."""
+    why = _why_not(address)
+    if why:
+        raise ListenError(f"cannot listen on {address}: {why}")
 
 
 def _why_not(address: str) -> str:
@@ -72,14 +77,7 @@ def listen_unix(server: grpc.aio.Server, path: Path) -> None:
     A socket that nobody listens on, left by a process that was killed, is replaced. Raises
     ListenError.
     """
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise ListenError(
-            f"cannot listen on {path}: longer than {_MAX_SOCKET_PATH} bytes, the most that a Unix "
-            "domain socket can have; choose a shorter path"
-        )
-    if not path.parent.is_dir():
-        raise ListenError(f"cannot listen on {path}: make the folder {path.parent} first")
-    _remove_stale(path)
+    check_unix(path)
     try:
         # The mode is there from the first moment on: changed afterwards, it would come too late.
         with _umask(0o777 & ~SOCKET_MODE):
@@ -88,6 +86,18 @@ def listen_unix(server: grpc.aio.Server, path: Path) -> None:
         raise ListenError(
             f"cannot listen on {path}: check that the folder {path.parent} can be written to"
         ) from None
+
+
+def check_unix(path: Path) -> None:
+    """Raises ListenError if nothing can listen there now; removes a socket that was left."""
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ListenError(
+            f"cannot listen on {path}: longer than {_MAX_SOCKET_PATH} bytes, the most that a Unix "
+            "domain socket can have; choose a shorter path"
+        )
+    if not path.parent.is_dir():
+        raise ListenError(f"cannot listen on {path}: make the folder {path.parent} first")
+    _remove_stale(path)
 
 
 def _remove_stale(path: Path) -> None:

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 _LAUNCHER = Path(__file__).with_name("_launch.py")
@@ -94,10 +95,41 @@ class ChildProcess:
 def group_is_alive(group: int) -> bool:
     """True if a process of the group runs; `killpg(group, 0)` would count the dead ones, too, that
     init has not yet reaped."""
+    return any(each.group == group and each.alive for each in _processes())
+
+
+def children(parent: int) -> set[int]:
+    """Pids of the processes that `parent` started, the dead ones that it has not reaped, too."""
+    return {each.pid for each in _processes() if each.parent == parent}
+
+
+def is_alive(pid: int, parent: int) -> bool:
+    """True if the process runs and is still a child of `parent`; a number can be given again."""
+    found = _process(Path("/proc", str(pid), "stat"))
+    return found is not None and found.parent == parent and found.alive
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    parent: int
+    group: int
+    alive: bool
+
+
+def _processes() -> Iterator[_Process]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # proc(5): pid (name) state parent group …, and the name may hold spaces.
-            state, _, of_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(of_group) == group and state not in "ZX":
-                return True
-    return False
+        found = _process(stat)
+        if found is not None:
+            yield found
+
+
+def _process(stat: Path) -> _Process | None:
+    """None if it is gone."""
+    try:
+        text = stat.read_text(errors="replace")
+    except OSError:
+        return None
+    # proc(5): pid (name) state parent group …, and the name may hold spaces.
+    state, parent, group = text.rpartition(")")[2].split()[:3]
+    return _Process(int(stat.parent.name), int(parent), int(group), state not in "ZX")

@@ -23,7 +23,7 @@ from sidecar.local import preflight
 from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
 from sidecar.local.ports import free_ports
-from sidecar.local.process import ChildProcess
+from sidecar.local.process import ChildProcess, children, is_alive
 from sidecar.local.stub_environment import stub_environment
 from sidecar.local.tools import Report, unpacked
 
@@ -70,6 +70,7 @@ class TritonServer:
         self._ports = free_ports(3)
         self._process: ChildProcess | None = None
         self._folder: Path | None = None
+        self._stubs: set[int] = set()
         self._shm_prefix = f"{_SHM_PREFIX}_{os.getpid()}_{next(_numbers)}_"
         self._abandoned = threading.Event()
 
@@ -182,9 +183,20 @@ class TritonServer:
                     f"Triton was not ready within {timeout_s:g} s:\n{self.last_log_lines()}"
                 )
             time.sleep(0.05)
+        # Those that looked for a model's settings have ended; each that is left runs a model.
+        self._stubs = children(process.pid)
+
+    def models_alive(self) -> bool:
+        """True if the processes ("stubs") of all models that `wait_ready` saw ready still run.
+
+        Triton neither starts a dead one again nor tells: it stays ready, and every inference is
+        an error ("Stub process … is not healthy").
+        """
+        return bool(self._stubs) and all(is_alive(stub, self.pid) for stub in self._stubs)
 
     def is_ready(self, timeout_s: float = 1.0) -> bool:
-        """True if the server answers that it and all its models are ready."""
+        """True if the server answers that it and all its models are ready; see `models_alive`
+        for those whose process has died since."""
         url = f"http://{self.http_address}/v2/health/ready"
         try:
             with urllib.request.urlopen(url, timeout=timeout_s) as answer:

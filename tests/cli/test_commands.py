@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from sidecar.cli import cli
+from sidecar.config import ServerSettings
 from sidecar.local import free_ports
 
 COMMANDS = ["demo", "model", "policy", "route", "serve", "settings", "up"]
@@ -49,6 +51,16 @@ def test_help_lists_the_commands_without_importing_them() -> None:
         (["route", "a", "--file", "-"], 2, "give a text or --file"),
         (["route", "--file", "/nowhere.json"], 2, "'/nowhere.json' does not exist"),
         (["route", "--policy", "No such", "a"], 1, "'No such' is not of the form"),
+        (
+            ["route", "a", "--timeout", "0"],
+            2,
+            "must be more than 0 and at most 86400 seconds, not 0",
+        ),
+        (["route", "a", "--timeout", "-1"], 2, "must be more than 0"),
+        (["route", "a", "--timeout", "nan"], 2, "must be more than 0"),
+        (["route", "a", "--timeout", "inf"], 2, "must be more than 0"),
+        (["route", "a\udcff"], 1, "Error: the text: holds half a character"),
+        (["demo", "--conversations", sys.executable], 1, ": not UTF-8; save it in UTF-8"),
         (["model", "build", "--source", __file__], 2, "--source needs --prompt-format"),
         (["model", "info", "/"], 1, "is not an engine directory"),
         (["serve"], 1, "routing_model.directory is not set"),
@@ -71,6 +83,31 @@ def test_a_weight_file_that_is_none_is_an_error(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "Error: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("data", [b'["caf\xe9"]', b"\n[\xff]"], ids=["first-line", "second-line"])
+def test_a_file_that_is_not_utf_8_is_named_with_the_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "latin.json"
+    path.write_bytes(data)
+    line = 1 + data.count(b"\n")
+    result = sidecar("route", "--file", str(path))
+    assert result.returncode == 1
+    assert result.stderr == f"Error: {path}:{line}: not UTF-8; save it in UTF-8\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_the_help_of_every_option_says_what_it_is(command: str) -> None:
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    for parameter in found.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert len((parameter.help or "").split()) > 3, parameter.name
+
+
+def test_the_help_of_serve_is_that_of_the_settings() -> None:
+    shown = " ".join(CliRunner().invoke(cli, ["serve", "--help"]).output.split())
+    description = ServerSettings.model_fields["http_address"].description
+    assert f"{description} Setting server.http_address." in shown
 
 
 def test_without_a_sidecar_route_says_how_to_start_one() -> None:

@@ -10,6 +10,13 @@ from sidecar.core.conversation import Conversation, Message, Role, ToolCall
 USER = {"role": "user", "content": "hello"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
+ROLES = "must be one of system, developer, user, assistant, tool"
+TOOL_CALL = "f: messages[0].tool_calls[0]"
+
+
+def tool_call(call: Any) -> str:
+    return json.dumps([{"role": "assistant", "tool_calls": [call]}])
+
 
 @pytest.mark.parametrize(
     ("document", "messages"),
@@ -68,8 +75,10 @@ def test_json_lines_are_one_conversation_each() -> None:
         ("{}", "f: must be a list of messages"),
         ("[]", "f: messages is empty"),
         ('["hello"]', "f: messages[0]: must be an object"),
-        ('[{"content": "a"}]', "f: messages[0].role: None is none of system"),
-        ('[{"role": "bot", "content": "a"}]', "f: messages[0].role: 'bot' is none of system"),
+        ('[{"content": "a"}]', f"f: messages[0].role: {ROLES}"),
+        ('[{"role": "secret", "content": "a"}]', f"f: messages[0].role: {ROLES}"),
+        ('[{"role": ["secret"], "content": "a"}]', f"f: messages[0].role: {ROLES}"),
+        ('[{"role": {"a": "secret"}, "content": "a"}]', f"f: messages[0].role: {ROLES}"),
         ('[{"role": "user", "content": 7}]', "f: messages[0].content: must be a text or a list"),
         (
             '[{"role": "user", "content": [{"type": "sound"}]}]',
@@ -77,15 +86,70 @@ def test_json_lines_are_one_conversation_each() -> None:
         ),
         (
             '[{"role": "assistant", "tool_calls": [{"id": "x"}]}]',
-            "f: messages[0].tool_calls: each must have id and function.name",
+            "f: messages[0].tool_calls[0]: must be an object with id and function",
+        ),
+        (tool_call({"id": 7, "function": {"name": "f"}}), f"{TOOL_CALL}.id: must be a text"),
+        (tool_call({"id": "c", "function": {"name": []}}), f"{TOOL_CALL}.function.name: must be"),
+        (
+            tool_call({"id": "c", "function": {"name": "f", "arguments": {"secret": 1}}}),
+            f"{TOOL_CALL}.function.arguments: must be a text",
+        ),
+        ('[{"role": "assistant", "tool_calls": {"a": 1}}]', "f: messages[0].tool_calls: must be a"),
+        (
+            '[{"role": "tool", "content": "a", "tool_call_id": ["secret"]}]',
+            "f: messages[0].tool_call_id: must be a text",
+        ),
+        (
+            '[{"role": "user", "content": [{"type": ["text"], "text": "secret"}]}]',
+            "f: messages[0].content[0]: must be a part",
+        ),
+        ('[{"role": "user", "content": "secret \\ud800"}]', "f: messages[0].content: holds half"),
+        (
+            '[{"role": "user", "content": [{"type": "text", "text": "secret \\ud800"}]}]',
+            "f: messages[0].content[0].text: holds half a character",
+        ),
+        (
+            '[{"role": "user", "content": "a"}]\n[{"role": "user", "content": "secret \\udfff"}]',
+            "f:2: messages[0].content: holds half a character",
+        ),
+        ("[" * 100_000, "f: nested too deeply"),
+        ('[{"role": "user", "content": "a"}]\n' + "[" * 100_000, "f:2: nested too deeply"),
+        (
+            f'[{{"role": "user", "content": {"9" * 5000}}}]',
+            "f: messages[0].content: must be a text or a list",
         ),
         (
             '{"messages": [{"role": "user", "content": "a"}], "policy": 3}',
-            "f: policy must be a text",
+            "f: policy: must be a text",
         ),
     ],
+    ids=lambda value: value[:60],
 )
 def test_what_cannot_be_read_is_named_with_its_place(text: str, message: str) -> None:
     with pytest.raises(Failure) as raised:
         read_cases(text, "f")
     assert raised.value.message.startswith(message)
+    assert "\n" not in raised.value.message
+    assert "secret" not in raised.value.message
+
+
+def test_what_is_null_is_absent() -> None:
+    document = {
+        "messages": [USER | {"tool_calls": None, "tool_call_id": None}],
+        "policy": None,
+        "expected": None,
+    }
+    assert read_cases(json.dumps(document), "f") == [
+        Case(Conversation((Message(Role.USER, "hello"),)))
+    ]
+
+
+def test_numbers_that_nobody_needs_may_be_long() -> None:
+    text = f'{{"messages": [{json.dumps(USER)}], "seed": {"9" * 5000}}}'
+    assert read_cases(text, "f") == [Case(Conversation((Message(Role.USER, "hello"),)))]
+
+
+def test_a_line_ends_only_where_json_lines_end() -> None:
+    line = json.dumps([{"role": "user", "content": "a\u2028b"}], ensure_ascii=False)
+    case = Case(Conversation((Message(Role.USER, "a\u2028b"),)))
+    assert read_cases(f"{line}\n{line}\n", "f") == [case, case]

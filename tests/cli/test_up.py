@@ -9,13 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from click.testing import CliRunner
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from sidecar.cli import cli, stack
+from sidecar.cli.failures import Failure
+from sidecar.cli.up import with_policies
+from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
+from sidecar.grpc_api.health import ROUTING_MODEL
 from sidecar.local import cache_dir, free_ports
+from sidecar.local.process import children
 from tests.cli.test_commands import sidecar
 
 pytestmark = pytest.mark.timeout(240)
@@ -70,19 +80,10 @@ class Up:
         """Pids of what it started, by a word of the command line."""
         found = {}
         for name, word in {"Triton": "tritonserver", "the sidecar": "sidecar.cli"}.items():
-            for path in Path("/proc").glob("[0-9]*/stat"):
-                if _parent(path) != self.process.pid:
-                    continue
-                if word in (path.parent / "cmdline").read_text(errors="replace"):
-                    found[name] = int(path.parent.name)
+            for pid in children(self.process.pid):
+                if word in Path("/proc", str(pid), "cmdline").read_text(errors="replace"):
+                    found[name] = pid
         return found
-
-
-def _parent(stat: Path) -> int:
-    try:
-        return int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _leftovers(pid: int) -> list[Path]:
@@ -126,13 +127,22 @@ def up(policies: Path) -> Iterator[Up]:
 
 def test_up_answers_and_ends_well_when_asked_to(up: Up, tmp_path: Path) -> None:
     _check_answers(up, tmp_path)
-    children = up.children()
-    up.process.send_signal(signal.SIGTERM)
-    assert "stopped" in up.rest()
+    started = up.children()
+    with _triton_log(up).open() as log:
+        up.process.send_signal(signal.SIGTERM)
+        assert "stopped" in up.rest()
+        end = log.read()
     assert up.process.returncode == 0
-    assert set(children) == {"Triton", "the sidecar"}
-    assert not any(Path("/proc", str(pid)).exists() for pid in children.values())
+    assert "successfully unloaded" in end
+    assert "Exit timeout expired" not in end
+    assert set(started) == {"Triton", "the sidecar"}
+    assert not any(Path("/proc", str(pid)).exists() for pid in started.values())
     assert _leftovers(up.process.pid) == []
+
+
+def _triton_log(up: Up) -> Path:
+    (path,) = re.findall(r"^Triton .* log (.+)$", "".join(up.lines), re.MULTILINE)
+    return Path(path)
 
 
 def _check_answers(up: Up, tmp_path: Path) -> None:
@@ -158,11 +168,23 @@ def _check_answers(up: Up, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["Triton", "the sidecar"])
 def test_up_says_which_part_has_died_and_stops_the_other(up: Up, part: str) -> None:
-    children = up.children()
-    os.kill(children[part], signal.SIGKILL)
+    started = up.children()
+    os.kill(started[part], signal.SIGKILL)
     assert f"Error: {part} has died (signal SIGKILL)" in up.rest()
+    _check_all_stopped(up, started)
+
+
+def test_up_says_that_the_routing_models_process_has_died_and_stops_all(up: Up) -> None:
+    started = up.children()
+    (stub,) = children(started["Triton"])
+    os.kill(stub, signal.SIGKILL)
+    assert "Error: the routing model's process in Triton" in up.rest()
+    _check_all_stopped(up, started)
+
+
+def _check_all_stopped(up: Up, started: dict[str, int]) -> None:
     assert up.process.returncode == 1
-    assert not any(Path("/proc", str(pid)).exists() for pid in children.values())
+    assert not any(Path("/proc", str(pid)).exists() for pid in started.values())
     assert _leftovers(up.process.pid) == []
 
 
@@ -178,18 +200,67 @@ def test_up_can_be_interrupted_while_it_starts(policies: Path) -> None:
         assert _leftovers(running.process.pid) == []
 
 
-def test_up_says_that_its_address_is_taken(policies: Path) -> None:
+def test_up_says_before_it_starts_anything_that_its_address_is_taken(policies: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with _started(policies, address) as running:
             output = running.rest()
-    assert f"cannot listen on {address}: another process listens there" in output
-    assert "Error: the sidecar has died (exit status 1)" in output
-    assert "Traceback" not in output
+    assert output == (
+        f"Error: cannot listen on {address}: another process listens there; stop it or choose "
+        "another port (setting server.grpc_address, or SIDECAR_SERVER__GRPC_ADDRESS in the "
+        "environment)\n"
+    )
     assert running.process.returncode == 1
-    assert _leftovers(running.process.pid) == []
+
+
+def test_the_answers_of_another_sidecar_are_not_taken_for_those_of_the_one_that_was_started(
+    policies: Path, cpu_engine: EngineInfo
+) -> None:
+    # A fake, for what a second sidecar does that takes the address while Triton starts.
+    other = grpc.server(ThreadPoolExecutor(1))
+    service = health.HealthServicer()
+    service.set(ROUTING_MODEL, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(service, other)
+    address = f"127.0.0.1:{other.add_insecure_port('127.0.0.1:0')}"
+    other.start()
+    flags = {"server": {"grpc_address": address, "http_address": ""}}
+    settings = with_policies(load_settings(flags=flags, environ={}), (policies,))
+    try:
+        with (
+            pytest.raises(Failure, match="the sidecar has died"),
+            stack.running(stack.LocalStack(cpu_engine, settings, quiet=True)),
+        ):
+            pass
+    finally:
+        other.stop(None)
+
+
+def test_up_shows_what_is_wrong_with_policies_before_it_starts_anything(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY.replace("[a/large]}", "[a/larger]}"))
+    validated = sidecar("policy", "validate", str(path))
+    result = sidecar("up", "--policies", str(path))
+    assert "a/larger" in validated.stdout
+    assert result.stderr == (
+        f"{validated.stdout}Error: the policies have errors; nothing was started\n"
+    )
+    assert result.returncode == 1
+
+
+def test_the_demo_shows_what_is_wrong_with_policies_before_it_starts_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "wrong.yaml").write_text(POLICY.replace("name: code", "name: 7"))
+    conversations = tmp_path / "conversations.jsonl"
+    conversations.write_text(CONVERSATION)
+    monkeypatch.setattr("sidecar.cli.up.EXAMPLES", tmp_path)
+    result = CliRunner().invoke(cli, ["demo", "--conversations", str(conversations)])
+    assert result.exit_code == 1
+    assert "wrong.yaml:" in result.output
+    assert "Preparing" not in result.output
 
 
 def test_the_demo_prints_a_decision_by_the_model_for_every_conversation(

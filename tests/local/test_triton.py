@@ -17,7 +17,7 @@ import tritonclient.grpc as triton_client
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from sidecar.local import LocalError, TritonServer, cache_dir
-from sidecar.local.process import group_is_alive
+from sidecar.local.process import children, group_is_alive
 
 ECHO = Path(__file__).parent / "echo_repository"
 SHM = Path("/dev/shm")
@@ -43,7 +43,8 @@ def running() -> Iterator[TritonServer]:
 def triton(running: TritonServer) -> Iterator[TritonServer]:
     """The running server; started anew if the test leaves it in another state."""
     yield running
-    if running.exit_code() is not None or not running.is_ready():
+    ended = running.exit_code() is not None
+    if ended or not running.models_alive() or not running.is_ready():
         running.restart()
 
 
@@ -138,6 +139,22 @@ def test_a_killed_server_leaves_no_process_and_no_shared_memory(triton: TritonSe
     triton.kill()
     assert not group_is_alive(group)
     assert not any(path.exists() for path in shared)
+
+
+def test_a_model_whose_process_was_killed_is_noticed_though_the_server_says_ready(
+    triton: TritonServer,
+) -> None:
+    assert triton.models_alive()
+    (stub,) = children(triton.pid)
+    os.kill(stub, signal.SIGKILL)
+    while triton.models_alive():  # bounded by the time limit of the test
+        time.sleep(0.01)
+    assert triton.is_ready()
+    with pytest.raises(InferenceServerException, match="not healthy"):
+        echo(triton, [7])
+    triton.restart()
+    assert triton.models_alive()
+    assert echo(triton, [7]) == [7]
 
 
 async def test_a_stopped_server_leaves_nothing() -> None:
