@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -22,6 +22,10 @@ class Deciding:
     def __init__(self, router: Router, reader: RequestReader) -> None:
         self._router = router
         self._reader = reader
+
+    def check_batch(self, messages: Sequence[routing_pb2.RouteRequest]) -> None:
+        """Raises SidecarError REQUEST_TOO_LARGE if the requests are too much together."""
+        self._reader.check_batch(messages)
 
     async def decide(
         self, message: routing_pb2.RouteRequest, time_remaining: Callable[[], float | None]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc
-from sidecar.core.decision import PolicyName
-from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.errors import FieldViolation, SidecarError
 from sidecar.core.policy import Policy
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.policies import (
     finding_to_proto,
+    oversize,
     policy_to_core,
     policy_to_proto,
     proto_path,
@@ -30,19 +31,18 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
 
     def __init__(self, registry: PolicyRegistry) -> None:
         self._registry = registry
+        self._records = {record.policy.resource_name: record for record in registry.records()}
+        # One: every thread that computes makes the event loop wait for the interpreter's lock.
+        self._validating = ThreadPoolExecutor(1, "validate-policy")
 
     async def GetPolicy(  # noqa: N802 -- the method's name in the API
         self,
         request: policy_pb2.GetPolicyRequest,
         context: Context,
     ) -> policy_pb2.Policy:
-        name = policy_name(request.name, "name")
-        for record in self._registry.records():
-            if PolicyName(record.policy.name, record.policy.namespace) == name:
-                return record_to_proto(record)
         # The registry knows best what to say about a policy that it does not have.
-        self._registry.get(name)
-        raise SidecarError(ErrorCode.POLICY_NOT_FOUND, f"there is no policy {request.name}")
+        self._registry.get(policy_name(request.name, "name"))
+        return await asyncio.to_thread(record_to_proto, self._records[request.name])
 
     async def ListPolicies(  # noqa: N802
         self,
@@ -52,15 +52,18 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         wanted = namespace(request.parent, "parent")
         limit = page_size(request.page_size)
         after = name_before(request.parent, request.page_token)
-        records = sorted(self._registry.records(), key=lambda each: each.policy.resource_name)
         messages = (
             record_to_proto(record)
-            for record in records
-            if wanted in (ALL_NAMESPACES, record.policy.namespace)
-            and record.policy.resource_name > after
+            for name, record in self._records.items()
+            if wanted in (ALL_NAMESPACES, record.policy.namespace) and name > after
         )
-        policies, last = page(
-            messages, limit, lambda message: message.ByteSize(), lambda message: message.name
+        # In a thread: a page can hold thousands of routes.
+        policies, last = await asyncio.to_thread(
+            page,
+            messages,
+            limit,
+            lambda message: message.ByteSize(),
+            lambda message: message.name,
         )
         return policy_pb2.ListPoliciesResponse(
             policies=policies, next_page_token=token_after(request.parent, last)
@@ -71,17 +74,23 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         request: policy_pb2.ValidatePolicyRequest,
         context: Context,
     ) -> policy_pb2.ValidatePolicyResponse:
+        if request.WhichOneof("source") is None:
+            raise invalid("source", "is unset; set policy or yaml")
+        # In a thread: reading a large YAML document takes seconds, the event loop has milliseconds.
+        return await asyncio.get_running_loop().run_in_executor(
+            self._validating, self._validated, request
+        )
+
+    def _validated(
+        self, request: policy_pb2.ValidatePolicyRequest
+    ) -> policy_pb2.ValidatePolicyResponse:
         response = policy_pb2.ValidatePolicyResponse(
             max_prompt_tokens=self._registry.max_prompt_tokens
         )
-        # In threads: reading a large YAML document takes seconds, the event loop has milliseconds.
-        match request.WhichOneof("source"):
-            case "policy":
-                policy, findings = await asyncio.to_thread(self._check_message, request.policy)
-            case "yaml":
-                policy, findings = await asyncio.to_thread(self._check_yaml, request.yaml)
-            case _:
-                raise invalid("source", "is unset; set policy or yaml")
+        if request.HasField("policy"):
+            policy, findings = self._check_message(request.policy)
+        else:
+            policy, findings = self._check_yaml(request.yaml)
         if policy is not None:
             findings = [*self._compile(policy, response), *findings]
         response.findings.extend(findings)
@@ -92,14 +101,11 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
 
     def _check_message(self, message: policy_pb2.Policy) -> _Checked:
         """The policy if it has no errors, and all findings."""
+        if (too_much := oversize(message, "policy")) is not None:
+            return None, [_error(too_much)]
         violations = Violations()
         policy = policy_to_core(message, "policy", violations)
-        unreadable = [
-            policy_pb2.Finding(
-                severity=policy_pb2.SEVERITY_ERROR, field=each.field, message=each.description
-            )
-            for each in violations
-        ]
+        unreadable = [_error(each) for each in violations]
         found = check_policy(policy, self._registry.catalog)
         findings = unreadable + [
             finding_to_proto(each, f"policy.{proto_path(each.path)}") for each in found
@@ -118,11 +124,13 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         try:
             compiled = self._registry.compile(policy)
         except SidecarError as error:
-            return [
-                policy_pb2.Finding(
-                    severity=policy_pb2.SEVERITY_ERROR, field="", message=error.message
-                )
-            ]
+            return [_error(FieldViolation("", error.message))]
         if compiled.prompt is not None:
             response.prefix_tokens = len(compiled.prompt.prefix_ids)
         return []
+
+
+def _error(violation: FieldViolation) -> policy_pb2.Finding:
+    return policy_pb2.Finding(
+        severity=policy_pb2.SEVERITY_ERROR, field=violation.field, message=violation.description
+    )

@@ -47,7 +47,7 @@ class PolicyRegistry(Protocol):
         ...
 
     def records(self) -> Sequence[PolicyRecord]:
-        """All named policies."""
+        """All named policies, sorted by resource name; always the same."""
         ...
 
     def compile(self, policy: Policy) -> CompiledPolicy:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.core.decision import PolicyName, RoutingRequest
 from sidecar.core.policy import Policy
 from sidecar.grpc_api.convert import requests
-from sidecar.grpc_api.convert.requests import RequestLimits
+from sidecar.grpc_api.convert.requests import RequestLimits, Turns
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.convert.violations import Violations
 from sidecar.grpc_api.inline_policies import InlinePolicies
@@ -22,6 +22,11 @@ class RequestReader:
         self._registry = registry
         self._limits = limits
         self._inline = InlinePolicies()
+        self._turns = Turns()
+
+    def check_batch(self, messages: Sequence[routing_pb2.RouteRequest]) -> None:
+        """Raises SidecarError REQUEST_TOO_LARGE if the requests are too much together."""
+        requests.check_batch_size(messages, self._limits)
 
     async def read(
         self, message: routing_pb2.RouteRequest, time_remaining: Callable[[], float | None]
@@ -38,7 +43,7 @@ class RequestReader:
         """
         requests.check_size(message, self._limits)
         violations = Violations()
-        conversation = requests.conversation(message, violations)
+        conversation = await requests.conversation(message, self._limits, self._turns, violations)
         needs = requests.needs(message.needs, conversation, violations)
         dialect = requests.dialect(message.dialect, violations)
         min_confidence = requests.min_confidence(message.min_confidence, violations)

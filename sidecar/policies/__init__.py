@@ -8,9 +8,11 @@ from sidecar.policies.loading import (
     load_policies,
     parse_policy_yaml,
 )
-from sidecar.policies.rules import check_catalog, check_policy
+from sidecar.policies.rules import check_catalog, check_policy, too_many_routes
+from sidecar.policies.yaml_source import MAX_BYTES
 
 __all__ = [
+    "MAX_BYTES",
     "Finding",
     "ParsedPolicy",
     "PolicySet",
@@ -21,4 +23,5 @@ __all__ = [
     "has_errors",
     "load_policies",
     "parse_policy_yaml",
+    "too_many_routes",
 ]

@@ -38,7 +38,12 @@ MAX_UPSTREAM_NAME = 256
 """Long enough for an Amazon Bedrock inference profile ARN."""
 MAX_LABEL = 63
 """RFC 1035: the length of a DNS label, which Kubernetes names keep to as well."""
-MAX_ROUTES = 1000
+MAX_ROUTES = 512
+"""Far more than the routing model's prompt has room for."""
+MAX_TEXT = 2000
+"""Characters of a description or an example."""
+MAX_EXAMPLES = 100
+"""Of one route."""
 MAX_FINDINGS = 50
 """Of one document."""
 RARELY_REACHED = 0.99
@@ -84,12 +89,8 @@ def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]
     if policy.description:
         yield from _text_errors("description", policy.description, "write one or remove the key")
     yield from _model_list_errors("default", policy.default, catalog)
-    if len(policy.routes) > MAX_ROUTES:
-        yield error(
-            "routes",
-            f"has {len(policy.routes)} routes, at most {MAX_ROUTES} are allowed; "
-            "split the policy by the kind of caller",
-        )
+    if (too_many := too_many_routes(len(policy.routes))) is not None:
+        yield too_many
         return
     first: dict[str, int] = {}
     for index, route in enumerate(policy.routes):
@@ -98,6 +99,17 @@ def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]
         first.setdefault(route.name, index)
         yield from _route_errors(path, route, catalog)
         yield from _domain_errors(policy, route, path)
+
+
+def too_many_routes(count: int) -> Finding | None:
+    """What is wrong with `count` routes: known before any of them is looked at."""
+    if count <= MAX_ROUTES:
+        return None
+    return error(
+        "routes",
+        f"has {count} routes, at most {MAX_ROUTES} are allowed; "
+        "split the policy by the kind of caller",
+    )
 
 
 def _route_name_errors(path: str, name: str, earlier: int | None) -> Iterator[Finding]:
@@ -129,8 +141,16 @@ def _route_errors(path: str, route: Route, catalog: Catalog | None) -> Iterator[
             member(path, "min_confidence"),
             f"{route.min_confidence:g} is outside 0..1; give a probability such as 0.6",
         )
+    examples = member(path, "examples")
+    if len(route.examples) > MAX_EXAMPLES:
+        yield error(
+            examples,
+            f"has {len(route.examples)} examples, at most {MAX_EXAMPLES} are allowed; "
+            "keep those that differ most",
+        )
+        return
     for number, example in enumerate(route.examples):
-        where = item(member(path, "examples"), number)
+        where = item(examples, number)
         yield from _text_errors(where, example, "write a request or remove it")
 
 
@@ -201,6 +221,11 @@ def _label_errors(path: str, value: str) -> Iterator[Finding]:
 
 def _text_errors(path: str, value: str, remedy: str) -> Iterator[Finding]:
     """Plain language: not blank, and nothing that a terminal, a log or a store would trip over."""
+    if len(value) > MAX_TEXT:
+        yield error(
+            path, f"has {len(value)} characters, at most {MAX_TEXT} are allowed; shorten it"
+        )
+        return
     if not value.strip():
         yield error(path, f"is empty; {remedy}")
     control = _CONTROL.search(value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.composer import Composer, MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
@@ -23,6 +23,8 @@ MAX_BYTES = 512 * 1024
 """A policy of 34 routes has 10 kB; reading takes about half a second per 100 kB."""
 MAX_VALUES = 50_000
 """Values of one document after aliases are followed."""
+MAX_ITEMS = 1000
+"""Of one list; reading stops there, since the time is in the reading."""
 MAX_DEPTH = 20
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; flatten it"
 
@@ -77,12 +79,15 @@ def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
     documents: list[Document] = []
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH + 1
+    yaml.Composer = _BoundedComposer
     yaml.composer.warn_double_anchors = False
     try:
         for node in yaml.compose_all(text):
             document = _Reader(yaml).document(node)
             if document.value is not None or document.findings:
                 documents.append(document)
+    except _TooMuchError as stop:
+        return documents, [stop.finding]
     except MaxDepthExceededError as problem:
         line = problem.problem_mark.line + 1
         return documents, [error("", _TOO_DEEP, line)]
@@ -122,6 +127,21 @@ def _syntax_error(problem: MarkedYAMLError) -> Finding:
 class _TooMuchError(Exception):
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
+
+
+class _BoundedComposer(Composer):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # `index` is a number in a list; in a mapping it is a key's node, or None.
+        if isinstance(index, int) and index >= MAX_ITEMS:
+            line = self.parser.peek_event().start_mark.line + 1
+            raise _TooMuchError(
+                error(
+                    "",
+                    f"a list of more than {MAX_ITEMS} entries, the most that are read; split it",
+                    line,
+                )
+            )
+        return super().compose_node(parent, index)
 
 
 class _Reader:

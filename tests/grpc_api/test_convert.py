@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any
 
@@ -44,7 +45,7 @@ from sidecar.grpc_api.convert.violations import Violations
 from sidecar.grpc_api.request_reader import RequestReader
 from tests.grpc_api.standins import FAST, LARGE, policy_message, registry, route_request, user
 
-SMALL = RequestLimits(max_messages=3, max_content_bytes=200)
+SMALL = RequestLimits(max_messages=3, max_parts=5, max_content_bytes=200)
 
 FULL_POLICY = Policy(
     name="eu-support",
@@ -168,6 +169,7 @@ WRONG_REQUESTS: list[tuple[Edit, str]] = [
     (lambda m: setattr(m, "conversation_key", "k" * 257), "conversation_key"),
     (lambda m: m.needs.capabilities.append(0), "needs.capabilities[0]"),
     (lambda m: m.needs.capabilities.extend([1, 9]), "needs.capabilities[1]"),
+    (lambda m: m.needs.capabilities.extend([1] * 17), "needs.capabilities"),
     (lambda m: setattr(m.needs, "context_tokens", -1), "needs.context_tokens"),
     (lambda m: setattr(m, "dialect", 9), "dialect"),
     (lambda m: setattr(m, "min_confidence", 1.01), "min_confidence"),
@@ -228,13 +230,74 @@ async def test_wrong_field_of_an_inline_policy_is_named(edit: Edit, field: str) 
     assert [each.field for each in refused.value.violations] == [field]
 
 
-async def test_inline_policy_with_too_many_routes_is_refused_unread() -> None:
-    message = inline(lambda p: p.routes.extend([p.routes[0]] * 600))
+@pytest.mark.parametrize(
+    ("edit", "field"),
+    [
+        (lambda p: p.routes.extend([p.routes[0]] * 600), "inline_policy.routes"),
+        (lambda p: setattr(p, "etag", "x" * 600_000), "inline_policy"),
+    ],
+    ids=["routes", "bytes"],
+)
+async def test_inline_policy_that_is_too_large_is_refused_unread(edit: Edit, field: str) -> None:
+    message = inline(edit)
+    message.inline_policy.name = "not looked at"
 
     with pytest.raises(SidecarError) as refused:
         await read(message)
 
-    assert refused.value.violations[0].field == "inline_policy.routes"
+    assert refused.value.code is ErrorCode.INVALID_POLICY
+    assert [each.field for each in refused.value.violations] == [field]
+
+
+async def test_reading_ends_where_more_is_wrong_than_can_be_told() -> None:
+    message = routing_pb2.RouteRequest(messages=[routing_pb2.Message()] * 4000)
+
+    with pytest.raises(SidecarError) as refused:
+        await read(message)
+
+    assert refused.value.code is ErrorCode.INVALID_REQUEST
+    assert len(refused.value.violations) < 200
+
+
+def long_request(name: str) -> routing_pb2.RouteRequest:
+    return routing_pb2.RouteRequest(messages=[user(f"{name} {n}") for n in range(1000)])
+
+
+async def turns_during(reading: Awaitable[Any]) -> tuple[Any, int]:
+    """The result, and how often everybody else had a turn of the event loop meanwhile."""
+    count = 0
+
+    async def everybody_else() -> None:
+        nonlocal count
+        while True:
+            await asyncio.sleep(0)
+            count += 1
+
+    others = asyncio.create_task(everybody_else())
+    result = await reading
+    others.cancel()
+    return result, count
+
+
+async def test_long_conversation_is_read_in_slices_and_in_order() -> None:
+    request, turns = await turns_during(read(long_request("x")))
+
+    assert [each.text for each in request.conversation.messages] == [f"x {n}" for n in range(1000)]
+    assert turns >= 5
+
+
+async def test_long_conversations_share_the_slices() -> None:
+    reader = RequestReader(registry(), RequestLimits())
+    names = "abcd"
+
+    requests, turns = await turns_during(
+        asyncio.gather(*(reader.read(long_request(name), lambda: None) for name in names))
+    )
+
+    assert [each.conversation.messages[-1].text for each in requests] == [
+        f"{name} 999" for name in names
+    ]
+    assert turns >= 5 * len(names)
 
 
 async def test_all_wrong_fields_are_reported_at_once() -> None:
@@ -253,6 +316,7 @@ async def test_all_wrong_fields_are_reported_at_once() -> None:
     [
         routing_pb2.RouteRequest(messages=[user("x")] * 4),
         route_request("x" * 201),
+        edited(lambda m: m.messages[0].parts.extend([m.messages[0].parts[0]] * 5)),
         routing_pb2.RouteRequest(
             messages=[
                 routing_pb2.Message(
@@ -262,7 +326,7 @@ async def test_all_wrong_fields_are_reported_at_once() -> None:
             ]
         ),
     ],
-    ids=["messages", "text", "tool arguments"],
+    ids=["messages", "text", "parts", "tool arguments"],
 )
 async def test_request_over_a_limit_is_too_large(message: routing_pb2.RouteRequest) -> None:
     with pytest.raises(SidecarError) as refused:

@@ -12,8 +12,12 @@ from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.health import ROUTING_MODEL
 from sidecar.grpc_api.routing_service import MAX_BATCH, Concurrency
 from sidecar.observability.metrics import Metrics, SidecarState
+from sidecar.policies import MAX_BYTES
+from sidecar.policies.rules import MAX_EXAMPLES, MAX_ROUTES, MAX_TEXT
 
-TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "api.md").read_text()
+PROTO = ROOT / "proto" / "llmrouter" / "v1"
 
 
 def rows(first_cell: str) -> dict[str, list[str]]:
@@ -43,6 +47,7 @@ def test_every_metric_of_ours_is_listed_with_its_labels() -> None:
     "said",
     [
         f"{RequestLimits().max_messages:,} messages",
+        f"{RequestLimits().max_parts:,} parts",
         f"{RequestLimits().max_content_bytes // 1024 // 1024} MiB",
         f"up to {MAX_BATCH} requests",
         f"At most {Concurrency().stream} are in flight",
@@ -51,3 +56,21 @@ def test_every_metric_of_ours_is_listed_with_its_labels() -> None:
 )
 def test_limits_and_names_are_those_of_the_code(said: str) -> None:
     assert said in TEXT
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("routing", f"{RequestLimits().max_messages:,} messages, {RequestLimits().max_parts:,} "),
+        ("routing", f"{RequestLimits().max_content_bytes // 1024 // 1024} MiB in all"),
+        ("routing", f"1 to {MAX_BATCH} requests"),
+        ("policy", f"at most {MAX_BYTES // 1024} KiB"),
+        ("policy", f"at most {MAX_ROUTES}."),
+        ("policy", f"At most {MAX_EXAMPLES}, "),
+        ("policy", f"at most {MAX_TEXT:,} characters"),
+    ],
+)
+def test_limits_in_the_api_are_those_of_the_code(file: str, said: str) -> None:
+    text = (PROTO / f"{file}.proto").read_text()
+
+    assert said in " ".join(text.replace("//", " ").split())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +15,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Policy
 from sidecar.grpc_api import paging
 from sidecar.routing import PolicyRegistry
+from tests.doubles import StubPrompt
 from tests.grpc_api.standins import policy, policy_message, registry, serving
 
 YAML = """\
@@ -182,3 +186,43 @@ async def test_policy_too_large_for_the_model_is_a_finding() -> None:
 
     assert not response.valid
     assert [each.message for each in response.findings] == ["the routes take 600 tokens of 512"]
+
+
+@pytest.mark.parametrize("source", [YAML, policy_message()], ids=["yaml", "message"])
+async def test_policies_are_compiled_one_at_a_time_beside_the_event_loop(
+    source: str | policy_pb2.Policy,
+) -> None:
+    one = threading.Lock()
+    event_loop = threading.current_thread()
+
+    def compile_(policy: Policy) -> StubPrompt:
+        assert threading.current_thread() is not event_loop
+        assert one.acquire(blocking=False)
+        time.sleep(0.01)
+        one.release()
+        return StubPrompt(policy)
+
+    checked = registry()
+    checked._compile_prompt = compile_
+    async with serving(registry_=checked) as (_, channel):
+        stub = PolicyServiceStub(channel)
+        responses = await asyncio.gather(*(validate(stub, source) for _ in range(5)))
+
+    assert all(response.valid for response in responses)
+
+
+@pytest.mark.parametrize(
+    ("edit", "field"),
+    [
+        (lambda p: p.routes.extend([p.routes[0]] * 600), "policy.routes"),
+        (lambda p: setattr(p, "etag", "x" * 600_000), "policy"),
+    ],
+    ids=["routes", "bytes"],
+)
+async def test_policy_message_that_is_too_large_is_not_read(
+    policies: PolicyServiceStub, edit: Callable[[policy_pb2.Policy], object], field: str
+) -> None:
+    response = await validate(policies, message(edit))
+
+    assert [each.field for each in response.findings] == [field]
+    assert not response.valid

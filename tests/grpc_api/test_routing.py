@@ -10,6 +10,7 @@ import pytest
 from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.decision import RoutingRequest
+from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.routing_service import Concurrency
 from sidecar.grpc_api.server import ServerOptions
 from tests.grpc_api.standins import Gate, StandInRouter, route_request, serving, until
@@ -161,3 +162,44 @@ async def test_calls_beyond_the_limit_are_resource_exhausted(router: StandInRout
         first.cancel()
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (RequestLimits(max_messages=5), "6 messages in all, more than the 5"),
+        (RequestLimits(max_content_bytes=300), "bytes of content in all, more than the 300"),
+    ],
+    ids=["messages", "bytes"],
+)
+async def test_batch_is_limited_as_a_whole(limits: RequestLimits, said: str) -> None:
+    options = ServerOptions(limits=limits)
+    async with serving(options=options) as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await RoutingServiceStub(channel).BatchRoute(batch(*["x" * 100] * 6))
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert said in str(caught.value.details())
+
+
+async def test_requests_of_a_batch_are_read_in_turns_of_their_own(
+    router: StandInRouter, routing: RoutingServiceStub
+) -> None:
+    turn = 0
+    read_in: list[int] = []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def note(request: RoutingRequest) -> None:
+        read_in.append(turn)
+
+    router.behavior = note
+    counting = asyncio.create_task(count())
+    await routing.BatchRoute(batch(*map(str, range(40))))
+    counting.cancel()
+
+    assert len(set(read_in)) == 40

@@ -11,9 +11,11 @@ import pytest
 
 from sidecar.core.policy import Model, ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies import check_catalog, check_policy, load_policies
-from sidecar.policies.rules import MAX_ROUTES
+from sidecar.policies.rules import MAX_EXAMPLES, MAX_ROUTES, MAX_TEXT
+from sidecar.policies.yaml_source import MAX_BYTES, MAX_ITEMS
 
 FIXTURES = Path(__file__).parent / "fixtures"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "policies.md"
 ROUTES_34 = Path(__file__).parents[3] / "shared" / "reference" / "policy_34_routes.json"
 CATALOG = load_policies([FIXTURES / "catalog.yaml"]).catalog
 
@@ -43,6 +45,10 @@ def models(*entries: WeightedModel, preference: Preference = Preference.DECLARED
         (one(name="bill\ting"), "policy_header_values"),
         (one(domain="billing"), "policy_own_domain"),
         (one(examples=("", "Where is my bill?")), "policy_empty_examples"),
+        (one(description="b" * 2001), "policy_long_texts"),
+        (one(examples=("Where is my bill?", "c" * 2001)), "policy_long_texts"),
+        (lambda policy: replace(policy, description="a" * 2001), "policy_long_texts"),
+        (one(examples=("?",) * 101), "policy_many_examples"),
         (models(WeightedModel("openai/small", 0.0)), "policy_weights"),
         (lambda policy: replace(policy, name="My Policy"), "policy_ids"),
         (one(min_confidence=0.99), "warning_rarely_taken"),
@@ -106,7 +112,22 @@ def test_domain_may_stand_after_its_actions() -> None:
 def test_too_many_routes_are_one_error() -> None:
     routes = tuple(replace(BILLING, name=f"r{n}", description="") for n in range(MAX_ROUTES + 1))
     (finding,) = check_policy(replace(POLICY, routes=routes), CATALOG)
-    assert finding.message.startswith("has 1001 routes, at most 1000 are allowed")
+    assert finding.message.startswith(
+        f"has {MAX_ROUTES + 1} routes, at most {MAX_ROUTES} are allowed"
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"At most {MAX_ROUTES};",
+        f"At most {MAX_EXAMPLES}, each at most {MAX_TEXT:,} characters",
+        f"{MAX_BYTES // 1024} KiB",
+        f"more than {MAX_ITEMS:,} entries",
+    ],
+)
+def test_documented_limits_are_those_of_the_code(said: str) -> None:
+    assert said in DOCUMENTATION.read_text()
 
 
 def test_dialect_that_no_catalog_model_speaks_is_not_missed() -> None:

@@ -27,11 +27,8 @@ class EnumTwin(Generic[M, V]):
         self.prefix = prefix
         self._to_proto = {member: wrapper.Value(f"{prefix}_{member.name}") for member in members}
         self._to_core = {value: member for member, value in self._to_proto.items()}
-
-    @property
-    def names(self) -> str:
-        """The values a caller can send, for error texts."""
-        return ", ".join(f"{self.prefix}_{member.name}" for member in self._to_proto)
+        # The values a caller can send, for error texts.
+        self.names = ", ".join(f"{prefix}_{member.name}" for member in self._to_proto)
 
     def to_proto(self, member: M) -> V:
         return self._to_proto[member]

@@ -6,7 +6,7 @@ import re
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import PolicyName
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import FieldViolation, SidecarError
 from sidecar.core.policy import (
     ModelList,
     Policy,
@@ -18,10 +18,7 @@ from sidecar.core.policy import (
 from sidecar.grpc_api.convert.enums import PREFERENCE
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.convert.violations import Violations
-from sidecar.policies import Finding, Severity
-
-MAX_ROUTES = 512
-"""Routes of a policy that comes in a message; checking compares them in pairs."""
+from sidecar.policies import MAX_BYTES, Finding, Severity, too_many_routes
 
 UNNAMED = PolicyName("inline")
 """Stands in for the name of a policy message without one."""
@@ -32,19 +29,33 @@ _SEVERITIES = {
 }
 
 
+def oversize(message: policy_pb2.Policy, path: str) -> FieldViolation | None:
+    """What is too much in the message; None if it can be read.
+
+    Comes first, so that the rest is bounded: a policy in a message can be as large as one in YAML.
+
+    Args:
+        path: of the message in the request.
+    """
+    too_many = too_many_routes(len(message.routes))
+    if too_many is not None:
+        return FieldViolation(f"{path}.{too_many.path}", too_many.message)
+    size = message.ByteSize()
+    if size > MAX_BYTES:
+        return FieldViolation(
+            path, f"has {size} bytes, more than the {MAX_BYTES} that are read; split the policy"
+        )
+    return None
+
+
 def policy_to_core(message: policy_pb2.Policy, path: str, violations: Violations) -> Policy:
-    """The policy as written; `check_policy` then says what is wrong with its content.
+    """The policy as written; `check_policy` then says what is wrong with its content. Large ones
+    take long: see `oversize`.
 
     Args:
         path: of the message in the request.
         violations: gets what cannot be said of the core type; it is blank there.
     """
-    if len(message.routes) > MAX_ROUTES:
-        violations.add(
-            f"{path}.routes",
-            f"{len(message.routes)} routes, more than the {MAX_ROUTES} that are read; "
-            "split the policy",
-        )
     name = _name_to_core(message.name, f"{path}.name", violations)
     routes = tuple(
         Route(
@@ -55,7 +66,7 @@ def policy_to_core(message: policy_pb2.Policy, path: str, violations: Violations
             min_confidence=route.min_confidence,
             examples=tuple(route.examples),
         )
-        for index, route in enumerate(message.routes[:MAX_ROUTES])
+        for index, route in enumerate(message.routes)
     )
     return Policy(
         name=name.name,

@@ -23,6 +23,9 @@ class Violations:
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
 
+    def __len__(self) -> int:
+        return len(self._violations)
+
     def __iter__(self) -> Iterator[FieldViolation]:
         return iter(self._violations)
 

@@ -149,7 +149,7 @@ class Route(_message.Message):
     name: _builtins.str
     """Unique in the policy; not `other`; printable ASCII, since it can stand in an HTTP header."""
     description: _builtins.str
-    """What belongs here, in plain language. The routing model reads it."""
+    """What belongs here, in plain language; at most 2,000 characters. The routing model reads it."""
     domain: _builtins.str
     """Name of the domain route that this action belongs to; empty if none."""
     min_confidence: _builtins.float
@@ -160,7 +160,9 @@ class Route(_message.Message):
 
     @_builtins.property
     def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Requests that belong here; tests of the policy, not shown to the routing model."""
+        """Requests that belong here; tests of the policy, not shown to the routing model. At most 100,
+        each at most 2,000 characters.
+        """
 
     def __init__(
         self,
@@ -182,7 +184,7 @@ Global___Route: _TypeAlias = Route  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
-    """A routing policy."""
+    """A routing policy; at most 512 KiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -199,7 +201,7 @@ class Policy(_message.Message):
     inline or only validated.
     """
     description: _builtins.str
-    """For people."""
+    """For people; at most 2,000 characters."""
     revision: _builtins.int
     """Output only. Counts from 1; 0 for an inline policy."""
     etag: _builtins.str
@@ -210,7 +212,7 @@ class Policy(_message.Message):
     """Output only. Content hash, `sha256:<hex>`."""
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
-        """In declared order, which is kept everywhere."""
+        """In declared order, which is kept everywhere; at most 512."""
 
     @_builtins.property
     def default_models(self) -> Global___ModelList:

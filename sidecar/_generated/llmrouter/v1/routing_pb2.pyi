@@ -241,7 +241,7 @@ class Needs(_message.Message):
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """Capabilities, in addition to those that the messages themselves show: images where one has an
-        image, tools where one has tool calls or is a tool's result.
+        image, tools where one has tool calls or is a tool's result. At most 16.
         """
 
     def __init__(
@@ -293,8 +293,8 @@ class RouteRequest(_message.Message):
     """True to get `Decision.explanation`."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The conversation, oldest message first; at least one message. More messages or bytes of text
-        than the sidecar is configured to read are RESOURCE_EXHAUSTED.
+        """The conversation, oldest message first; at least one message. More than 4,096 messages, 1,024
+        parts and tool calls in one of them, or 4 MiB in all are RESOURCE_EXHAUSTED.
         """
 
     @_builtins.property
@@ -361,7 +361,9 @@ class BatchRouteRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteRequest]:
-        """1 to 256 requests."""
+        """1 to 256 requests. Their messages together may be as many and as large as those of one
+        request; more fail the call with RESOURCE_EXHAUSTED.
+        """
 
     def __init__(
         self,
