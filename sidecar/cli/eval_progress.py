@@ -30,7 +30,8 @@ class Progress:
         self._done = 0
         self._right = 0
         self._undecided = 0
-        self._started = self._said = time.monotonic()
+        self._started = time.monotonic()
+        self._said = -_LINE_EVERY_S
         self._bar = RichProgress(
             TextColumn("Asking"),
             BarColumn(),

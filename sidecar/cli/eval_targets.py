@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import grpc
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc, routing_pb2_grpc
 from sidecar.app import Routing, build_routing
+from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
 from sidecar.config import Settings, load_settings
@@ -34,6 +36,7 @@ _BUDGET_MS = 60_000
 _READY_TIMEOUT_S = 60
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 120.0
+_HEALTH_TIMEOUT_S = 2.0
 
 _POLICIES = f"""
 apiVersion: llmrouter.v1
@@ -151,7 +154,8 @@ async def running_sidecar(address: str) -> AsyncIterator[Target]:
     """The sidecar at `address`, with its own budget.
 
     Raises:
-        Failure: it does not answer, or has no policy, which names a model to use.
+        Failure: it does not answer, its routing model does not, or it has no policy, which names a
+            model to use.
     """
     # A proxy that is meant for the internet knows nothing of a sidecar.
     async with grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
@@ -168,7 +172,23 @@ async def running_sidecar(address: str) -> AsyncIterator[Target]:
                 raise _unreachable(address, error) from None
             return decision_to_core(answer.decision)
 
-        yield Target(decide, await _some_model(channel, address), lambda: None)
+        model_id = await _some_model(channel, address)
+        await _until_deciding(address)
+        yield Target(decide, model_id, lambda: None)
+
+
+async def _until_deciding(address: str) -> None:
+    """Until the sidecar asks its routing model: one that has just started answers by fallback."""
+
+    def deciding() -> bool:
+        with SidecarClient(address, _HEALTH_TIMEOUT_S) as client:
+            return client.decides_by_model()
+
+    end = time.monotonic() + _READY_TIMEOUT_S
+    while not await asyncio.to_thread(deciding):
+        if time.monotonic() > end:
+            raise Failure(f"the routing model of the sidecar at {address} does not answer")
+        await asyncio.sleep(_POLL_S)
 
 
 async def _some_model(channel: grpc.aio.Channel, address: str) -> str:

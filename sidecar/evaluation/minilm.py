@@ -135,9 +135,11 @@ class Encoder:
         return self._linear(mixed, f"{name}.output.dense")
 
     def _linear(self, x: Array, name: str) -> Array:
-        return np.asarray(
-            x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"], np.float32
-        )
+        # As one product of matrices: NumPy would multiply each text by itself, and on a busy
+        # computer the threads of every product wait for one another.
+        flat = x.reshape(-1, x.shape[-1]) @ self._weights[f"{name}.weight"].T
+        flat += self._weights[f"{name}.bias"]
+        return flat.reshape(*x.shape[:-1], -1)
 
     def _norm(self, x: Array, name: str) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)

@@ -12,7 +12,7 @@ from sidecar.cli import cli
 from sidecar.config import ServerSettings
 from sidecar.local import free_ports
 
-COMMANDS = ["demo", "model", "policy", "route", "serve", "settings", "up"]
+COMMANDS = ["demo", "eval", "model", "policy", "route", "serve", "settings", "up"]
 
 
 def sidecar(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

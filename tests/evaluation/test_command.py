@@ -1,0 +1,185 @@
+"""`sidecar eval` as a user runs it, with a real Triton."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from sidecar.app import Sidecar
+from sidecar.cli import cli
+from sidecar.cli.eval_progress import Progress
+from sidecar.cli.eval_targets import local_router, running_sidecar
+from sidecar.cli.failures import Failure
+from sidecar.config import load_settings
+from sidecar.engines import EngineInfo
+from sidecar.evaluation.asking import Decide, ask
+from sidecar.evaluation.cases import Case, read_cases
+from sidecar.evaluation.minilm import MiniLmMissingError, weights_folder
+from sidecar.evaluation.outcomes import Outcome
+from sidecar.local import TritonServer, cache_dir
+from tests.cli.test_commands import sidecar
+from tests.evaluation.making import line, outcome, write_cases
+from tests.integration.running_sidecar import POLICIES
+
+REQUESTS = {
+    "code": ["Fix this Python function.", "Why does my loop never end?"],
+    "weather": ["Will it rain tomorrow?"],
+    "billing": ["I was charged twice."],
+    "other": ["Thanks, bye!"],
+}
+# A shell script that starts the tests in the background has them ignore Ctrl-C, and all they start.
+INTERRUPTIBLE = """
+import signal
+from sidecar.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+def lines() -> list[dict[str, Any]]:
+    pairs = [(label, text) for label, texts in REQUESTS.items() for text in texts]
+    return [
+        line(
+            id=str(number),
+            label=label,
+            conversation=[{"role": "user", "content": text}],
+            dialogue_id="d" if number < 3 else None,
+            turn_index=number,
+        )
+        for number, (label, text) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    return write_cases(tmp_path / "mine.jsonl", lines())
+
+
+def test_a_run_measures_reports_and_leaves_nothing_behind(tmp_path: Path, cases: Path) -> None:
+    results, report = tmp_path / "results.json", tmp_path / "report.html"
+    arguments = ["eval", "--cases", str(cases), "--json", str(results), "--report", str(report)]
+    done = sidecar(*arguments, "--shuffle-routes", "1", "--opaque-names", "--fit-temperature")
+    assert done.returncode == 0, done.stderr
+    assert "turn accuracy" in done.stdout
+    found = json.loads(results.read_text())
+    count = len(lines())
+    assert found["run"]["complete"]
+    assert found["overall"]["cases"] == found["files"]["mine"]["cases"] == count
+    assert found["overall"]["conversations"] == 1
+    assert found["overall"]["undecided"] == 0
+    assert [each["id"] for each in found["decisions"]] == [each["id"] for each in lines()]
+    assert all(0 < each["confidence"] <= 1 for each in found["decisions"])
+    assert found["robustness"]["shuffled_routes"]["compared_cases"] == count
+    assert found["robustness"]["opaque_names"]["compared_cases"] == count
+    assert found["calibration"]["nll_after"] <= found["calibration"]["nll_before"]
+    assert "<h2>Worst misses</h2>" in report.read_text()
+    assert not list((cache_dir() / "run").glob("eval-*"))
+
+
+def test_an_interrupted_run_shows_what_was_done(tmp_path: Path) -> None:
+    many = [line(id=str(number)) for number in range(2000)]
+    cases = write_cases(tmp_path / "many.jsonl", many)
+    results = tmp_path / "results.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, "eval", "--cases", cases, "--json", results],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        # Bounded by the time limit of the test.
+        next(text for text in process.stderr if " of 2000" in text)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Interrupted:" in output
+    assert "Traceback" not in errors
+    found = json.loads(results.read_text())
+    assert not found["run"]["complete"]
+    assert 0 < found["overall"]["cases"] < 2000
+
+
+async def test_a_running_sidecar_decides_as_the_router_in_this_process(
+    triton: TritonServer, cpu_engine: EngineInfo, cases: Path
+) -> None:
+    read = read_cases([cases])
+    async with local_router(cpu_engine, triton.grpc_address, lambda: None) as target:
+        here = await _answers(read, target.decide, target.model_id)
+    running = Sidecar(
+        load_settings(
+            flags={
+                "server": {"grpc_address": "127.0.0.1:0", "http_address": ""},
+                "policies": {"paths": (POLICIES,)},
+                "routing": {"decision_budget_ms": 60_000},
+                "triton": {"address": triton.grpc_address},
+                "routing_model": {"directory": cpu_engine.path},
+            },
+            environ={},
+        )
+    )
+    await running.start()
+    try:
+        async with running_sidecar(f"127.0.0.1:{running.grpc.port}") as target:
+            there = await _answers(read, target.decide, target.model_id)
+    finally:
+        await running.stop(1)
+    assert there == here
+
+
+async def _answers(
+    cases: list[Case], decide: Decide, model_id: str
+) -> dict[str, tuple[str, float]]:
+    outcomes: list[Outcome] = []
+    await ask(cases, decide, outcomes.append, model_id=model_id)
+    return {o.case.id: (o.answer, round(o.confidence or 0, 3)) for o in outcomes}
+
+
+async def test_an_address_where_nothing_listens_is_said() -> None:
+    with pytest.raises(Failure, match=r"no sidecar answers at 127\.0\.0\.1:1"):
+        async with running_sidecar("127.0.0.1:1"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--cases", "{cases}", "--model", "/", "--target", "a:1"], 2, "--model or --target"),
+        (["--cases", "{cases}", "--write-temperature"], 2, "--write-temperature needs --model"),
+        (["--cases", "{cases}", "--json", "/no/such/x.json"], 2, "the folder /no/such does not"),
+        (["--cases", "{bad}"], 1, "bad.jsonl:1: id: missing"),
+        (["--cases", "{cases}", "--limit", "0"], 2, "--limit"),
+        ([], 2, "Missing option '--cases'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_said_before_anything_starts(
+    tmp_path: Path, cases: Path, arguments: list[str], status: int, message: str
+) -> None:
+    bad = write_cases(tmp_path / "bad.jsonl", [line(id=None)])
+    filled = [each.format(cases=cases, bad=bad) for each in arguments]
+    result = CliRunner().invoke(cli, ["eval", *filled])
+    assert (result.exit_code, message in result.output) == (status, True)
+
+
+def test_a_baseline_without_its_weights_says_so_before_anything_starts(cases: Path) -> None:
+    try:
+        weights_folder()
+    except MiniLmMissingError:
+        result = CliRunner().invoke(cli, ["eval", "--cases", str(cases), "--baseline"])
+        assert result.exit_code == 1
+        assert "requirements/evaluation.txt" in result.output
+    else:
+        pytest.skip("the weights are installed here")
+
+
+def test_progress_tells_how_far_and_how_right(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(4) as progress:
+        progress.took(outcome(True))
+    assert "1 of 4, 100.0% right" in capsys.readouterr().err
