@@ -72,8 +72,8 @@ class LocalStack:
         """
         with self._steps.step("Preparing Triton") as report:
             repository = render_cpu_repository(self._engine.path, self._folder / "repository")
-            # Unloading the model takes it two to four seconds; with less it gives up and ends as
-            # if it had failed.
+            # An idle computer unloads the model in two seconds, a busy one needs longer; when the
+            # time is over Triton gives up. It ends as soon as it can.
             self._triton = TritonServer(repository, exit_timeout_s=5, report=report)
             self._triton.prepare()
         with self._steps.step("Starting Triton with the routing model"):
