@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -69,6 +69,9 @@ class Done:
     prompt_format: str = ""
     engine: EngineInfo | None = None
     seconds: float = 0.0
+    failure: Failure | None = None
+    """What ended it early, or is missing from its results; told after them, so that an hour of
+    asking is not lost."""
 
 
 @click.command("eval")
@@ -181,14 +184,16 @@ def evaluate(
     if not done.outcomes.get("plain"):
         raise SystemExit(130)
     run = _finished(wanted, done, complete)
-    results = _document(run)
+    results = _document(run, done)
     _write(json_path, lambda: json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     _write(report_path, lambda: render_report(results, run.outcomes))
     print_results(results)
-    if write and complete:
-        _write_temperature(model, results)
-    if not complete:
+    if done.failure is not None:
+        raise done.failure
+    if not run.facts.complete:
         sys.exit(130)
+    if write:
+        _write_temperature(model, results)
 
 
 eval = evaluate
@@ -226,6 +231,11 @@ def _run(wanted: Wanted, done: Done) -> bool:
             started = time.perf_counter()
             asyncio.run(_ask_all(wanted, target, done))
     except KeyboardInterrupt:
+        return False
+    except Failure as failure:
+        if not done.outcomes.get("plain"):
+            raise
+        done.failure = failure
         return False
     finally:
         done.seconds = time.perf_counter() - started if started else 0.0
@@ -271,25 +281,30 @@ async def _ask_all(
 
 
 def _finished(wanted: Wanted, done: Done, complete: bool) -> Run:
-    temperature = done.engine.router.temperature if done.engine else None
+    outcomes = _in_order(wanted.cases, done.outcomes["plain"])
+    baselines: dict[str, Baseline] = {}
+    if wanted.baseline and complete:
+        try:
+            baselines = _baselines([outcome.case for outcome in outcomes])
+        except KeyboardInterrupt:
+            complete = False
     facts = RunFacts(
         asked=wanted.target or (done.engine.path.name if done.engine else ""),
         routing_model=done.routing_model,
         prompt_format=done.prompt_format,
         sidecar_version=__version__,
-        temperature=temperature,
+        temperature=done.engine.router.temperature if done.engine else None,
         cases=len(wanted.cases),
         complete=complete,
         seconds=round(done.seconds, 1),
         concurrency=wanted.concurrency,
     )
-    outcomes = _in_order(wanted.cases, done.outcomes["plain"])
     return Run(
         facts,
         outcomes,
         shuffled=done.outcomes.get("shuffled", ()),
         opaque=done.outcomes.get("opaque", ()),
-        baselines=_baselines([o.case for o in outcomes]) if wanted.baseline and complete else {},
+        baselines=baselines,
         fit=wanted.fit,
     )
 
@@ -317,11 +332,12 @@ def _baselines(cases: Sequence[Case]) -> dict[str, Baseline]:
     return found
 
 
-def _document(run: Run) -> Document:
+def _document(run: Run, done: Done) -> Document:
     try:
         return document(run)
     except NothingToFitError as error:
-        raise Failure(f"--fit-temperature: {error}") from None
+        done.failure = done.failure or Failure(f"--fit-temperature: {error}")
+        return document(replace(run, fit=False))
 
 
 def _write(path: Path | None, content: Callable[[], str]) -> None:

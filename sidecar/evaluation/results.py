@@ -99,7 +99,7 @@ def interrupted(results: Document) -> str:
     asked, wanted = results["overall"]["cases"], results["run"]["cases"]
     if asked < wanted:
         return f"Interrupted: {asked} of {wanted} cases were asked."
-    return "Interrupted: all cases were asked once, but not all of them again in another form."
+    return "Interrupted: all cases were asked once; what was to follow was not finished."
 
 
 def _by_group(outcomes: Sequence[Outcome]) -> Document:

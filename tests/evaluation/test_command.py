@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from click.testing import CliRunner
 from sidecar.app import Sidecar
 from sidecar.cli import cli
 from sidecar.cli.eval_progress import Progress
-from sidecar.cli.eval_targets import local_router, running_sidecar
+from sidecar.cli.eval_targets import Target, local_router, running_sidecar
 from sidecar.cli.failures import Failure
 from sidecar.config import load_settings
+from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.engines import EngineInfo
 from sidecar.evaluation.asking import Decide, ask
 from sidecar.evaluation.cases import Case, read_cases
@@ -26,6 +29,7 @@ from sidecar.evaluation.outcomes import Outcome
 from sidecar.local import TritonServer, cache_dir
 from tests.cli.test_commands import sidecar
 from tests.evaluation.making import line, outcome, write_cases
+from tests.evaluation.test_asking import DECISION
 from tests.integration.running_sidecar import POLICIES
 
 REQUESTS = {
@@ -139,6 +143,35 @@ async def _answers(
     outcomes: list[Outcome] = []
     await ask(cases, decide, outcomes.append, model_id=model_id)
     return {o.case.id: (o.answer, round(o.confidence or 0, 3)) for o in outcomes}
+
+
+def test_what_was_decided_before_a_sidecar_died_is_shown(
+    cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the sidecar: a real one does not die at a given case."""
+
+    @asynccontextmanager
+    async def dying(address: str) -> AsyncIterator[Target]:
+        asked: list[RoutingRequest] = []
+
+        async def decide(request: RoutingRequest) -> Decision:
+            asked.append(request)
+            if len(asked) > 3:
+                raise Failure("it has died")
+            return DECISION
+
+        yield Target(decide, "m", lambda: None)
+
+    monkeypatch.setattr("sidecar.cli.eval.running_sidecar", dying)
+    # It would write to the stream of this one run in all tests that follow.
+    monkeypatch.setattr("sidecar.cli.eval.configure_logging", lambda options: None)
+    results = tmp_path / "results.json"
+    arguments = ["eval", "--cases", cases, "--target", "a:1", "--json", results]
+    done = CliRunner().invoke(cli, [*map(str, arguments), "--concurrency", "1"])
+    assert done.exit_code == 1
+    assert "Interrupted: 3 of 5 cases were asked." in done.output
+    assert "Error: it has died" in done.output
+    assert json.loads(results.read_text())["overall"]["cases"] == 3
 
 
 async def test_an_address_where_nothing_listens_is_said() -> None:
