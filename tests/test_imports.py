@@ -19,9 +19,14 @@ ALLOWED = {
     "inference": CORE | {"inference"},
     "routing": INNER | {"routing"},
     # Beside the rest: they build and run what the sidecar talks to.
-    "engines": CORE | {"engines", "prompts", "inference"},
-    "local": CORE | {"local", "engines"},
-    "config": INNER,
+    "engines": {"engines"},
+    "local": {"local"},
+    # Edges: each adapts the core alone; what brings them together is the composition root.
+    "observability": CORE | {"observability"},
+    "admin": CORE | {"observability", "admin"},
+    "grpc_api": CORE | {"policies", "grpc_api", "_generated"},
+    "evaluation": CORE | {"policies", "engines", "evaluation"},
+    "config": {"policies"},
 }
 GENERATED_FOR = {"grpc_api", "ext_proc", "cli"}
 
