@@ -84,10 +84,12 @@ class HealthService(health_pb2_grpc.HealthServicer):
         sent = None
         while True:
             changed = self._changed
+            # Asked before the write: a drain that begins during it changes the status once more.
+            last = self._drain.begun
             status = self._status(request.service)
             if status != sent:
                 await context.write(_Status(status=status))
                 sent = status
-            if self._drain.begun:
+            if last:
                 return
             await changed.wait()

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sidecar.grpc_api.health import ROUTING_MODEL
+from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.health import ROUTING_MODEL, HealthService
 from sidecar.grpc_api.server import POLICIES, ROUTING, GrpcServer
 from tests.grpc_api.standins import StandInRouter
 
@@ -65,6 +66,27 @@ async def test_watchers_are_told_of_the_drain_and_end(health: Any, server: GrpcS
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
     assert (await health.Check(asking(""))).status == NOT_SERVING
+
+
+async def test_watcher_is_told_of_a_drain_that_begins_while_it_is_told_of_something_else() -> None:
+    drain = Drain()
+    service = HealthService((ROUTING,), drain)
+    service.serve()
+    told: list[int] = []
+
+    class Context:
+        """A fault that a real connection shows only now and then: the first write is slow."""
+
+        async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+            told.append(response.status)
+            if len(told) == 1:
+                drain.begin()
+                service.stop_serving()
+
+    context: Any = Context()
+    await service.Watch(asking(ROUTING), context)
+
+    assert told == [SERVING, NOT_SERVING]
 
 
 async def test_watcher_that_leaves_does_not_take_the_others_with_it(
