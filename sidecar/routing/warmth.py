@@ -27,7 +27,7 @@ _AT_ONCE = 8
 the model server from deciding."""
 
 _AFTER_RECOVERY = "after recovery"
-_WAIT_S = 0.05
+_LOOK_S = 0.02
 
 
 class Warmth:
@@ -38,6 +38,8 @@ class Warmth:
         timeout_s: how long one prefix may take.
         busy: True while the model server works on decisions, which what nobody has asked for yet
             must not delay: on a CPU a prefix takes as long as several decisions.
+        quiet_s: how long it must not have been busy before that is warmed: callers who were
+            answered `warming` come back within that time.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Warmth:
         policies: Callable[[], Sequence[CompiledPolicy]],
         timeout_s: float,
         busy: Callable[[], bool],
+        quiet_s: float = 0.5,
     ) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
         self._busy = busy
+        self._quiet_s = quiet_s
         # Prefixes believed to be warm, by digest: late decisions in a row.
         self._warm: dict[str, int] = {}
         # Digests of policies asked for, the latest last.
@@ -135,14 +139,20 @@ class Warmth:
         self, policies: Sequence[CompiledPolicy], model: RoutingModel, unasked: bool = False
     ) -> None:
         for compiled in policies:
-            while unasked and self._busy():  # noqa: ASYNC110 -- nothing tells when it is over
-                await asyncio.sleep(_WAIT_S)
+            if unasked:
+                await self._until_quiet()
             if compiled.ref.digest in self._warm:
                 continue
             try:
                 await self._warm_one(compiled, model)
             except InferenceError as error:
                 _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
+
+    async def _until_quiet(self) -> None:
+        quiet_s = 0.0
+        while quiet_s < self._quiet_s:
+            await asyncio.sleep(_LOOK_S)
+            quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_S
 
     async def _warm_one(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         if compiled.prompt is not None:

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sidecar.engines.sources import open_source
 from sidecar.engines.gguf_tokenizer import tokenizer_from_gguf
+from sidecar.engines.sources import open_source
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.local.cache import cache_dir, exclusive
 from sidecar.local.tools import data_file

@@ -27,8 +27,8 @@ def compiled(name: str) -> CompiledPolicy:
 POLICIES = {name: compiled(name) for name in NAMES}
 
 
-def warmth(busy: Callable[[], bool] = lambda: False) -> Warmth:
-    return Warmth(lambda: list(POLICIES.values()), timeout_s=1, busy=busy)
+def warmth(busy: Callable[[], bool] = lambda: False, quiet_s: float = 0) -> Warmth:
+    return Warmth(lambda: list(POLICIES.values()), timeout_s=1, busy=busy, quiet_s=quiet_s)
 
 
 async def settle() -> None:
@@ -87,7 +87,7 @@ async def test_what_was_warm_still_counts_when_the_server_was_only_late() -> Non
 
 async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
     busy = True
-    warm, model = warmth(lambda: busy), StubModel()
+    warm, model = warmth(lambda: busy, quiet_s=0.01), StubModel()
     await warm.recover(model, only_late=False)
     await settle()
     while_busy = warmed(model)
