@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -16,12 +17,14 @@ from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import EXAMPLES, check_policies, chosen_engine, with_policies
 from sidecar.config import Settings, load_settings
-from sidecar.core.decision import PolicyName, RoutingRequest, Source
+from sidecar.core.decision import Decision, PolicyName, Reason, RoutingRequest, Source
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.local import free_ports
 
 _TIMEOUT_S = 30.0
+_WARM_S = 60.0
+_LOOK_S = 0.1
 _BUDGET_MS = 10_000
 
 
@@ -72,9 +75,19 @@ def _route(stack: LocalStack, cases: list[Case]) -> list[Row]:
     with SidecarClient(stack.address, _TIMEOUT_S) as client:
         for case in cases:
             request = RoutingRequest(case.conversation, policy=PolicyName(case.policy))
-            decision = decision_to_core(client.route(request))
+            decision = _decided(client, request)
             rows.append(Row(case.conversation, decision, case.expected))
     return rows
+
+
+def _decided(client: SidecarClient, request: RoutingRequest) -> Decision:
+    """The decision once the policy is warm: right after the start its routes may still be read."""
+    end = time.monotonic() + _WARM_S
+    while True:
+        decision = decision_to_core(client.route(request))
+        if decision.reason is not Reason.WARMING or time.monotonic() > end:
+            return decision
+        time.sleep(_LOOK_S)
 
 
 def _print(rows: list[Row], engine: EngineInfo) -> None:

@@ -110,7 +110,9 @@ class Warmth:
         first, *rest = self._most_used()
         await self._warm_one(first, model)
         if rest:
-            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model, unasked=True))
+            # At the start nobody is known to be asking, and being ready soon is what counts.
+            in_use = bool(self._asked)
+            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model, unasked=in_use))
 
     async def close(self) -> None:
         """Stop what is under way."""

@@ -85,9 +85,18 @@ async def test_what_was_warm_still_counts_when_the_server_was_only_late() -> Non
     assert all(warm.is_warm(each) for each in POLICIES.values())
 
 
+async def test_at_the_start_all_policies_are_warmed_without_waiting() -> None:
+    warm, model = warmth(lambda: True), StubModel()
+    await warm.recover(model, only_late=False)
+    await settle()
+
+    assert warmed(model) == list(NAMES)
+
+
 async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
     busy = True
     warm, model = warmth(lambda: busy, quiet_s=0.01), StubModel()
+    warm.is_warm(POLICIES["default"])
     await warm.recover(model, only_late=False)
     await settle()
     while_busy = warmed(model)
