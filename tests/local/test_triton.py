@@ -132,13 +132,16 @@ def test_a_paused_server_answers_when_resumed(triton: TritonServer) -> None:
     assert echo(triton, [5]) == [5]
 
 
-def test_a_killed_server_leaves_no_process_and_no_shared_memory(triton: TritonServer) -> None:
-    group = triton.pid
-    shared = list(SHM.glob(f"llm_routing_sidecar_{os.getpid()}_*"))
-    assert shared
-    triton.kill()
-    assert not group_is_alive(group)
-    assert not any(path.exists() for path in shared)
+def test_a_killed_server_leaves_no_process_and_no_shared_memory() -> None:
+    mine = f"llm_routing_sidecar_{os.getpid()}_*"
+    of_others = set(SHM.glob(mine))
+    with TritonServer(ECHO, exit_timeout_s=0) as server:
+        group = server.pid
+        shared = set(SHM.glob(mine)) - of_others
+        assert shared
+        server.kill()
+        assert not group_is_alive(group)
+        assert not any(path.exists() for path in shared)
 
 
 def test_a_model_whose_process_was_killed_is_noticed_though_the_server_says_ready(
