@@ -60,7 +60,7 @@ test: $(INSTALLED) ## Run all tests
 	@# Before the tests, whose time limits are not made for downloads.
 	@$(BIN)/python -m sidecar.local fetch
 	@$(BIN)/sidecar model build >/dev/null
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -rs
 
 .PHONY: prove
 prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an otherwise idle machine
