@@ -45,7 +45,7 @@ class Plan:
     minutes: float = 60.0
     steps: int = 1_000_000
     packs_per_step: int = 4
-    rate: float = 3e-4
+    rate: float = 2e-4
     warmup: int = 20
     decay: float = 0.25
     frozen_layers: int = 10
