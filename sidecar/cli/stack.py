@@ -152,6 +152,8 @@ class LocalStack:
 def check_addresses(server: ServerSettings) -> None:
     """Raises Failure if the sidecar could not listen where it should, before anything starts."""
     with _naming("grpc_address"):
+        if server.grpc_address.endswith(":0"):
+            raise ListenError(f"{server.grpc_address}: port 0 is not known to callers; choose one")
         if server.grpc_address:
             check_tcp(server.grpc_address)
     with _naming("uds_path"):

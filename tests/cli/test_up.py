@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sidecar.cli import cli, stack
 from sidecar.cli.failures import Failure
 from sidecar.cli.up import with_policies
-from sidecar.config import load_settings
+from sidecar.config import ServerSettings, load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
 from sidecar.local import cache_dir, free_ports
@@ -200,6 +200,11 @@ def test_up_can_be_interrupted_while_it_starts(policies: Path) -> None:
         assert running.process.returncode == 130
         assert not Path("/proc", str(triton)).exists()
         assert _leftovers(running.process.pid) == []
+
+
+def test_up_wants_a_port_that_callers_can_know() -> None:
+    with pytest.raises(Failure, match="port 0 is not known to callers"):
+        stack.check_addresses(ServerSettings(grpc_address="127.0.0.1:0"))
 
 
 def test_up_says_before_it_starts_anything_that_its_address_is_taken(policies: Path) -> None:
