@@ -59,7 +59,8 @@ def test_what_a_killed_start_left_is_not_used(graph: Path, tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made_is_done_without(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    compile_graph(graph, OPTIONS, tmp_path / "file" / "kept")
+    compiled = compile_graph(graph, OPTIONS, tmp_path / "file" / "kept")
+    assert not compiled.get_property("LOADED_FROM_CACHE")
 
 
 def test_on_a_full_disk_nothing_is_kept(graph: Path, tmp_path: Path) -> None:

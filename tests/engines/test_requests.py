@@ -88,7 +88,9 @@ class TestAccepted:
         ids=str,
     )
     def test_values_that_change_nothing(self, changes: dict[str, Any]) -> None:
-        read(**changes)
+        asked, plain = read(**changes), read()
+        assert asked.ids.tolist() == plain.ids.tolist()
+        assert (asked.max_tokens, asked.literals) == (plain.max_tokens, plain.literals)
 
 
 @pytest.mark.parametrize(
