@@ -1,5 +1,8 @@
 """Generates `sidecar/_generated` and the descriptor set from the .proto files in this folder.
 
+`llmrouter` is the API of the sidecar; `envoy` the few messages of Envoy's that it uses,
+which are neither released nor in the descriptor set.
+
     python proto/generate.py             writes sidecar/_generated
     python proto/generate.py --release   also makes the present API the released one, against which
                                          `buf breaking` compares later changes
@@ -27,17 +30,16 @@ DESCRIPTOR_SET = "llmrouter.v1.binpb"
 PACKAGE = "sidecar._generated"
 
 # protoc writes absolute imports of the .proto's own package; ours is not at the top level.
-IMPORT = re.compile(r"^(from|import) llmrouter\b", re.MULTILINE)
+IMPORT = re.compile(r"^(from|import) (llmrouter|envoy)\b", re.MULTILINE)
 
 
 def generate(out: Path) -> None:
     """Writes the Python package and the descriptor set (imports and comments included) to `out`."""
-    sources = sorted(
-        path.relative_to(PROTO).as_posix() for path in PROTO.glob("llmrouter/**/*.proto")
-    )
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
-        run_protoc(fresh, sources)
+        described = (f"--descriptor_set_out={fresh / DESCRIPTOR_SET}", "--include_imports")
+        run_protoc(fresh, "llmrouter", *described, "--include_source_info")
+        run_protoc(fresh, "envoy")
         for path in sorted(fresh.rglob("*.py*")):
             path.write_text(own_imports(path.read_text()))
         for package in {path.parent for path in fresh.rglob("*.py")}:
@@ -53,8 +55,11 @@ def generate(out: Path) -> None:
         shutil.copytree(fresh, out)
 
 
-def run_protoc(out: Path, sources: list[str]) -> None:
+def run_protoc(out: Path, package: str, *options: str) -> None:
     programs = Path(sys.executable).parent
+    sources = sorted(
+        path.relative_to(PROTO).as_posix() for path in PROTO.glob(f"{package}/**/*.proto")
+    )
     arguments = [
         "protoc",
         f"--proto_path={PROTO}",
@@ -65,9 +70,7 @@ def run_protoc(out: Path, sources: list[str]) -> None:
         f"--plugin=protoc-gen-mypy_grpc={programs / 'protoc-gen-mypy_grpc'}",
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet,only_async:{out}",
-        f"--descriptor_set_out={out / DESCRIPTOR_SET}",
-        "--include_imports",
-        "--include_source_info",
+        *options,
         *sources,
     ]
     if protoc.main(arguments) != 0:
@@ -75,7 +78,7 @@ def run_protoc(out: Path, sources: list[str]) -> None:
 
 
 def own_imports(text: str) -> str:
-    return IMPORT.sub(rf"\1 {PACKAGE}.llmrouter", text)
+    return IMPORT.sub(rf"\1 {PACKAGE}.\2", text)
 
 
 def main() -> None:
