@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
-from sidecar.local import TritonServer
+from sidecar.local import LocalError, PostgresServer, TritonServer
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
 # ones.
@@ -39,3 +39,15 @@ def triton(cpu_repository: Path) -> Iterator[TritonServer]:
     """One Triton for all tests that leave it as it is; those that break it start their own."""
     with TritonServer(cpu_repository, exit_timeout_s=1) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for all tests that leave it running; each empties the tables first."""
+    server = PostgresServer()
+    try:
+        server.start()
+    except LocalError as error:
+        pytest.skip(str(error))
+    yield server
+    server.stop()

@@ -6,7 +6,7 @@ errors but as `sidecar.core.decision.Reason` on a fallback decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,6 +19,15 @@ class ErrorCode(Enum):
     POLICY_TOO_LARGE = ("INVALID_ARGUMENT", 400, "policy_too_large")
     POLICY_NOT_FOUND = ("NOT_FOUND", 404, "policy_not_found")
     MODEL_NOT_FOUND = ("NOT_FOUND", 404, "model_not_found")
+    REVISION_NOT_FOUND = ("NOT_FOUND", 404, "revision_not_found")
+    POLICY_EXISTS = ("ALREADY_EXISTS", 409, "policy_exists")
+    POLICY_CONFLICT = ("ABORTED", 409, "policy_conflict")
+    POLICY_IN_USE = ("FAILED_PRECONDITION", 400, "policy_in_use")
+    POLICY_READ_ONLY = ("FAILED_PRECONDITION", 400, "policy_read_only")
+    EXAMPLES_FAILED = ("FAILED_PRECONDITION", 400, "examples_failed")
+    WRITES_REFUSED = ("PERMISSION_DENIED", 403, "writes_refused")
+    CHANGES_LOST = ("OUT_OF_RANGE", 400, "changes_lost")
+    STORE_UNAVAILABLE = ("UNAVAILABLE", 503, "store_unavailable")
     REQUEST_TOO_LARGE = ("RESOURCE_EXHAUSTED", 413, "request_too_large")
     UNSUPPORTED = ("UNIMPLEMENTED", 501, "unsupported")
     DRAINING = ("UNAVAILABLE", 503, "draining")
@@ -53,9 +62,15 @@ class SidecarError(Exception):
     """An error for the caller. `str(error)` is safe to show: no message content, no secrets."""
 
     def __init__(
-        self, code: ErrorCode, message: str, violations: Sequence[FieldViolation] = ()
+        self,
+        code: ErrorCode,
+        message: str,
+        violations: Sequence[FieldViolation] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
+        """`metadata`: facts for programs, such as the etag that a write should have had."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.violations = tuple(violations)
+        self.metadata = dict(metadata or {})

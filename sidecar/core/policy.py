@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 OTHER = "other"
@@ -18,6 +19,8 @@ class ApiDialect(StrEnum):
     OPENAI_CHAT = "openai-chat"
     OPENAI_RESPONSES = "openai-responses"
     ANTHROPIC_MESSAGES = "anthropic-messages"
+    OPENAI_COMPLETIONS = "openai-completions"
+    """The older API of text that is continued; few providers of chat models answer it."""
 
 
 class Capability(StrEnum):
@@ -133,10 +136,69 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribution:
+    """Who made a revision, when and why.
+
+    Args:
+        author: as the writer said, or as known from its credentials if `verified`.
+        message: why, in the author's words; may be empty.
+        time: when the store took it, with time zone.
+    """
+
+    author: str
+    message: str
+    time: datetime
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRecord:
-    """An accepted policy as a store keeps it. `revision` counts from 1; `etag` changes with it."""
+    """An accepted policy as a store keeps it. `revision` counts from 1; `etag` changes with it.
+
+    Args:
+        attribution: None where the store does not keep it.
+        deleted: the policy is deleted as of this revision, which has the content of the last one
+            before it.
+        change: number of the change that made this revision, among all changes of the store; 0
+            where the store does not count them.
+    """
 
     policy: Policy
     revision: int
     etag: str
     digest: str = field(default="")
+    attribution: Attribution | None = None
+    deleted: bool = False
+    change: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogRecord:
+    """The model catalog as a store keeps it; the fields mean what those of `PolicyRecord` do.
+    Revision 0 with an empty etag: there has never been one."""
+
+    models: Catalog
+    revision: int = 0
+    etag: str = ""
+    digest: str = ""
+    attribution: Attribution | None = None
+    change: int = 0
+
+
+def catalog_digest(models: Catalog) -> str:
+    """`sha256:<hex>` over the canonical JSON of the models, in their order."""
+    plain = [
+        {
+            **asdict(model),
+            "dialects": sorted(model.dialects),
+            "capabilities": sorted(model.capabilities),
+        }
+        for model in models.values()
+    ]
+    canonical = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def etag_of(revision: int, digest: str) -> str:
+    """The etag of a revision with that content."""
+    return f"{revision}-{digest.removeprefix('sha256:')[:16]}"

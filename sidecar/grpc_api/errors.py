@@ -34,7 +34,9 @@ def grpc_code(code: ErrorCode) -> grpc.StatusCode:
 
 def status_of(error: SidecarError) -> status_pb2.Status:
     """The status of a call that failed with `error`."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN)]
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.code.name, domain=DOMAIN, metadata=error.metadata)
+    ]
     if error.violations:
         details.append(
             error_details_pb2.BadRequest(

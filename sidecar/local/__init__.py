@@ -3,6 +3,7 @@
 from sidecar.local.cache import CACHE_VARIABLE, cache_dir
 from sidecar.local.errors import LocalError
 from sidecar.local.ports import free_ports
+from sidecar.local.postgres import PostgresServer
 from sidecar.local.process import ChildProcess
 from sidecar.local.stub_environment import stub_environment
 from sidecar.local.tools import data_file, tool, unpacked
@@ -12,6 +13,7 @@ __all__ = [
     "CACHE_VARIABLE",
     "ChildProcess",
     "LocalError",
+    "PostgresServer",
     "TritonServer",
     "cache_dir",
     "data_file",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,12 +35,14 @@ class PolicySet:
             no history: each has revision 1 and an etag made from its content.
         findings: errors first.
         files: those that were read.
+        origins: the file of each of the records.
     """
 
     catalog: Catalog
     records: Mapping[str, PolicyRecord]
     findings: tuple[Finding, ...] = ()
     files: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def valid(self) -> bool:
@@ -170,6 +172,9 @@ class _Loading:
             MappingProxyType(records),
             self._sorted_findings(),
             tuple(self._files),
+            MappingProxyType(
+                {each.policy.resource_name: each.file for each in reversed(self._policies)}
+            ),
         )
 
     def _sorted_findings(self) -> tuple[Finding, ...]:

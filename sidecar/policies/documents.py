@@ -1,0 +1,138 @@
+"""Policies and catalogs as the documents that `schema` reads: what stores keep and exports write.
+
+`policy_from(policy_document(policy))` is `policy`. What has its default value is left out, so that
+a version that lacks a key can read a policy which does not use it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from sidecar.core.policy import Model, ModelList, Policy, Preference, Route
+from sidecar.policies.findings import Finding
+from sidecar.policies.schema import (
+    API_VERSION,
+    CatalogShape,
+    PolicyShape,
+    read_shape,
+)
+
+_LINE_WIDTH = 100
+
+
+class UnreadableDocumentError(Exception):
+    """A kept document that this version cannot read: it was written by a newer one."""
+
+
+def policy_document(policy: Policy) -> dict[str, object]:
+    """The policy as a document of kind Policy."""
+    document: dict[str, object] = {
+        "apiVersion": API_VERSION,
+        "kind": PolicyShape.KIND,
+        "name": policy.name,
+    }
+    if policy.namespace != "default":
+        document["namespace"] = policy.namespace
+    if policy.description:
+        document["description"] = policy.description
+    document["default"] = _models(policy.default)
+    document["routes"] = [_route(route) for route in policy.routes]
+    return document
+
+
+def policy_from(document: Mapping[str, object]) -> Policy:
+    """Raises UnreadableDocumentError."""
+    read = read_shape(dict(document), PolicyShape, ())
+    if read.shape is None or read.findings:
+        raise UnreadableDocumentError(_said(read.findings))
+    return read.shape.to_core()
+
+
+def catalog_document(models: Iterable[Model]) -> dict[str, object]:
+    """The models as a document of kind ModelCatalog."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": CatalogShape.KIND,
+        "models": [_model(model) for model in models],
+    }
+
+
+def catalog_from(document: Mapping[str, object]) -> tuple[Model, ...]:
+    """Raises UnreadableDocumentError."""
+    read = read_shape(dict(document), CatalogShape, ())
+    if read.shape is None or read.findings:
+        raise UnreadableDocumentError(_said(read.findings))
+    return read.shape.to_core()
+
+
+def yaml_text(*documents: Mapping[str, object]) -> str:
+    """The documents as YAML, keys in their order."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = _LINE_WIDTH
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    yaml.dump_all([dict(document) for document in documents], stream)
+    return stream.getvalue()
+
+
+def _said(findings: Iterable[Finding]) -> str:
+    return "; ".join(str(finding) for finding in findings)
+
+
+def _route(route: Route) -> dict[str, object]:
+    document: dict[str, object] = {"name": route.name, "description": route.description}
+    if route.domain:
+        document["domain"] = route.domain
+    document |= _models(route.models)
+    if route.min_confidence:
+        document["min_confidence"] = route.min_confidence
+    if route.examples:
+        document["examples"] = list(route.examples)
+    return document
+
+
+def _models(models: ModelList) -> dict[str, object]:
+    document: dict[str, object] = {
+        "models": [
+            entry.id if entry.weight == 1.0 else {"model": entry.id, "weight": entry.weight}
+            for entry in models.models
+        ]
+    }
+    if models.preference is not Preference.DECLARED:
+        document["preference"] = models.preference.value
+    if models.preference is Preference.WEIGHTED:
+        # At least one weight has to be written out, or the list reads as a mistake.
+        document["models"] = [
+            {"model": entry.id, "weight": entry.weight} for entry in models.models
+        ]
+    return document
+
+
+_MODEL_DEFAULTS = {each.name: each.default for each in fields(Model) if each.default is not MISSING}
+
+
+def _model(model: Model) -> dict[str, object]:
+    document: dict[str, object] = {"id": model.id, "upstream_model": model.upstream_model}
+    plain: dict[str, Any] = {
+        "cluster": model.cluster,
+        "host": model.host,
+        "dialects": model.dialects,
+        "capabilities": model.capabilities,
+        "latency_ms": model.latency_ms,
+        "context_window": model.context_window,
+    }
+    for key, value in plain.items():
+        if value != _MODEL_DEFAULTS[key]:
+            kept = sorted(each.value for each in value) if isinstance(value, frozenset) else value
+            document[key] = kept
+    prices = {"input": model.input_price, "output": model.output_price}
+    known = {key: value for key, value in prices.items() if value is not None}
+    if known:
+        document["prices"] = known
+    return document

@@ -1,0 +1,103 @@
+"""Where policies are kept: files, SQLite, PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.policies.stores.contract import (
+    CatalogWrite,
+    Change,
+    ChangeKind,
+    MovedError,
+    PolicyFiles,
+    PolicyHistory,
+    PolicyStore,
+    PolicyWrite,
+    PolicyWriting,
+    Snapshot,
+    WriteNote,
+    now,
+)
+from sidecar.policies.stores.files import FileStore, InvalidFilesError, read_only
+from sidecar.policies.stores.fixed import FixedStore
+
+__all__ = [
+    "CatalogWrite",
+    "Change",
+    "ChangeKind",
+    "FileStore",
+    "FixedStore",
+    "InvalidFilesError",
+    "MovedError",
+    "PolicyFiles",
+    "PolicyHistory",
+    "PolicyStore",
+    "PolicyWrite",
+    "PolicyWriting",
+    "Snapshot",
+    "StoreUrlError",
+    "WriteNote",
+    "check_url",
+    "now",
+    "open_store",
+    "read_only",
+]
+
+_SQLITE = "sqlite:"
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+class StoreUrlError(ValueError):
+    """An address that no store has; the text says what it should be."""
+
+
+def check_url(url: str) -> str:
+    """`url` in the spelling that `open_store` takes. Raises StoreUrlError."""
+    if url.startswith(_SQLITE):
+        path = url.removeprefix(_SQLITE).removeprefix("//")
+        if not path:
+            raise StoreUrlError("sqlite: names no file; write it like sqlite:/var/lib/policies.db")
+        return _SQLITE + path
+    if url.startswith(_POSTGRES):
+        # Imported only where a database is used.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            address = make_url(url.replace("postgres://", "postgresql://", 1))
+        except (ArgumentError, ValueError):
+            # Without the text, which may hold a password.
+            raise StoreUrlError(
+                "is not an address like postgresql://user@host:5432/database"
+            ) from None
+        if address.password is not None:
+            raise StoreUrlError(
+                "has a password, which would show wherever settings do; leave it out and give it "
+                "by PGPASSWORD or a password file (PGPASSFILE)"
+            )
+        if not address.database:
+            raise StoreUrlError(
+                "names no database; write it like postgresql://user@host:5432/database"
+            )
+        return address.render_as_string()
+    scheme = url.split(":")[0]
+    raise StoreUrlError(
+        f"{scheme!r} is no kind of store; write sqlite:FILE or postgresql://USER@HOST/DATABASE"
+    )
+
+
+def open_store(url: str) -> PolicyStore:
+    """The database at `url`, made or updated as needed.
+
+    Raises:
+        StoreUrlError: `url` is not of the form `sqlite:FILE` or `postgresql://…`.
+        SidecarError: STORE_UNAVAILABLE.
+    """
+    url = check_url(url)
+    if url.startswith(_SQLITE):
+        from sidecar.policies.stores.sqlite import SqliteStore
+
+        return SqliteStore(Path(url.removeprefix(_SQLITE)))
+    from sidecar.policies.stores.postgres import PostgresStore
+
+    return PostgresStore(url)

@@ -1,0 +1,207 @@
+"""What a store of policies can do, as capabilities: callers ask for the ones they need.
+
+Stores are synchronous and safe to use from several threads; who has an event loop calls them in a
+thread. Names are resource names, `namespaces/{namespace}/policies/{policy}`.
+
+A **change** is one accepted write. Changes of a store are numbered 1, 2, 3, … without a gap; the
+number is given under a lock in the transaction that writes, so that whoever has seen change n has
+seen all before it. Each makes exactly one revision of one policy, or of the model catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
+
+
+class ChangeKind(StrEnum):
+    CREATE = "create"
+    UPDATE = "update"
+    ROLLBACK = "rollback"
+    DELETE = "delete"
+    UNDELETE = "undelete"
+    CATALOG = "catalog"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything in force at one moment.
+
+    Args:
+        change: number of the last change in it.
+        records: policies that are not deleted, by resource name, sorted.
+        unreadable: policies that this version cannot read, and why, by resource name.
+    """
+
+    change: int
+    catalog: CatalogRecord
+    records: Mapping[str, PolicyRecord]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One accepted write, and the revision that it made: of a policy or of the catalog."""
+
+    number: int
+    kind: ChangeKind
+    record: PolicyRecord | CatalogRecord
+
+
+def now() -> datetime:
+    """The time in UTC, in whole microseconds, which every store keeps."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteNote:
+    """What goes with a write, whatever it writes.
+
+    Args:
+        etag: the one the present revision must have; empty: any.
+        request_id: a second write with the same id is not made: it gets what the first one made.
+            Empty: none.
+        request_digest: of what is asked for; a second write with another one is refused.
+    """
+
+    attribution: Attribution
+    etag: str = ""
+    request_id: str = ""
+    request_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWrite:
+    """A checked write of one policy.
+
+    Args:
+        policy: the new content; None keeps that of the present revision.
+        catalog_etag: of the catalog that the content was checked against; None if it was not.
+    """
+
+    name: str
+    kind: ChangeKind
+    policy: Policy | None
+    note: WriteNote
+    catalog_etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogWrite:
+    """A checked write of the whole model catalog. `checked_at`: the last change of the snapshot
+    whose policies it was checked against; None if it was not."""
+
+    models: Catalog
+    note: WriteNote
+    checked_at: int | None = None
+
+
+class MovedError(Exception):
+    """What a write was checked against has changed since; check it again."""
+
+
+class PolicyStore(Protocol):
+    """What every store can do.
+
+    Every method raises SidecarError STORE_UNAVAILABLE where the store cannot be reached.
+    """
+
+    def snapshot(self) -> Snapshot: ...
+
+    def last_change(self) -> int:
+        """Number of the last change; 0 if there has been none."""
+        ...
+
+    def policy(self, name: str) -> PolicyRecord:
+        """The present revision, also of a deleted policy. Raises SidecarError POLICY_NOT_FOUND."""
+        ...
+
+    def policies(
+        self, namespace: str | None, after: str, limit: int, deleted: bool = False
+    ) -> Sequence[PolicyRecord]:
+        """The present revisions of up to `limit` policies whose names follow `after`, sorted.
+
+        Args:
+            namespace: None for all.
+            deleted: include deleted ones.
+        """
+        ...
+
+    def catalog(self) -> CatalogRecord: ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when there may have been a change, after `timeout_s` at the latest, and when the
+        store is closed."""
+        ...
+
+    def changes_after(self, number: int, limit: int) -> Sequence[Change]:
+        """The first changes with greater numbers, in order.
+
+        Raises:
+            SidecarError: CHANGES_LOST where the store has never had such a number, or cannot tell
+                what followed it.
+        """
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why what it gives may be out of date; empty if nothing is known to be wrong."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class PolicyHistory(Protocol):
+    """A store that keeps every revision."""
+
+    def revision(self, name: str, revision: int) -> PolicyRecord:
+        """Raises SidecarError POLICY_NOT_FOUND or REVISION_NOT_FOUND."""
+        ...
+
+    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
+        """Up to `limit` revisions below `before` (None: all), the latest first. Raises SidecarError
+        POLICY_NOT_FOUND."""
+        ...
+
+
+@runtime_checkable
+class PolicyWriting(Protocol):
+    """A store that takes writes."""
+
+    def made_by(self, request_id: str, request_digest: str) -> Change | None:
+        """What the write with this request id made; None if there has been none.
+
+        Raises:
+            SidecarError: INVALID_REQUEST if it asked for something else.
+        """
+        ...
+
+    def write(self, write: PolicyWrite | CatalogWrite) -> Change:
+        """Make one change: all of it or nothing, and durable when this returns.
+
+        Raises:
+            SidecarError: POLICY_NOT_FOUND, POLICY_EXISTS, POLICY_CONFLICT; INVALID_REQUEST as
+                `made_by`; STORE_UNAVAILABLE, in which case it may have been made or not.
+            MovedError: the catalog or a policy that it was checked against has changed.
+        """
+        ...
+
+    def seed(self, catalog: Catalog, policies: Sequence[Policy], attribution: Attribution) -> int:
+        """Fill a store that has never had a change; does nothing to another. How many changes were
+        made."""
+        ...
+
+
+@runtime_checkable
+class PolicyFiles(Protocol):
+    """A store of files, which people edit."""
+
+    def file_of(self, name: str) -> str:
+        """The file that holds the policy; empty if none does."""
+        ...

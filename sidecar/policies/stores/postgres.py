@@ -1,0 +1,102 @@
+"""Policies in PostgreSQL: one truth for a fleet of sidecars."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import URL, make_url
+
+from sidecar.policies.stores.sql import SqlStore
+
+_CHANNEL = "llmrouter_policies"
+_CONNECT_S = 3
+_STATEMENT_MS = 5_000
+_SLICE_S = 0.2
+"""How long closing waits for a thread that listens."""
+
+_CONNECT: dict[str, Any] = {
+    "connect_timeout": _CONNECT_S,
+    "application_name": "llm-routing-sidecar",
+    # A server that vanished without a word is noticed within seconds, not after two hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    # A writer waits for the others' lock, but not for ever.
+    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
+}
+
+
+class PostgresStore(SqlStore):
+    """A store in the database `url` (`postgresql://user@host:port/database`).
+
+    The password comes from where libpq looks for it: `PGPASSWORD` or a password file. Raises
+    SidecarError STORE_UNAVAILABLE when made, for a database that cannot be reached.
+    """
+
+    def __init__(self, url: str) -> None:
+        address = make_url(url)
+        engine = create_engine(
+            address.set(drivername="postgresql+psycopg"),
+            connect_args=_CONNECT,
+            # Connections that a restart of the server has cut are found before they are used.
+            pool_pre_ping=True,
+            pool_size=4,
+            max_overflow=4,
+            pool_timeout=_CONNECT_S,
+            # All reads of a transaction see the same moment; a writer's see what the last one did.
+            isolation_level="REPEATABLE READ",
+        )
+        super().__init__(engine, _shown(address))
+        self._address = address.set(drivername="postgresql")
+        self._writer = engine.execution_options(isolation_level="READ COMMITTED", writes=True)
+        self._listener: psycopg.Connection[Any] | None = None
+        self._closed = threading.Event()
+        self.open()
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns early when any sidecar has written."""
+        end = time.monotonic() + timeout_s
+        try:
+            listener = self._listening()
+            while not self._closed.is_set() and (rest := end - time.monotonic()) > 0:
+                for _ in listener.notifies(timeout=min(rest, _SLICE_S), stop_after=1):
+                    return
+        except psycopg.Error:
+            # Whoever looks next finds out what is wrong; until then this is only a clock.
+            self._stop_listening()
+            self._closed.wait(max(0.0, end - time.monotonic()))
+
+    def close(self) -> None:
+        self._closed.set()
+        super().close()
+
+    def _listening(self) -> psycopg.Connection[Any]:
+        if self._listener is None or self._listener.closed:
+            address = self._address.render_as_string(hide_password=False)
+            listener = psycopg.connect(address, autocommit=True, **_CONNECT)
+            listener.execute(f"LISTEN {_CHANNEL}")
+            self._listener = listener
+        return self._listener
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._listener.close()
+            self._listener = None
+
+    def _announce(self, connection: Connection, number: int) -> None:
+        # Delivered at the commit, and only if there is one.
+        connection.execute(
+            text("SELECT pg_notify(:channel, :number)"),
+            {"channel": _CHANNEL, "number": str(number)},
+        )
+
+
+def _shown(address: URL) -> str:
+    return f"{address.host or 'localhost'}:{address.port or 5432}/{address.database}"

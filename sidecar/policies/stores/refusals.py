@@ -1,0 +1,81 @@
+"""The errors of stores, in one place, so that every store says the same."""
+
+from __future__ import annotations
+
+from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
+
+
+def not_found(name: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.POLICY_NOT_FOUND,
+        f"there is no policy {name}; ListPolicies gives those there are",
+    )
+
+
+def exists(name: str, deleted: bool) -> SidecarError:
+    if deleted:
+        return SidecarError(
+            ErrorCode.POLICY_EXISTS,
+            f"{name} was deleted; undelete it and update it, or choose another name",
+        )
+    return SidecarError(
+        ErrorCode.POLICY_EXISTS, f"{name} exists already; update it, or choose another name"
+    )
+
+
+def deleted(name: str) -> SidecarError:
+    return SidecarError(ErrorCode.POLICY_NOT_FOUND, f"{name} has been deleted; undelete it first")
+
+
+def not_deleted(name: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.POLICY_EXISTS, f"{name} is not deleted, so there is nothing to undelete"
+    )
+
+
+def conflict(name: str, given: str, current: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.POLICY_CONFLICT,
+        f"etag: {given!r} is not that of {name}, whose etag now is {current!r}; read it again and "
+        "decide whether your change still holds",
+        metadata={"current_etag": current},
+    )
+
+
+def no_revision(name: str, revision: int, last: int) -> SidecarError:
+    return SidecarError(
+        ErrorCode.REVISION_NOT_FOUND,
+        f"{name} has no revision {revision}; its revisions are 1 to {last}",
+    )
+
+
+def no_history(name: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.REVISION_NOT_FOUND,
+        f"{name} comes from a file, which has no history here; look into the version control "
+        "that keeps the file",
+    )
+
+
+def reused_request_id(request_id: str) -> SidecarError:
+    text = f"{request_id!r} was given to another request before; make a new one for each request"
+    return SidecarError(
+        ErrorCode.INVALID_REQUEST,
+        f"request_id: {text}",
+        [FieldViolation("request_id", text)],
+    )
+
+
+def changes_lost(number: int, why: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.CHANGES_LOST,
+        f"after_change: {number} {why}; list the policies and watch from the change number of "
+        "the list",
+    )
+
+
+def unavailable(what: str, why: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.STORE_UNAVAILABLE,
+        f"the policy store {what} cannot be used now: {why}; try again",
+    )

@@ -1,0 +1,390 @@
+"""Policies in a SQL database: what SQLite and PostgreSQL have in common."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from sidecar.core.errors import SidecarError
+from sidecar.core.policy import (
+    Attribution,
+    Catalog,
+    CatalogRecord,
+    Policy,
+    PolicyRecord,
+    catalog_digest,
+    etag_of,
+)
+from sidecar.policies.documents import UnreadableDocumentError
+from sidecar.policies.stores import refusals
+from sidecar.policies.stores.contract import (
+    CatalogWrite,
+    Change,
+    ChangeKind,
+    MovedError,
+    PolicyWrite,
+    Snapshot,
+    WriteNote,
+)
+from sidecar.policies.stores.migrations import migrate
+from sidecar.policies.stores.tables import (
+    CATALOG_NAME,
+    Row,
+    catalog_content,
+    catalog_record,
+    change_of,
+    changes,
+    heads,
+    microseconds,
+    policy_content,
+    policy_record,
+    state,
+)
+
+R = TypeVar("R")
+
+
+class SqlStore(abc.ABC):
+    """All capabilities but those of files.
+
+    Args:
+        what: the database as error texts name it; no password.
+    """
+
+    def __init__(self, engine: Engine, what: str) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+        self._what = what
+
+    def open(self) -> None:
+        """Makes or updates the tables. Raises SidecarError STORE_UNAVAILABLE."""
+        with self._writing() as connection:
+            migrate(connection, self._what)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @property
+    def problem(self) -> str:
+        """Always empty: what a database cannot give, it fails to give."""
+        return ""
+
+    @abc.abstractmethod
+    def wait(self, timeout_s: float) -> None:
+        """As `PolicyStore`."""
+
+    # --- Reading ----------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """As `PolicyStore`."""
+        with self._reading() as connection:
+            number = _last_change(connection)
+            catalog = _catalog(connection)
+            query = _present().where(~changes.c.deleted).order_by(heads.c.name)
+            rows = connection.execute(query).mappings().all()
+        records: dict[str, PolicyRecord] = {}
+        unreadable: dict[str, str] = {}
+        for row in rows:
+            try:
+                records[row["name"]] = policy_record(row)
+            except UnreadableDocumentError as error:
+                unreadable[row["name"]] = str(error)
+        return Snapshot(number, catalog, MappingProxyType(records), MappingProxyType(unreadable))
+
+    def last_change(self) -> int:
+        """As `PolicyStore`."""
+        with self._reading() as connection:
+            return _last_change(connection)
+
+    def policy(self, name: str) -> PolicyRecord:
+        """As `PolicyStore`."""
+        with self._reading() as connection:
+            row = _head(connection, name)
+        if row is None:
+            raise refusals.not_found(name)
+        return self._read(policy_record, row)
+
+    def policies(
+        self, namespace: str | None, after: str, limit: int, deleted: bool = False
+    ) -> Sequence[PolicyRecord]:
+        """As `PolicyStore`."""
+        query = _present().where(heads.c.name > after).order_by(heads.c.name).limit(limit)
+        if namespace is not None:
+            query = query.where(heads.c.namespace == namespace)
+        if not deleted:
+            query = query.where(~changes.c.deleted)
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [self._read(policy_record, row) for row in rows]
+
+    def catalog(self) -> CatalogRecord:
+        """As `PolicyStore`."""
+        with self._reading() as connection:
+            return _catalog(connection)
+
+    def changes_after(self, number: int, limit: int) -> Sequence[Change]:
+        """As `PolicyStore`."""
+        query = select(changes).where(changes.c.change > number)
+        query = query.order_by(changes.c.change).limit(limit)
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+            last = rows[-1]["change"] if rows else _last_change(connection)
+        if number > last:
+            raise refusals.changes_lost(number, f"has not been reached: the last change is {last}")
+        return [self._read(change_of, row) for row in rows]
+
+    def revision(self, name: str, revision: int) -> PolicyRecord:
+        """As `PolicyHistory`."""
+        query = select(changes).where(changes.c.name == name, changes.c.revision == revision)
+        with self._reading() as connection:
+            head = _head(connection, name)
+            row = connection.execute(query).mappings().one_or_none()
+        if head is None:
+            raise refusals.not_found(name)
+        if row is None:
+            raise refusals.no_revision(name, revision, head["revision"])
+        return self._read(policy_record, row)
+
+    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
+        """As `PolicyHistory`."""
+        query = select(changes).where(changes.c.name == name)
+        if before is not None:
+            query = query.where(changes.c.revision < before)
+        query = query.order_by(changes.c.revision.desc()).limit(limit)
+        with self._reading() as connection:
+            if _head(connection, name) is None:
+                raise refusals.not_found(name)
+            rows = connection.execute(query).mappings().all()
+        return [self._read(policy_record, row) for row in rows]
+
+    # --- Writing ----------------------------------------------------------------------------------
+
+    def made_by(self, request_id: str, request_digest: str) -> Change | None:
+        """As `PolicyWriting`."""
+        with self._reading() as connection:
+            row = _by_request(connection, request_id, request_digest)
+        return None if row is None else self._read(change_of, row)
+
+    def write(self, write: PolicyWrite | CatalogWrite) -> Change:
+        """As `PolicyWriting`."""
+        with self._writing() as connection:
+            # Locks the counter: from here to the commit there is no other writer, so what is read
+            # below stays true, and changes become visible in the order of their numbers.
+            number = self._next_change(connection)
+            repeated = _by_request(connection, write.note.request_id, write.note.request_digest)
+            if repeated is not None:
+                connection.rollback()
+                return self._read(change_of, repeated)
+            row = _policy_row if isinstance(write, PolicyWrite) else _catalog_row
+            made = {**row(connection, write), **_note_values(write.note), "change": number}  # type: ignore[arg-type]
+            self._insert(connection, made)
+            self._announce(connection, number)
+        return self._read(change_of, made)
+
+    def seed(self, catalog: Catalog, policies: Sequence[Policy], attribution: Attribution) -> int:
+        """As `PolicyWriting`."""
+        note = _note_values(WriteNote(attribution))
+        with self._writing() as connection:
+            if self._next_change(connection) != 1:
+                connection.rollback()
+                return 0
+            rows = [_new_catalog(catalog, 1)]
+            rows += [_new_policy(policy, ChangeKind.CREATE, 1) for policy in policies]
+            for number, row in enumerate(rows, 1):
+                self._insert(connection, {**row, **note, "change": number})
+            connection.execute(update(state).values(last_change=len(rows)))
+            self._announce(connection, len(rows))
+        return len(rows)
+
+    def _next_change(self, connection: Connection) -> int:
+        counted = (
+            update(state)
+            .where(state.c.id == 1)
+            .values(last_change=state.c.last_change + 1)
+            .returning(state.c.last_change)
+        )
+        return int(connection.execute(counted).scalar_one())
+
+    def _insert(self, connection: Connection, row: Mapping[str, Any]) -> None:
+        namespace = row["name"].split("/")[1] if row["name"] != CATALOG_NAME else ""
+        connection.execute(insert(changes).values(dict(row)))
+        moved = update(heads).where(heads.c.name == row["name"]).values(change=row["change"])
+        if connection.execute(moved).rowcount == 0:
+            connection.execute(
+                insert(heads).values(name=row["name"], namespace=namespace, change=row["change"])
+            )
+
+    def _announce(self, connection: Connection, number: int) -> None:  # noqa: B027 -- may be nothing
+        """Tell other processes, when the transaction is committed."""
+
+    # --- Connections ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """All reads of the block see the same moment."""
+        with self._reaching(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Committed at the end of the block, and rolled back if it raises."""
+        with self._reaching(), self._writer.connect() as connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+                if transaction.is_active:
+                    transaction.commit()
+            finally:
+                if transaction.is_active:
+                    transaction.rollback()
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Raises SidecarError STORE_UNAVAILABLE for whatever the database says."""
+        try:
+            yield
+        except PoolTimeoutError:
+            raise refusals.unavailable(self._what, "all its connections are in use") from None
+        except DBAPIError as error:
+            # Without the statement, which may hold what people wrote.
+            raise refusals.unavailable(self._what, _first_line(str(error.orig))) from error
+        except SQLAlchemyError as error:
+            raise refusals.unavailable(self._what, type(error).__name__) from error
+
+    def _read(self, read: Callable[[Row], R], row: Row) -> R:
+        try:
+            return read(row)
+        except UnreadableDocumentError as error:
+            raise SidecarError(
+                refusals.unavailable("", "").code,
+                f"{row['name']}, revision {row['revision']}, was written by a newer version: "
+                f"{error}; update this sidecar",
+            ) from None
+
+
+def _present() -> Any:
+    """The present revisions of all policies."""
+    joined = heads.join(changes, heads.c.change == changes.c.change)
+    return select(changes).select_from(joined).where(heads.c.name != CATALOG_NAME)
+
+
+def _last_change(connection: Connection) -> int:
+    return int(connection.execute(select(state.c.last_change)).scalar_one())
+
+
+def _head(connection: Connection, name: str) -> RowMapping | None:
+    joined = heads.join(changes, heads.c.change == changes.c.change)
+    query = select(changes).select_from(joined).where(heads.c.name == name)
+    return connection.execute(query).mappings().one_or_none()
+
+
+def _catalog(connection: Connection) -> CatalogRecord:
+    row = _head(connection, CATALOG_NAME)
+    return CatalogRecord(MappingProxyType({})) if row is None else catalog_record(row)
+
+
+def _by_request(connection: Connection, request_id: str, digest: str) -> RowMapping | None:
+    if not request_id:
+        return None
+    query = select(changes).where(changes.c.request_id == request_id)
+    row = connection.execute(query).mappings().one_or_none()
+    if row is not None and row["request_digest"] != digest:
+        raise refusals.reused_request_id(request_id)
+    return row
+
+
+def _policy_row(connection: Connection, write: PolicyWrite) -> dict[str, Any]:
+    """The row that `write` makes; raises what `PolicyWriting.write` says."""
+    head = _head(connection, write.name)
+    _check_presence(write, head)
+    if head is not None and write.note.etag and write.note.etag != head["etag"]:
+        raise refusals.conflict(write.name, write.note.etag, head["etag"])
+    if write.catalog_etag is not None:
+        catalog = _head(connection, CATALOG_NAME)
+        if write.catalog_etag != (catalog["etag"] if catalog is not None else ""):
+            raise MovedError
+    revision = 1 if head is None else head["revision"] + 1
+    if write.policy is not None:
+        return _new_policy(write.policy, write.kind, revision)
+    assert head is not None, "content is kept only where there is some"
+    return {
+        "name": write.name,
+        "revision": revision,
+        "kind": write.kind.value,
+        "deleted": write.kind is ChangeKind.DELETE,
+        "digest": head["digest"],
+        "etag": etag_of(revision, head["digest"]),
+        "content": head["content"],
+    }
+
+
+def _check_presence(write: PolicyWrite, head: RowMapping | None) -> None:
+    if write.kind is ChangeKind.CREATE:
+        if head is not None:
+            raise refusals.exists(write.name, head["deleted"])
+    elif head is None:
+        raise refusals.not_found(write.name)
+    elif write.kind is ChangeKind.UNDELETE:
+        if not head["deleted"]:
+            raise refusals.not_deleted(write.name)
+    elif head["deleted"]:
+        raise refusals.deleted(write.name)
+
+
+def _catalog_row(connection: Connection, write: CatalogWrite) -> dict[str, Any]:
+    head = _head(connection, CATALOG_NAME)
+    etag = "" if head is None else head["etag"]
+    if write.note.etag and write.note.etag != etag:
+        raise refusals.conflict("the model catalog", write.note.etag, etag)
+    # The counter was raised by this transaction already.
+    if write.checked_at is not None and write.checked_at != _last_change(connection) - 1:
+        raise MovedError
+    return _new_catalog(write.models, 1 if head is None else head["revision"] + 1)
+
+
+def _new_policy(policy: Policy, kind: ChangeKind, revision: int) -> dict[str, Any]:
+    digest = policy.digest()
+    return {
+        "name": policy.resource_name,
+        "revision": revision,
+        "kind": kind.value,
+        "deleted": False,
+        "digest": digest,
+        "etag": etag_of(revision, digest),
+        "content": policy_content(policy),
+    }
+
+
+def _new_catalog(models: Catalog, revision: int) -> dict[str, Any]:
+    digest = catalog_digest(models)
+    return {
+        "name": CATALOG_NAME,
+        "revision": revision,
+        "kind": ChangeKind.CATALOG.value,
+        "deleted": False,
+        "digest": digest,
+        "etag": etag_of(revision, digest),
+        "content": catalog_content(models),
+    }
+
+
+def _note_values(note: WriteNote) -> dict[str, Any]:
+    return {
+        "author": note.attribution.author,
+        "author_verified": note.attribution.verified,
+        "message": note.attribution.message,
+        "time": microseconds(note.attribution.time),
+        "request_id": note.request_id or None,
+        "request_digest": note.request_digest or None,
+    }
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0]

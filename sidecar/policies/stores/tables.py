@@ -1,0 +1,136 @@
+"""The tables of the SQL stores, and rows to records.
+
+Every accepted write is a row of `changes`, which is never changed afterwards; `heads` points at the
+present revision of each policy, `state` counts. Migrations are in `migrations`, and a test compares
+their result with these tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    MetaData,
+    RowMapping,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from sidecar.core.policy import Attribution, CatalogRecord, Model, Policy, PolicyRecord
+from sidecar.policies.documents import (
+    catalog_document,
+    catalog_from,
+    policy_document,
+    policy_from,
+)
+from sidecar.policies.stores.contract import Change, ChangeKind
+
+CATALOG_NAME = "modelCatalog"
+"""Stands for the model catalog where rows have names of policies; no resource name is like it."""
+
+metadata = MetaData()
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("change", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(200), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("etag", String(64), nullable=False),
+    # The document as JSON text: its bytes are what was accepted.
+    Column("content", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("author_verified", Boolean, nullable=False),
+    Column("message", Text, nullable=False),
+    # Microseconds since 1970 in UTC: the same in every database.
+    Column("time", BigInteger, nullable=False),
+    Column("request_id", String(64), nullable=True),
+    Column("request_digest", String(80), nullable=True),
+    UniqueConstraint("name", "revision", name="changes_name_revision"),
+    UniqueConstraint("request_id", name="changes_request_id"),
+)
+
+heads = Table(
+    "heads",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("namespace", String(63), nullable=False),
+    Column("change", BigInteger, ForeignKey("changes.change"), nullable=False),
+    Index("heads_namespace_name", "namespace", "name"),
+)
+
+state = Table(
+    "state",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("last_change", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="state_one_row"),
+)
+
+Row = RowMapping | Mapping[str, Any]
+
+
+def policy_content(policy: Policy) -> str:
+    return json.dumps(policy_document(policy), ensure_ascii=False, separators=(",", ":"))
+
+
+def catalog_content(models: Mapping[str, Model]) -> str:
+    return json.dumps(catalog_document(models.values()), ensure_ascii=False, separators=(",", ":"))
+
+
+def policy_record(row: Row) -> PolicyRecord:
+    """Raises UnreadableDocumentError."""
+    return PolicyRecord(
+        policy_from(json.loads(row["content"])),
+        revision=row["revision"],
+        etag=row["etag"],
+        digest=row["digest"],
+        attribution=_attribution(row),
+        deleted=row["deleted"],
+        change=row["change"],
+    )
+
+
+def catalog_record(row: Row) -> CatalogRecord:
+    """Raises UnreadableDocumentError."""
+    models = catalog_from(json.loads(row["content"]))
+    return CatalogRecord(
+        MappingProxyType({model.id: model for model in models}),
+        revision=row["revision"],
+        etag=row["etag"],
+        digest=row["digest"],
+        attribution=_attribution(row),
+        change=row["change"],
+    )
+
+
+def change_of(row: Row) -> Change:
+    """Raises UnreadableDocumentError."""
+    record = catalog_record(row) if row["name"] == CATALOG_NAME else policy_record(row)
+    return Change(row["change"], ChangeKind(row["kind"]), record)
+
+
+def microseconds(time: datetime) -> int:
+    return int(time.timestamp()) * 1_000_000 + time.microsecond
+
+
+def _attribution(row: Row) -> Attribution:
+    seconds, rest = divmod(row["time"], 1_000_000)
+    time = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+    return Attribution(row["author"], row["message"], time, row["author_verified"])
