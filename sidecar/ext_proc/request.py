@@ -73,6 +73,16 @@ class PassReason(StrEnum):
     """Compressed, and larger than the cap when it is decoded."""
     INCOMPLETE_BODY = "incomplete_body"
     """Cut off by Envoy before the parts that are needed."""
+    STREAMED_BODY = "streamed_body"
+    """Envoy streams the body, has sent the headers on, and may not be told to buffer it."""
+    SLOW_BODY = "slow_body"
+    """The body did not arrive within its time."""
+    UNKNOWN_MODEL = "unknown_model"
+    """The client asked for a concrete model that the catalog does not have."""
+    UNKNOWN_POLICY = "unknown_policy"
+    """The client, or Envoy's route, named a policy that there is not."""
+    INTERNAL_ERROR = "internal_error"
+    """A defect of the sidecar; see its log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,12 @@ class Drain:
     def call(self) -> Iterator[None]:
         """Within the block a call is in flight. Raises SidecarError DRAINING for a new one."""
         self.raise_if_begun()
+        with self.work():
+            yield
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """As `call`, for what is taken until the very end."""
         self._in_flight += 1
         self._idle.clear()
         try:

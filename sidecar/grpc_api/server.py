@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import structlog
@@ -76,6 +78,23 @@ class ServerOptions:
     concurrency: Concurrency = field(default_factory=Concurrency)
 
 
+class MountedService(Protocol):
+    """A service of another edge, offered on the same addresses."""
+
+    @property
+    def name(self) -> str:
+        """Full name of the service."""
+        ...
+
+    @property
+    def notice_s(self) -> float:
+        """Seconds after which its callers have seen that the server drains; 0 if it has none. Until
+        then its calls are still taken."""
+        ...
+
+    def add_to(self, server: grpc.aio.Server, drain: Drain) -> None: ...
+
+
 class GrpcServer:
     """Serves the API on TCP and a Unix domain socket at once."""
 
@@ -85,11 +104,14 @@ class GrpcServer:
         registry: PolicyRegistry,
         observer: CallObserver,
         options: ServerOptions,
+        mounted: Sequence[MountedService] = (),
     ) -> None:
         self._router = router
         self._options = options
+        self._mounted = mounted
         self._drain = Drain()
-        self._health = HealthService((ROUTING, POLICIES), self._drain)
+        names = (ROUTING, POLICIES, *(service.name for service in mounted))
+        self._health = HealthService(names, self._drain)
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
         self._server = grpc.aio.server(
@@ -103,6 +125,8 @@ class GrpcServer:
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyService(registry), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for service in mounted:
+            service.add_to(self._server, self._drain)
         self._offer_diagnostics()
         self.port = 0
 
@@ -112,7 +136,8 @@ class GrpcServer:
         return self._following is not None and not self._drain.begun
 
     def _offer_diagnostics(self) -> None:
-        names = [ROUTING, POLICIES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        names = [ROUTING, POLICIES, *(service.name for service in self._mounted)]
+        names.append(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         if self._options.channelz:
             add_channelz_servicer(self._server)
             names.append(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
@@ -150,6 +175,7 @@ class GrpcServer:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _answer_what_was_taken(self) -> None:
+        await asyncio.sleep(max((service.notice_s for service in self._mounted), default=0.0))
         await self._drain.idle()
         # Calls that are on their way get the drain's answer; those that gRPC holds and has not
         # handed over yet when it stops would be told CANCELLED, which callers do not try again.

@@ -1,0 +1,93 @@
+"""Whether a request wants to be routed, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sidecar.core.decision import PolicyName, RoutingRequest
+from sidecar.core.policy import ApiDialect, Catalog, Model
+from sidecar.ext_proc.options import Asking
+from sidecar.ext_proc.request import HttpHead, Passed, PassReason, Understood
+
+_NAME = re.compile(
+    r"(?:namespaces/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/policies/)?([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)"
+)
+_MAX_KEY_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSays:
+    """What Envoy's route says, by the initial metadata that it is set up to send with each stream
+    (`grpc_initial_metadata` of `ExtProcPerRoute`): unlike a header, no client can say it."""
+
+    policy: str = ""
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], options: Asking) -> RouteSays:
+        return cls(metadata.get(options.policy_header, "") if options.policy_header else "")
+
+
+def asked(
+    head: HttpHead, understood: Understood, route: RouteSays, options: Asking, catalog: Catalog
+) -> RoutingRequest | Passed:
+    """What to decide for a request that was understood; Passed if nothing is to be decided."""
+    named = route.policy or _named(head, options)
+    alias = options.aliases.get(understood.model)
+    model = ""
+    if named is None and alias is None and understood.model and not options.route_concrete:
+        found = concrete(understood.model, understood.dialect, catalog)
+        if found is None:
+            return Passed(PassReason.UNKNOWN_MODEL)
+        model = found.id
+    policy = policy_name(named if named is not None else alias or "")
+    if policy is None:
+        return Passed(PassReason.UNKNOWN_POLICY)
+    return RoutingRequest(
+        conversation=understood.conversation,
+        policy=policy,
+        model=model,
+        conversation_key=_key(head, understood, options),
+        needs=understood.needs,
+        dialect=understood.dialect,
+    )
+
+
+def policy_name(text: str) -> PolicyName | None:
+    """An id of the namespace `default`, or a resource name; empty: the default policy. None if it
+    is neither."""
+    if not text:
+        return PolicyName()
+    match = _NAME.fullmatch(text)
+    if match is None:
+        return None
+    return PolicyName(match[2], match[1] or PolicyName().namespace)
+
+
+def concrete(name: str, dialect: ApiDialect, catalog: Catalog) -> Model | None:
+    """The model that a client means by `name`: an id of the catalog, or what its provider calls it;
+    of several that are called so, the first that speaks the client's API."""
+    if name in catalog:
+        return catalog[name]
+    called = [model for model in catalog.values() if model.upstream_model == name]
+    speaking = [model for model in called if dialect in model.dialects]
+    return next(iter(speaking or called), None)
+
+
+def _named(head: HttpHead, options: Asking) -> str | None:
+    """The policy that header, path or authority name; None if none of them does."""
+    if options.policy_header and (value := head.header(options.policy_header)):
+        return value.strip()
+    prefixes = [prefix for prefix in options.paths if head.path.startswith(prefix)]
+    if prefixes:
+        return options.paths[max(prefixes, key=len)]
+    authority = re.sub(r":\d+$", "", head.authority).lower()
+    return options.authorities.get(authority)
+
+
+def _key(head: HttpHead, understood: Understood, options: Asking) -> str:
+    key = head.header(options.key_header) if options.key_header else ""
+    key = key or understood.conversation_key
+    # Longer ones are no ids; nor are they worth their memory.
+    return key if len(key.encode()) <= _MAX_KEY_BYTES else ""

@@ -1,0 +1,116 @@
+"""From a request to its effect."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.errors import SidecarError
+from sidecar.core.policy import Catalog
+from sidecar.ext_proc.asking import RouteSays, asked
+from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.request import (
+    Dialects,
+    HttpHead,
+    HttpRequest,
+    Passed,
+    PassReason,
+    Understood,
+)
+from sidecar.ext_proc.writing import effect_of, effect_of_passing
+
+_log = structlog.get_logger(__name__)
+
+_READ_INLINE_BYTES = 64 * 1024
+"""Larger bodies are read in a thread: it would hold up the event loop for milliseconds."""
+
+
+class Router(Protocol):
+    """Makes decisions."""
+
+    async def decide(self, request: RoutingRequest) -> Decision:
+        """Raises SidecarError for wrong input and nothing else."""
+        ...
+
+
+class Models(Protocol):
+    """Knows the models; the catalog can change."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+
+class RequestDecider:
+    """Reads a request, decides, and writes down what to do to it. Never fails: what cannot be
+    decided is passed on."""
+
+    def __init__(
+        self, router: Router, models: Models, dialects: Dialects, options: ExtProcOptions
+    ) -> None:
+        self._router = router
+        self._models = models
+        self._dialects = dialects
+        self._options = options
+
+    def recognise(self, head: HttpHead) -> Passed | None:
+        """Why the body of such a request is not wanted; None if it is."""
+        recognised = self._dialects.recognise(head)
+        return recognised if isinstance(recognised, Passed) else None
+
+    def passing(self, passed: Passed) -> Effect:
+        """What is done to a request that is passed on."""
+        _log.debug("passed on", reason=passed.reason.value, detail=passed.detail)
+        return effect_of_passing(passed, self._options.writing)
+
+    async def decide(
+        self, request: HttpRequest, route: RouteSays, budget_s: float | None
+    ) -> Effect:
+        """What is done to `request`.
+
+        Args:
+            budget_s: longest the decision may take; None: as long as any.
+        """
+        try:
+            return await self._effect(request, route, budget_s)
+        except SidecarError as error:
+            # Named by the client or by Envoy's route; the caller of an LLM cannot do anything with
+            # an error of ours, and the route that Envoy has without us is the safe one.
+            _log.info("passed on", code=error.code.label, why=error.message)
+            return self.passing(Passed(PassReason.UNKNOWN_POLICY))
+        except Exception:
+            # A defect of ours must not fail the caller's request.
+            _log.exception("request not routed")
+            return self.passing(Passed(PassReason.INTERNAL_ERROR))
+
+    async def _effect(
+        self, request: HttpRequest, route: RouteSays, budget_s: float | None
+    ) -> Effect:
+        large = request.body is not None and len(request.body) > _READ_INLINE_BYTES
+        if large:
+            understood = await asyncio.to_thread(self._dialects.read, request)
+        else:
+            understood = self._dialects.read(request)
+        wanted = self._wanted(request, understood, route)
+        if isinstance(wanted, Passed) or isinstance(understood, Passed):
+            assert isinstance(wanted, Passed), "what was not understood is passed on"
+            return self.passing(wanted)
+        decision = await self._router.decide(replace(wanted, budget_s=budget_s))
+        splice = self._dialects.splice_model
+        writing = self._options.writing
+        if large:
+            return await asyncio.to_thread(
+                effect_of, decision, request, understood, splice, writing
+            )
+        return effect_of(decision, request, understood, splice, writing)
+
+    def _wanted(
+        self, request: HttpRequest, understood: Understood | Passed, route: RouteSays
+    ) -> RoutingRequest | Passed:
+        if isinstance(understood, Passed):
+            return understood
+        return asked(request.head, understood, route, self._options.asking, self._models.catalog)

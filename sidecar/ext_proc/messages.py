@@ -1,0 +1,144 @@
+"""Envoy's messages, made in one place each.
+
+Header values go in and out as `raw_value`: Envoy sends nothing else, and a mutation with `value`
+sets the header to the empty string without a word (https://github.com/envoyproxy/envoy/issues/31555).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from urllib.parse import quote
+
+from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
+from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderValueOption as Option
+from sidecar._generated.envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import (
+    ProcessingMode,
+)
+from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from sidecar._generated.envoy.type.v3.http_status_pb2 import HttpStatus
+from sidecar.core.errors import ErrorCode
+from sidecar.ext_proc.request import HttpHead
+
+Mode = ProcessingMode.BodySendMode
+NONE = ProcessingMode.NONE
+STREAMED = ProcessingMode.STREAMED
+BUFFERED = ProcessingMode.BUFFERED
+BUFFERED_PARTIAL = ProcessingMode.BUFFERED_PARTIAL
+FULL_DUPLEX = ProcessingMode.FULL_DUPLEX_STREAMED
+
+CHUNK_BYTES = 62_000
+"""Of a streamed answer; some Envoys refuse messages beyond 64 KiB
+(https://github.com/kubernetes-sigs/gateway-api-inference-extension/issues/2056)."""
+
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+MetadataValue = str | float | bool | Sequence[str]
+
+
+def read_head(headers: HeaderMap) -> HttpHead:
+    """The head of a request."""
+    pseudo: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
+    for header in headers.headers:
+        value = header.raw_value.decode("latin-1") or header.value
+        if header.key.startswith(":"):
+            pseudo[header.key] = value
+        else:
+            found[header.key] = (*found.get(header.key, ()), value)
+    return HttpHead(
+        pseudo.get(":method", ""), pseudo.get(":path", ""), pseudo.get(":authority", ""), found
+    )
+
+
+def header_mutation(
+    headers: Iterable[tuple[str, str]], remove: Iterable[str] = ()
+) -> pb.HeaderMutation | None:
+    """Sets headers over whatever was there, and removes others; None if there is nothing to do.
+
+    What cannot stand in a header is percent-encoded: Envoy answers a control character with 500.
+    """
+    options = [_option(name, value) for name, value in headers]
+    removed = list(remove)
+    if not options and not removed:
+        return None
+    return pb.HeaderMutation(set_headers=options, remove_headers=removed)
+
+
+def _option(name: str, value: str) -> Option:
+    if not (value.isascii() and value.isprintable()):
+        value = quote(value, safe=_PRINTABLE)
+    return Option(
+        header=HeaderValue(key=name, raw_value=value.encode("ascii")),
+        # Envoy overwrites whatever stands here; other servers of the protocol may not.
+        append_action=Option.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def headers_answer(common: pb.CommonResponse | None = None) -> pb.ProcessingResponse:
+    return pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+
+
+def body_answer(common: pb.CommonResponse | None = None) -> pb.ProcessingResponse:
+    return pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+
+
+def streamed_chunks(body: bytes, end: bool) -> Iterator[pb.ProcessingResponse]:
+    """`body` in full-duplex chunks, at least one; the last one ends the stream if `end`."""
+    view = memoryview(body)
+    starts = range(0, len(body), CHUNK_BYTES) or range(1)
+    for start in starts:
+        last = start + CHUNK_BYTES >= len(body)
+        yield body_answer(_streamed(bytes(view[start : start + CHUNK_BYTES]), end and last))
+
+
+def _streamed(chunk: bytes, end: bool) -> pb.CommonResponse:
+    streamed = pb.StreamedBodyResponse(body=chunk, end_of_stream=end)
+    return pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=streamed))
+
+
+def passed_chunk(kind: str, body: pb.HttpBody, mode: Mode.ValueType) -> pb.ProcessingResponse:
+    """The answer that leaves a chunk as it is. `kind`: `request_body` or `response_body`."""
+    common = _streamed(body.body, body.end_of_stream) if mode == FULL_DUPLEX else None
+    response = pb.BodyResponse(response=common)
+    if kind == "request_body":
+        return pb.ProcessingResponse(request_body=response)
+    return pb.ProcessingResponse(response_body=response)
+
+
+def override_body_mode(
+    answer: pb.ProcessingResponse, request: Mode.ValueType, response: Mode.ValueType
+) -> None:
+    """Has Envoy send the body otherwise than it is set up to. Header and trailer modes stay as
+    they are; that of the response's body has no such value and must be repeated."""
+    answer.mode_override.request_body_mode = request
+    answer.mode_override.response_body_mode = response
+
+
+def more_time(seconds: float) -> pb.ProcessingResponse:
+    """Asks Envoy to wait for the answer to the part that it has sent last."""
+    answer = pb.ProcessingResponse()
+    answer.override_message_timeout.FromMilliseconds(max(1, round(seconds * 1000)))
+    return answer
+
+
+def refusal(code: ErrorCode, message: str) -> pb.ProcessingResponse:
+    """Ends the request with an error that clients of OpenAI's and of Anthropic's API can read."""
+    error = {"type": code.label, "message": message, "code": code.label}
+    body = json.dumps({"type": "error", "error": error}).encode()
+    return pb.ProcessingResponse(
+        immediate_response=pb.ImmediateResponse(
+            status=HttpStatus(code=code.http_status),  # type: ignore[arg-type]
+            headers=header_mutation([("content-type", "application/json")]),
+            body=body,
+            details=f"llm_router_{code.label}",
+        )
+    )
+
+
+def set_metadata(
+    answer: pb.ProcessingResponse, namespace: str, values: Mapping[str, MetadataValue]
+) -> None:
+    """Dynamic metadata: its first level is the namespace."""
+    inner = answer.dynamic_metadata.get_or_create_struct(namespace)
+    inner.update({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})

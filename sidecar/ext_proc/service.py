@@ -1,0 +1,182 @@
+"""Envoy's external processing service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import grpc
+
+from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
+    ExternalProcessorServicer,
+    add_ExternalProcessorServicer_to_server,
+)
+from sidecar.ext_proc import messages
+from sidecar.ext_proc.asking import RouteSays
+from sidecar.ext_proc.deciding import Models, RequestDecider, Router
+from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.machine import Answers, Exchange, Rules
+from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.request import Dialects, HttpRequest, PassReason
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
+
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+
+class Drain(Protocol):
+    """The end of taking new work, as the server that the service is part of announces it."""
+
+    def work(self) -> AbstractContextManager[None]:
+        """Within the block the server waits before it stops; never refused."""
+        ...
+
+    def calls(self, callback: Callable[[], object]) -> AbstractContextManager[None]:
+        """Within the block, `callback` is called when the drain begins, or at once if it has."""
+        ...
+
+
+class ExtProcService(ExternalProcessorServicer):
+    """One stream for each HTTP request.
+
+    CancelledError always passes through: Envoy resets the stream when the client has gone or the
+    time is over, and a handler that swallows it leaks memory
+    (https://github.com/grpc/grpc/issues/43360). The router records the decision all the same.
+
+    New streams are taken while the server drains, until it stops: Envoy sends them until its health
+    check has seen the drain, and each that is refused is a request that goes unrouted or fails.
+    """
+
+    def __init__(
+        self, router: Router, models: Models, dialects: Dialects, options: ExtProcOptions
+    ) -> None:
+        self._waiting = options.waiting
+        self._asking = options.asking
+        self._drain: Drain | None = None
+        self._served = False
+        self._decider = RequestDecider(router, models, dialects, options)
+        self._rules = Rules(
+            max_body_bytes=options.max_body_bytes,
+            owned=options.writing.owned,
+            recognise=self._decider.recognise,
+            passing=self._decider.passing,
+            stamp=options.stamp_response,
+        )
+
+    name = SERVICE
+
+    @property
+    def notice_s(self) -> float:
+        """Seconds that callers need to see a drain; none where there have been no callers."""
+        return self._waiting.notice_s if self._served else 0.0
+
+    def add_to(self, server: grpc.aio.Server, drain: Drain) -> None:
+        """Offers the service on a server that is not started yet."""
+        self._drain = drain
+        add_ExternalProcessorServicer_to_server(self, server)
+
+    async def Process(  # type: ignore[override]  # noqa: N802 -- the method's name in the API
+        self, request_iterator: object, context: Context
+    ) -> None:
+        # Reads and writes by the context: the stubs only know the other form, a generator, which a
+        # caller that goes away leaves to the garbage collector.
+        assert self._drain is not None, "add_to was called"
+        self._served = True
+        exchange = Exchange(self._rules)
+        with self._drain.work():
+            while not exchange.settled:
+                if not await self._step(exchange, context):
+                    return
+        await self._follow(exchange, context, self._drain)
+
+    async def _step(self, exchange: Exchange, context: Context) -> bool:
+        """Takes a message and answers it; False at the end of the stream."""
+        message = await self._next(exchange, context)
+        if message is None:
+            return False
+        step = exchange.feed(message)
+        if isinstance(step, HttpRequest):
+            step = exchange.decided(await self._effect(exchange, step, context))
+        await _write(context, step)
+        return True
+
+    async def _follow(self, exchange: Exchange, context: Context, drain: Drain) -> None:
+        """What comes after the request has been answered: its response, or just the end. It can
+        take as long as the response does; a drain ends it."""
+        draining = asyncio.Event()
+        with drain.calls(draining.set):
+            drained = asyncio.ensure_future(draining.wait())
+            try:
+                while not exchange.finished:
+                    reading = asyncio.ensure_future(_read(context))
+                    await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+                    if not reading.done():
+                        # The stream ends with this call, and with it the reading.
+                        reading.cancel()
+                        return
+                    message = reading.result()
+                    if message is None:
+                        return
+                    step = exchange.feed(message)
+                    assert not isinstance(step, HttpRequest), "the request has been answered"
+                    await _write(context, step)
+            finally:
+                drained.cancel()
+
+    async def _next(self, exchange: Exchange, context: Context) -> pb.ProcessingRequest | None:
+        """The next message; None at the end of the stream."""
+        if not exchange.collecting:
+            return await _read(context)
+        # Not wait_for: a read that is cancelled takes the message with it.
+        reading = asyncio.ensure_future(_read(context))
+        try:
+            await asyncio.wait({reading}, timeout=self._waiting.body_s)
+            if not reading.done():
+                await _write(context, exchange.pass_on(PassReason.SLOW_BODY))
+            return await reading
+        finally:
+            reading.cancel()
+
+    async def _effect(self, exchange: Exchange, request: HttpRequest, context: Context) -> Effect:
+        said = {
+            key: value
+            for key, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        }
+        budget = self._waiting.budget_s if exchange.timed else None
+        deciding = self._decider.decide(request, RouteSays.of(said, self._asking), budget)
+        after = self._waiting.ask_for_more_after_s
+        if after is None or not exchange.timed:
+            return await deciding
+        return await self._asking_for_more(deciding, after, context)
+
+    async def _asking_for_more(
+        self, deciding: Coroutine[None, None, Effect], after_s: float, context: Context
+    ) -> Effect:
+        task = asyncio.ensure_future(deciding)
+        try:
+            await asyncio.wait({task}, timeout=after_s)
+            if not task.done():
+                more = self._waiting.max_message_timeout_s
+                await _write(context, (messages.more_time(more),))
+            return await task
+        finally:
+            # The caller has gone: the decision is ended, and recorded as cancelled.
+            task.cancel()
+
+
+async def _read(context: Context) -> pb.ProcessingRequest | None:
+    message = await context.read()
+    # The end of the stream is `grpc.aio.EOF`, which the stubs do not have here.
+    return message if isinstance(message, pb.ProcessingRequest) else None
+
+
+async def _write(context: Context, answers: Answers) -> None:
+    for answer in answers:
+        await context.write(answer)
