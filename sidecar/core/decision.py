@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from sidecar.core.conversation import Conversation
+from sidecar.core.conversation import Conversation, Role
 from sidecar.core.policy import ApiDialect, Capability, Model, Policy
 
 
@@ -142,6 +142,20 @@ class Needs:
 
     capabilities: frozenset[Capability] = frozenset()
     context_tokens: int = 0
+
+
+def implied_capabilities(conversation: Conversation) -> frozenset[Capability]:
+    """What a model needs to read the conversation at all.
+
+    Tool calls in the history count: providers refuse such messages for models without tools, also
+    where no new tool is offered.
+    """
+    implied = set()
+    if conversation.images:
+        implied.add(Capability.IMAGES)
+    if any(each.tool_calls or each.role is Role.TOOL for each in conversation.messages):
+        implied.add(Capability.TOOLS)
+    return frozenset(implied)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.core.conversation import Conversation, Message, Role, ToolCall
-from sidecar.core.decision import Needs
+from sidecar.core.decision import Needs, implied_capabilities
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import ApiDialect, Capability
+from sidecar.core.policy import ApiDialect
 from sidecar.grpc_api.convert.enums import CAPABILITY, DIALECT, ROLE
 from sidecar.grpc_api.convert.violations import Violations
 
@@ -214,20 +214,6 @@ def needs(message: routing_pb2.Needs, conversation: Conversation, violations: Vi
             f"{message.context_tokens} is negative; send 0 if the length is unknown",
         )
     return Needs(frozenset(capabilities), message.context_tokens)
-
-
-def implied_capabilities(conversation: Conversation) -> frozenset[Capability]:
-    """What a model needs to read the conversation at all.
-
-    Tool calls in the history count: providers refuse such messages for models without tools, also
-    where no new tool is offered.
-    """
-    implied = set()
-    if conversation.images:
-        implied.add(Capability.IMAGES)
-    if any(each.tool_calls or each.role is Role.TOOL for each in conversation.messages):
-        implied.add(Capability.TOOLS)
-    return frozenset(implied)
 
 
 def dialect(value: routing_pb2.ApiDialect.ValueType, violations: Violations) -> ApiDialect | None:

@@ -71,6 +71,8 @@ class _ApiDialectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiDialect
     """OpenAI Responses."""
     API_DIALECT_ANTHROPIC_MESSAGES: _ApiDialect.ValueType  # 3
     """Anthropic Messages."""
+    API_DIALECT_OPENAI_COMPLETIONS: _ApiDialect.ValueType  # 4
+    """The older OpenAI Completions, which continue a text."""
 
 class ApiDialect(_ApiDialect, metaclass=_ApiDialectEnumTypeWrapper):
     """The API that the caller speaks to the chosen model."""
@@ -83,6 +85,8 @@ API_DIALECT_OPENAI_RESPONSES: ApiDialect.ValueType  # 2
 """OpenAI Responses."""
 API_DIALECT_ANTHROPIC_MESSAGES: ApiDialect.ValueType  # 3
 """Anthropic Messages."""
+API_DIALECT_OPENAI_COMPLETIONS: ApiDialect.ValueType  # 4
+"""The older OpenAI Completions, which continue a text."""
 Global___ApiDialect: _TypeAlias = ApiDialect  # noqa: Y015
 
 class _Capability:

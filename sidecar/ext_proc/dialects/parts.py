@@ -1,0 +1,152 @@
+"""What the APIs have in common below the top level: contents, tools, fields by their path.
+
+Shapes name what is read and nothing else, so that a provider's new fields do not matter. `Any`
+stands where an API lets several types in, or may come to; what is not of the expected type then
+reads as absent, while the frame (a list of messages with roles) must be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sidecar.core.conversation import Message, Role
+from sidecar.ext_proc.dialects.harness import HarnessText
+from sidecar.ext_proc.dialects.json_fields import Fields
+
+_NULL = msgspec.Raw(b"null")
+_TEXTS = frozenset({"text", "input_text", "output_text"})
+_IMAGES = frozenset({"image", "image_url", "input_image", "computer_screenshot"})
+
+
+class UnknownShapeError(Exception):
+    """JSON, but not a request of the API. The text names the field, never its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a body of some API says.
+
+    Args:
+        tools: it offers the model tools.
+        output_tokens: the most that the answer may have; 0 if it does not say.
+    """
+
+    messages: tuple[Message, ...]
+    tools: bool = False
+    output_tokens: int = 0
+
+
+class Part(msgspec.Struct):
+    """A part of a message's content, or the block of Anthropic's API. Image data is not read."""
+
+    type: str = ""
+    text: Any = None
+    id: Any = None
+    name: Any = None
+    input: msgspec.Raw = _NULL
+    tool_use_id: Any = None
+    content: msgspec.Raw = _NULL
+
+
+Parts = str | list[str | Part] | Part | None
+"""Content as APIs allow it."""
+
+_PARTS: msgspec.json.Decoder[Parts] = msgspec.json.Decoder(Parts)
+_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+_LIST: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(
+    list[msgspec.Raw] | None
+)
+_MAX_DIGITS = 9
+"""Of a number of tokens."""
+
+
+def parts_of(content: Parts) -> Sequence[Part]:
+    if content is None:
+        return ()
+    if isinstance(content, Part):
+        return (content,)
+    if isinstance(content, str):
+        return (Part("text", content),)
+    return [Part("text", each) if isinstance(each, str) else each for each in content]
+
+
+def raw_parts(content: msgspec.Raw) -> Sequence[Part]:
+    """As `parts_of`; of content of another shape nothing."""
+    try:
+        return parts_of(_PARTS.decode(content))
+    except msgspec.ValidationError:
+        return ()
+
+
+def text_of(parts: Iterable[Part]) -> str:
+    """The text parts, joined as in `Message`."""
+    texts = (part.text for part in parts if part.type in _TEXTS)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def images_of(parts: Iterable[Part]) -> int:
+    return sum(part.type in _IMAGES for part in parts)
+
+
+def as_text(value: object) -> str:
+    """`value` if it is text, else nothing."""
+    return value if isinstance(value, str) else ""
+
+
+def raw_json(value: msgspec.Raw) -> str:
+    """The JSON text as it stands; nothing for null."""
+    text = bytes(value).decode(errors="replace")
+    return "" if text == "null" else text
+
+
+def field_text(fields: Fields, key: str) -> str:
+    """A field that is text or absent. Raises UnknownShapeError."""
+    try:
+        return _TEXT.decode(fields.get(key, _NULL)) or ""
+    except msgspec.ValidationError:
+        raise UnknownShapeError(f"{key} is not text") from None
+
+
+def field_items(fields: Fields, key: str) -> Sequence[msgspec.Raw]:
+    """A field that is a list or absent. Raises UnknownShapeError."""
+    try:
+        return _LIST.decode(fields.get(key, _NULL)) or ()
+    except msgspec.ValidationError:
+        raise UnknownShapeError(f"{key} is not a list") from None
+
+
+def field_count(fields: Fields, *keys: str) -> int:
+    """The first of `keys` that has a whole number above 0, else 0."""
+    for key in keys:
+        value = fields.get(key, _NULL)
+        digits = bytes(memoryview(value)[:_MAX_DIGITS])
+        if digits.isdigit() and int(digits) > 0:
+            return int(digits)
+    return 0
+
+
+def has_items(fields: Fields, *keys: str) -> bool:
+    """One of `keys` is a list that is not empty."""
+    return any(len(field_items(fields, key)) > 0 for key in keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the messages of a body are read. Args: see `DialectOptions`."""
+
+    harness: HarnessText
+    max_messages: int
+
+    def newest(self, fields: Fields, key: str) -> Sequence[msgspec.Raw]:
+        """The newest items of the list at `key`. Raises UnknownShapeError."""
+        return field_items(fields, key)[-self.max_messages :]
+
+    def user(self, parts: Sequence[Part]) -> Message | None:
+        """What the user wrote; None if all of it is a harness's."""
+        text = self.harness.cleaned(text_of(parts))
+        images = images_of(parts)
+        return Message(Role.USER, text, images) if text or images else None

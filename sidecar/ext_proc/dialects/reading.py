@@ -1,0 +1,161 @@
+"""From an HTTP request to what it asks of an LLM."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from sidecar.core.conversation import Conversation
+from sidecar.core.decision import Needs, implied_capabilities
+from sidecar.core.policy import ApiDialect, Capability
+from sidecar.ext_proc.dialects import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+)
+from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
+from sidecar.ext_proc.dialects.harness import HarnessText
+from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, splice
+from sidecar.ext_proc.dialects.keys import conversation_key
+from sidecar.ext_proc.dialects.options import DialectOptions
+from sidecar.ext_proc.dialects.parts import Body, Reading, UnknownShapeError, field_text
+from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
+
+_READERS: Mapping[ApiDialect, Callable[[Fields, Reading], Body]] = {
+    ApiDialect.OPENAI_CHAT: openai_chat.read,
+    ApiDialect.OPENAI_RESPONSES: openai_responses.read,
+    ApiDialect.OPENAI_COMPLETIONS: openai_completions.read,
+    ApiDialect.ANTHROPIC_MESSAGES: anthropic_messages.read,
+}
+_JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
+_TRUE = b"true"
+
+
+class LlmDialects:
+    """Reads requests of the OpenAI and Anthropic APIs. Implements
+    `sidecar.ext_proc.request.Dialects`; holds nothing of a request."""
+
+    def __init__(self, options: DialectOptions | None = None) -> None:
+        self._options = options or DialectOptions()
+        self._paths = [
+            (re.compile(fnmatch.translate(pattern)), dialect)
+            for pattern, dialect in self._options.paths.items()
+        ]
+        harness = HarnessText(self._options.harness)
+        self._reading = Reading(harness, self._options.max_messages)
+
+    def recognise(self, head: HttpHead) -> ApiDialect | Passed:
+        """By method, path and content type. A path whose API the body tells reads as Chat
+        Completions here."""
+        found = self._by_head(head)
+        if isinstance(found, Passed):
+            return found
+        return found or ApiDialect.OPENAI_CHAT
+
+    def read(self, request: HttpRequest) -> Understood | Passed:
+        """What the request says; never raises. Takes about a millisecond per megabyte, several for
+        a compressed one or one of many thousand messages: large ones belong in a thread."""
+        found = self._by_head(request.head)
+        if isinstance(found, Passed):
+            return found
+        if not request.complete:
+            # The newest message stands near the end, and it is what decides.
+            return Passed(PassReason.INCOMPLETE_BODY, "the end of the body was not shown")
+        if not request.body:
+            return Passed(PassReason.NO_BODY, "the request has no body")
+        encoding = ",".join(request.head.headers.get("content-encoding", ()))
+        try:
+            plain = decode(request.body, encoding, self._options.max_decoded_bytes)
+        except UndecodableError as error:
+            return Passed(PassReason.UNKNOWN_ENCODING, f"content-encoding: {error}")
+        except TooLargeError:
+            limit = self._options.max_decoded_bytes
+            return Passed(PassReason.DECODED_TOO_LARGE, f"more than {limit} bytes when decoded")
+        return self._parse(request.head, found, request.body if plain is None else plain, plain)
+
+    def splice_model(self, body: bytes, model: str) -> bytes:
+        """See `Dialects.splice_model`. Raises KeyError for a body without a model."""
+        return splice(body, "model", model)
+
+    def _by_head(self, head: HttpHead) -> ApiDialect | Passed | None:
+        """None: the body tells."""
+        if head.method != "POST":
+            return Passed(PassReason.NOT_AN_LLM_REQUEST, "the method is not POST")
+        path = head.path.partition("?")[0]
+        fitting = [dialect for pattern, dialect in self._paths if pattern.fullmatch(path)]
+        if not fitting:
+            return Passed(PassReason.NOT_AN_LLM_REQUEST, "the path is not that of a known API")
+        content_type = head.header("content-type").partition(";")[0].strip()
+        if content_type and not _JSON.fullmatch(content_type):
+            return Passed(PassReason.NOT_JSON, "content-type is not JSON")
+        return fitting[0]
+
+    def _parse(
+        self, head: HttpHead, dialect: ApiDialect | None, body: bytes, plain: bytes | None
+    ) -> Understood | Passed:
+        try:
+            fields = read_fields(body)
+        except msgspec.ValidationError:
+            return Passed(PassReason.UNKNOWN_SHAPE, "the body is no JSON object")
+        except NotJsonError:
+            return Passed(PassReason.MALFORMED_BODY, "the body is no valid JSON")
+        try:
+            dialect = dialect or _by_shape(head, fields)
+            return self._understood(dialect, fields, body, plain)
+        except UnknownShapeError as error:
+            return Passed(PassReason.UNKNOWN_SHAPE, str(error))
+        except msgspec.ValidationError:
+            return Passed(PassReason.UNKNOWN_SHAPE, "a field is not of the type that the API has")
+        except NotJsonError:
+            return Passed(PassReason.MALFORMED_BODY, "the body has text that is not UTF-8")
+
+    def _understood(
+        self, dialect: ApiDialect, fields: Fields, body: bytes, plain: bytes | None
+    ) -> Understood:
+        options = self._options
+        read = _READERS[dialect](fields, self._reading)
+        conversation = Conversation(read.messages)
+        capabilities = implied_capabilities(conversation)
+        if read.tools:
+            capabilities |= {Capability.TOOLS}
+        return Understood(
+            dialect=dialect,
+            model=field_text(fields, "model"),
+            conversation=conversation,
+            needs=Needs(capabilities, self._context_tokens(read, fields)),
+            stream=bytes(memoryview(fields["stream"])) == _TRUE if "stream" in fields else False,
+            conversation_key=conversation_key(fields, options.key_fields.get(dialect, ())),
+            previous_response_id=(
+                field_text(fields, "previous_response_id")
+                if dialect is ApiDialect.OPENAI_RESPONSES
+                else ""
+            ),
+            plain_body=plain,
+        )
+
+    def _context_tokens(self, read: Body, fields: Fields) -> int:
+        """An estimate: the bytes of all texts and tool definitions, image data left out."""
+        if not self._options.bytes_per_token:
+            return 0
+        size = sum(len(message.text) for message in read.messages)
+        size += sum(len(c.arguments) for message in read.messages for c in message.tool_calls)
+        size += sum(len(memoryview(fields[key])) for key in ("tools", "functions") if key in fields)
+        return size // self._options.bytes_per_token + read.output_tokens
+
+
+def _by_shape(head: HttpHead, fields: Fields) -> ApiDialect:
+    """Raises UnknownShapeError."""
+    if "messages" in fields:
+        # Anthropic's API wants the version header of every request, and has `system` outside the
+        # messages, where OpenAI's has none.
+        anthropic = "anthropic-version" in head.headers or "system" in fields
+        return ApiDialect.ANTHROPIC_MESSAGES if anthropic else ApiDialect.OPENAI_CHAT
+    if "input" in fields or "previous_response_id" in fields:
+        return ApiDialect.OPENAI_RESPONSES
+    if "prompt" in fields:
+        return ApiDialect.OPENAI_COMPLETIONS
+    raise UnknownShapeError("none of messages, input and prompt is there")
