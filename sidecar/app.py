@@ -13,25 +13,43 @@ from typing import Any
 import structlog
 
 from sidecar.admin import AdminServer
+from sidecar.app_policies import (
+    PolicySourceError,
+    api_policies,
+    begin_live,
+    open_policies,
+    store_state,
+)
 from sidecar.config import Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
 from sidecar.core.model import CompiledPrompt, Tokenizer
 from sidecar.core.policy import Policy
-from sidecar.engines import EngineError, EngineInfo, read_routing_facts
+from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_facts
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import ListenError
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
+from sidecar.inference.load import Load
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
-from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState
-from sidecar.policies import PolicySet, load_policies
+from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState, TargetState
+from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
-from sidecar.routing import PolicyRegistry, Router, RouterLimits, RoutingModelRef, Warmth
+from sidecar.routing import (
+    DecisionCache,
+    PolicyRegistry,
+    Router,
+    RouterLimits,
+    RoutingModelRef,
+    Target,
+    Targets,
+    Warmth,
+)
+from sidecar.routing.live import LivePolicies
 
 _log = structlog.get_logger(__name__)
 
@@ -54,49 +72,38 @@ class Routing:
 
     registry: PolicyRegistry
     router: Router
-    model: GuardedModel
-    warmth: Warmth
+    targets: Targets
+    cache: DecisionCache | None
     ref: RoutingModelRef
 
     def start(self) -> None:
-        self.model.start()
+        for target in self.targets:
+            target.model.start()
 
     async def close(self) -> None:
-        await self.warmth.close()
-        await self.model.close()
+        await self.targets.close()
 
 
 def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
-    """Loads the routing model's tokenizer and the policies. Raises StartupError."""
+    """Loads the routing model's tokenizer; there are no policies yet. Raises StartupError."""
     engine = _engine(settings)
     facts = engine.router
     prompt_format = settings.routing_model.prompt_format or facts.prompt_format
     tokenizer = _tokenizer(engine)
     registry = _registry(settings, engine, prompt_format, tokenizer)
-    warmth = Warmth(
-        registry.named, settings.triton.warm_timeout_ms / 1000, lambda: model.in_flight > 0
-    )
-    model = GuardedModel(
-        TritonModel(
-            TritonTarget(
-                address=settings.triton.address,
-                model=settings.triton.model,
-                end_id=facts.end_id,
-                pad_id=facts.pad_id,
-                vocab_size=facts.vocab_size,
-                keepalive_ms=settings.triton.keepalive_ms,
-                keepalive_timeout_ms=settings.triton.keepalive_timeout_ms,
-            )
-        ),
-        CircuitBreaker(settings.triton.breaker_failures),
-        WatchTimes(open_s=settings.triton.breaker_probe_interval_ms / 1000),
-        warmth.recover,
+    triton = settings.triton
+    targets = Targets(
+        [
+            _target(address, settings, facts, registry)
+            for address in dict.fromkeys(triton.addresses or (triton.address,))
+        ],
+        triton.affinity,
     )
     ref = RoutingModelRef(facts.build_id, prompt_format)
+    cache = _cache(settings)
     router = Router(
         registry,
-        model,
-        warmth,
+        targets,
         sink,
         RouterLimits(
             budget_s=settings.routing.decision_budget_ms / 1000,
@@ -105,8 +112,46 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         ),
         ref,
         tokenizer.decode,
+        cache=cache,
     )
-    return Routing(registry, router, model, warmth, ref)
+    return Routing(registry, router, targets, cache, ref)
+
+
+def _target(
+    address: str, settings: Settings, facts: RouterFacts, registry: PolicyRegistry
+) -> Target:
+    triton = settings.triton
+    load = Load()
+    warmth = Warmth(
+        registry.named,
+        triton.warm_timeout_ms / 1000,
+        lambda: model.in_flight > 0,
+        load=load,
+    )
+    served = TritonModel(
+        TritonTarget(
+            address=address,
+            model=triton.model,
+            end_id=facts.end_id,
+            pad_id=facts.pad_id,
+            vocab_size=facts.vocab_size,
+            keepalive_ms=triton.keepalive_ms,
+            keepalive_timeout_ms=triton.keepalive_timeout_ms,
+        )
+    )
+    model = GuardedModel(
+        served,
+        CircuitBreaker(triton.breaker_failures),
+        WatchTimes(open_s=triton.breaker_probe_interval_ms / 1000),
+        warmth.recover,
+    )
+    return Target(address, model, warmth, load)
+
+
+def _cache(settings: Settings) -> DecisionCache | None:
+    if settings.cache.max_bytes == 0:
+        return None
+    return DecisionCache(settings.cache.max_bytes, settings.cache.ttl_seconds)
 
 
 def _engine(settings: Settings) -> EngineInfo:
@@ -131,7 +176,6 @@ def _tokenizer(engine: EngineInfo) -> Tokenizer:
 def _registry(
     settings: Settings, engine: EngineInfo, prompt_format: str, tokenizer: Tokenizer
 ) -> PolicyRegistry:
-    policies = _policies(settings)
     max_tokens = (
         settings.routing_model.max_prompt_tokens or engine.router.context_length - _ANSWER_TOKENS
     )
@@ -151,13 +195,8 @@ def _registry(
             )
 
         registry = PolicyRegistry(
-            tuple(policies.records.values()),
-            policies.catalog,
-            compile_prompt,
-            default_policy=default,
-            max_prompt_tokens=max_tokens,
+            (), {}, compile_prompt, default_policy=default, max_prompt_tokens=max_tokens
         )
-        registry.get(default)
     except SidecarError as error:
         raise StartupError(error.message) from None
     return registry
@@ -170,18 +209,12 @@ def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:
     return configured
 
 
-def _policies(settings: Settings) -> PolicySet:
-    if not settings.policies.paths:
-        raise StartupError(
-            "policies.paths is empty; name at least one file or folder with policies and the "
-            "model catalog"
-        )
-    policies = load_policies(settings.policies.paths)
-    if not policies.valid:
-        raise StartupError("\n".join(str(finding) for finding in policies.findings))
-    for finding in policies.findings:
-        _log.warning("policy", finding=str(finding))
-    return policies
+def _policies(settings: Settings, routing: Routing) -> tuple[PolicyStore, LivePolicies]:
+    try:
+        store = open_policies(settings)
+        return store, begin_live(store, routing.registry, routing.targets, settings)
+    except (PolicySourceError, SidecarError) as error:
+        raise StartupError(str(error)) from None
 
 
 class Sidecar:
@@ -196,6 +229,8 @@ class Sidecar:
         metrics = Metrics()
         sinks = DecisionSinks(DecisionLog(settings.logging.log_message_text), metrics)
         self._routing = build_routing(settings, sinks)
+        self._store, self._live = _policies(settings, self._routing)
+        self._following: asyncio.Task[None] | None = None
         server = settings.server
         self.grpc = GrpcServer(
             self._routing.router,
@@ -230,11 +265,19 @@ class Sidecar:
                 for each in routing.registry.named()
             ),
             waiting=routing.router.waiting,
+            policy_store=store_state(self._live),
+            targets=tuple(
+                TargetState(each.name, each.model.degraded, each.load.in_flight)
+                for each in routing.targets
+            ),
+            cached=len(routing.cache or ()),
+            cached_bytes=routing.cache.nbytes if routing.cache else 0,
         )
 
     async def start(self) -> None:
         """Opens the addresses. Raises StartupError."""
         self._routing.start()
+        self._following = asyncio.create_task(self._live.follow(), name="policies")
         try:
             # HTTP first: a process that cannot be watched should not take requests.
             if self.admin is not None:
@@ -250,6 +293,11 @@ class Sidecar:
         await self.grpc.stop(grace_s)
         if self.admin is not None:
             await self.admin.stop()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self._live.close()
+        self._store.close()
         await self._routing.close()
 
 

@@ -83,7 +83,15 @@ def _paths(value: object) -> object:
     return value
 
 
+def _addresses(value: object) -> object:
+    """Environment variables and flags give one string."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
 OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
 PolicyId = Annotated[str, AfterValidator(_policy)]
@@ -178,7 +186,8 @@ class RoutingSettings(_Section):
     max_waiting: int = _setting(
         64,
         "Decisions that may wait for the routing model at once. More are fallbacks with reason "
-        "`overloaded`.",
+        "`overloaded`, and so is, at once, what could not be answered within its budget by the time "
+        "that decisions took lately.",
         "decisions",
         ge=1,
     )
@@ -193,10 +202,40 @@ class RoutingSettings(_Section):
         return self
 
 
+class CacheSettings(_Section):
+    """Decisions of the routing model that are kept. Fallbacks never are."""
+
+    max_bytes: int = _setting(
+        32 * 1024 * 1024,
+        "Memory for decisions, by estimate; the least recently used go first. 0: none are kept.",
+        "bytes",
+        ge=0,
+    )
+    ttl_seconds: float = _setting(
+        600.0,
+        "How long one is kept. The same conversation under the same policy gets the same decision "
+        "from the routing model, so this bounds how long a rare misreading lasts, not how stale a "
+        "decision is.",
+        "s",
+        gt=0,
+    )
+
+
 class TritonSettings(_Section):
     """The model server."""
 
     address: Address = _setting("127.0.0.1:8001", "gRPC address of Triton.")
+    addresses: Addresses = _setting(
+        (),
+        "gRPC addresses of several Tritons that serve the same model, instead of `address`; in the "
+        "environment separated by commas. Each decision goes where it is answered soonest; one "
+        "that fails is asked again when it is back and holds the policies in use.",
+    )
+    affinity: bool = _setting(
+        False,
+        "With several addresses: keep each policy at one of them while that can answer in time, so "
+        "that many policies share the memory that Tritons have for prefixes.",
+    )
     model: str = _setting("tensorrt_llm", "Name of the model in Triton's repository.", min_length=1)
     warm_timeout_ms: int = _setting(
         30_000, "Longest the first pass over a policy's routes may take.", "ms", ge=1
@@ -263,6 +302,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     policies: PolicySettings = PolicySettings()
     routing: RoutingSettings = RoutingSettings()
+    cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()
     routing_model: RoutingModelSettings = RoutingModelSettings()
     logging: LoggingSettings = LoggingSettings()

@@ -47,6 +47,9 @@ class StubModel:
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         self.calls += 1
         await self._obey(timeout_s, self.slow)
+        if tuple(prompt.prefix_ids) not in self.warmed:
+            # As any server, it computes what it does not hold.
+            self.warmed.append(tuple(prompt.prefix_ids))
         return LabelLogits(self.logits)
 
     async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:

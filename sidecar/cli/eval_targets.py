@@ -124,6 +124,8 @@ def _settings(engine: EngineInfo, triton_address: str, policies: Path) -> Settin
         flags={
             "policies": {"paths": (policies,), "default_policy": "evaluation"},
             "routing": {"decision_budget_ms": _BUDGET_MS, "max_waiting": 10_000},
+            # Each round asks the model, however often a case comes.
+            "cache": {"max_bytes": 0},
             "triton": {"address": triton_address},
             "routing_model": {"directory": engine.path},
         },

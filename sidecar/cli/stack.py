@@ -144,7 +144,9 @@ class LocalStack:
 
     def _served(self) -> Settings:
         """The settings, with the Triton and the routing model that were started."""
-        triton = self._settings.triton.model_copy(update={"address": self.triton.grpc_address})
+        triton = self._settings.triton.model_copy(
+            update={"address": self.triton.grpc_address, "addresses": ()}
+        )
         model = self._settings.routing_model.model_copy(update={"directory": self._engine.path})
         return self._settings.model_copy(update={"triton": triton, "routing_model": model})
 

@@ -130,6 +130,37 @@ class LoadedPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetState:
+    """A model server: `degraded` is why it is not being asked, empty if it is; `in_flight` the
+    calls it works on."""
+
+    address: str
+    degraded: str
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPolicy:
+    """A revision of a policy that is not in force, and why. `in_force`: the one that is; 0: none.
+    """
+
+    name: str
+    revision: int
+    in_force: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStoreState:
+    """`problem`: why what is in force may not be what the store holds; empty if it is. `change`:
+    number of the last change that was read."""
+
+    problem: str = ""
+    change: int = 0
+    refused: tuple[RefusedPolicy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarState:
     """What the sidecar is doing now.
 
@@ -137,6 +168,7 @@ class SidecarState:
         degraded: why the routing model is not answering; empty if it is.
         ready: False until the gRPC server serves, and again when it is about to stop.
         waiting: decisions that wait for the routing model.
+        cached: decisions kept, of `cached_bytes` by estimate.
     """
 
     ready: bool
@@ -145,6 +177,10 @@ class SidecarState:
     prompt_format: str
     policies: tuple[LoadedPolicy, ...] = ()
     waiting: int = 0
+    targets: tuple[TargetState, ...] = ()
+    policy_store: PolicyStoreState = PolicyStoreState()
+    cached: int = 0
+    cached_bytes: int = 0
 
 
 class _StateCollector(Collector):
@@ -170,6 +206,16 @@ class _StateCollector(Collector):
             "Decisions that wait for the routing model.",
             value=float(state.waiting),
         )
+        yield GaugeMetricFamily(
+            "llmrouter_cached_decisions", "Decisions kept in memory.", value=float(state.cached)
+        )
+        yield GaugeMetricFamily(
+            "llmrouter_cached_decisions_bytes",
+            "Memory of the decisions kept, by estimate.",
+            value=float(state.cached_bytes),
+        )
+        yield from _of_targets(state.targets)
+        yield from _of_policy_store(state.policy_store)
         policies = GaugeMetricFamily(
             "llmrouter_policy_info",
             "1 for each policy in force.",
@@ -178,3 +224,38 @@ class _StateCollector(Collector):
         for policy in state.policies:
             policies.add_metric((policy.name, str(policy.revision), policy.digest), 1)
         yield policies
+
+
+def _of_policy_store(store: PolicyStoreState) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "llmrouter_policy_store_up",
+        "1 while what is in force is what the policy store holds.",
+        value=float(not store.problem),
+    )
+    yield GaugeMetricFamily(
+        "llmrouter_policy_change",
+        "Number of the last change of the policy store that was read.",
+        value=float(store.change),
+    )
+    yield GaugeMetricFamily(
+        "llmrouter_policies_refused",
+        "Policies whose latest revision is not in force.",
+        value=float(len(store.refused)),
+    )
+
+
+def _of_targets(targets: Iterable[TargetState]) -> Iterator[Metric]:
+    # Addresses come from the settings: a closed set.
+    up = GaugeMetricFamily(
+        "llmrouter_target_up", "1 while the model server is asked.", labels=("target",)
+    )
+    in_flight = GaugeMetricFamily(
+        "llmrouter_target_in_flight",
+        "Calls that the model server is working on.",
+        labels=("target",),
+    )
+    for target in targets:
+        up.add_metric((target.address,), float(not target.degraded))
+        in_flight.add_metric((target.address,), float(target.in_flight))
+    yield up
+    yield in_flight

@@ -5,40 +5,53 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
 
+Place = TypeVar("Place")
+
 
 @dataclass(slots=True)
-class _Flight:
+class _Flight(Generic[Place]):
     task: asyncio.Task[ModelOutput]
+    place: Place
     waiters: int = field(default=0)
 
 
-class Coalescer:
-    """Shares calls in flight.
+class Coalescer(Generic[Place]):
+    """Shares calls in flight, each at some place.
 
     Each waiter keeps its own deadline. A call is cancelled when its last waiter has gone, whether
     by its deadline or because its caller went away.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight] = {}
+        self._flights: dict[Hashable, _Flight[Place]] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
 
+    def place(self, key: Hashable) -> Place | None:
+        """Where the call of `key` is in flight; None if there is none."""
+        flight = self._flights.get(key)
+        return flight.place if flight is not None else None
+
     async def join(
-        self, key: Hashable, call: Callable[[], Awaitable[ModelOutput]], timeout_s: float
+        self,
+        key: Hashable,
+        place: Place,
+        call: Callable[[], Awaitable[ModelOutput]],
+        timeout_s: float,
     ) -> ModelOutput:
-        """Wait at most `timeout_s` for the call of `key`, starting it if there is none.
+        """Wait at most `timeout_s` for the call of `key`, starting it at `place` if there is none.
 
         Raises:
             InferenceError: DEADLINE after `timeout_s`, or what the call raised.
         """
         flight = self._flights.get(key)
         if flight is None:
-            flight = _Flight(asyncio.ensure_future(_as_task(call)))
+            flight = _Flight(asyncio.ensure_future(_as_task(call)), place)
             self._flights[key] = flight
             flight.task.add_done_callback(lambda _: self._forget(key, flight))
         flight.waiters += 1
@@ -56,7 +69,7 @@ class Coalescer:
             )
         return flight.task.result()
 
-    def _forget(self, key: Hashable, flight: _Flight) -> None:
+    def _forget(self, key: Hashable, flight: _Flight[Place]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():

@@ -1,4 +1,4 @@
-"""The walk of one routing request: override, model, fallback."""
+"""The walk of one routing request: override, cache, model, fallback."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sidecar.core.decision import (
 )
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import (
+    Answer,
     CompiledPrompt,
     InferenceError,
     InferenceFailure,
@@ -25,12 +26,13 @@ from sidecar.core.model import (
     Prompt,
 )
 from sidecar.inference.breaker import BreakerState
-from sidecar.inference.guarded import GuardedModel
+from sidecar.inference.load import work_of
+from sidecar.routing.cache import CacheKey, DecisionCache, cache_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
+from sidecar.routing.targets import Refusal, Target, Targets, takes_over
 from sidecar.routing.walk import Outcome, RoutingModelRef, Walk, decide, fallback
-from sidecar.routing.warmth import Warmth
 
 _log = structlog.get_logger(__name__)
 
@@ -56,32 +58,37 @@ class RouterLimits:
 
 
 class Router:
-    """Decides requests. Never fails for a reason other than wrong input."""
+    """Decides requests. Never fails for a reason other than wrong input.
+
+    Args:
+        cache: None: every decision asks the model.
+    """
 
     def __init__(
         self,
         registry: PolicyRegistry,
-        model: GuardedModel,
-        warmth: Warmth,
+        targets: Targets,
         sink: DecisionSink,
         limits: RouterLimits,
         routing_model: RoutingModelRef,
         spell: Callable[[Sequence[int]], str],
+        *,
+        cache: DecisionCache | None = None,
     ) -> None:
         self._registry = registry
-        self._model = model
-        self._warmth = warmth
+        self._targets = targets
+        self._cache = cache
         self._sink = sink
         self._limits = limits
         self._routing_model = routing_model
         self._spell = spell
-        self._coalescer = Coalescer()
+        self._coalescer: Coalescer[Target] = Coalescer()
         self._waiting = 0
 
     @property
     def degraded(self) -> str:
         """Why the routing model is not being asked now; empty if it is."""
-        return self._model.degraded
+        return self._targets.degraded
 
     @property
     def waiting(self) -> int:
@@ -129,9 +136,14 @@ class Router:
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
-            return self._override(walk) or self._unroutable(walk) or await self._by_model(walk)
+            return (
+                self._override(walk)
+                or self._unroutable(walk)
+                or self._from_cache(walk)
+                or await self._by_model(walk)
+            )
         except InferenceError as error:
-            return self._after_failure(walk, error)
+            return fallback(error.failure.value, f"The routing model gave no answer: {error}")
         except Exception:
             # A defect of ours must not fail the caller's request.
             _log.exception("routing failed", decision_id=walk.id)
@@ -152,90 +164,131 @@ class Router:
             return fallback(Reason.NOTHING_TO_ROUTE, detail)
         return None
 
+    def _from_cache(self, walk: Walk) -> Outcome | None:
+        if self._cache is None:
+            return None
+        self._render(walk)
+        answer = self._cache.get(self._key(walk))
+        walk.finish_step("cache")
+        return None if answer is None else self._chosen(walk, answer, Source.CACHE)
+
     async def _by_model(self, walk: Walk) -> Outcome:
-        refused = self._refused(walk)
-        if refused is not None:
-            return refused
-        compiled_prompt = _prompt_of(walk)
-        walk.prompt = compiled_prompt.render(walk.request.conversation)
-        walk.finish_step("prompt")
+        if self._waiting >= self._limits.max_waiting:
+            detail = f"{self._waiting} decisions are waiting for the routing model already."
+            return fallback(Reason.OVERLOADED, detail)
+        prompt = self._render(walk)
+        target = self._place(walk, prompt)
+        if isinstance(target, Refusal):
+            return fallback(target.reason, target.detail)
+        self._waiting += 1
         try:
-            output = await self._ask(walk, compiled_prompt, walk.prompt)
+            if walk.compiled.inline and not await self._prepared(walk, target):
+                detail = "The model server is computing the policy's prefix, which is long."
+                return fallback(Reason.WARMING, detail)
+            output = await self._ask(walk, target, prompt)
         finally:
+            self._waiting -= 1
             walk.finish_step("model")
-        self._warmth.in_time(walk.compiled)
-        answer = compiled_prompt.read(output)
+        target.warmth.in_time(walk.compiled)
+        answer = _prompt_of(walk).read(output)
+        outcome = self._chosen(walk, answer, Source.MODEL)
+        if self._cache is not None and outcome.route is not None:
+            self._cache.put(self._key(walk), answer)
+        return outcome
+
+    def _render(self, walk: Walk) -> Prompt:
+        if walk.prompt is None:
+            walk.prompt = _prompt_of(walk).render(walk.request.conversation)
+            walk.finish_step("prompt")
+        return walk.prompt
+
+    def _key(self, walk: Walk) -> CacheKey:
+        ref = self._routing_model
+        digest = walk.compiled.ref.digest
+        return cache_key(digest, ref.prompt_format, ref.id, self._render(walk).suffix_ids)
+
+    def _chosen(self, walk: Walk, answer: Answer, source: Source) -> Outcome:
+        """What the answer means for this request, whose minimum confidence is its own."""
         walk.answer_text = answer.text
         choice = choose(answer, walk.compiled.policy, walk.request.min_confidence)
         walk.finish_step("answer")
         return Outcome(
-            Source.FALLBACK if choice.route is None else Source.MODEL,
+            Source.FALLBACK if choice.route is None else source,
             choice.reason,
-            choice.detail,
+            f"Decided before: {choice.detail}" if source is Source.CACHE else choice.detail,
             choice.route,
             confidence=choice.confidence,
             candidates=choice.candidates,
         )
 
-    def _refused(self, walk: Walk) -> Outcome | None:
-        """A fallback for what is known without asking the model."""
-        if self._model.state is BreakerState.RECOVERING:
-            return fallback(Reason.WARMING, self._model.degraded)
-        if self._model.state is BreakerState.OPEN:
-            return fallback(Reason.BREAKER_OPEN, f"Not asked: {self._model.degraded}")
-        if self._waiting >= self._limits.max_waiting:
-            detail = f"{self._waiting} decisions are waiting for the routing model already."
-            return fallback(Reason.OVERLOADED, detail)
-        # An inline policy is asked cold: it may never come again, so waiting for the second time
-        # would mean that it is never used.
-        if not walk.compiled.inline and not self._warmth.is_warm(walk.compiled):
-            self._warmth.request(walk.compiled, self._model)
-            detail = "The model server is computing the policy's prefix."
-            return fallback(Reason.WARMING, detail)
-        return None
+    def _place(self, walk: Walk, prompt: Prompt) -> Target | Refusal:
+        """Where the same question is in flight, or else where it is answered soonest."""
+        in_flight = self._coalescer.place(_flight_key(walk, prompt))
+        if in_flight is not None:
+            return in_flight
+        work = work_of(prompt, _prompt_of(walk).answer_form)
+        return self._targets.place(walk.compiled, work, walk.remaining_s)
 
-    async def _ask(self, walk: Walk, compiled: CompiledPrompt, prompt: Prompt) -> ModelOutput:
+    async def _prepared(self, walk: Walk, target: Target) -> bool:
+        return await target.warmth.prepare(walk.compiled, target.model, max(walk.remaining_s, 0))
+
+    async def _ask(self, walk: Walk, target: Target, prompt: Prompt) -> ModelOutput:
         timeout = walk.remaining_s
         if timeout <= 0:
             raise InferenceError(InferenceFailure.DEADLINE, "no time is left to ask the model")
-        self._waiting += 1
         try:
             return await self._coalescer.join(
-                (walk.compiled.ref.digest, prompt.suffix_ids),
-                lambda: self._model.infer(
-                    prompt, compiled.answer_form, self._limits.budget_s * _SHARED_CALL_BUDGETS
-                ),
+                _flight_key(walk, prompt),
+                target,
+                lambda: self._infer(walk.compiled, target, prompt),
                 timeout,
             )
-        finally:
-            self._waiting -= 1
+        except InferenceError as error:
+            if error.failure is InferenceFailure.DEADLINE:
+                _after_late(walk, target, error)
+            raise
 
-    def _after_failure(self, walk: Walk, error: InferenceError) -> Outcome:
-        if error.failure is InferenceFailure.DEADLINE:
-            self._after_late(walk, error)
-        return fallback(error.failure.value, f"The routing model gave no answer: {error}")
-
-    def _after_late(self, walk: Walk, error: InferenceError) -> None:
-        if not walk.full_budget:
-            # A caller in a hurry says nothing about the model server.
-            return
-        if walk.compiled.inline:
-            # Asked cold, so late is no surprise; the next request finds it warm.
-            self._warmth.request(walk.compiled, self._model)
-            return
-        if not self._model.answered_since(walk.started):
-            # A server that answers others is busy, not broken.
-            self._model.record_failure(error)
-        if self._warmth.late(walk.compiled) and self._model.state is BreakerState.CLOSED:
-            self._warmth.request(walk.compiled, self._model)
+    async def _infer(self, compiled: CompiledPolicy, target: Target, prompt: Prompt) -> ModelOutput:
+        """Asks another target where this one fails."""
+        assert compiled.prompt is not None, "only policies with routes are asked"
+        form = compiled.prompt.answer_form
+        timeout_s = self._limits.budget_s * _SHARED_CALL_BUDGETS
+        work = work_of(prompt, form, target.warmth.cold_tokens(compiled))
+        try:
+            return await target.infer(prompt, form, work, timeout_s)
+        except InferenceError as error:
+            other = self._targets.other(target, compiled) if takes_over(error) else None
+            if other is None:
+                raise
+        return await other.infer(prompt, form, work, timeout_s)
 
     def _decision(self, walk: Walk, outcome: Outcome) -> Decision:
         text = ""
         if walk.request.explain and walk.prompt is not None:
             text = self._spell((*walk.prompt.prefix_ids, *walk.prompt.suffix_ids))
-        return decide(walk, outcome, self._registry.catalog, self._routing_model, text)
+        return decide(walk, outcome, walk.compiled.catalog, self._routing_model, text)
 
 
 def _prompt_of(walk: Walk) -> CompiledPrompt:
     assert walk.compiled.prompt is not None, "checked by the step before"
     return walk.compiled.prompt
+
+
+def _flight_key(walk: Walk, prompt: Prompt) -> tuple[str, tuple[int, ...]]:
+    return walk.compiled.ref.digest, prompt.suffix_ids
+
+
+def _after_late(walk: Walk, target: Target, error: InferenceError) -> None:
+    """What a missed deadline says about the model server and about its memory of the policy."""
+    if not walk.full_budget:
+        # A caller in a hurry says nothing about the model server.
+        return
+    if walk.compiled.inline:
+        # Asked cold, so late is no surprise; the next request finds it warm.
+        target.warmth.request(walk.compiled, target.model)
+        return
+    if not target.model.answered_since(walk.started):
+        # A server that answers others is busy, not broken.
+        target.model.record_failure(error)
+    if target.warmth.late(walk.compiled) and target.model.state is BreakerState.CLOSED:
+        target.warmth.request(walk.compiled, target.model)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
+from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.model import InferenceError, RoutingModel
+from sidecar.inference.load import PASS_TOKENS, Load
 from sidecar.routing.registry import CompiledPolicy
 
 _log = structlog.get_logger(__name__)
@@ -26,6 +28,13 @@ _AT_ONCE = 8
 """Prefixes that may be asked for at the same time, so that a flood of inline policies does not keep
 the model server from deciding."""
 
+PIECE_TOKENS = 256
+"""Tokens of a prefix that are computed in one call. Decisions get their turn between two of them:
+a server that computes one request after the other would else be taken for seconds by one large
+policy. It is what a pass of the CPU engine takes (`CpuRepositoryOptions.max_pass_tokens`)."""
+
+_PROBE = Conversation((Message(Role.USER, "Hello"),))
+
 _AFTER_RECOVERY = "after recovery"
 _LOOK_S = 0.02
 
@@ -40,6 +49,8 @@ class Warmth:
             must not delay: on a CPU a prefix takes as long as several decisions.
         quiet_s: how long it must not have been busy before that is warmed: callers who were
             answered `warming` come back within that time.
+        load: of the model server; warming counts as work.
+        piece_tokens: most tokens of a prefix that one call computes.
     """
 
     def __init__(
@@ -48,6 +59,9 @@ class Warmth:
         timeout_s: float,
         busy: Callable[[], bool],
         quiet_s: float = 0.5,
+        *,
+        load: Load | None = None,
+        piece_tokens: int = PIECE_TOKENS,
     ) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
@@ -58,6 +72,16 @@ class Warmth:
         # Digests of policies asked for, the latest last.
         self._asked: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._load = load or Load()
+        self._piece_tokens = piece_tokens
+        # One piece at a time, so that what is warmed takes turns with decisions, not decisions
+        # with all that is warmed.
+        self._turn = asyncio.Lock()
+
+    @property
+    def under_way(self) -> int:
+        """Prefixes being computed or waiting for their turn."""
+        return len(self._tasks)
 
     def is_warm(self, compiled: CompiledPolicy) -> bool:
         """True if the prefix was computed since the last outage; counts as a use of it."""
@@ -81,9 +105,35 @@ class Warmth:
         return True
 
     def in_time(self, compiled: CompiledPolicy) -> None:
-        """A decision was not late."""
-        if compiled.ref.digest in self._warm:
-            self._warm[compiled.ref.digest] = 0
+        """A decision was not late, so its prefix is there now."""
+        self._computed(compiled.ref.digest)
+
+    def cold_tokens(self, compiled: CompiledPolicy) -> int:
+        """Tokens of the prefix that the next decision has to wait for, as far as is known."""
+        if compiled.prompt is None or compiled.ref.digest in self._warm:
+            return 0
+        return min(len(compiled.prompt.prefix_ids), self._piece_tokens)
+
+    async def prepare(self, compiled: CompiledPolicy, model: RoutingModel, within_s: float) -> bool:
+        """Have a prefix that one call may not compute as a whole computed but for its last piece,
+        which the decision itself may.
+
+        Returns:
+            False if it was not within `within_s`; it goes on and the next request finds it.
+        """
+        assert compiled.prompt is not None, "only policies with routes are asked"
+        digest = compiled.ref.digest
+        length = len(compiled.prompt.prefix_ids)
+        if digest in self._warm or length <= self._piece_tokens:
+            return True
+        task = self._tasks.get(digest)
+        if task is None:
+            if len(self._tasks) >= _AT_ONCE:
+                return False
+            last = (length - 1) // self._piece_tokens * self._piece_tokens
+            task = self._start(digest, self._warm_in_turn([compiled], model, up_to=last))
+        await asyncio.wait({task}, timeout=within_s)
+        return digest in self._warm
 
     def request(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         """Warm the policy in the background unless that is under way, or too much else is: the
@@ -107,8 +157,9 @@ class Warmth:
             task.cancel()
         if not only_late:
             self._warm.clear()
+        self._load.forget()
         first, *rest = self._most_used()
-        await self._warm_one(first, model)
+        await self._probe(first, model)
         if rest:
             # At the start nobody is known to be asking, and being ready soon is what counts.
             in_use = bool(self._asked)
@@ -127,7 +178,7 @@ class Warmth:
         others = [named[digest] for digest in named if digest not in self._asked]
         return (recent + others)[:WARMED_AT_RECOVERY]
 
-    def _start(self, key: str, warming: Coroutine[None, None, None]) -> None:
+    def _start(self, key: str, warming: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(warming, name="warm-prefix")
         self._tasks[key] = task
 
@@ -136,9 +187,14 @@ class Warmth:
                 del self._tasks[key]
 
         task.add_done_callback(forget)
+        return task
 
     async def _warm_in_turn(
-        self, policies: Sequence[CompiledPolicy], model: RoutingModel, unasked: bool = False
+        self,
+        policies: Sequence[CompiledPolicy],
+        model: RoutingModel,
+        unasked: bool = False,
+        up_to: int | None = None,
     ) -> None:
         for compiled in policies:
             if unasked:
@@ -146,7 +202,7 @@ class Warmth:
             if compiled.ref.digest in self._warm:
                 continue
             try:
-                await self._warm_one(compiled, model)
+                await self._warm_one(compiled, model, up_to)
             except InferenceError as error:
                 _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
 
@@ -156,9 +212,35 @@ class Warmth:
             await asyncio.sleep(_LOOK_S)
             quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_S
 
-    async def _warm_one(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
-        if compiled.prompt is not None:
-            await model.warm(compiled.prompt.prefix_ids, self._timeout_s)
-            self._warm[compiled.ref.digest] = 0
-            if len(self._warm) > _REMEMBERED:
-                del self._warm[next(iter(self._warm))]
+    async def _warm_one(
+        self, compiled: CompiledPolicy, model: RoutingModel, up_to: int | None = None
+    ) -> None:
+        if compiled.prompt is None:
+            return
+        ids = compiled.prompt.prefix_ids
+        end = len(ids) if up_to is None else up_to
+        await self._warm_pieces(ids[:end], model)
+        self._computed(compiled.ref.digest)
+
+    async def _warm_pieces(self, ids: Sequence[int], model: RoutingModel) -> None:
+        for start in range(0, len(ids), self._piece_tokens):
+            end = min(start + self._piece_tokens, len(ids))
+            async with self._turn:
+                with self._load.working(end - start + PASS_TOKENS):
+                    await model.warm(ids[:end], self._timeout_s)
+
+    async def _probe(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
+        """Warms by a decision whose outcome nobody needs: a server that is ready and answers what
+        is no answer must not count as recovered, or each recovery would cost callers again."""
+        prompt = compiled.prompt
+        if prompt is None:
+            return
+        last = (len(prompt.prefix_ids) - 1) // self._piece_tokens * self._piece_tokens
+        await self._warm_pieces(prompt.prefix_ids[:last], model)
+        await model.infer(prompt.render(_PROBE), prompt.answer_form, self._timeout_s)
+        self._computed(compiled.ref.digest)
+
+    def _computed(self, digest: str) -> None:
+        self._warm[digest] = 0
+        if len(self._warm) > _REMEMBERED:
+            del self._warm[next(iter(self._warm))]

@@ -74,6 +74,9 @@ async def test_status_tells_what_is_running(running: Running) -> None:
         "version": __version__,
         "ready": True,
         "degraded": "Triton cannot be reached",
+        "cached": 0,
+        "cached_bytes": 0,
+        "targets": [],
         "routing_model": "smol",
         "prompt_format": "compact-v1",
         "policies": [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from sidecar._generated.llmrouter.v1 import routing_pb2, routing_pb2_grpc
+from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2, routing_pb2_grpc
 from sidecar.app import Sidecar
 from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
@@ -52,7 +52,10 @@ async def decides_by_model(stub: routing_pb2_grpc.RoutingServiceStub, policy: st
         while True:
             probe = request("hello", policy)
             response = await stub.Route(probe)
-            if any(step.step == "model" for step in response.decision.steps):
+            decision = response.decision
+            if decision.source == decision_pb2.DECISION_SOURCE_CACHE:
+                return
+            if any(step.step == "model" for step in decision.steps):
                 return
             await asyncio.sleep(0.05)
 

@@ -39,8 +39,8 @@ async def settle() -> None:
 
 
 async def test_equal_keys_share_one_call_and_different_keys_do_not() -> None:
-    coalescer, call = Coalescer(), Call()
-    waiters = [asyncio.create_task(coalescer.join(key, call, 5)) for key in ("a", "a", "b")]
+    coalescer, call = Coalescer[str](), Call()
+    waiters = [asyncio.create_task(coalescer.join(key, "here", call, 5)) for key in ("a", "a", "b")]
     await settle()
     call.release.set()
 
@@ -50,10 +50,10 @@ async def test_equal_keys_share_one_call_and_different_keys_do_not() -> None:
 
 
 async def test_a_waiter_leaves_by_its_own_deadline_and_the_call_goes_on() -> None:
-    coalescer, call = Coalescer(), Call()
-    patient = asyncio.create_task(coalescer.join("a", call, 5))
+    coalescer, call = Coalescer[str](), Call()
+    patient = asyncio.create_task(coalescer.join("a", "here", call, 5))
     with pytest.raises(InferenceError) as caught:
-        await coalescer.join("a", call, 0.01)
+        await coalescer.join("a", "here", call, 0.01)
     call.release.set()
 
     assert caught.value.failure is InferenceFailure.DEADLINE
@@ -63,9 +63,9 @@ async def test_a_waiter_leaves_by_its_own_deadline_and_the_call_goes_on() -> Non
 
 @pytest.mark.parametrize("by", ["deadline", "cancellation"])
 async def test_the_call_is_cancelled_with_its_last_waiter(by: str) -> None:
-    coalescer, call = Coalescer(), Call()
+    coalescer, call = Coalescer[str](), Call()
     waiters = [
-        asyncio.create_task(coalescer.join("a", call, 0.01 if by == "deadline" else 5))
+        asyncio.create_task(coalescer.join("a", "here", call, 0.01 if by == "deadline" else 5))
         for _ in range(2)
     ]
     await settle()
@@ -82,10 +82,10 @@ async def test_the_call_is_cancelled_with_its_last_waiter(by: str) -> None:
 
 
 async def test_nobody_joins_a_call_that_is_being_cancelled() -> None:
-    coalescer, call = Coalescer(), Call()
+    coalescer, call = Coalescer[str](), Call()
     with pytest.raises(InferenceError):
-        await coalescer.join("a", call, 0.001)
-    late = asyncio.create_task(coalescer.join("a", call, 5))
+        await coalescer.join("a", "here", call, 0.001)
+    late = asyncio.create_task(coalescer.join("a", "here", call, 5))
     await settle()
     call.release.set()
 
@@ -94,11 +94,22 @@ async def test_nobody_joins_a_call_that_is_being_cancelled() -> None:
 
 
 async def test_a_failure_reaches_every_waiter() -> None:
-    coalescer, call = Coalescer(), Call()
+    coalescer, call = Coalescer[str](), Call()
     call.error = InferenceError(InferenceFailure.UNAVAILABLE, "gone")
-    waiters = [asyncio.create_task(coalescer.join("a", call, 5)) for _ in range(2)]
+    waiters = [asyncio.create_task(coalescer.join("a", "here", call, 5)) for _ in range(2)]
     await settle()
     call.release.set()
 
     results = await asyncio.gather(*waiters, return_exceptions=True)
     assert results == [call.error, call.error]
+
+
+async def test_the_place_of_a_call_is_known_while_it_is_in_flight() -> None:
+    coalescer, call = Coalescer[str](), Call()
+    waiter = asyncio.create_task(coalescer.join("a", "here", call, 5))
+    await settle()
+    during = coalescer.place("a")
+    call.release.set()
+    await waiter
+
+    assert (during, coalescer.place("a"), coalescer.place("b")) == ("here", None, None)

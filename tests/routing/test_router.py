@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Needs, PolicyName, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import InferenceError, InferenceFailure
+from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
 from sidecar.core.policy import (
     Capability,
     Model,
@@ -23,7 +24,16 @@ from sidecar.core.policy import (
 )
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
-from sidecar.routing import PolicyRegistry, Router, RouterLimits, RoutingModelRef, Warmth
+from sidecar.routing import (
+    DecisionCache,
+    PolicyRegistry,
+    Router,
+    RouterLimits,
+    RoutingModelRef,
+    Target,
+    Targets,
+    Warmth,
+)
 from tests.doubles import ListSink, StubModel, StubPrompt, talk
 
 CATALOG = {
@@ -57,6 +67,8 @@ class World:
     breaker: CircuitBreaker
     warmth: Warmth
     registry: PolicyRegistry
+    target: Target
+    cache: DecisionCache
     sink: ListSink = field(default_factory=ListSink)
 
     async def until_answering(self) -> None:
@@ -67,6 +79,19 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
+    """Without a cache, so that every decision asks the model."""
+    async with a_world(DecisionCache(0, 60)) as made:
+        yield made
+
+
+@pytest.fixture
+async def remembering() -> AsyncIterator[World]:
+    async with a_world(DecisionCache(100_000, 60)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_world(cache: DecisionCache) -> AsyncIterator[World]:
     model, sink = StubModel(), ListSink()
     registry = PolicyRegistry(
         [
@@ -82,17 +107,18 @@ async def world() -> AsyncIterator[World]:
     times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
     breaker = CircuitBreaker(failures=3)
     guard = GuardedModel(model, breaker, times, warmth.recover)
+    target = Target("stub", guard, warmth)
     router = Router(
         registry,
-        guard,
-        warmth,
+        Targets([target]),
         sink,
         RouterLimits(budget_s=0.1, reserve_s=0.01, max_waiting=4),
         RoutingModelRef("stub@1", "stub-v1"),
         lambda ids: f"{len(ids)} tokens",
+        cache=cache,
     )
     guard.start()
-    made = World(model, router, guard, breaker, warmth, registry, sink)
+    made = World(model, router, guard, breaker, warmth, registry, target, cache, sink)
     await made.until_answering()
     yield made
     await warmth.close()
@@ -185,6 +211,7 @@ async def test_decision_carries_its_whole_provenance(world: World) -> None:
     assert [model.id for model in decision.fallbacks] == ["gpt"]
     assert [step.step for step in decision.steps] == [
         "prompt",
+        "cache",
         "model",
         "answer",
         "selection",
@@ -341,6 +368,98 @@ async def test_equal_requests_at_once_ask_the_model_once(world: World) -> None:
     assert len({decision.id for decision in decisions}) == 4
 
 
+async def test_the_same_conversation_again_is_decided_by_the_cache(remembering: World) -> None:
+    first = await remembering.router.decide(HELLO)
+    asked = remembering.model.calls
+    again = await remembering.router.decide(HELLO)
+
+    assert (again.source.value, again.reason.value, again.route) == ("cache", "matched", "code")
+    assert again.detail == f"Decided before: {first.detail}"
+    assert (again.confidence, again.candidates) == (first.confidence, first.candidates)
+    assert [step.step for step in again.steps] == [
+        "prompt",
+        "cache",
+        "answer",
+        "selection",
+        "total",
+    ]
+    assert remembering.model.calls == asked
+    assert again.id != first.id
+
+
+async def test_the_cache_answers_during_an_outage(remembering: World) -> None:
+    await remembering.router.decide(HELLO)
+    remembering.model.break_with(InferenceFailure.UNAVAILABLE)
+    other = await remembering.router.decide(request(conversation=talk("something else")))
+    known = await remembering.router.decide(HELLO)
+
+    assert (other.reason.value, known.source.value) == ("model_unavailable", "cache")
+
+
+async def test_a_cached_answer_is_weighed_by_the_minimum_of_its_own_request(
+    remembering: World,
+) -> None:
+    remembering.model.logits = (8, 1, 1)
+    await remembering.router.decide(request(min_confidence=0.1))
+    strict = await remembering.router.decide(request(min_confidence=0.99))
+
+    assert (strict.source.value, strict.reason.value) == ("fallback", "low_confidence")
+
+
+@pytest.mark.parametrize(
+    ("logits", "fault"),
+    [((1.0, 1.0, 8.0), None), ((3.0, 0.0, 0.0), InferenceFailure.ERROR)],
+    ids=["no match", "failed"],
+)
+async def test_fallbacks_never_enter_the_cache(
+    remembering: World, logits: tuple[float, ...], fault: InferenceFailure | None
+) -> None:
+    remembering.model.logits = logits
+    if fault is not None:
+        remembering.model.break_with(fault)
+    await remembering.router.decide(HELLO)
+
+    assert len(remembering.cache) == 0
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once(world: World) -> None:
+    with world.target.load.working(1000):
+        await asyncio.sleep(0.05)
+    world.model.frozen = True
+    first = asyncio.create_task(world.router.decide(HELLO))
+    await asyncio.sleep(0.005)
+    # A call before this one that takes far longer than the budget, by what was measured.
+    with world.target.load.working(100_000):
+        refused = await world.router.decide(request(conversation=talk("another question")))
+
+    assert (refused.source.value, refused.reason.value) == ("fallback", "overloaded")
+    assert "2 calls are before this one" in refused.detail
+    assert (await first).reason.value == "deadline_exceeded"
+
+
+async def test_an_idle_server_is_asked_whatever_was_measured(world: World) -> None:
+    with world.target.load.working(1):
+        await asyncio.sleep(0.02)
+
+    assert (await world.router.decide(HELLO)).source.value == "model"
+
+
+async def test_a_question_in_flight_is_joined_even_where_a_new_one_would_be_refused(
+    world: World,
+) -> None:
+    with world.target.load.working(1000):
+        await asyncio.sleep(0.05)
+    asked = world.model.calls
+    first = asyncio.create_task(world.router.decide(HELLO))
+    await asyncio.sleep(0)
+    with world.target.load.working(100_000):
+        joined = asyncio.create_task(world.router.decide(HELLO))
+        decisions = await asyncio.gather(first, joined)
+
+    assert [each.source.value for each in decisions] == ["model", "model"]
+    assert world.model.calls == asked + 1
+
+
 async def test_a_cancelled_decision_is_recorded_and_cancels_the_model(world: World) -> None:
     world.model.frozen = True
     task = asyncio.create_task(world.router.decide(HELLO))
@@ -378,12 +497,12 @@ async def test_watch_notices_an_outage_while_nobody_asks(world: World) -> None:
 
 
 async def test_failed_recovery_keeps_the_model_out(world: World) -> None:
-    async def failing(prefix_ids: object, timeout_s: float) -> None:
+    async def failing(prompt: object, answer_form: object, timeout_s: float) -> ModelOutput:
         raise InferenceError(InferenceFailure.ERROR, "no memory")
 
     world.model.break_with(InferenceFailure.UNAVAILABLE)
     await world.router.decide(HELLO)
-    world.model.warm = failing  # type: ignore[method-assign]
+    world.model.infer = failing  # type: ignore[method-assign]
     world.model.fault = None
     await asyncio.sleep(0.05)
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.decision import PolicyRef
-from sidecar.core.model import InferenceError, InferenceFailure
+from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
 from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
+from sidecar.inference.load import Load
 from sidecar.routing import CompiledPolicy, Warmth
 from tests.doubles import StubModel, StubPrompt
 
@@ -134,9 +135,12 @@ async def test_a_flood_of_inline_policies_warms_few_at_once() -> None:
         warm.request(replace(inline, ref=PolicyRef("", 0, f"inline {number}")), model)
     await settle()
     model.frozen = False
+    begun = warm.under_way
     await warm.close()
 
-    assert model.cancelled == 8
+    assert begun == 8
+    # One call at a time: decisions take turns with one prefix, not with eight.
+    assert model.cancelled == 1
 
 
 LATENESS = {
@@ -183,3 +187,105 @@ async def test_a_failed_warm_up_can_be_asked_for_again() -> None:
     await settle()
 
     assert warm.is_warm(POLICIES["second"])
+
+
+def long_policy(tokens: int, inline: bool = False) -> CompiledPolicy:
+    short = POLICIES["default"]
+    prompt = replace(StubPrompt(short.policy), prefix_ids=tuple(range(tokens)))
+    ref = PolicyRef("", 0, "long") if inline else PolicyRef("long", 1, "long")
+    return replace(short, ref=ref, prompt=prompt)
+
+
+def in_pieces(load: Load | None = None) -> Warmth:
+    return Warmth(
+        lambda: [long_policy(25)],
+        timeout_s=1,
+        busy=lambda: False,
+        load=load or Load(),
+        piece_tokens=10,
+    )
+
+
+async def test_a_long_prefix_is_computed_in_pieces() -> None:
+    warm, model = in_pieces(), StubModel()
+    warm.request(long_policy(25), model)
+    await settle()
+
+    assert [len(ids) for ids in model.warmed] == [10, 20, 25]
+
+
+async def test_decisions_come_between_the_pieces_of_two_prefixes() -> None:
+    warm, model = in_pieces(), StubModel()
+    most = 0
+
+    async def counting(prefix_ids: object, timeout_s: float) -> None:
+        nonlocal most
+        running.append(prefix_ids)
+        most = max(most, len(running))
+        await asyncio.sleep(0)
+        running.pop()
+
+    running: list[object] = []
+    model.warm = counting  # type: ignore[method-assign]
+    warm.request(long_policy(25), model)
+    warm.request(replace(long_policy(35), ref=PolicyRef("other", 1, "other")), model)
+    await settle()
+
+    assert most == 1
+
+
+async def test_the_last_piece_of_an_inline_policy_is_left_to_its_decision() -> None:
+    warm, model = in_pieces(), StubModel()
+    inline = long_policy(25, inline=True)
+    before = warm.cold_tokens(inline)
+    ready = await warm.prepare(inline, model, within_s=1)
+
+    assert ready
+    assert [len(ids) for ids in model.warmed] == [10, 20]
+    assert (before, warm.cold_tokens(inline)) == (10, 0)
+
+
+async def test_an_inline_policy_of_one_piece_is_asked_cold() -> None:
+    warm, model = in_pieces(), StubModel()
+
+    assert await warm.prepare(long_policy(10, inline=True), model, within_s=1)
+    assert model.warmed == []
+
+
+async def test_a_prefix_that_takes_longer_than_its_request_goes_on_for_the_next() -> None:
+    warm, model = in_pieces(), StubModel()
+    model.frozen = True
+    inline = long_policy(25, inline=True)
+    first = await warm.prepare(inline, model, within_s=0.01)
+    await warm.close()
+    model.frozen = False
+    second = await warm.prepare(inline, model, within_s=1)
+
+    assert (first, second) == (False, True)
+
+
+async def test_recovery_ends_with_a_decision_that_can_be_read() -> None:
+    warm, model = in_pieces(), StubModel()
+
+    async def garbage(prompt: object, answer_form: object, timeout_s: float) -> ModelOutput:
+        raise InferenceError(InferenceFailure.ERROR, "generation_logits has shape (1, 2)")
+
+    model.infer = garbage  # type: ignore[method-assign]
+    with pytest.raises(InferenceError):
+        await warm.recover(model, only_late=False)
+
+
+async def test_warming_counts_as_work_of_the_server() -> None:
+    load = Load()
+    warm, model = in_pieces(load), StubModel()
+    seen: list[int] = []
+
+    async def looking(prefix_ids: object, timeout_s: float) -> None:
+        seen.append(load.in_flight)
+
+    model.warm = looking  # type: ignore[method-assign]
+    warm.request(long_policy(25), model)
+    await settle()
+
+    assert seen == [1, 1, 1]
+    assert load.wait_s(10) is not None

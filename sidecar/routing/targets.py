@@ -1,0 +1,167 @@
+"""The model servers that a router may ask, and which of them is asked next."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sidecar.core.decision import Reason
+from sidecar.core.model import AnswerForm, InferenceError, InferenceFailure, ModelOutput, Prompt
+from sidecar.inference.breaker import BreakerState
+from sidecar.inference.guarded import GuardedModel
+from sidecar.inference.load import Load
+from sidecar.routing.registry import CompiledPolicy
+from sidecar.routing.warmth import Warmth
+
+_MARGIN = 1.25
+"""Of the predicted wait: a mean is exceeded half of the time."""
+
+_ELSEWHERE = frozenset(
+    {InferenceFailure.UNAVAILABLE, InferenceFailure.ERROR, InferenceFailure.BREAKER_OPEN}
+)
+"""Failures after which another server is asked. A late one has used the time up, and a full queue
+says that there is too much work for all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """One model server: a breaker, warm prefixes and a load of its own.
+
+    Args:
+        name: its address.
+    """
+
+    name: str
+    model: GuardedModel
+    warmth: Warmth
+    load: Load = field(default_factory=Load)
+
+    def predicted_s(self, compiled: CompiledPolicy, tokens: float) -> float:
+        """Seconds until further `tokens` of `compiled` are computed; what was never measured
+        counts as none."""
+        return self.load.wait_s(tokens + self.warmth.cold_tokens(compiled)) or 0.0
+
+    async def infer(
+        self, prompt: Prompt, answer_form: AnswerForm, tokens: float, timeout_s: float
+    ) -> ModelOutput:
+        """As `RoutingModel.infer`; `tokens` is what it costs."""
+        with self.load.working(tokens):
+            return await self.model.infer(prompt, answer_form, timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no server is asked."""
+
+    reason: Reason
+    detail: str
+
+
+class Targets:
+    """At least one target, in the order they were configured.
+
+    Args:
+        affinity: ask the same target for the same policy as long as it can answer in time, so that
+            many policies share the targets' memory for prefixes; else the least loaded.
+    """
+
+    def __init__(self, targets: Sequence[Target], affinity: bool = False) -> None:
+        assert targets, "a router needs a model server"
+        self._targets = tuple(targets)
+        self._affinity = affinity
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._targets)
+
+    @property
+    def degraded(self) -> str:
+        """Why no target is being asked now; empty if one is."""
+        if any(target.model.state is BreakerState.CLOSED for target in self._targets):
+            return ""
+        if len(self._targets) == 1:
+            return self._targets[0].model.degraded
+        return "; ".join(f"{each.name}: {each.model.degraded}" for each in self._targets)
+
+    def place(self, compiled: CompiledPolicy, tokens: float, within_s: float) -> Target | Refusal:
+        """The target to ask for a decision under `compiled`.
+
+        Policies that a target does not hold are warmed there.
+
+        Args:
+            tokens: what the decision costs, a cold prefix not included.
+            within_s: seconds in which the answer is of use.
+        """
+        closed = [each for each in self._targets if each.model.state is BreakerState.CLOSED]
+        if not closed:
+            return self._outage()
+        if self._affinity:
+            closed.sort(key=lambda each: _rendezvous(compiled.ref.digest, each.name))
+        warm = [each for each in closed if each.warmth.is_warm(compiled)]
+        if compiled.inline:
+            # Asked cold where nobody holds it: it may never come again, so waiting for the second
+            # time would mean that it is never used.
+            return self._soonest(warm or closed, compiled, tokens, within_s)
+        for each in closed[:1] if self._affinity else closed:
+            if each not in warm:
+                each.warmth.request(compiled, each.model)
+        if not warm:
+            return Refusal(Reason.WARMING, "The model server is computing the policy's prefix.")
+        return self._soonest(warm, compiled, tokens, within_s)
+
+    def other(self, failed: Target, compiled: CompiledPolicy) -> Target | None:
+        """A target that can take over at once."""
+        able = (
+            each
+            for each in self._targets
+            if each is not failed
+            and each.model.state is BreakerState.CLOSED
+            and (compiled.inline or each.warmth.is_warm(compiled))
+        )
+        return min(able, key=lambda each: each.load.in_flight, default=None)
+
+    async def close(self) -> None:
+        """Stop what is under way and close the connections."""
+        for target in self._targets:
+            await target.warmth.close()
+            await target.model.close()
+
+    def _outage(self) -> Refusal:
+        if any(each.model.state is BreakerState.RECOVERING for each in self._targets):
+            return Refusal(Reason.WARMING, self.degraded)
+        return Refusal(Reason.BREAKER_OPEN, f"Not asked: {self.degraded}")
+
+    def _soonest(
+        self, able: Sequence[Target], compiled: CompiledPolicy, tokens: float, within_s: float
+    ) -> Target | Refusal:
+        waits = [each.predicted_s(compiled, tokens) for each in able]
+        if self._affinity and _in_time(able[0], waits[0], within_s):
+            return able[0]
+        best, wait_s = min(
+            zip(able, waits, strict=True), key=lambda pair: (pair[1], pair[0].load.in_flight)
+        )
+        if _in_time(best, wait_s, within_s):
+            return best
+        return Refusal(
+            Reason.OVERLOADED,
+            f"{best.load.in_flight} calls are before this one, which would be answered in about "
+            f"{wait_s * 1000:.0f} ms; {within_s * 1000:.0f} ms are left.",
+        )
+
+
+def takes_over(error: InferenceError) -> bool:
+    """True if another target may answer what one failed to."""
+    return error.failure in _ELSEWHERE
+
+
+def _in_time(target: Target, wait_s: float, within_s: float) -> bool:
+    # An idle server is asked whatever was measured: else one bad measurement would keep it idle.
+    return target.load.in_flight == 0 or wait_s * _MARGIN <= within_s
+
+
+def _rendezvous(digest: str, name: str) -> float:
+    """Rank of a target for a policy (Thaler and Ravishankar, 1998): a target that goes moves only
+    the policies it had."""
+    hashed = hashlib.sha256(f"{digest}\0{name}".encode()).digest()
+    return -math.log((int.from_bytes(hashed[:8], "big") + 0.5) / 2**64)

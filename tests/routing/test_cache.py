@@ -1,0 +1,123 @@
+"""Decisions made before: what makes them equal, how much is kept and for how long."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import dataclass
+
+import pytest
+
+from sidecar.core.decision import Candidate
+from sidecar.core.model import Answer
+from sidecar.routing.cache import DecisionCache, cache_key
+
+ANSWER = Answer("code", (Candidate("code", 0.8), Candidate("other", 0.2)), text="code")
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(number: int) -> bytes:
+    return cache_key("sha256:a", "compact-v1", "model", (1, 2, number))
+
+
+def size_of_one() -> int:
+    cache = DecisionCache(1 << 20, 60)
+    cache.put(key(0), ANSWER)
+    return cache.nbytes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("sha256:b", "compact-v1", "model", (1, 2)),
+        ("sha256:a", "compact-v2", "model", (1, 2)),
+        ("sha256:a", "compact-v1", "model@2", (1, 2)),
+        ("sha256:a", "compact-v1", "model", (1, 3)),
+        ("sha256:a", "compact-v1", "model", (1,)),
+        ("sha256:a", "compact-v1mo", "del", (1, 2)),
+    ],
+    ids=["policy", "format", "model", "conversation", "shorter conversation", "shifted border"],
+)
+def test_whatever_an_answer_depends_on_makes_another_key(
+    other: tuple[str, str, str, tuple[int, ...]],
+) -> None:
+    assert cache_key(*other) != cache_key("sha256:a", "compact-v1", "model", (1, 2))
+
+
+def test_an_answer_is_found_until_its_time_is_over() -> None:
+    clock = Clock()
+    cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
+    cache.put(key(1), ANSWER)
+    clock.now = 9.9
+    before = cache.get(key(1))
+    clock.now = 10
+    after = cache.get(key(1))
+
+    assert (before, after) == (ANSWER, None)
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
+def test_being_used_does_not_prolong_the_time() -> None:
+    clock = Clock()
+    cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
+    cache.put(key(1), ANSWER)
+    for now in (4, 8):
+        clock.now = now
+        assert cache.get(key(1)) is not None
+    clock.now = 12
+
+    assert cache.get(key(1)) is None
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = DecisionCache(3 * size_of_one(), 60)
+    for number in (1, 2, 3):
+        cache.put(key(number), ANSWER)
+    cache.get(key(1))
+    cache.put(key(4), ANSWER)
+
+    assert [number for number in (1, 2, 3, 4) if cache.get(key(number))] == [1, 3, 4]
+
+
+def test_bytes_stay_within_the_bound() -> None:
+    cache = DecisionCache(10 * size_of_one() + 1, 60)
+    for number in range(100):
+        cache.put(key(number), ANSWER)
+        assert cache.nbytes <= 10 * size_of_one() + 1
+
+    assert len(cache) == 10
+
+
+def test_putting_the_same_again_takes_no_more() -> None:
+    cache = DecisionCache(1 << 20, 60)
+    for _ in range(3):
+        cache.put(key(1), ANSWER)
+
+    assert (len(cache), cache.nbytes) == (1, size_of_one())
+
+
+def test_an_answer_larger_than_the_bound_is_not_kept() -> None:
+    cache = DecisionCache(size_of_one() - 1, 60)
+    cache.put(key(1), ANSWER)
+
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
+def test_the_estimate_is_not_below_what_python_takes() -> None:
+    names = [f"route_{n}" for n in range(20)]
+    cache = DecisionCache(1 << 30, 60)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(2000):
+        candidates = tuple(Candidate(name, number / (n + 3.0)) for n, name in enumerate(names))
+        cache.put(key(number), Answer(names[0], candidates, text=f"{number:>20}"))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert 0.5 < (after - before) / cache.nbytes <= 1.0

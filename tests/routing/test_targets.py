@@ -1,0 +1,188 @@
+"""Which of several model servers is asked, and what happens when one fails. Servers are stubs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from sidecar.core.decision import PolicyName, PolicyRef, RoutingRequest
+from sidecar.core.model import InferenceFailure
+from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
+from sidecar.inference.breaker import BreakerState, CircuitBreaker
+from sidecar.inference.guarded import GuardedModel, WatchTimes
+from sidecar.inference.load import Load
+from sidecar.routing import (
+    PolicyRegistry,
+    Router,
+    RouterLimits,
+    RoutingModelRef,
+    Target,
+    Targets,
+    Warmth,
+)
+from sidecar.routing.targets import Refusal
+from tests.doubles import ListSink, StubModel, StubPrompt, talk
+
+MODELS = ModelList((WeightedModel("m"),))
+POLICY = Policy("main", (Route("code", "writing code", MODELS),), MODELS)
+HELLO = RoutingRequest(talk("please review my code"))
+
+
+@dataclass
+class World:
+    models: Sequence[StubModel]
+    targets: Targets
+    router: Router
+    registry: PolicyRegistry
+
+    @property
+    def main(self) -> object:
+        return self.registry.get(PolicyName())
+
+    def place(self, within_s: float = 1.0, digest: str = "") -> str:
+        compiled = self.registry.get(PolicyName())
+        if digest:
+            compiled = replace(compiled, ref=PolicyRef("", 0, digest))
+        found = self.targets.place(compiled, 10, within_s)
+        return found.reason.value if isinstance(found, Refusal) else found.name
+
+    async def until(self, *states: BreakerState) -> None:
+        async with asyncio.timeout(5):
+            while tuple(each.model.state for each in self.targets) != states:
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def two_servers(*, affinity: bool = False) -> AsyncIterator[World]:
+    models = (StubModel((3.0, 0.0)), StubModel((3.0, 0.0)))
+    registry = PolicyRegistry(
+        [PolicyRecord(POLICY, 1, "e")],
+        {"m": Model("m", "m")},
+        StubPrompt,
+        default_policy=PolicyName("main"),
+        max_prompt_tokens=100,
+    )
+    made = [target(name, model, registry) for name, model in zip("ab", models, strict=True)]
+    targets = Targets(made, affinity)
+    limits = RouterLimits(budget_s=0.2, reserve_s=0.01, max_waiting=64)
+    ref = RoutingModelRef("stub@1", "stub-v1")
+    router = Router(registry, targets, ListSink(), limits, ref, lambda ids: "")
+    for each in made:
+        each.model.start()
+    world = World(models, targets, router, registry)
+    await world.until(BreakerState.CLOSED, BreakerState.CLOSED)
+    yield world
+    await targets.close()
+
+
+def target(name: str, model: StubModel, registry: PolicyRegistry) -> Target:
+    load = Load()
+    warmth = Warmth(registry.named, timeout_s=1, busy=lambda: False, load=load)
+    times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
+    guard = GuardedModel(model, CircuitBreaker(failures=3), times, warmth.recover)
+    return Target(name, guard, warmth, load)
+
+
+async def test_the_less_loaded_server_is_asked() -> None:
+    async with two_servers() as world:
+        first, _ = world.targets
+        idle = world.place()
+        with first.load.working(100):
+            while_first_works = world.place()
+
+        assert (idle, while_first_works) == ("a", "b")
+
+
+async def test_the_faster_server_is_asked_though_it_has_more_to_do() -> None:
+    async with two_servers() as world:
+        slow, fast = world.targets
+        with slow.load.working(10):
+            await asyncio.sleep(0.05)
+        with fast.load.working(1000):
+            await asyncio.sleep(0.01)
+        with slow.load.working(10), fast.load.working(10), fast.load.working(10):
+            assert world.place() == "b"
+
+
+async def test_no_server_that_can_make_it_is_overload() -> None:
+    async with two_servers() as world:
+        for each in world.targets:
+            with each.load.working(10):
+                await asyncio.sleep(0.02)
+        first, second = world.targets
+        with first.load.working(100), second.load.working(100):
+            assert world.place(within_s=0.05) == "overloaded"
+            assert world.place(within_s=60) in ("a", "b")
+
+
+async def test_callers_do_not_notice_that_one_of_two_servers_is_lost() -> None:
+    async with two_servers() as world:
+        world.models[0].break_with(InferenceFailure.UNAVAILABLE)
+        requests = (replace(HELLO, conversation=talk(f"question {n}")) for n in range(20))
+        decisions = await asyncio.gather(*(world.router.decide(each) for each in requests))
+
+        assert {each.source.value for each in decisions} == {"model"}
+        assert world.router.degraded == ""
+        await world.until(BreakerState.OPEN, BreakerState.CLOSED)
+        assert world.place() == "b"
+
+
+async def test_a_server_that_is_back_is_warmed_before_it_is_asked() -> None:
+    async with two_servers() as world:
+        back = world.models[0]
+        back.break_with(InferenceFailure.UNAVAILABLE)
+        await world.until(BreakerState.OPEN, BreakerState.CLOSED)
+        back.warmed.clear()
+        back.fault = None
+        await world.until(BreakerState.CLOSED, BreakerState.CLOSED)
+
+        assert back.warmed == [(1, 2, 3)]
+        assert world.place() == "a"
+
+
+async def test_all_servers_lost_is_one_outage_that_names_them() -> None:
+    async with two_servers() as world:
+        for model in world.models:
+            model.break_with(InferenceFailure.UNAVAILABLE)
+        await world.until(BreakerState.OPEN, BreakerState.OPEN)
+
+        assert world.place() == "breaker_open"
+        assert world.router.degraded == "a: stub: UNAVAILABLE; b: stub: UNAVAILABLE"
+
+
+async def test_a_policy_that_one_server_holds_is_warmed_at_the_other_meanwhile() -> None:
+    async with two_servers() as world:
+        first, second = world.targets
+        compiled = world.registry.get(PolicyName())
+        for _ in range(3):
+            first.warmth.late(compiled)
+        world.models[0].warmed.clear()
+        placed = world.place()
+        await asyncio.sleep(0.01)
+
+        assert placed == second.name
+        assert world.models[0].warmed == [(1, 2, 3)]
+
+
+async def test_affinity_keeps_each_policy_at_one_server_and_uses_both() -> None:
+    async with two_servers(affinity=True) as world:
+        digests = [f"sha256:{n}" for n in range(40)]
+        placed = [world.place(digest=digest) for digest in digests]
+        first, second = world.targets
+        with first.load.working(1), second.load.working(2):
+            again = [world.place(digest=digest) for digest in digests]
+
+        assert placed == again
+        assert 10 < placed.count("a") < 30
+
+
+async def test_affinity_gives_way_where_the_server_could_not_answer_in_time() -> None:
+    async with two_servers(affinity=True) as world:
+        at_first = next(d for d in map(str, range(99)) if world.place(digest=d) == "a")
+        first, _ = world.targets
+        with first.load.working(10):
+            await asyncio.sleep(0.02)
+        with first.load.working(1000):
+            assert world.place(within_s=0.05, digest=at_first) == "b"
