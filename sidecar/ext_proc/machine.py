@@ -4,10 +4,11 @@ What Envoy sends is fed in; what comes out is the answers, or the request that a
 for. How Envoy is set up is read from the first message of each stream (`protocol_config`), so that
 one sidecar works behind differently configured gateways at the same time:
 
-- NONE: the body is asked for by an override of the mode, where the filter allows it.
-- BUFFERED, BUFFERED_PARTIAL: the headers are answered at once, the body with the decision.
-- STREAMED: likewise BUFFERED is asked for. Where the filter does not allow it, a body that does not
-  come in one piece goes on unrouted: Envoy chooses the route when the headers are answered.
+- BUFFERED: the headers are answered at once, the body with the decision.
+- NONE, STREAMED, BUFFERED_PARTIAL: BUFFERED is asked for by an override of the mode, for bodies
+  that are known to fit. In STREAMED Envoy chooses the route when the headers are answered, before
+  it shows the body; in BUFFERED_PARTIAL it sets the headers that the answer to the body has, but
+  has chosen the route before. What cannot be buffered goes on unrouted.
 - FULL_DUPLEX_STREAMED: nothing is answered before the end of the body, then headers and body.
 - Observability mode: nothing is answered.
 
@@ -48,6 +49,8 @@ class Rules:
         recognise: by the head alone, whether the body is wanted; Passed if it is not.
         passing: the effect on a request that goes on without a decision.
         stamp: set the decision on the response as well, where Envoy shows its headers.
+        bufferable_bytes: longest body that Envoy can be told to buffer where it is set up
+            otherwise.
     """
 
     max_body_bytes: int
@@ -55,6 +58,7 @@ class Rules:
     recognise: Callable[[HttpHead], Passed | None]
     passing: Callable[[Passed], Effect]
     stamp: bool = False
+    bufferable_bytes: int = 32 * 1024
 
 
 class _State(Enum):
@@ -183,18 +187,29 @@ class Exchange:
             return self._passing(unwanted)
         if self._observed or self._mode == FULL_DUPLEX:
             return ()
+        if self._mode != BUFFERED and not self._bufferable():
+            return self._passing(Passed(PassReason.BODY_NOT_SHOWN))
         return (self._ask_for_body(),)
+
+    def _bufferable(self) -> bool:
+        """Told to buffer a body beyond its limit, Envoy 1.40 neither refuses it, as it does where
+        it is set up to buffer, nor goes on: the request hangs without any time limit."""
+        length = self._head.header("content-length")
+        return length.isdecimal() and int(length) <= self._rules.bufferable_bytes
 
     def _ask_for_body(self) -> pb.ProcessingResponse:
         spoofed = tuple(name for name in self._rules.owned if name in self._head.headers)
         answer = self._head_answer(Effect(remove=spoofed, reroute=bool(spoofed)))
-        if self._mode in (NONE, STREAMED):
+        if self._mode != BUFFERED:
             messages.override_body_mode(answer, BUFFERED, self._response_mode)
         return answer
 
     def _request_body(self, body: pb.HttpBody) -> Step:
         if self._state is not _State.COLLECTING:
             return self._passed_chunk(body)
+        if not self._head_seen and not self._observed:
+            # Envoy applies no header of the answer where it does not send the headers.
+            return self._passing_chunk(body, PassReason.NO_HEADERS)
         self._size += len(body.body)
         if self._size > self._rules.max_body_bytes:
             return self._too_large()
@@ -202,7 +217,8 @@ class Exchange:
         if self._observed or self._mode == FULL_DUPLEX:
             return self._ask(complete=True) if body.end_of_stream else ()
         if not body.end_of_stream and self._mode == STREAMED and not self._is_whole():
-            return self._passing_chunk(body)
+            # The override is not allowed, the headers have been sent on, the route is chosen.
+            return self._passing_chunk(body, PassReason.STREAMED_BODY)
         # Elsewhere a buffered body without the end of the stream has trailers behind it.
         whole = body.end_of_stream or self._mode != BUFFERED_PARTIAL or self._is_whole()
         return self._ask(complete=whole)
@@ -257,12 +273,11 @@ class Exchange:
         self._chunks.clear()
         return tuple(answers)
 
-    def _passing_chunk(self, body: pb.HttpBody) -> Answers:
-        """A chunk although the whole body was asked for: the override is not allowed, the headers
-        have been sent on, and the route is chosen."""
+    def _passing_chunk(self, body: pb.HttpBody, reason: PassReason) -> Answers:
+        """Too late for the headers: the first chunk goes on, and the rest will."""
         self._state = _State.PASSING
         self._chunks.clear()
-        self._effect = self._rules.passing(Passed(PassReason.STREAMED_BODY))
+        self._effect = self._rules.passing(Passed(reason))
         return self._passed_chunk(body)
 
     def _passed_chunk(self, body: pb.HttpBody) -> Answers:
@@ -298,7 +313,7 @@ class Exchange:
     def _full_duplex(self, effect: Effect) -> Answers:
         body = self._chunks[0] if effect.body is None else effect.body
         self._chunks.clear()
-        answers = [] if self._head_answered or not self._head_seen else [self._head_answer(effect)]
+        answers = [self._head_answer(effect)]
         answers.extend(messages.streamed_chunks(body, end=not self._trailers))
         if self._trailers:
             answers.append(_TRAILERS)

@@ -121,6 +121,8 @@ class ExtProcOptions:
     Args:
         max_body_bytes: larger bodies are refused with 413.
         stamp_response: set the decision's headers on the response too, where Envoy shows it.
+        bufferable_bytes: longest body that Envoy is told to buffer where it is set up otherwise;
+            at most the listener's `per_connection_buffer_limit_bytes`.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -128,3 +130,4 @@ class ExtProcOptions:
     waiting: Waiting = field(default_factory=Waiting)
     max_body_bytes: int = 12 * 1024 * 1024
     stamp_response: bool = False
+    bufferable_bytes: int = 32 * 1024

@@ -74,7 +74,12 @@ class PassReason(StrEnum):
     INCOMPLETE_BODY = "incomplete_body"
     """Cut off by Envoy before the parts that are needed."""
     STREAMED_BODY = "streamed_body"
-    """Envoy streams the body, has sent the headers on, and may not be told to buffer it."""
+    """Envoy streams the body, and has sent the headers on, although it was told to buffer it."""
+    BODY_NOT_SHOWN = "body_not_shown"
+    """Envoy shows the body too late or not at all, and cannot be told to buffer one of this length
+    (or of unknown length)."""
+    NO_HEADERS = "no_headers"
+    """Envoy is set up to send the body alone."""
     SLOW_BODY = "slow_body"
     """The body did not arrive within its time."""
     UNKNOWN_MODEL = "unknown_model"

@@ -67,6 +67,7 @@ class ExtProcService(ExternalProcessorServicer):
             recognise=self._decider.recognise,
             passing=self._decider.passing,
             stamp=options.stamp_response,
+            bufferable_bytes=options.bufferable_bytes,
         )
 
     name = SERVICE

@@ -1,0 +1,147 @@
+"""Stand-ins for what the service talks to, and the service on a socket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Decision, PolicyRef, Reason, RoutingRequest, Source
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import ApiDialect, Catalog, Model
+from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
+from sidecar.ext_proc.service import ExtProcService
+from sidecar.grpc_api.drain import Drain
+
+CATALOG: Catalog = {
+    "big/coder": Model("big/coder", "coder-1", cluster="big"),
+    "small/mini": Model("small/mini", "mini-2", cluster="small"),
+}
+
+
+class StubRouter:
+    """Chooses the coder where the last message says `code`. `gate` holds decisions back."""
+
+    def __init__(self) -> None:
+        self.requests: list[RoutingRequest] = []
+        self.cancelled = 0
+        self.gate: asyncio.Event | None = None
+        self.error: Exception | None = None
+        self.catalog = CATALOG
+
+    async def decide(self, request: RoutingRequest) -> Decision:
+        self.requests.append(request)
+        if self.error:
+            raise self.error
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        name = getattr(request.policy, "name", "")
+        if name == "missing":
+            raise SidecarError(ErrorCode.POLICY_NOT_FOUND, "there is no policy missing")
+        return decision_of(request)
+
+
+def decision_of(request: RoutingRequest) -> Decision:
+    model = request.model
+    if not model:
+        code = "code" in request.conversation.messages[-1].text
+        model = "big/coder" if code else "small/mini"
+    others = tuple(other for other in CATALOG.values() if other.id != model)
+    return Decision(
+        id=f"d-{model}",
+        route="coding" if model == "big/coder" else "",
+        model=CATALOG[model],
+        fallbacks=others,
+        source=Source.OVERRIDE if request.model else Source.MODEL,
+        reason=Reason.MODEL_REQUESTED if request.model else Reason.MATCHED,
+        detail="",
+        policy=PolicyRef("namespaces/default/policies/default", 1, "sha256:0"),
+        prompt_format="stub",
+        routing_model="stub",
+        confidence=0.5,
+    )
+
+
+class StubDialects:
+    """Reads Chat Completions alone, the plain way."""
+
+    def recognise(self, head: HttpHead) -> ApiDialect | Passed:
+        if head.method != "POST" or not head.path.endswith("/chat/completions"):
+            return Passed(PassReason.NOT_AN_LLM_REQUEST)
+        if not head.header("content-type").startswith("application/json"):
+            return Passed(PassReason.NOT_JSON)
+        return ApiDialect.OPENAI_CHAT
+
+    def read(self, request: HttpRequest) -> Understood | Passed:
+        if not request.complete:
+            return Passed(PassReason.INCOMPLETE_BODY)
+        try:
+            body = json.loads(request.body or b"")
+            messages = tuple(Message(Role(m["role"]), m["content"]) for m in body["messages"])
+            model = body.get("model", "")
+        except ValueError:
+            return Passed(PassReason.MALFORMED_BODY)
+        return Understood(ApiDialect.OPENAI_CHAT, model, Conversation(messages))
+
+    def splice_model(self, body: bytes, model: str) -> bytes:
+        return re.sub(rb'("model"\s*:\s*)"[^"]*"', rb'\1"' + model.encode() + b'"', body, count=1)
+
+
+@dataclass
+class RunningService:
+    """The service on a socket."""
+
+    socket: Path
+    router: StubRouter
+    drain: Drain
+    server: grpc.aio.Server
+    options: ExtProcOptions = field(default_factory=ExtProcOptions)
+
+
+@asynccontextmanager
+async def service_on(
+    socket: Path, options: ExtProcOptions | None = None, router: StubRouter | None = None
+) -> AsyncIterator[RunningService]:
+    """Serves until the end of the block."""
+    router = router or StubRouter()
+    options = options or ExtProcOptions()
+    drain = Drain()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)])
+    ExtProcService(router, router, StubDialects(), options).add_to(server, drain)
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    try:
+        yield RunningService(socket, router, drain, server, options)
+    finally:
+        await server.stop(0)
+
+
+def chat(text: str, model: str = "auto", size: int = 0) -> bytes:
+    """A Chat Completions request, padded by a system message to at least `size` bytes."""
+    body = {"model": model, "messages": [{"role": "user", "content": text}]}
+    plain = json.dumps(body).encode()
+    if len(plain) >= size:
+        return plain
+    padding = {"role": "system", "content": "x" * (size - len(plain))}
+    body["messages"] = [padding, *body["messages"]]
+    return json.dumps(body).encode()
+
+
+def spliced(body: bytes, model: str) -> bytes:
+    """What the upstream must get."""
+    return StubDialects().splice_model(body, model)
+
+
+Headers = Mapping[str, str]
