@@ -244,6 +244,7 @@ class Sidecar:
                 reflection=server.reflection,
                 channelz=server.channelz,
             ),
+            policies=api_policies(settings, self._store, self._live),
         )
         metrics.watch(self.state)
         self.admin = (

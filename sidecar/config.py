@@ -17,10 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Field,
     ValidationError,
     model_validator,
 )
@@ -33,7 +30,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from sidecar.config_ext_proc import ExtProcSettings
+from sidecar.config_fields import Section as _Section
+from sidecar.config_fields import setting as _setting
 from sidecar.policies.findings import closest, quoted
+from sidecar.policies.stores import StoreUrlError, check_url
 from sidecar.policies.yaml_source import Document, decode, read_documents
 
 ENV_PREFIX = "SIDECAR_"
@@ -97,14 +98,6 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
 PolicyId = Annotated[str, AfterValidator(_policy)]
 
 
-def _setting(default: Any, description: str, unit: str = "", **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"unit": unit}, **limits)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ServerSettings(_Section):
     """Where the sidecar listens and how much it takes at once."""
 
@@ -158,6 +151,43 @@ class PolicySettings(_Section):
     )
     default_policy: PolicyId = _setting(
         "default", "The policy of requests that name none: an id, or a resource name."
+    )
+
+
+def _store_url(value: str) -> str:
+    if not value:
+        return value
+    try:
+        return check_url(value)
+    except StoreUrlError as error:
+        raise ValueError(str(error)) from None
+
+
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+
+
+class PolicyStoreSettings(_Section):
+    """Where policies are kept and changed."""
+
+    url: StoreUrl = _setting(
+        "",
+        "Database of policies and model catalog: `sqlite:FILE`, or "
+        "`postgresql://USER@HOST:PORT/DATABASE` with the password in `PGPASSWORD` or a password "
+        "file. An empty one is filled from `policies.paths` at the first start. Without a database "
+        "the files of `policies.paths` are the store: they are watched, and the API does not "
+        "change them.",
+    )
+    poll_ms: int = _setting(
+        500,
+        "How often a store is asked for changes, in case it has not told of one.",
+        "ms",
+        ge=10,
+        le=60_000,
+    )
+    writes: bool = _setting(
+        True,
+        "Take changes through the API. They are taken on a Unix domain socket, and on TCP if "
+        "`server.grpc_address` is a loopback address, since callers are not authenticated.",
     )
 
 
@@ -301,10 +331,12 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     policies: PolicySettings = PolicySettings()
+    policy_store: PolicyStoreSettings = PolicyStoreSettings()
     routing: RoutingSettings = RoutingSettings()
     cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()
     routing_model: RoutingModelSettings = RoutingModelSettings()
+    ext_proc: ExtProcSettings = ExtProcSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod
@@ -528,10 +560,12 @@ def _row(section: str, key: str, info: FieldInfo) -> str:
 
 def _default(info: FieldInfo) -> str:
     assert info.default is not PydanticUndefined
-    if info.default is None or info.default == ():
+    if info.default is None or info.default in ((), ""):
         return "none"
     if isinstance(info.default, bool):
         return f"`{str(info.default).lower()}`"
+    if isinstance(info.default, tuple):
+        return f"`{', '.join(info.default)}`"
     return f"`{info.default:g}`" if isinstance(info.default, float) else f"`{info.default}`"
 
 

@@ -1,7 +1,8 @@
-"""`grpc.health.v1`: one name per service, and one for the routing model.
+"""`grpc.health.v1`: one name per service, and one each for the routing model and the policy store.
 
-A service is SERVING when it can answer, and it can without a routing model: by fallback. The
-routing model's state has a name of its own, for people and dashboards; no probe should use it.
+A service is SERVING when it can answer, and it can without a routing model: by fallback. The states
+of the routing model and of the policy store have names of their own, for people and dashboards; no
+probe should use them.
 
 The servicer is our own because that of grpcio-health-checking loses watchers: the first of several
 that leaves takes the others' notifications with it (https://github.com/grpc/grpc/pull/43403), and
@@ -17,11 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.drain import Drain
-from sidecar.grpc_api.protocols import Router
+from sidecar.grpc_api.protocols import ChangeFeed, Router
 
 WHOLE_SERVER = ""
 ROUTING_MODEL = "llmrouter.v1.RoutingModel"
 """SERVING while the routing model answers."""
+POLICY_STORE = "llmrouter.v1.PolicyStore"
+"""SERVING while what is in force is what the policy store holds."""
 
 _LOOK_INTERVAL_S = 0.25
 
@@ -32,7 +35,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
     """Answers Check and Watch. Every service is NOT_SERVING until it is set."""
 
     def __init__(self, services: tuple[str, ...], drain: Drain) -> None:
-        self._serving = dict.fromkeys((WHOLE_SERVER, *services, ROUTING_MODEL), False)
+        self._serving = dict.fromkeys((WHOLE_SERVER, *services, ROUTING_MODEL, POLICY_STORE), False)
         self._services = (WHOLE_SERVER, *services)
         self._drain = drain
         # Replaced at every change: whoever waits for the old one has a change to look at.
@@ -49,10 +52,15 @@ class HealthService(health_pb2_grpc.HealthServicer):
     def set_routing_model(self, answers: bool) -> None:
         self._set((ROUTING_MODEL,), answers and not self._drain.begun)
 
-    async def follow(self, router: Router) -> None:
-        """Keeps the state of the routing model up to date until cancelled."""
+    def set_policy_store(self, good: bool) -> None:
+        self._set((POLICY_STORE,), good and not self._drain.begun)
+
+    async def follow(self, router: Router, feed: ChangeFeed) -> None:
+        """Keeps the states of the routing model and of the policy store up to date until
+        cancelled."""
         while True:
             self.set_routing_model(not router.degraded)
+            self.set_policy_store(not feed.problem)
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
     def _set(self, names: tuple[str, ...], serving: bool) -> None:

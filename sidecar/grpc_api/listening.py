@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -22,6 +23,18 @@ _MAX_SOCKET_PATH = 107
 
 class ListenError(Exception):
     """An address that cannot be listened on; the text names it and says what to do."""
+
+
+def is_loopback(address: str) -> bool:
+    """True if only this machine reaches `host:port`."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name can come to mean another address.
+        return False
 
 
 def listen_tcp(server: grpc.aio.Server, address: str) -> int:

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc
-from sidecar.core.errors import FieldViolation, SidecarError
-from sidecar.core.policy import Policy
+from sidecar.core.policy import PolicyRecord
 from sidecar.grpc_api.context import Context
-from sidecar.grpc_api.convert.policies import (
-    finding_to_proto,
-    oversize,
-    policy_to_core,
-    policy_to_proto,
-    proto_path,
-    record_to_proto,
-)
+from sidecar.grpc_api.convert.catalogs import catalog_to_proto
+from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace, policy_name
-from sidecar.grpc_api.convert.violations import Violations, invalid
+from sidecar.grpc_api.convert.violations import invalid
+from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.paging import name_before, page, page_size, token_after
-from sidecar.grpc_api.protocols import PolicyRegistry
-from sidecar.policies import check_policy, has_errors, parse_policy_yaml
+from sidecar.grpc_api.policy_access import PolicyAccess
+from sidecar.grpc_api.policy_filter import Matches, policy_filter
+from sidecar.grpc_api.policy_history import diff, revisions
+from sidecar.grpc_api.policy_validation import validated
+from sidecar.grpc_api.policy_watch import watch
+from sidecar.grpc_api.policy_writes import PolicyWrites
+from sidecar.grpc_api.protocols import PolicyRegistry, Router
+from sidecar.policies.stores import PolicyStore
 
-_Checked = tuple[Policy | None, list[policy_pb2.Finding]]
+_READ_AT_ONCE = 100
 
 
 class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
-    """Reads and checks policies. Method comments are in policy.proto."""
+    """Reads, checks and changes policies. Method comments are in policy.proto."""
 
-    def __init__(self, registry: PolicyRegistry) -> None:
+    def __init__(
+        self, registry: PolicyRegistry, access: PolicyAccess, router: Router, drain: Drain
+    ) -> None:
         self._registry = registry
-        self._records = {record.policy.resource_name: record for record in registry.records()}
+        self._access = access
+        self._drain = drain
+        self._writes = PolicyWrites(access, router)
         # One: every thread that computes makes the event loop wait for the interpreter's lock.
         self._validating = ThreadPoolExecutor(1, "validate-policy")
 
@@ -40,9 +46,15 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         request: policy_pb2.GetPolicyRequest,
         context: Context,
     ) -> policy_pb2.Policy:
-        # The registry knows best what to say about a policy that it does not have.
-        self._registry.get(policy_name(request.name, "name"))
-        return await asyncio.to_thread(record_to_proto, self._records[request.name])
+        policy_name(request.name, "name")
+        if request.revision < 0:
+            raise invalid("revision", f"{request.revision} is negative; send 0 for the present one")
+        if request.revision:
+            return await self._access.history(
+                request.name,
+                lambda store: record_to_proto(store.revision(request.name, request.revision)),
+            )
+        return await self._access.read(lambda store: record_to_proto(store.policy(request.name)))
 
     async def ListPolicies(  # noqa: N802
         self,
@@ -51,23 +63,24 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
     ) -> policy_pb2.ListPoliciesResponse:
         wanted = namespace(request.parent, "parent")
         limit = page_size(request.page_size)
-        after = name_before(request.parent, request.page_token)
-        messages = (
-            record_to_proto(record)
-            for name, record in self._records.items()
-            if wanted in (ALL_NAMESPACES, record.policy.namespace) and name > after
-        )
-        # In a thread: a page can hold thousands of routes.
-        policies, last = await asyncio.to_thread(
-            page,
-            messages,
-            limit,
-            lambda message: message.ByteSize(),
-            lambda message: message.name,
-        )
-        return policy_pb2.ListPoliciesResponse(
-            policies=policies, next_page_token=token_after(request.parent, last)
-        )
+        matches = policy_filter(request.filter)
+        listed = f"{request.parent} {request.show_deleted} {request.filter}"
+        after = name_before(listed, request.page_token)
+
+        def list_(store: PolicyStore) -> policy_pb2.ListPoliciesResponse:
+            # Asked first: what is written meanwhile is then among the changes that follow.
+            number = store.last_change()
+            records = _records(store, wanted, after, request.show_deleted)
+            policies, last = page(
+                _messages(records, matches), limit, _size_of, lambda message: message.name
+            )
+            return policy_pb2.ListPoliciesResponse(
+                policies=policies,
+                next_page_token=token_after(listed, last),
+                change_number=number,
+            )
+
+        return await self._access.read(list_)
 
     async def ValidatePolicy(  # noqa: N802
         self,
@@ -78,59 +91,77 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             raise invalid("source", "is unset; set policy or yaml")
         # In a thread: reading a large YAML document takes seconds, the event loop has milliseconds.
         return await asyncio.get_running_loop().run_in_executor(
-            self._validating, self._validated, request
+            self._validating, validated, request, self._registry
         )
 
-    def _validated(
-        self, request: policy_pb2.ValidatePolicyRequest
-    ) -> policy_pb2.ValidatePolicyResponse:
-        response = policy_pb2.ValidatePolicyResponse(
-            max_prompt_tokens=self._registry.max_prompt_tokens
-        )
-        if request.HasField("policy"):
-            policy, findings = self._check_message(request.policy)
-        else:
-            policy, findings = self._check_yaml(request.yaml)
-        if policy is not None:
-            findings = [*self._compile(policy, response), *findings]
-        response.findings.extend(findings)
-        response.valid = not any(each.severity == policy_pb2.SEVERITY_ERROR for each in findings)
-        if response.valid and policy is not None:
-            response.policy.CopyFrom(policy_to_proto(policy))
-        return response
+    async def CreatePolicy(  # noqa: N802
+        self, request: policy_pb2.CreatePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        return await self._writes.create(request, context)
 
-    def _check_message(self, message: policy_pb2.Policy) -> _Checked:
-        """The policy if it has no errors, and all findings."""
-        if (too_much := oversize(message, "policy")) is not None:
-            return None, [_error(too_much)]
-        violations = Violations()
-        policy = policy_to_core(message, "policy", violations)
-        unreadable = [_error(each) for each in violations]
-        found = check_policy(policy, self._registry.catalog)
-        findings = unreadable + [
-            finding_to_proto(each, f"policy.{proto_path(each.path)}") for each in found
-        ]
-        return (None if unreadable or has_errors(found) else policy), findings
+    async def UpdatePolicy(  # noqa: N802
+        self, request: policy_pb2.UpdatePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        return await self._writes.update(request, context)
 
-    def _check_yaml(self, text: str) -> _Checked:
-        parsed = parse_policy_yaml(text, self._registry.catalog)
-        findings = [finding_to_proto(each, each.path) for each in parsed.findings]
-        return (parsed.policy if parsed.valid else None), findings
+    async def DeletePolicy(  # noqa: N802
+        self, request: policy_pb2.DeletePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        return await self._writes.delete(request, context)
 
-    def _compile(
-        self, policy: Policy, response: policy_pb2.ValidatePolicyResponse
-    ) -> list[policy_pb2.Finding]:
-        """Fills in the size of the prompt; a finding if it is too large."""
-        try:
-            compiled = self._registry.compile(policy)
-        except SidecarError as error:
-            return [_error(FieldViolation("", error.message))]
-        if compiled.prompt is not None:
-            response.prefix_tokens = len(compiled.prompt.prefix_ids)
-        return []
+    async def UndeletePolicy(  # noqa: N802
+        self, request: policy_pb2.UndeletePolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        return await self._writes.undelete(request, context)
+
+    async def RollbackPolicy(  # noqa: N802
+        self, request: policy_pb2.RollbackPolicyRequest, context: Context
+    ) -> policy_pb2.Policy:
+        return await self._writes.rollback(request, context)
+
+    async def ListPolicyRevisions(  # noqa: N802
+        self, request: policy_pb2.ListPolicyRevisionsRequest, context: Context
+    ) -> policy_pb2.ListPolicyRevisionsResponse:
+        policy_name(request.name, "name")
+        limit = page_size(request.page_size)
+        return await self._access.history(request.name, partial(revisions, request, limit))
+
+    async def DiffPolicyRevisions(  # noqa: N802
+        self, request: policy_pb2.DiffPolicyRevisionsRequest, context: Context
+    ) -> policy_pb2.DiffPolicyRevisionsResponse:
+        policy_name(request.name, "name")
+        return await self._access.history(request.name, partial(diff, request))
+
+    async def WatchPolicies(  # type: ignore[override]  # noqa: N802
+        self, request: policy_pb2.WatchPoliciesRequest, context: Context
+    ) -> None:
+        # Writes by the context: a generator whose caller goes away would not be closed.
+        await watch(request, context, self._access, self._drain)
+
+    async def GetModelCatalog(  # noqa: N802
+        self, request: policy_pb2.GetModelCatalogRequest, context: Context
+    ) -> policy_pb2.ModelCatalog:
+        return await self._access.read(lambda store: catalog_to_proto(store.catalog()))
+
+    async def UpdateModelCatalog(  # noqa: N802
+        self, request: policy_pb2.UpdateModelCatalogRequest, context: Context
+    ) -> policy_pb2.ModelCatalog:
+        return await self._writes.update_catalog(request, context)
 
 
-def _error(violation: FieldViolation) -> policy_pb2.Finding:
-    return policy_pb2.Finding(
-        severity=policy_pb2.SEVERITY_ERROR, field=violation.field, message=violation.description
-    )
+def _records(store: PolicyStore, wanted: str, after: str, deleted: bool) -> Iterator[PolicyRecord]:
+    """All records that follow, read in parts."""
+    space = None if wanted == ALL_NAMESPACES else wanted
+    while True:
+        part = store.policies(space, after, _READ_AT_ONCE, deleted)
+        yield from part
+        if len(part) < _READ_AT_ONCE:
+            return
+        after = part[-1].policy.resource_name
+
+
+def _messages(records: Iterator[PolicyRecord], matches: Matches) -> Iterator[policy_pb2.Policy]:
+    return (record_to_proto(record) for record in records if matches(record))
+
+
+_size_of: Callable[[policy_pb2.Policy], int] = policy_pb2.Policy.ByteSize

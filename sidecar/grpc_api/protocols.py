@@ -8,6 +8,7 @@ from typing import Protocol
 from sidecar.core.decision import Decision, PolicyName, RoutingRequest
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Catalog, Policy, PolicyRecord
+from sidecar.policies.stores import Snapshot
 
 
 class Router(Protocol):
@@ -46,10 +47,33 @@ class PolicyRegistry(Protocol):
         """Raises SidecarError POLICY_NOT_FOUND."""
         ...
 
+    @property
+    def default_name(self) -> str:
+        """Resource name of the policy of requests that name none."""
+        ...
+
     def records(self) -> Sequence[PolicyRecord]:
-        """All named policies, sorted by resource name; always the same."""
+        """All named policies, sorted by resource name."""
         ...
 
     def compile(self, policy: Policy) -> CompiledPolicy:
         """Raises SidecarError POLICY_TOO_LARGE."""
+        ...
+
+
+class ChangeFeed(Protocol):
+    """Knows of the changes of a store."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the store held when it was last read."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why what is in force may be out of date; empty if nothing is known to be wrong."""
+        ...
+
+    async def beyond(self, number: int) -> None:
+        """Returns when a change with a greater number has been seen."""
         ...

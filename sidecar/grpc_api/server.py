@@ -33,6 +33,7 @@ from sidecar.grpc_api.interceptors import (
     MetricsInterceptor,
 )
 from sidecar.grpc_api.listening import listen_tcp, listen_unix
+from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
 from sidecar.grpc_api.policy_service import PolicyService
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
 from sidecar.grpc_api.request_reader import RequestReader
@@ -105,8 +106,11 @@ class GrpcServer:
         observer: CallObserver,
         options: ServerOptions,
         mounted: Sequence[MountedService] = (),
+        policies: Policies | None = None,
     ) -> None:
+        """`policies`: where policies are kept; None: those of the registry, which stay."""
         self._router = router
+        self._policies = policies or fixed_policies(registry)
         self._options = options
         self._mounted = mounted
         self._drain = Drain()
@@ -115,7 +119,7 @@ class GrpcServer:
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
         self._server = grpc.aio.server(
-            interceptors=_interceptors(observer, self._drain),
+            interceptors=_interceptors(observer, self._drain, options.limits),
             options=_channel_options(options),
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
@@ -123,7 +127,10 @@ class GrpcServer:
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingService(deciding, options.concurrency, self._drain), self._server
         )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyService(registry), self._server)
+        access = PolicyAccess(self._policies, registry)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            PolicyService(registry, access, router, self._drain), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for service in mounted:
             service.add_to(self._server, self._drain)
@@ -151,7 +158,9 @@ class GrpcServer:
         if self._options.socket is not None:
             listen_unix(self._server, self._options.socket)
         await self._server.start()
-        self._following = asyncio.create_task(self._health.follow(self._router), name="health")
+        self._following = asyncio.create_task(
+            self._health.follow(self._router, self._policies.feed), name="health"
+        )
         self._health.serve()
         _log.info("serving", port=self.port, socket=str(self._options.socket or ""))
 
@@ -186,11 +195,13 @@ class GrpcServer:
         self._grace_ended.set()
 
 
-def _interceptors(observer: CallObserver, drain: Drain) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(
+    observer: CallObserver, drain: Drain, limits: RequestLimits
+) -> list[grpc.aio.ServerInterceptor]:
     """The first is the outermost."""
     return [
         # Outermost, so that an exception of any other interceptor becomes a status too.
-        ErrorInterceptor(),
+        ErrorInterceptor({f"{ROUTING}/Route": limits.max_request_bytes}),
         # Inside the errors: it still sees which error it was, not the status made of it; outside
         # the logging, so that it times what the caller waits for.
         MetricsInterceptor(observer),

@@ -141,8 +141,7 @@ class TargetState:
 
 @dataclass(frozen=True, slots=True)
 class RefusedPolicy:
-    """A revision of a policy that is not in force, and why. `in_force`: the one that is; 0: none.
-    """
+    """A revision that is not in force, and why. `in_force`: the one that is; 0: none."""
 
     name: str
     revision: int

@@ -88,6 +88,7 @@ async def test_status_tells_what_is_running(running: Running) -> None:
             }
         ],
         "waiting": 2,
+        "policy_store": {"problem": "", "change": 0, "refused": []},
     }
 
 

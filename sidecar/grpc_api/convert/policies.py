@@ -8,6 +8,7 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import PolicyName
 from sidecar.core.errors import FieldViolation, SidecarError
 from sidecar.core.policy import (
+    Attribution,
     ModelList,
     Policy,
     PolicyRecord,
@@ -120,7 +121,27 @@ def record_to_proto(record: PolicyRecord) -> policy_pb2.Policy:
     message = policy_to_proto(record.policy, record.digest)
     message.revision = record.revision
     message.etag = record.etag
+    message.revision_info.CopyFrom(revision_info(record.attribution, record.change))
+    if record.attribution is not None:
+        message.update_time.FromDatetime(record.attribution.time)
+        if record.deleted:
+            message.delete_time.FromDatetime(record.attribution.time)
+    elif record.deleted:
+        # A file that is gone: nobody recorded when.
+        message.delete_time.GetCurrentTime()
     return message
+
+
+def revision_info(attribution: Attribution | None, change: int) -> policy_pb2.RevisionInfo:
+    """Who made a revision and why, as far as it is known."""
+    if attribution is None:
+        return policy_pb2.RevisionInfo(change_number=change)
+    return policy_pb2.RevisionInfo(
+        author=attribution.author,
+        author_verified=attribution.verified,
+        message=attribution.message,
+        change_number=change,
+    )
 
 
 def _route_to_proto(route: Route) -> policy_pb2.Route:

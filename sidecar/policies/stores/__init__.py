@@ -17,6 +17,7 @@ from sidecar.policies.stores.contract import (
     Snapshot,
     WriteNote,
     now,
+    with_changes,
 )
 from sidecar.policies.stores.files import FileStore, InvalidFilesError, read_only
 from sidecar.policies.stores.fixed import FixedStore
@@ -41,6 +42,7 @@ __all__ = [
     "now",
     "open_store",
     "read_only",
+    "with_changes",
 ]
 
 _SQLITE = "sqlite:"

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
@@ -205,3 +206,23 @@ class PolicyFiles(Protocol):
     def file_of(self, name: str) -> str:
         """The file that holds the policy; empty if none does."""
         ...
+
+
+def with_changes(before: Snapshot, changes: Sequence[Change]) -> Snapshot:
+    """The snapshot after `changes`, which follow it without a gap."""
+    records = dict(before.records)
+    unreadable = dict(before.unreadable)
+    catalog, number = before.catalog, before.change
+    for change in changes:
+        number = change.number
+        if isinstance(change.record, CatalogRecord):
+            catalog = change.record
+            continue
+        name = change.record.policy.resource_name
+        unreadable.pop(name, None)
+        if change.record.deleted:
+            records.pop(name, None)
+        else:
+            records[name] = change.record
+    ordered = {name: records[name] for name in sorted(records)}
+    return Snapshot(number, catalog, MappingProxyType(ordered), unreadable)

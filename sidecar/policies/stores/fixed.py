@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Self
 
 from sidecar.core.policy import Catalog, CatalogRecord, PolicyRecord, catalog_digest, etag_of
 from sidecar.policies.stores import refusals
@@ -12,17 +13,25 @@ from sidecar.policies.stores.contract import Change, Snapshot
 
 
 class FixedStore:
-    """A store of what it is made with, for programs that have their policies at hand."""
+    """A store of what it is made with: of policies that a program has at hand, or of what another
+    store held when it could last be read."""
 
-    def __init__(self, records: Sequence[PolicyRecord], catalog: Catalog) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._closed = threading.Event()
+
+    @classmethod
+    def of(cls, records: Sequence[PolicyRecord], catalog: Catalog) -> Self:
+        """A store that has never had a change."""
         by_name = sorted(records, key=lambda record: record.policy.resource_name)
         digest = catalog_digest(catalog)
-        self._snapshot = Snapshot(
-            0,
-            CatalogRecord(catalog, 1, etag_of(1, digest), digest),
-            MappingProxyType({each.policy.resource_name: each for each in by_name}),
+        return cls(
+            Snapshot(
+                0,
+                CatalogRecord(catalog, 1, etag_of(1, digest), digest),
+                MappingProxyType({each.policy.resource_name: each for each in by_name}),
+            )
         )
-        self._closed = threading.Event()
 
     @property
     def problem(self) -> str:
@@ -34,8 +43,8 @@ class FixedStore:
         return self._snapshot
 
     def last_change(self) -> int:
-        """As `PolicyStore`: 0."""
-        return 0
+        """As `PolicyStore`."""
+        return self._snapshot.change
 
     def policy(self, name: str) -> PolicyRecord:
         """As `PolicyStore`."""
@@ -64,8 +73,8 @@ class FixedStore:
 
     def changes_after(self, number: int, limit: int) -> Sequence[Change]:
         """As `PolicyStore`."""
-        if number != 0:
-            raise refusals.changes_lost(number, "has not been reached: there are no changes")
+        if number != self._snapshot.change:
+            raise refusals.changes_lost(number, "is not the last change, and no other is known")
         return []
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ Policies: which model is preferred for what."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -196,6 +197,8 @@ class Policy(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_INFO_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `namespaces/{namespace}/policies/{policy}`. May be empty where the policy is
     inline or only validated.
@@ -222,6 +225,14 @@ class Policy(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When this revision was accepted; unset if the policy store does not record it."""
 
+    @_builtins.property
+    def revision_info(self) -> Global___RevisionInfo:
+        """Output only. Who made this revision, why, and as which change; unset for an inline policy."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the policy was deleted; unset if it is not deleted."""
+
     def __init__(
         self,
         *,
@@ -233,14 +244,76 @@ class Policy(_message.Message):
         etag: _builtins.str = ...,
         digest: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        revision_info: Global___RevisionInfo | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "delete_time", b"delete_time", "revision_info", b"revision_info", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "description", b"description", "digest", b"digest", "etag", b"etag", "name", b"name", "revision", b"revision", "routes", b"routes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "delete_time", b"delete_time", "description", b"description", "digest", b"digest", "etag", b"etag", "name", b"name", "revision", b"revision", "revision_info", b"revision_info", "routes", b"routes", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class RevisionInfo(_message.Message):
+    """Where a revision comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    AUTHOR_VERIFIED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CHANGE_NUMBER_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who made it; empty if the policy store does not record it."""
+    author_verified: _builtins.bool
+    """False: the author is what the writer claimed to be. Nobody has checked it."""
+    message: _builtins.str
+    """Why it was made."""
+    change_number: _builtins.int
+    """Number of the change that made it, among all changes of the store; 0 if they are not counted."""
+    def __init__(
+        self,
+        *,
+        author: _builtins.str = ...,
+        author_verified: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        change_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "author_verified", b"author_verified", "change_number", b"change_number", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevisionInfo: _TypeAlias = RevisionInfo  # noqa: Y015
+
+@_typing.final
+class ChangeNote(_message.Message):
+    """What a writer says about a write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who writes; a claim, and marked as one until callers are authenticated. At most 200 characters."""
+    message: _builtins.str
+    """Why; at most 2,000 characters."""
+    def __init__(
+        self,
+        *,
+        author: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeNote: _TypeAlias = ChangeNote  # noqa: Y015
 
 @_typing.final
 class Finding(_message.Message):
@@ -285,16 +358,20 @@ class GetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    revision: _builtins.int
+    """Which revision; 0 for the present one."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,6 +386,8 @@ class ListPoliciesRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Resource name of the namespace, `namespaces/{namespace}`; `namespaces/-` for all."""
     page_size: _builtins.int
@@ -316,17 +395,28 @@ class ListPoliciesRequest(_message.Message):
     last page, so that a page stays within a message.
     """
     page_token: _builtins.str
-    """`next_page_token` of the previous page, with the same `parent`; empty for the first page."""
+    """`next_page_token` of the previous page, with the same `parent` and `filter`; empty for the first
+    page.
+    """
+    filter: _builtins.str
+    """Terms that all must hold, separated by spaces: `route:NAME` has a route of that name,
+    `model:ID` names that model, `author:NAME` was last changed by NAME; any other word is part of
+    the resource name or of the description, in any case. Empty for all.
+    """
+    show_deleted: _builtins.bool
+    """Also list deleted policies."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,8 +430,13 @@ class ListPoliciesResponse(_message.Message):
 
     POLICIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHANGE_NUMBER_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
+    change_number: _builtins.int
+    """The list holds all changes up to this number: WatchPolicies after that of the first page misses
+    none.
+    """
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """Sorted by resource name."""
@@ -351,10 +446,11 @@ class ListPoliciesResponse(_message.Message):
         *,
         policies: _abc.Iterable[Global___Policy] | None = ...,
         next_page_token: _builtins.str = ...,
+        change_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_number", b"change_number", "next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,3 +527,653 @@ class ValidatePolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidatePolicyResponse: _TypeAlias = ValidatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class CreatePolicyRequest(_message.Message):
+    """Request of CreatePolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUIRE_EXAMPLES_PASS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Resource name of the namespace, `namespaces/{namespace}`."""
+    policy_id: _builtins.str
+    """The id in the resource name: 1 to 63 lower-case letters, digits and inner hyphens."""
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    require_examples_pass: _builtins.bool
+    """Route every example of the policy's routes first, and refuse the policy if one of them goes to
+    another route.
+    """
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """The policy. Its name may be empty; else it must be the one made of `parent` and `policy_id`."""
+
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        policy_id: _builtins.str = ...,
+        policy: Global___Policy | None = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        require_examples_pass: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "parent", b"parent", "policy", b"policy", "policy_id", b"policy_id", "request_id", b"request_id", "require_examples_pass", b"require_examples_pass", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePolicyRequest: _TypeAlias = CreatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePolicyRequest(_message.Message):
+    """Request of UpdatePolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUIRE_EXAMPLES_PASS_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """Create the policy if there is none of that name."""
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    require_examples_pass: _builtins.bool
+    """As in CreatePolicyRequest."""
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """The policy, named by `name`. If `etag` is set, it must be that of the present revision."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which fields to take from `policy`: `description`, `routes`, `default_models` and their like.
+        Unset, or `*`: all of them.
+        """
+
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___Policy | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        require_examples_pass: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "policy", b"policy", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "note", b"note", "policy", b"policy", "request_id", b"request_id", "require_examples_pass", b"require_examples_pass", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePolicyRequest: _TypeAlias = UpdatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class DeletePolicyRequest(_message.Message):
+    """Request of DeletePolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    etag: _builtins.str
+    """If set, it must be that of the present revision."""
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "note", b"note", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePolicyRequest: _TypeAlias = DeletePolicyRequest  # noqa: Y015
+
+@_typing.final
+class UndeletePolicyRequest(_message.Message):
+    """Request of UndeletePolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    etag: _builtins.str
+    """If set, it must be that of the deleted revision."""
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "note", b"note", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeletePolicyRequest: _TypeAlias = UndeletePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyRevisionsRequest(_message.Message):
+    """Request of ListPolicyRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    page_size: _builtins.int
+    """At most this many; 0 means 100, more than 1,000 means 1,000. Fewer can be returned before the
+    last page, so that a page stays within a message.
+    """
+    page_token: _builtins.str
+    """`next_page_token` of the previous page, with the same `name`; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyRevisionsRequest: _TypeAlias = ListPolicyRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyRevisionsResponse(_message.Message):
+    """Response of ListPolicyRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
+        """The policy as of each revision, the latest first."""
+
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___Policy] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyRevisionsResponse: _TypeAlias = ListPolicyRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class DiffPolicyRevisionsRequest(_message.Message):
+    """Request of DiffPolicyRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    TO_REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    from_revision: _builtins.int
+    """The revision to compare; 0 for the one before `to_revision`."""
+    to_revision: _builtins.int
+    """The revision to compare it with; 0 for the present one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        from_revision: _builtins.int = ...,
+        to_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "name", b"name", "to_revision", b"to_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffPolicyRevisionsRequest: _TypeAlias = DiffPolicyRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class Difference(_message.Message):
+    """One difference of two revisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where, with routes by their names: `routes[refund].description`."""
+    before: _builtins.str
+    """The value before, as YAML; empty if there was none."""
+    after: _builtins.str
+    """The value after, as YAML; empty if there is none."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Difference: _TypeAlias = Difference  # noqa: Y015
+
+@_typing.final
+class DiffPolicyRevisionsResponse(_message.Message):
+    """Response of DiffPolicyRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    TO_REVISION_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    UNIFIED_DIFF_FIELD_NUMBER: _builtins.int
+    from_revision: _builtins.int
+    """The number of the revision that was compared."""
+    to_revision: _builtins.int
+    """The number of the revision that it was compared with."""
+    unified_diff: _builtins.str
+    """The same for people: a unified diff of the two as YAML."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
+        """What differs; empty if the two have the same content."""
+
+    def __init__(
+        self,
+        *,
+        from_revision: _builtins.int = ...,
+        to_revision: _builtins.int = ...,
+        differences: _abc.Iterable[Global___Difference] | None = ...,
+        unified_diff: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "from_revision", b"from_revision", "to_revision", b"to_revision", "unified_diff", b"unified_diff"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffPolicyRevisionsResponse: _TypeAlias = DiffPolicyRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class RollbackPolicyRequest(_message.Message):
+    """Request of RollbackPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `namespaces/{namespace}/policies/{policy}`."""
+    revision: _builtins.int
+    """The revision whose content the policy gets."""
+    etag: _builtins.str
+    """If set, it must be that of the present revision."""
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "note", b"note", "request_id", b"request_id", "revision", b"revision", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackPolicyRequest: _TypeAlias = RollbackPolicyRequest  # noqa: Y015
+
+@_typing.final
+class WatchPoliciesRequest(_message.Message):
+    """Request of WatchPolicies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    AFTER_CHANGE_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Resource name of the namespace, `namespaces/{namespace}`; `namespaces/-` for all."""
+    after_change: _builtins.int
+    """Send the changes that follow this one: `change_number` of the last message received, or of
+    ListPolicies. 0: all changes there have been. -1: those from now on.
+    """
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        after_change: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_change", b"after_change", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPoliciesRequest: _TypeAlias = WatchPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class WatchPoliciesResponse(_message.Message):
+    """One change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_NUMBER_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    MODEL_CATALOG_FIELD_NUMBER: _builtins.int
+    change_number: _builtins.int
+    """Its number."""
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """A policy, as of the revision that the change made; `delete_time` says that it was deleted."""
+
+    @_builtins.property
+    def model_catalog(self) -> Global___ModelCatalog:
+        """The model catalog, whatever the namespace."""
+
+    def __init__(
+        self,
+        *,
+        change_number: _builtins.int = ...,
+        policy: Global___Policy | None = ...,
+        model_catalog: Global___ModelCatalog | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "model_catalog", b"model_catalog", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "change_number", b"change_number", "model_catalog", b"model_catalog", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["policy", "model_catalog"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___WatchPoliciesResponse: _TypeAlias = WatchPoliciesResponse  # noqa: Y015
+
+@_typing.final
+class ModelCatalog(_message.Message):
+    """The models that policies can name; at most 512 KiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_INFO_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Output only. Counts from 1; 0 if there has never been one."""
+    etag: _builtins.str
+    """Changes with every revision; send it back for a conditional write."""
+    digest: _builtins.str
+    """Output only. Content hash, `sha256:<hex>`."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogModel]:
+        """In any order, each id once."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When this revision was accepted; unset if the policy store does not record it."""
+
+    @_builtins.property
+    def revision_info(self) -> Global___RevisionInfo:
+        """Output only. Who made this revision, why, and as which change."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___CatalogModel] | None = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        revision_info: Global___RevisionInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision_info", b"revision_info", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "etag", b"etag", "models", b"models", "revision", b"revision", "revision_info", b"revision_info", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCatalog: _TypeAlias = ModelCatalog  # noqa: Y015
+
+@_typing.final
+class CatalogModel(_message.Message):
+    """A model of the catalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    UPSTREAM_MODEL_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DIALECTS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    INPUT_PRICE_FIELD_NUMBER: _builtins.int
+    OUTPUT_PRICE_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    CONTEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The name that policies use, such as `openai/gpt-5.4-mini`."""
+    upstream_model: _builtins.str
+    """The name that its provider knows it by."""
+    cluster: _builtins.str
+    """The Envoy cluster that reaches the provider; may be empty."""
+    host: _builtins.str
+    """Authority of the provider, host or host and port; may be empty."""
+    input_price: _builtins.float
+    """US dollars per million tokens of the prompt; unset if unknown."""
+    output_price: _builtins.float
+    """US dollars per million tokens of the answer; unset if unknown."""
+    latency_ms: _builtins.float
+    """Usual milliseconds to the first token; unset if unknown."""
+    context_window: _builtins.int
+    """In tokens; unset if unknown."""
+    @_builtins.property
+    def dialects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The APIs that the provider answers, as policy files spell them: `openai-chat`,
+        `openai-responses`, `anthropic-messages` and so on. Empty for all.
+        """
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it can take, as policy files spell it: `images`, `tools`."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        upstream_model: _builtins.str = ...,
+        cluster: _builtins.str = ...,
+        host: _builtins.str = ...,
+        dialects: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        input_price: _builtins.float | None = ...,
+        output_price: _builtins.float | None = ...,
+        latency_ms: _builtins.float | None = ...,
+        context_window: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_input_price", b"_input_price", "_latency_ms", b"_latency_ms", "_output_price", b"_output_price", "context_window", b"context_window", "input_price", b"input_price", "latency_ms", b"latency_ms", "output_price", b"output_price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_input_price", b"_input_price", "_latency_ms", b"_latency_ms", "_output_price", b"_output_price", "capabilities", b"capabilities", "cluster", b"cluster", "context_window", b"context_window", "dialects", b"dialects", "host", b"host", "id", b"id", "input_price", b"input_price", "latency_ms", b"latency_ms", "output_price", b"output_price", "upstream_model", b"upstream_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
+    _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015
+    _WhichOneofReturnType__input_price: _TypeAlias = _typing.Literal["input_price"]  # noqa: Y015
+    _WhichOneofArgType__input_price: _TypeAlias = _typing.Literal["_input_price", b"_input_price"]  # noqa: Y015
+    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
+    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
+    _WhichOneofReturnType__output_price: _TypeAlias = _typing.Literal["output_price"]  # noqa: Y015
+    _WhichOneofArgType__output_price: _TypeAlias = _typing.Literal["_output_price", b"_output_price"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_window) -> _WhichOneofReturnType__context_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_price) -> _WhichOneofReturnType__input_price | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_price) -> _WhichOneofReturnType__output_price | None: ...
+
+Global___CatalogModel: _TypeAlias = CatalogModel  # noqa: Y015
+
+@_typing.final
+class GetModelCatalogRequest(_message.Message):
+    """Request of GetModelCatalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelCatalogRequest: _TypeAlias = GetModelCatalogRequest  # noqa: Y015
+
+@_typing.final
+class UpdateModelCatalogRequest(_message.Message):
+    """Request of UpdateModelCatalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_CATALOG_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Check everything and answer as if written, but write nothing."""
+    request_id: _builtins.str
+    """An id of the caller's own for this request, such as a UUID; 1 to 64 printable ASCII characters.
+    A request that is sent again with the same id is not made twice: it gets the answer of the
+    first. Empty: no such protection.
+    """
+    @_builtins.property
+    def model_catalog(self) -> Global___ModelCatalog:
+        """The whole catalog. If `etag` is set, it must be that of the present revision."""
+
+    @_builtins.property
+    def note(self) -> Global___ChangeNote:
+        """Who writes and why."""
+
+    def __init__(
+        self,
+        *,
+        model_catalog: Global___ModelCatalog | None = ...,
+        note: Global___ChangeNote | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_catalog", b"model_catalog", "note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_catalog", b"model_catalog", "note", b"note", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateModelCatalogRequest: _TypeAlias = UpdateModelCatalogRequest  # noqa: Y015

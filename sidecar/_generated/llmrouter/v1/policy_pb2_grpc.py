@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class PolicyServiceStub:
-    """Reads and checks routing policies.
+    """Reads, checks and changes routing policies.
+
+    Every accepted write is one revision of one policy and one change of the store, with the next
+    number. Writes are taken where policies are kept in a database, and on a loopback address or a
+    Unix domain socket alone: callers are not authenticated.
     """
 
     def __init__(self, channel):
@@ -50,14 +54,69 @@ class PolicyServiceStub:
                 request_serializer=llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyRequest.SerializeToString,
                 response_deserializer=llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyResponse.FromString,
                 _registered_method=True)
+        self.CreatePolicy = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/CreatePolicy',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.CreatePolicyRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
+        self.UpdatePolicy = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/UpdatePolicy',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.UpdatePolicyRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
+        self.DeletePolicy = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/DeletePolicy',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.DeletePolicyRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
+        self.UndeletePolicy = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/UndeletePolicy',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.UndeletePolicyRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
+        self.ListPolicyRevisions = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/ListPolicyRevisions',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsResponse.FromString,
+                _registered_method=True)
+        self.DiffPolicyRevisions = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/DiffPolicyRevisions',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsResponse.FromString,
+                _registered_method=True)
+        self.RollbackPolicy = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/RollbackPolicy',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.RollbackPolicyRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+                _registered_method=True)
+        self.WatchPolicies = channel.unary_stream(
+                '/llmrouter.v1.PolicyService/WatchPolicies',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesResponse.FromString,
+                _registered_method=True)
+        self.GetModelCatalog = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/GetModelCatalog',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.GetModelCatalogRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.FromString,
+                _registered_method=True)
+        self.UpdateModelCatalog = channel.unary_unary(
+                '/llmrouter.v1.PolicyService/UpdateModelCatalog',
+                request_serializer=llmrouter_dot_v1_dot_policy__pb2.UpdateModelCatalogRequest.SerializeToString,
+                response_deserializer=llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
-    """Reads and checks routing policies.
+    """Reads, checks and changes routing policies.
+
+    Every accepted write is one revision of one policy and one change of the store, with the next
+    number. Writes are taken where policies are kept in a database, and on a loopback address or a
+    Unix domain socket alone: callers are not authenticated.
     """
 
     def GetPolicy(self, request, context):
-        """Returns one policy. NOT_FOUND if there is none of that name.
+        """Returns one policy, its present revision or an earlier one; also a deleted one. NOT_FOUND if
+        there is none of that name or no such revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,6 +132,78 @@ class PolicyServiceServicer:
     def ValidatePolicy(self, request, context):
         """Checks a policy as a write would, without keeping it. A policy with errors is a normal answer,
         not a failed call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePolicy(self, request, context):
+        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePolicy(self, request, context):
+        """Makes the next revision of a policy. ABORTED if its etag is not the one that was sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePolicy(self, request, context):
+        """Deletes a policy; its history stays, and it can be undeleted. Returns the deleted policy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeletePolicy(self, request, context):
+        """Brings a deleted policy back as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyRevisions(self, request, context):
+        """Lists the revisions of a policy, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffPolicyRevisions(self, request, context):
+        """Says how two revisions of a policy differ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackPolicy(self, request, context):
+        """Makes a new revision with the content of an earlier one. It is checked like any other: models
+        that have left the catalog since make it fail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchPolicies(self, request, context):
+        """Sends every change, in order and once, until the caller ends the call. Call again with the
+        number of the last one received: nothing is missed and nothing comes twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelCatalog(self, request, context):
+        """Returns the model catalog.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModelCatalog(self, request, context):
+        """Replaces the model catalog. FAILED_PRECONDITION if a policy names a model that it lacks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +227,56 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyRequest.FromString,
                     response_serializer=llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyResponse.SerializeToString,
             ),
+            'CreatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePolicy,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.CreatePolicyRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
+            'UpdatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePolicy,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.UpdatePolicyRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
+            'DeletePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePolicy,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.DeletePolicyRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
+            'UndeletePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeletePolicy,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.UndeletePolicyRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
+            'ListPolicyRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyRevisions,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsResponse.SerializeToString,
+            ),
+            'DiffPolicyRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffPolicyRevisions,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsResponse.SerializeToString,
+            ),
+            'RollbackPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackPolicy,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.RollbackPolicyRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.Policy.SerializeToString,
+            ),
+            'WatchPolicies': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPolicies,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesResponse.SerializeToString,
+            ),
+            'GetModelCatalog': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelCatalog,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.GetModelCatalogRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.SerializeToString,
+            ),
+            'UpdateModelCatalog': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModelCatalog,
+                    request_deserializer=llmrouter_dot_v1_dot_policy__pb2.UpdateModelCatalogRequest.FromString,
+                    response_serializer=llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llmrouter.v1.PolicyService', rpc_method_handlers)
@@ -105,7 +286,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
-    """Reads and checks routing policies.
+    """Reads, checks and changes routing policies.
+
+    Every accepted write is one revision of one policy and one change of the store, with the next
+    number. Writes are taken where policies are kept in a database, and on a loopback address or a
+    Unix domain socket alone: callers are not authenticated.
     """
 
     @staticmethod
@@ -179,6 +364,276 @@ class PolicyService:
             '/llmrouter.v1.PolicyService/ValidatePolicy',
             llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyRequest.SerializeToString,
             llmrouter_dot_v1_dot_policy__pb2.ValidatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/CreatePolicy',
+            llmrouter_dot_v1_dot_policy__pb2.CreatePolicyRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/UpdatePolicy',
+            llmrouter_dot_v1_dot_policy__pb2.UpdatePolicyRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/DeletePolicy',
+            llmrouter_dot_v1_dot_policy__pb2.DeletePolicyRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeletePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/UndeletePolicy',
+            llmrouter_dot_v1_dot_policy__pb2.UndeletePolicyRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/ListPolicyRevisions',
+            llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.ListPolicyRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffPolicyRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/DiffPolicyRevisions',
+            llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.DiffPolicyRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/RollbackPolicy',
+            llmrouter_dot_v1_dot_policy__pb2.RollbackPolicyRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/WatchPolicies',
+            llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.WatchPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/GetModelCatalog',
+            llmrouter_dot_v1_dot_policy__pb2.GetModelCatalogRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModelCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmrouter.v1.PolicyService/UpdateModelCatalog',
+            llmrouter_dot_v1_dot_policy__pb2.UpdateModelCatalogRequest.SerializeToString,
+            llmrouter_dot_v1_dot_policy__pb2.ModelCatalog.FromString,
             options,
             channel_credentials,
             insecure,

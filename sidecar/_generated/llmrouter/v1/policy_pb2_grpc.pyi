@@ -13,20 +13,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PolicyServiceStub:
-    """Reads and checks routing policies."""
+    """Reads, checks and changes routing policies.
+
+    Every accepted write is one revision of one policy and one change of the store, with the next
+    number. Writes are taken where policies are kept in a database, and on a loopback address or a
+    Unix domain socket alone: callers are not authenticated.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.Policy]
-    """Returns one policy. NOT_FOUND if there is none of that name."""
+    """Returns one policy, its present revision or an earlier one; also a deleted one. NOT_FOUND if
+    there is none of that name or no such revision.
+    """
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]
     """Lists the policies of a namespace, by name."""
     ValidatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.ValidatePolicyRequest, _policy_pb2.ValidatePolicyResponse]
     """Checks a policy as a write would, without keeping it. A policy with errors is a normal answer,
     not a failed call.
     """
+    CreatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]
+    """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one."""
+    UpdatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]
+    """Makes the next revision of a policy. ABORTED if its etag is not the one that was sent."""
+    DeletePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyRequest, _policy_pb2.Policy]
+    """Deletes a policy; its history stays, and it can be undeleted. Returns the deleted policy."""
+    UndeletePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.UndeletePolicyRequest, _policy_pb2.Policy]
+    """Brings a deleted policy back as it was."""
+    ListPolicyRevisions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyRevisionsRequest, _policy_pb2.ListPolicyRevisionsResponse]
+    """Lists the revisions of a policy, the latest first."""
+    DiffPolicyRevisions: _aio.UnaryUnaryMultiCallable[_policy_pb2.DiffPolicyRevisionsRequest, _policy_pb2.DiffPolicyRevisionsResponse]
+    """Says how two revisions of a policy differ."""
+    RollbackPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.RollbackPolicyRequest, _policy_pb2.Policy]
+    """Makes a new revision with the content of an earlier one. It is checked like any other: models
+    that have left the catalog since make it fail.
+    """
+    WatchPolicies: _aio.UnaryStreamMultiCallable[_policy_pb2.WatchPoliciesRequest, _policy_pb2.WatchPoliciesResponse]
+    """Sends every change, in order and once, until the caller ends the call. Call again with the
+    number of the last one received: nothing is missed and nothing comes twice.
+    """
+    GetModelCatalog: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetModelCatalogRequest, _policy_pb2.ModelCatalog]
+    """Returns the model catalog."""
+    UpdateModelCatalog: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateModelCatalogRequest, _policy_pb2.ModelCatalog]
+    """Replaces the model catalog. FAILED_PRECONDITION if a policy names a model that it lacks."""
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads and checks routing policies."""
+    """Reads, checks and changes routing policies.
+
+    Every accepted write is one revision of one policy and one change of the store, with the next
+    number. Writes are taken where policies are kept in a database, and on a loopback address or a
+    Unix domain socket alone: callers are not authenticated.
+    """
 
     @_abc_1.abstractmethod
     def GetPolicy(
@@ -34,7 +70,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyRequest,
         context: _aio.ServicerContext[_policy_pb2.GetPolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
     ) -> _abc.Awaitable[_policy_pb2.Policy]:
-        """Returns one policy. NOT_FOUND if there is none of that name."""
+        """Returns one policy, its present revision or an earlier one; also a deleted one. NOT_FOUND if
+        there is none of that name or no such revision.
+        """
 
     @_abc_1.abstractmethod
     def ListPolicies(
@@ -53,5 +91,89 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Checks a policy as a write would, without keeping it. A policy with errors is a normal answer,
         not a failed call.
         """
+
+    @_abc_1.abstractmethod
+    def CreatePolicy(
+        self,
+        request: _policy_pb2.CreatePolicyRequest,
+        context: _aio.ServicerContext[_policy_pb2.CreatePolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
+    ) -> _abc.Awaitable[_policy_pb2.Policy]:
+        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one."""
+
+    @_abc_1.abstractmethod
+    def UpdatePolicy(
+        self,
+        request: _policy_pb2.UpdatePolicyRequest,
+        context: _aio.ServicerContext[_policy_pb2.UpdatePolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
+    ) -> _abc.Awaitable[_policy_pb2.Policy]:
+        """Makes the next revision of a policy. ABORTED if its etag is not the one that was sent."""
+
+    @_abc_1.abstractmethod
+    def DeletePolicy(
+        self,
+        request: _policy_pb2.DeletePolicyRequest,
+        context: _aio.ServicerContext[_policy_pb2.DeletePolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
+    ) -> _abc.Awaitable[_policy_pb2.Policy]:
+        """Deletes a policy; its history stays, and it can be undeleted. Returns the deleted policy."""
+
+    @_abc_1.abstractmethod
+    def UndeletePolicy(
+        self,
+        request: _policy_pb2.UndeletePolicyRequest,
+        context: _aio.ServicerContext[_policy_pb2.UndeletePolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
+    ) -> _abc.Awaitable[_policy_pb2.Policy]:
+        """Brings a deleted policy back as it was."""
+
+    @_abc_1.abstractmethod
+    def ListPolicyRevisions(
+        self,
+        request: _policy_pb2.ListPolicyRevisionsRequest,
+        context: _aio.ServicerContext[_policy_pb2.ListPolicyRevisionsRequest, _abc.Awaitable[_policy_pb2.ListPolicyRevisionsResponse]],
+    ) -> _abc.Awaitable[_policy_pb2.ListPolicyRevisionsResponse]:
+        """Lists the revisions of a policy, the latest first."""
+
+    @_abc_1.abstractmethod
+    def DiffPolicyRevisions(
+        self,
+        request: _policy_pb2.DiffPolicyRevisionsRequest,
+        context: _aio.ServicerContext[_policy_pb2.DiffPolicyRevisionsRequest, _abc.Awaitable[_policy_pb2.DiffPolicyRevisionsResponse]],
+    ) -> _abc.Awaitable[_policy_pb2.DiffPolicyRevisionsResponse]:
+        """Says how two revisions of a policy differ."""
+
+    @_abc_1.abstractmethod
+    def RollbackPolicy(
+        self,
+        request: _policy_pb2.RollbackPolicyRequest,
+        context: _aio.ServicerContext[_policy_pb2.RollbackPolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
+    ) -> _abc.Awaitable[_policy_pb2.Policy]:
+        """Makes a new revision with the content of an earlier one. It is checked like any other: models
+        that have left the catalog since make it fail.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchPolicies(
+        self,
+        request: _policy_pb2.WatchPoliciesRequest,
+        context: _aio.ServicerContext[_policy_pb2.WatchPoliciesRequest, _abc.AsyncIterator[_policy_pb2.WatchPoliciesResponse]],
+    ) -> _abc.AsyncIterator[_policy_pb2.WatchPoliciesResponse]:
+        """Sends every change, in order and once, until the caller ends the call. Call again with the
+        number of the last one received: nothing is missed and nothing comes twice.
+        """
+
+    @_abc_1.abstractmethod
+    def GetModelCatalog(
+        self,
+        request: _policy_pb2.GetModelCatalogRequest,
+        context: _aio.ServicerContext[_policy_pb2.GetModelCatalogRequest, _abc.Awaitable[_policy_pb2.ModelCatalog]],
+    ) -> _abc.Awaitable[_policy_pb2.ModelCatalog]:
+        """Returns the model catalog."""
+
+    @_abc_1.abstractmethod
+    def UpdateModelCatalog(
+        self,
+        request: _policy_pb2.UpdateModelCatalogRequest,
+        context: _aio.ServicerContext[_policy_pb2.UpdateModelCatalogRequest, _abc.Awaitable[_policy_pb2.ModelCatalog]],
+    ) -> _abc.Awaitable[_policy_pb2.ModelCatalog]:
+        """Replaces the model catalog. FAILED_PRECONDITION if a policy names a model that it lacks."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,91 @@
+"""The model catalog: core types to protobuf messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from typing import TypeVar
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.policy import ApiDialect, Capability, CatalogRecord, Model
+from sidecar.grpc_api.convert.policies import revision_info
+from sidecar.grpc_api.convert.violations import Violations, shown
+from sidecar.policies import MAX_BYTES
+
+E = TypeVar("E", bound=Enum)
+
+
+def catalog_to_core(
+    message: policy_pb2.ModelCatalog, path: str, violations: Violations
+) -> tuple[Model, ...]:
+    """The models as written; `check_catalog` then says what is wrong with their content.
+
+    Args:
+        path: of the message in the request.
+        violations: gets what cannot be said of the core types.
+    """
+    size = message.ByteSize()
+    if size > MAX_BYTES:
+        violations.add(path, f"has {size} bytes, more than the {MAX_BYTES} that are read")
+        return ()
+    return tuple(
+        _model_to_core(model, f"{path}.models[{index}]", violations)
+        for index, model in enumerate(message.models)
+    )
+
+
+def _model_to_core(message: policy_pb2.CatalogModel, path: str, violations: Violations) -> Model:
+    dialects = _members(ApiDialect, message.dialects, f"{path}.dialects", violations)
+    return Model(
+        id=message.id,
+        upstream_model=message.upstream_model,
+        cluster=message.cluster,
+        host=message.host,
+        dialects=dialects if message.dialects else frozenset(ApiDialect),
+        capabilities=_members(Capability, message.capabilities, f"{path}.capabilities", violations),
+        input_price=message.input_price if message.HasField("input_price") else None,
+        output_price=message.output_price if message.HasField("output_price") else None,
+        latency_ms=message.latency_ms if message.HasField("latency_ms") else None,
+        context_window=message.context_window if message.HasField("context_window") else None,
+    )
+
+
+def _members(
+    kind: type[E], values: Iterable[str], path: str, violations: Violations
+) -> frozenset[E]:
+    known = {member.value: member for member in kind}
+    for index, value in enumerate(values):
+        if value not in known:
+            allowed = ", ".join(known)
+            violations.add(f"{path}[{index}]", f"{shown(value)} is none of {allowed}")
+    return frozenset(known[value] for value in values if value in known)
+
+
+def catalog_to_proto(record: CatalogRecord) -> policy_pb2.ModelCatalog:
+    """The catalog as its store keeps it."""
+    message = policy_pb2.ModelCatalog(
+        models=[_model_to_proto(model) for model in record.models.values()],
+        revision=record.revision,
+        etag=record.etag,
+        digest=record.digest,
+        revision_info=revision_info(record.attribution, record.change),
+    )
+    if record.attribution is not None:
+        message.update_time.FromDatetime(record.attribution.time)
+    return message
+
+
+def _model_to_proto(model: Model) -> policy_pb2.CatalogModel:
+    everything = model.dialects == frozenset(ApiDialect)
+    return policy_pb2.CatalogModel(
+        id=model.id,
+        upstream_model=model.upstream_model,
+        cluster=model.cluster,
+        host=model.host,
+        dialects=[] if everything else sorted(each.value for each in model.dialects),
+        capabilities=sorted(each.value for each in model.capabilities),
+        input_price=model.input_price,
+        output_price=model.output_price,
+        latency_ms=model.latency_ms,
+        context_window=model.context_window,
+    )

@@ -1,0 +1,65 @@
+"""The filter of ListPolicies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.core.policy import PolicyRecord
+from sidecar.grpc_api.convert.violations import invalid, shown
+
+MAX_FILTER = 500
+
+Matches = Callable[[PolicyRecord], bool]
+
+
+def _route(name: str) -> Matches:
+    return lambda record: record.policy.route(name) is not None
+
+
+def _model(model: str) -> Matches:
+    def named(record: PolicyRecord) -> bool:
+        lists = (record.policy.default, *(route.models for route in record.policy.routes))
+        return any(entry.id == model for models in lists for entry in models.models)
+
+    return named
+
+
+def _author(author: str) -> Matches:
+    def wrote(record: PolicyRecord) -> bool:
+        return record.attribution is not None and record.attribution.author == author
+
+    return wrote
+
+
+def _words(text: str) -> Matches:
+    wanted = text.casefold()
+
+    def says(record: PolicyRecord) -> bool:
+        policy = record.policy
+        return wanted in policy.resource_name or wanted in policy.description.casefold()
+
+    return says
+
+
+_KEYS: dict[str, Callable[[str], Matches]] = {
+    "route": _route,
+    "model": _model,
+    "author": _author,
+}
+
+
+def policy_filter(text: str) -> Matches:
+    """True for the records that meet every term. Raises SidecarError INVALID_REQUEST."""
+    if len(text) > MAX_FILTER:
+        raise invalid("filter", f"has {len(text)} characters, at most {MAX_FILTER} are allowed")
+    terms: list[Matches] = []
+    for term in text.split():
+        key, colon, value = term.partition(":")
+        if not colon:
+            terms.append(_words(term))
+        elif key in _KEYS and value:
+            terms.append(_KEYS[key](value))
+        else:
+            keys = ", ".join(f"{known}:…" for known in _KEYS)
+            raise invalid("filter", f"{shown(term)} is no term; use {keys} or a word")
+    return lambda record: all(matches(record) for matches in terms)

@@ -1,0 +1,69 @@
+"""ListPolicyRevisions and DiffPolicyRevisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.policy import PolicyRecord
+from sidecar.grpc_api.convert.policies import record_to_proto
+from sidecar.grpc_api.convert.violations import invalid
+from sidecar.grpc_api.paging import name_before, page, token_after
+from sidecar.policies.differences import differences, unified_diff, value_text
+from sidecar.policies.stores import PolicyHistory
+
+_READ_AT_ONCE = 50
+
+
+def revisions(
+    request: policy_pb2.ListPolicyRevisionsRequest, limit: int, store: PolicyHistory
+) -> policy_pb2.ListPolicyRevisionsResponse:
+    """A page of revisions. Raises SidecarError as the store does."""
+    last = name_before(request.name, request.page_token)
+    if last and not last.isdecimal():
+        raise invalid("page_token", "is not a token of this list; send none for the first page")
+    messages = (
+        record_to_proto(record)
+        for record in _latest_first(store, request.name, int(last) if last else None)
+    )
+    kept, following = page(
+        messages, limit, policy_pb2.Policy.ByteSize, lambda message: str(message.revision)
+    )
+    return policy_pb2.ListPolicyRevisionsResponse(
+        revisions=kept, next_page_token=token_after(request.name, following)
+    )
+
+
+def _latest_first(store: PolicyHistory, name: str, before: int | None) -> Iterator[PolicyRecord]:
+    while True:
+        part = store.revisions(name, before, _READ_AT_ONCE)
+        yield from part
+        if len(part) < _READ_AT_ONCE:
+            return
+        before = part[-1].revision
+
+
+def diff(
+    request: policy_pb2.DiffPolicyRevisionsRequest, store: PolicyHistory
+) -> policy_pb2.DiffPolicyRevisionsResponse:
+    """How two revisions differ. Raises SidecarError as the store does."""
+    for field in ("from_revision", "to_revision"):
+        if getattr(request, field) < 0:
+            raise invalid(field, f"{getattr(request, field)} is negative")
+    last = store.revisions(request.name, None, 1)[0].revision
+    newer = request.to_revision or last
+    older = request.from_revision or max(newer - 1, 1)
+    before = store.revision(request.name, older).policy
+    after = store.revision(request.name, newer).policy
+    names = (f"{request.name}@{older}", f"{request.name}@{newer}")
+    return policy_pb2.DiffPolicyRevisionsResponse(
+        from_revision=older,
+        to_revision=newer,
+        differences=[
+            policy_pb2.Difference(
+                path=each.path, before=value_text(each.before), after=value_text(each.after)
+            )
+            for each in differences(before, after)
+        ],
+        unified_diff=unified_diff(before, after, names),
+    )

@@ -1,0 +1,90 @@
+"""WatchPolicies: every change once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import CatalogRecord
+from sidecar.grpc_api.context import Context
+from sidecar.grpc_api.convert.catalogs import catalog_to_proto
+from sidecar.grpc_api.convert.policies import record_to_proto
+from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
+from sidecar.grpc_api.convert.violations import invalid
+from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.policy_access import PolicyAccess
+from sidecar.policies.stores import Change, PolicyStore
+
+FROM_NOW = -1
+_AT_ONCE = 50
+"""Changes held for one watcher: the rest waits in the store until it has taken these."""
+_AGAIN_S = 1.0
+
+
+async def watch(
+    request: policy_pb2.WatchPoliciesRequest,
+    context: Context,
+    access: PolicyAccess,
+    drain: Drain,
+) -> None:
+    """Sends changes until the caller goes away or the drain begins. Raises SidecarError
+    CHANGES_LOST."""
+    wanted = namespace(request.parent, "parent")
+    if request.after_change < FROM_NOW:
+        raise invalid("after_change", f"{request.after_change} is neither a change nor -1 or 0")
+    ended = asyncio.Event()
+    with drain.calls(ended.set):
+        sending = asyncio.create_task(_send(request.after_change, wanted, context, access))
+        ending = asyncio.create_task(ended.wait())
+        try:
+            await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+        finally:
+            sending.cancel()
+            ending.cancel()
+            await asyncio.gather(sending, ending, return_exceptions=True)
+
+
+async def _send(after: int, wanted: str, context: Context, access: PolicyAccess) -> None:
+    if after == FROM_NOW:
+        after = await access.ask(lambda store: store.last_change())
+    # The caller learns that the call has been taken before there is anything to send.
+    await context.send_initial_metadata(())
+    while True:
+        changes = await _following(after, access)
+        for change in changes:
+            after = change.number
+            message = _message(change, wanted)
+            if message is not None:
+                await context.write(message)
+        if len(changes) < _AT_ONCE:
+            await access.feed.beyond(after)
+
+
+async def _following(after: int, access: PolicyAccess) -> Sequence[Change]:
+    def ask(store: PolicyStore) -> Sequence[Change]:
+        return store.changes_after(after, _AT_ONCE)
+
+    while True:
+        try:
+            return await access.ask(ask)
+        except SidecarError as error:
+            # Nothing is lost while the store is away: numbers go on where they were.
+            if error.code is not ErrorCode.STORE_UNAVAILABLE:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+
+
+def _message(change: Change, wanted: str) -> policy_pb2.WatchPoliciesResponse | None:
+    if isinstance(change.record, CatalogRecord):
+        return policy_pb2.WatchPoliciesResponse(
+            change_number=change.number, model_catalog=catalog_to_proto(change.record)
+        )
+    if wanted not in (ALL_NAMESPACES, change.record.policy.namespace):
+        return None
+    return policy_pb2.WatchPoliciesResponse(
+        change_number=change.number, policy=record_to_proto(change.record)
+    )

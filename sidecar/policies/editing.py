@@ -1,0 +1,281 @@
+"""Changes of policies and of the catalog, checked before a store is asked to keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
+from sidecar.core.policy import (
+    Catalog,
+    CatalogRecord,
+    Model,
+    Policy,
+    PolicyRecord,
+    catalog_digest,
+    etag_of,
+)
+from sidecar.policies.findings import Finding, Severity
+from sidecar.policies.rules import check_catalog, check_policy
+from sidecar.policies.stores import refusals
+from sidecar.policies.stores.contract import (
+    CatalogWrite,
+    ChangeKind,
+    MovedError,
+    PolicyHistory,
+    PolicyStore,
+    PolicyWrite,
+    PolicyWriting,
+    WriteNote,
+)
+
+_TRIES = 50
+"""Of a write without an etag, while others write the same policy."""
+
+
+class WritableStore(PolicyStore, PolicyHistory, PolicyWriting, Protocol):
+    """A store that takes writes and keeps them."""
+
+
+class RefusedPolicyError(SidecarError):
+    """A policy or catalog with errors; code INVALID_POLICY."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        first = findings[0]
+        more = f" ({len(findings) - 1} more)" if len(findings) > 1 else ""
+        text = f"{first.path}: {first.message}{more}" if first.path else f"{first.message}{more}"
+        super().__init__(
+            ErrorCode.INVALID_POLICY,
+            text,
+            [FieldViolation(each.path, each.message) for each in findings],
+        )
+        self.findings = findings
+
+
+class PolicyEditing:
+    """Makes changes of one store.
+
+    What was read for the checks is part of the write's conditions, so that two changes, each right
+    by itself, never make something wrong together.
+
+    Args:
+        compiled: compiles a policy for the routing model in use. Raises SidecarError
+            POLICY_TOO_LARGE.
+        default: resource name of the policy of requests that name none.
+
+    Every method raises SidecarError: what `PolicyWriting.write` says, and RefusedPolicyError and
+    POLICY_TOO_LARGE for content. With `validate_only` it returns what it would have made, and
+    makes nothing.
+    """
+
+    def __init__(
+        self, store: WritableStore, compiled: Callable[[Policy], object], default: str = ""
+    ) -> None:
+        self._store = store
+        self._compiled = compiled
+        self._default = default
+
+    def create(self, policy: Policy, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
+        """The first revision of a new policy."""
+        name = policy.resource_name
+
+        def plan() -> PolicyWrite:
+            present = self._present(name)
+            if present is not None:
+                raise refusals.exists(name, present.deleted)
+            return self._checked(name, ChangeKind.CREATE, policy, note)
+
+        return self._policy(plan, None, note, validate_only)
+
+    def update(
+        self,
+        name: str,
+        edit: Callable[[Policy], Policy],
+        note: WriteNote,
+        validate_only: bool = False,
+    ) -> PolicyRecord:
+        """The next revision: what `edit` makes of the present one."""
+        return self._next(name, ChangeKind.UPDATE, edit, note, validate_only)
+
+    def rollback(
+        self, name: str, revision: int, note: WriteNote, validate_only: bool = False
+    ) -> PolicyRecord:
+        """A new revision with the content of an earlier one."""
+
+        def earlier(_: Policy) -> Policy:
+            return self._store.revision(name, revision).policy
+
+        return self._next(name, ChangeKind.ROLLBACK, earlier, note, validate_only)
+
+    def delete(self, name: str, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
+        """Deletes a policy, and keeps its history. Raises SidecarError POLICY_IN_USE for the
+        default policy."""
+
+        def plan() -> PolicyWrite:
+            if name == self._default:
+                raise SidecarError(
+                    ErrorCode.POLICY_IN_USE,
+                    f"{name} is the policy of requests that name none; set policies.default_policy "
+                    "to another one first",
+                )
+            present = self._live(name, note)
+            return PolicyWrite(name, ChangeKind.DELETE, None, _expecting(note, present))
+
+        return self._policy(plan, None, note, validate_only)
+
+    def undelete(self, name: str, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
+        """Brings a deleted policy back; it is checked anew."""
+
+        def plan() -> PolicyWrite:
+            present = self._store.policy(name)
+            if not present.deleted:
+                raise refusals.not_deleted(name)
+            _check_etag(name, note, present.etag)
+            expecting = _expecting(note, present)
+            return self._checked(name, ChangeKind.UNDELETE, present.policy, expecting)
+
+        return self._policy(plan, None, note, validate_only)
+
+    def update_catalog(
+        self, models: tuple[Model, ...], note: WriteNote, validate_only: bool = False
+    ) -> CatalogRecord:
+        """Replaces the catalog. Raises SidecarError POLICY_IN_USE if a policy names a model that
+        is not in it."""
+        repeated = self._repeated(note)
+        if isinstance(repeated, CatalogRecord):
+            return repeated
+        _refuse(check_catalog(models))
+        catalog = {model.id: model for model in models}
+        for _ in range(_TRIES):
+            snapshot = self._store.snapshot()
+            _check_etag("the model catalog", note, snapshot.catalog.etag)
+            _check_users(snapshot.records, catalog)
+            if validate_only:
+                revision = snapshot.catalog.revision + 1
+                digest = catalog_digest(catalog)
+                etag = etag_of(revision, digest)
+                return CatalogRecord(catalog, revision, etag, digest, note.attribution)
+            try:
+                made = self._store.write(CatalogWrite(catalog, note, snapshot.change)).record
+            except MovedError:
+                continue
+            assert isinstance(made, CatalogRecord)
+            return made
+        raise refusals.conflict("the model catalog", note.etag, self._store.catalog().etag)
+
+    def _next(
+        self,
+        name: str,
+        kind: ChangeKind,
+        edit: Callable[[Policy], Policy],
+        note: WriteNote,
+        validate_only: bool,
+    ) -> PolicyRecord:
+        def plan() -> PolicyWrite:
+            present = self._live(name, note)
+            return self._checked(name, kind, edit(present.policy), _expecting(note, present))
+
+        return self._policy(plan, name, note, validate_only)
+
+    def _policy(
+        self,
+        plan: Callable[[], PolicyWrite],
+        retried: str | None,
+        note: WriteNote,
+        validate_only: bool,
+    ) -> PolicyRecord:
+        """`retried`: the policy, if the write is planned anew when another one came first."""
+        repeated = self._repeated(note)
+        if isinstance(repeated, PolicyRecord):
+            return repeated
+        for attempt in range(_TRIES):
+            write = plan()
+            if validate_only:
+                return self._as_if(write)
+            try:
+                made = self._store.write(write).record
+            except MovedError:
+                continue
+            except SidecarError as error:
+                lost = error.code is ErrorCode.POLICY_CONFLICT and not note.etag
+                if retried is None or not lost or attempt == _TRIES - 1:
+                    raise
+                continue
+            assert isinstance(made, PolicyRecord)
+            return made
+        raise refusals.conflict(write.name, note.etag, self._store.policy(write.name).etag)
+
+    def _repeated(self, note: WriteNote) -> PolicyRecord | CatalogRecord | None:
+        if not note.request_id:
+            return None
+        made = self._store.made_by(note.request_id, note.request_digest)
+        return None if made is None else made.record
+
+    def _present(self, name: str) -> PolicyRecord | None:
+        try:
+            return self._store.policy(name)
+        except SidecarError as error:
+            if error.code is ErrorCode.POLICY_NOT_FOUND:
+                return None
+            raise
+
+    def _live(self, name: str, note: WriteNote) -> PolicyRecord:
+        present = self._store.policy(name)
+        if present.deleted:
+            raise refusals.deleted(name)
+        _check_etag(name, note, present.etag)
+        return present
+
+    def _checked(self, name: str, kind: ChangeKind, policy: Policy, note: WriteNote) -> PolicyWrite:
+        catalog = self._store.catalog()
+        _refuse(check_policy(policy, catalog.models))
+        self._compiled(policy)
+        return PolicyWrite(name, kind, policy, note, catalog.etag)
+
+    def _as_if(self, write: PolicyWrite) -> PolicyRecord:
+        present = self._present(write.name)
+        policy = write.policy or (present.policy if present is not None else None)
+        assert policy is not None, "planned with content or for a policy that is there"
+        revision = 1 if present is None else present.revision + 1
+        digest = policy.digest()
+        return PolicyRecord(
+            policy,
+            revision,
+            etag_of(revision, digest),
+            digest,
+            write.note.attribution,
+            deleted=write.kind is ChangeKind.DELETE,
+        )
+
+
+def _expecting(note: WriteNote, present: PolicyRecord) -> WriteNote:
+    """The note of a write that holds for `present` alone, which it was made from."""
+    return replace(note, etag=present.etag)
+
+
+def _check_etag(name: str, note: WriteNote, present: str) -> None:
+    if note.etag and note.etag != present:
+        raise refusals.conflict(name, note.etag, present)
+
+
+def _refuse(findings: tuple[Finding, ...]) -> None:
+    errors = tuple(each for each in findings if each.severity is Severity.ERROR)
+    if errors:
+        raise RefusedPolicyError(errors)
+
+
+def _check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
+    broken = [
+        FieldViolation(name, f"{finding.path}: {finding.message}")
+        for name, record in records.items()
+        for finding in check_policy(record.policy, catalog)
+        if finding.severity is Severity.ERROR
+    ]
+    if broken:
+        raise SidecarError(
+            ErrorCode.POLICY_IN_USE,
+            f"{broken[0].field} would be wrong with this catalog: {broken[0].description}; change "
+            "the policies first",
+            broken,
+        )

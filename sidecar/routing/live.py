@@ -1,0 +1,274 @@
+"""Brings what a store holds into force, while requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import CatalogRecord, PolicyRecord
+from sidecar.policies.findings import Severity
+from sidecar.policies.rules import check_policy
+from sidecar.policies.stores.contract import PolicyStore, Snapshot, with_changes
+from sidecar.routing.registry import CompiledPolicy, PolicyRegistry, missing_models
+
+_log = structlog.get_logger(__name__)
+
+_CHANGES_AT_ONCE = 200
+"""More than these are read as a whole."""
+
+_AGAIN_S = 0.5
+"""How long after a failure the store is asked again."""
+
+T = TypeVar("T")
+
+Warm = Callable[[CompiledPolicy], Awaitable[None]]
+"""Has the model server compute the prefix; returns when it is there or cannot be. Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A revision that is not in force, and why. `in_force`: the revision that is; 0 if none is."""
+
+    name: str
+    revision: int
+    why: str
+    in_force: int
+
+
+class LivePolicies:
+    """Follows a store: each change is checked, compiled, its prefix warmed, then swapped in.
+
+    What cannot be used is refused: the last good revision stays, and `refusals` says why. While the
+    store is away, what is in force stays in force.
+
+    Args:
+        warm: called for a new revision of a policy that is in use, before it takes over.
+        in_use: True if requests have used the policy lately.
+        poll_s: how often the store is asked even though it did not say that anything happened.
+    """
+
+    def __init__(
+        self,
+        store: PolicyStore,
+        registry: PolicyRegistry,
+        warm: Warm,
+        in_use: Callable[[CompiledPolicy], bool],
+        poll_s: float = 0.5,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._warm = warm
+        self._in_use = in_use
+        self._poll_s = poll_s
+        self._snapshot = Snapshot(0, CatalogRecord({}), {})
+        self._refusals: dict[str, Refusal] = {}
+        self._away = ""
+        self._taking: dict[str, asyncio.Task[None]] = {}
+        self._moved = asyncio.Event()
+        # One: every thread that computes makes the event loop wait for the interpreter's lock.
+        self._compiling = ThreadPoolExecutor(1, "compile-policy")
+        self._asking = ThreadPoolExecutor(1, "follow-policies")
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the store held when it was last read."""
+        return self._snapshot
+
+    @property
+    def refusals(self) -> Mapping[str, Refusal]:
+        """By resource name."""
+        return self._refusals
+
+    @property
+    def problem(self) -> str:
+        """Why what is in force may be out of date; empty if nothing is known to be wrong."""
+        if self._away or self._store.problem:
+            return self._away or self._store.problem
+        refused = next(iter(self._refusals.values()), None)
+        if refused is None:
+            return ""
+        return f"{refused.name}, revision {refused.revision}, is not in force: {refused.why}"
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Bring everything into force at the start, cold: nothing is served yet."""
+        self._snapshot = snapshot
+        self._registry.put_catalog(snapshot.catalog.models)
+        accepted = []
+        for record in snapshot.records.values():
+            try:
+                accepted.append((record, self._compiled(record, snapshot.catalog)))
+            except SidecarError as error:
+                self._refuse(record.policy.resource_name, record.revision, error.message)
+        self._registry.put(accepted)
+        self._note_unreadable()
+
+    async def follow(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            try:
+                number = await self._ask(self._store.last_change)
+                if number != self._snapshot.change:
+                    await self._catch_up()
+                self._reached()
+            except SidecarError as error:
+                self._failed(error.message)
+            except Exception:
+                _log.exception("following the policy store failed")
+                self._failed("a defect; see the log")
+            if self._away:
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                await self._ask(lambda: self._store.wait(self._poll_s))
+
+    async def beyond(self, number: int) -> None:
+        """Returns when a change with a greater number has been seen."""
+        while self._snapshot.change <= number:
+            await self._moved.wait()
+
+    async def settled(self) -> None:
+        """Returns when everything that has been seen is in force or refused."""
+        while self._taking:
+            await asyncio.wait(list(self._taking.values()))
+
+    async def close(self) -> None:
+        """Stop what is under way; `follow` is its caller's to cancel first."""
+        tasks = list(self._taking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._asking, question)
+
+    def _reached(self) -> None:
+        if self._away:
+            _log.info("policy store is back")
+            self._away = ""
+
+    def _failed(self, why: str) -> None:
+        if not self._away:
+            _log.warning("policy store is away; the policies in force stay", why=why)
+        self._away = why
+
+    async def _catch_up(self) -> None:
+        before = self._snapshot
+        after = await self._ask(lambda: self._read(before))
+        self._snapshot = after
+        if after.catalog.etag != before.catalog.etag:
+            self._take_catalog(after)
+        for name, record in after.records.items():
+            known = before.records.get(name)
+            if known is None or known.etag != record.etag or name in self._refusals:
+                self._begin_taking(name, record)
+        for name in before.records.keys() - after.records.keys() - after.unreadable.keys():
+            self._take_away(name, before.records[name].revision)
+        self._note_unreadable()
+        # Replaced at every change: whoever waits for the old one has something to look at.
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _read(self, before: Snapshot) -> Snapshot:
+        """The present snapshot, from what has changed if that is little."""
+        try:
+            changes = self._store.changes_after(before.change, _CHANGES_AT_ONCE)
+        except SidecarError as error:
+            if error.code is ErrorCode.STORE_UNAVAILABLE:
+                # Perhaps only one of the changes cannot be read; if not, this fails as well.
+                return self._store.snapshot()
+            if error.code is ErrorCode.CHANGES_LOST:
+                return self._store.snapshot()
+            raise
+        if len(changes) == _CHANGES_AT_ONCE:
+            return self._store.snapshot()
+        return with_changes(before, changes)
+
+    def _take_catalog(self, after: Snapshot) -> None:
+        models = after.catalog.models
+        lacking = {
+            compiled.ref.name: missing
+            for compiled in self._registry.named()
+            if (missing := missing_models(compiled.policy, models))
+        }
+        self._registry.put_catalog(models, kept=lacking)
+        for name, missing in lacking.items():
+            # Until it is looked at again, below, and perhaps for longer.
+            revision = after.records[name].revision if name in after.records else 0
+            self._refuse(name, revision, f"the model {missing[0]!r} has left the catalog")
+
+    def _take_away(self, name: str, revision: int) -> None:
+        self._stop_taking(name)
+        if name == self._registry.default_name:
+            why = (
+                "it was deleted, but it is the policy of requests that name none here; set "
+                "policies.default_policy to another one"
+            )
+            self._refuse(name, revision + 1, why)
+            return
+        self._refusals.pop(name, None)
+        self._registry.remove(name)
+        _log.info("policy removed", policy=name)
+
+    def _note_unreadable(self) -> None:
+        for name, why in self._snapshot.unreadable.items():
+            self._refuse(name, 0, f"this version cannot read it: {why}")
+
+    def _begin_taking(self, name: str, record: PolicyRecord) -> None:
+        self._stop_taking(name)
+        task = asyncio.create_task(self._take(name, record, self._snapshot.catalog), name=name)
+        self._taking[name] = task
+
+        def forget(_: asyncio.Task[None]) -> None:
+            if self._taking.get(name) is task:
+                del self._taking[name]
+
+        task.add_done_callback(forget)
+
+    def _stop_taking(self, name: str) -> None:
+        if (task := self._taking.pop(name, None)) is not None:
+            task.cancel()
+
+    async def _take(self, name: str, record: PolicyRecord, catalog: CatalogRecord) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            compiled = await loop.run_in_executor(self._compiling, self._compiled, record, catalog)
+        except SidecarError as error:
+            self._refuse(name, record.revision, error.message)
+            return
+        except Exception:
+            _log.exception("compiling a policy failed", policy=name, revision=record.revision)
+            self._refuse(name, record.revision, "a defect; see the log")
+            return
+        present = self._registry.find(name)
+        if present is not None and self._in_use(present):
+            await self._warm(compiled)
+        self._registry.put([(record, compiled)])
+        self._refusals.pop(name, None)
+        _log.info("policy in force", policy=name, revision=record.revision)
+
+    def _compiled(self, record: PolicyRecord, catalog: CatalogRecord) -> CompiledPolicy:
+        """Raises SidecarError for what cannot be used."""
+        errors = [
+            finding
+            for finding in check_policy(record.policy, catalog.models)
+            if finding.severity is Severity.ERROR
+        ]
+        if errors:
+            text = f"{errors[0].path}: {errors[0].message}"
+            raise SidecarError(ErrorCode.INVALID_POLICY, text)
+        return self._registry.compile_record(record, catalog.models)
+
+    def _refuse(self, name: str, revision: int, why: str) -> None:
+        present = self._registry.find(name)
+        in_force = present.ref.revision if present is not None else 0
+        refusal = Refusal(name, revision, why, in_force)
+        if self._refusals.get(name) != refusal:
+            _log.error("policy refused", policy=name, revision=revision, in_force=in_force, why=why)
+        self._refusals[name] = refusal
