@@ -15,7 +15,7 @@ import abc
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Protocol
 
@@ -88,21 +88,31 @@ _UNDECODABLE = SidecarError(
 
 
 def _refuse_undecodable(request: object) -> None:
-    if request is _UNDECODABLE:
-        raise SidecarError(_UNDECODABLE.code, _UNDECODABLE.message)
+    if isinstance(request, SidecarError):
+        raise SidecarError(request.code, request.message)
 
 
-def _checked_deserializer(handler: Handler) -> Callable[[bytes], Any]:
+def _checked_deserializer(handler: Handler, max_bytes: int | None) -> Callable[[bytes], Any]:
     """Makes an error like any other of bytes that cannot be decoded; left alone, gRPC answers
     UNKNOWN with the text of the exception.
 
     A single request is decoded before the handler runs, so the error takes its place; the requests
     of a stream are decoded where the handler reads them.
+
+    Args:
+        max_bytes: a single request with more is refused before it is decoded. Decoding holds the
+            interpreter, in a thread too, for a millisecond or more per MB.
     """
     deserializer = handler.request_deserializer
     assert deserializer is not None, "every generated handler has one"
 
     def deserialize(data: bytes) -> Any:
+        if max_bytes is not None and len(data) > max_bytes:
+            return SidecarError(
+                ErrorCode.REQUEST_TOO_LARGE,
+                f"the request has {len(data)} bytes, more than the {max_bytes} that are read; "
+                "leave out the oldest messages",
+            )
         try:
             return deserializer(data)
         except DecodeError:
@@ -114,10 +124,19 @@ def _checked_deserializer(handler: Handler) -> Callable[[bytes], Any]:
 
 
 class ErrorInterceptor(AroundInterceptor):
-    """Makes a status of every exception."""
+    """Makes a status of every exception.
+
+    Args:
+        max_bytes: of a single request, by method; those of other methods are bounded by the
+            server's largest message alone.
+    """
+
+    def __init__(self, max_bytes: Mapping[str, int] | None = None) -> None:
+        self._max_bytes = max_bytes or {}
 
     def wrapped(self, handler: Handler, method: str) -> Handler:
-        return _wrapped(handler, method, self.around, _checked_deserializer(handler))
+        deserializer = _checked_deserializer(handler, self._max_bytes.get(method))
+        return _wrapped(handler, method, self.around, deserializer)
 
     @asynccontextmanager
     async def around(self, method: str, context: Context) -> AsyncIterator[None]:

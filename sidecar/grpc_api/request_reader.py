@@ -41,7 +41,8 @@ class RequestReader:
             SidecarError: REQUEST_TOO_LARGE, INVALID_REQUEST or INVALID_POLICY, with the path of
                 every wrong field.
         """
-        requests.check_size(message, self._limits)
+        if requests.check_size(message, self._limits):
+            await self._turns.next()
         violations = Violations()
         conversation = await requests.conversation(message, self._limits, self._turns, violations)
         needs = requests.needs(message.needs, conversation, violations)

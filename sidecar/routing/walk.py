@@ -22,6 +22,10 @@ from sidecar.core.policy import Catalog, Model, Route
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.selection import Selection, select
 
+_BEGINNING = 4096
+"""Characters of a first message that tell conversations apart; to hash megabytes would hold the
+event loop for milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -156,11 +160,12 @@ def _select(walk: Walk, catalog: Catalog, route: Route | None) -> Selection:
 
 
 def _stable_key(request: RoutingRequest) -> str:
-    """The same for all turns of a conversation: its key, or else its first message."""
+    """The same for all turns of a conversation: its key, or else how its first message begins."""
     if request.conversation_key:
         return request.conversation_key
     first = request.conversation.messages[:1]
-    return hashlib.sha256("".join(m.text for m in first).encode()).hexdigest()
+    beginning = "".join(message.text[:_BEGINNING] for message in first)
+    return hashlib.sha256(beginning.encode(errors="replace")).hexdigest()
 
 
 def _explanation(walk: Walk, prompt_text: str, excluded: tuple[Excluded, ...]) -> Explanation:

@@ -260,3 +260,15 @@ def test_long_violation_is_cut_between_characters() -> None:
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_code_names_a_grpc_status(code: ErrorCode) -> None:
     assert grpc.StatusCode[code.grpc_status].name == code.grpc_status
+
+
+async def test_a_request_that_is_too_large_is_refused_before_it_is_decoded() -> None:
+    # Not a message at all: whoever decoded it would have answered INVALID_ARGUMENT.
+    garbage = b"\xff" * (RequestLimits().max_request_bytes + 1)
+    async with serving() as (_, channel):
+        route = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await route(garbage)
+
+    assert caught.value.code() is Status.RESOURCE_EXHAUSTED
+    assert f"the request has {len(garbage)} bytes" in (caught.value.details() or "")

@@ -28,6 +28,12 @@ _SLICE = 256
 """Messages, parts and tool calls that are read in one turn of the event loop: well under a
 millisecond's work."""
 
+_LARGE_BYTES = 256 * 1024
+"""Of a request that is read in a turn of the event loop after the one in which it was decoded."""
+
+_BESIDE_CONTENT_BYTES = 2 * 1024 * 1024
+"""Far more than an inline policy, ids and the frames of 4,096 messages take."""
+
 _MAX_VIOLATIONS = 100
 """After which reading ends: a status has room for fewer."""
 
@@ -46,9 +52,17 @@ class RequestLimits:
     max_parts: int = 1024
     max_content_bytes: int = 4 * 1024 * 1024
 
+    @property
+    def max_request_bytes(self) -> int:
+        """Of a request with an inline policy; more cannot be within the other limits."""
+        return self.max_content_bytes + _BESIDE_CONTENT_BYTES
 
-def check_size(message: routing_pb2.RouteRequest, limits: RequestLimits) -> None:
-    """Raises SidecarError REQUEST_TOO_LARGE; comes first, so that the rest is bounded."""
+
+def check_size(message: routing_pb2.RouteRequest, limits: RequestLimits) -> bool:
+    """True if the request is large enough to be read in a turn of its own.
+
+    Raises SidecarError REQUEST_TOO_LARGE; comes first, so that the rest is bounded.
+    """
     count = len(message.messages)
     if count > limits.max_messages:
         raise _too_large(
@@ -63,6 +77,7 @@ def check_size(message: routing_pb2.RouteRequest, limits: RequestLimits) -> None
             f"{size} bytes of content, more than the {limits.max_content_bytes} that are read; "
             "leave out the oldest messages",
         )
+    return size > _LARGE_BYTES
 
 
 def check_batch_size(messages: Sequence[routing_pb2.RouteRequest], limits: RequestLimits) -> None:

@@ -1,0 +1,27 @@
+"""What keeps a conversation with its model when models are weighted."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.decision import RoutingRequest
+from sidecar.routing.walk import _stable_key
+from tests.doubles import talk
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        (("hi", "yes?", "a"), ("hi", "yes?", "b"), True),
+        (("hi",), ("hello",), False),
+        (("x" * 5000 + "a",), ("x" * 5000 + "b",), True),
+        (("x" * 4000 + "a",), ("x" * 4000 + "b",), False),
+    ],
+    ids=["later turns", "first message", "far into a long one", "early in a long one"],
+)
+def test_how_the_first_message_begins_stands_for_the_conversation(
+    left: tuple[str, ...], right: tuple[str, ...], same: bool
+) -> None:
+    keys = {_stable_key(RoutingRequest(talk(*texts))) for texts in (left, right)}
+
+    assert (len(keys) == 1) is same
