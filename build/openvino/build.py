@@ -27,7 +27,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--served-at", type=_FOLDER, help="Where the engine will lie; default: --out.")
 @click.option(
     "--weights",
-    type=click.Choice([s.value for s in WeightStorage]),
+    type=click.Choice([WeightStorage.F16.value, WeightStorage.INT8.value]),
     default="f16",
     show_default=True,
 )

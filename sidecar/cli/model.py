@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sidecar.cli.steps import Steps
+from sidecar.cli.trtllm_options import TrtllmOptions, Weights, trtllm_options
 from sidecar.engines import (
     Adapter,
     EngineError,
@@ -96,10 +98,11 @@ def model() -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "huggingface"]),
+    type=click.Choice(["cpu", "huggingface", "trtllm"]),
     default="cpu",
     show_default=True,
-    help="An engine for CPUs; or a Hugging Face folder, for TensorRT-LLM or transformers.",
+    help="An engine for CPUs; a Hugging Face folder, for transformers; or a TensorRT-LLM engine, "
+    "inside NVIDIA's container (docs/gpu.md).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; by default cached.")
 @click.option(
@@ -108,6 +111,7 @@ def model() -> None:
     help="The format that the weights were trained for; needed where adapter.json does not say.",
 )
 @click.option("--name", help="Id of the model in decisions; by default the adapter's or source's.")
+@trtllm_options
 def build(
     source: Path | None,
     adapter: Path | None,
@@ -115,8 +119,12 @@ def build(
     out: Path | None,
     prompt_format: str | None,
     name: str | None,
+    **for_gpu: Any,
 ) -> None:
-    """Compile weights into an engine for CPUs, or write them as a checkpoint."""
+    """Compile weights into an engine for CPUs or GPUs, or write them as a checkpoint."""
+    options = TrtllmOptions(**for_gpu)
+    if target != "trtllm":
+        options.refuse(target)
     needed = "--source" if adapter is None else "--adapter with a file"
     if prompt_format is None and (source or adapter) and not (adapter and adapter.is_dir()):
         raise click.UsageError(
@@ -129,6 +137,15 @@ def build(
         if target == "huggingface":
             folder = out or cache_dir() / "checkpoints" / recipe.model_id
             _write_checkpoint(recipe, folder, report)
+        elif target == "trtllm":
+            folder = out or engines_dir() / f"{recipe.model_id}-gpu"
+            # Asks engines, and so needs much that the other commands do without.
+            from sidecar.cli.model_trtllm import build_for_gpu
+
+            weights = _gpu_weights(recipe, report)
+            with _writing(folder):
+                if build_for_gpu(weights, folder, options, report) is None:
+                    return
         else:
             folder = _build_engine(recipe, out or engines_dir() / recipe.model_id, report).path
     click.echo(folder)
@@ -229,6 +246,16 @@ def _write_checkpoint(recipe: Recipe, out: Path, report: Report) -> None:
             adapter=recipe.adapter,
             progress=report,
         )
+
+
+def _gpu_weights(recipe: Recipe, report: Report) -> Weights:
+    """The recipe as a Hugging Face folder: its own, or one written with the adapter merged."""
+    written = recipe.adapter is not None or not recipe.source.is_dir()
+    folder = recipe.source
+    if written:
+        folder = cache_dir() / "checkpoints" / recipe.model_id
+        _write_checkpoint(recipe, folder, report)
+    return Weights(folder, recipe.model_id, recipe.prompt_format, recipe.trained, written)
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:

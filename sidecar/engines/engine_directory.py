@@ -30,11 +30,15 @@ ROUTER = "router.json"
 
 
 class WeightStorage(StrEnum):
-    """How an engine stores its projections. `INT8` takes half the space of `F16` on disk, and a
-    quarter of the memory where the CPU computes in float32, at the price of rounding."""
+    """How an engine stores its projections. On CPUs `F16` or `INT8`, which takes half the space on
+    disk, and a quarter of the memory where the CPU computes in float32, at the price of rounding;
+    on GPUs any of the others, or `F16`."""
 
     F16 = "f16"
     INT8 = "int8"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    INT4_AWQ = "int4_awq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class RouterFacts:
     Args:
         model_id: the routing model's id, reported with every decision.
         prompt_format: the format it was trained for, e.g. `compact-v1`.
-        runtime: what computes it; `openvino`.
+        runtime: what computes it; `openvino` or `tensorrt_llm`.
         graph_version: of the graph's inputs, outputs and arithmetic.
         graph_file, tokenizer_file: names within the directory.
         end_id, pad_id: token ids.
@@ -161,13 +165,20 @@ def _check_hashes(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def write_manifest(path: Path) -> None:
-    """Describe every file of the directory in its manifest."""
+def write_manifest(path: Path, target: Mapping[str, Any] | None = None) -> None:
+    """Describe every file of the directory in its manifest.
+
+    Args:
+        target: what it was built for and by, where that decides where it can run.
+    """
     files = {
         file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
         for file in sorted(path.iterdir())
+        if file.name != MANIFEST
     }
-    content = {"schema_version": SCHEMA_VERSION, "files": files}
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "files": files}
+    if target is not None:
+        content["target"] = target
     (path / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,174 @@
+"""The rendered Triton repository against what TensorRT-LLM's backend and the sidecar demand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from sidecar.core.model import Prompt, TextAnswer
+from sidecar.engines import EngineError
+from sidecar.engines.trtllm import GpuRepositoryOptions
+from sidecar.engines.trtllm.repository import parameters, render_config
+from sidecar.inference.triton import TritonModel, TritonTarget, _prompt_inputs
+from tests.engines.trtllm.contract import FIXTURES
+
+REPO = Path(__file__).parents[3]
+COMMITTED = REPO / "triton_models" / "gpu" / "tensorrt_llm" / "config.pbtxt"
+ENGINE = Path("/models/router")
+TABLE: Mapping[str, Any] = json.loads((FIXTURES / "triton_io.json").read_text())
+THEIRS: Mapping[str, Any] = TABLE["models"]["tensorrt_llm"]
+FACTS: Mapping[str, Any] = TABLE["cpp_backend_facts"]
+FILLED_IN = {
+    "${logits_datatype}": "TYPE_FP32",
+    "${encoder_input_features_data_type}": "TYPE_FP16",
+    "${prompt_embedding_table_data_type}": "TYPE_FP16",
+}
+
+
+def render(**options: Any) -> ModelConfig:
+    text = render_config(ENGINE, GpuRepositoryOptions(**options))
+    return text_format.Parse(text, ModelConfig())
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return render()
+
+
+def values(config: ModelConfig) -> dict[str, str]:
+    return {name: parameter.string_value for name, parameter in config.parameters.items()}
+
+
+def test_the_committed_repository_is_what_is_rendered() -> None:
+    assert COMMITTED.read_text() == render_config(ENGINE, GpuRepositoryOptions()), (
+        "render it again: see docs/gpu.md"
+    )
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "${" not in COMMITTED.read_text()
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_tensors_are_those_of_tensorrt_llm(config: ModelConfig, kind: str) -> None:
+    ours = {tensor.name: tensor for tensor in getattr(config, kind)}
+    theirs = {tensor["name"]: tensor for tensor in THEIRS[f"{kind}s"]}
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        other = theirs[name]
+        datatype = FILLED_IN.get(other["data_type"], other["data_type"])
+        assert DataType.Name(tensor.data_type) == datatype, name
+        assert list(tensor.dims) == other["dims"], name
+        assert tensor.HasField("reshape") == ("reshape" in other), name
+        if kind == "input":
+            assert tensor.optional == other.get("optional", False), name
+            assert tensor.allow_ragged_batch == other.get("allow_ragged_batch", False), name
+
+
+def test_every_parameter_of_nvidias_template_is_written_or_left_out_for_a_reason() -> None:
+    ours = {each.key: each for each in parameters(ENGINE, GpuRepositoryOptions())}
+    theirs = {p["key"] for p in THEIRS["parameters"] if p["key"] != "-" and "(" not in p["key"]}
+    assert theirs - ours.keys() == set()
+    assert all(each.reason for each in ours.values())
+    text = COMMITTED.read_text()
+    for each in ours.values():
+        assert (f"# {each.key} is not set." in text) == (each.value is None), each.key
+
+
+def test_keys_without_which_the_backend_does_not_load_are_there(config: ModelConfig) -> None:
+    needed = set(FACTS["parameters_that_must_exist_in_config_pbtxt"])
+    assert needed <= config.parameters.keys()
+
+
+def test_booleans_are_spelled_as_the_backend_reads_them(config: ModelConfig) -> None:
+    spelled = values(config)
+    for each in parameters(ENGINE, GpuRepositoryOptions()):
+        if isinstance(each.value, bool):
+            assert spelled[each.key] in FACTS["booleans_accepted"]
+    assert spelled["normalize_log_probs"] == "false"
+    assert spelled["enable_kv_cache_reuse"] == "true"
+
+
+def test_nothing_waits_and_the_queue_is_bounded() -> None:
+    config = render(max_queue_size=7, max_batch_size=3)
+    policy = config.dynamic_batching.default_queue_policy
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    assert policy.max_queue_size == 7
+    assert policy.default_timeout_microseconds == 0
+    assert config.dynamic_batching.priority_levels == 0
+    assert config.max_batch_size == 3
+    assert not config.model_transaction_policy.decoupled
+
+
+def test_options_reach_their_parameters() -> None:
+    spelled = values(render(kv_cache_fraction=0.3, max_kv_tokens=65536, cuda_graphs=8))
+    assert spelled["kv_cache_free_gpu_mem_fraction"] == "0.3"
+    assert spelled["max_tokens_in_paged_kv_cache"] == "65536"
+    assert spelled["cuda_graph_cache_size"] == "8"
+
+
+@pytest.mark.parametrize("path", ["models/router", '/mo"dels', "/mo\\dels"])
+def test_a_path_that_cannot_stand_in_the_configuration_is_refused(path: str) -> None:
+    with pytest.raises(EngineError, match="must be absolute"):
+        render_config(Path(path), GpuRepositoryOptions())
+
+
+class TestWhatTheSidecarSends:
+    """Of every tensor that `TritonModel` sends or reads: it is there, of that type and shape."""
+
+    MODEL = TritonModel(TritonTarget("127.0.0.1:1", "tensorrt_llm", 2, 0, 100))
+    PROMPT = Prompt((1, 2, 3), (4, 5))
+
+    @pytest.fixture
+    def requests(self) -> tuple[list[InferInput], list[InferRequestedOutput]]:
+        model = self.MODEL
+        text = TextAnswer('root ::= "a"', 5)
+        inputs = [
+            *_prompt_inputs(self.PROMPT),
+            *model._label_inputs,
+            *model._text_inputs(text),
+        ]
+        return inputs, [*model._label_outputs, *model._text_outputs]
+
+    def test_inputs(
+        self,
+        config: ModelConfig,
+        requests: tuple[list[InferInput], list[InferRequestedOutput]],
+    ) -> None:
+        known = {tensor.name: tensor for tensor in config.input}
+        for sent in requests[0]:
+            tensor = known[sent.name()]
+            datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+            assert sent.datatype() == {"STRING": "BYTES"}.get(datatype, datatype), sent.name()
+            batch, *shape = sent.shape()
+            assert batch == 1
+            assert len(shape) == len(tensor.dims), sent.name()
+            for size, dim in zip(shape, tensor.dims, strict=True):
+                assert dim in (-1, size), sent.name()
+        sent_names = {sent.name() for sent in requests[0]}
+        assert {tensor.name for tensor in config.input if not tensor.optional} <= sent_names
+
+    def test_outputs(
+        self,
+        config: ModelConfig,
+        requests: tuple[list[InferInput], list[InferRequestedOutput]],
+    ) -> None:
+        asked = {output.name() for output in requests[1]}
+        assert asked <= {tensor.name for tensor in config.output}
+        assert set(FACTS["mandatory_requested_outputs"]) <= asked
+
+    def test_guide_types(
+        self, requests: tuple[list[InferInput], list[InferRequestedOutput]]
+    ) -> None:
+        # An unknown type is ignored by the backend: the answer would be free text.
+        [sent] = [i for i in requests[0] if i.name() == "guided_decoding_guide_type"]
+        word = re.sub(rb"^.{4}", b"", sent._get_content(), flags=re.DOTALL).decode()
+        assert word in FACTS["guide_types"]
