@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from sidecar.admin import AdminServer
+from sidecar.app_ext_proc import build_ext_proc
 from sidecar.app_policies import (
     PolicySourceError,
     api_policies,
@@ -244,6 +245,7 @@ class Sidecar:
                 reflection=server.reflection,
                 channelz=server.channelz,
             ),
+            mounted=build_ext_proc(settings, self._routing.router, self._routing.registry),
             policies=api_policies(settings, self._store, self._live),
         )
         metrics.watch(self.state)

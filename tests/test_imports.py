@@ -26,7 +26,10 @@ ALLOWED = {
     "admin": CORE | {"observability", "admin"},
     "grpc_api": CORE | {"policies", "grpc_api", "_generated"},
     "evaluation": CORE | {"policies", "engines", "evaluation"},
-    "config": {"policies"},
+    "ext_proc": CORE | {"ext_proc", "_generated"},
+    "config": {"policies", "config_ext_proc", "config_fields"},
+    "config_ext_proc": {"policies", "config_fields"},
+    "config_fields": set(),
 }
 GENERATED_FOR = {"grpc_api", "ext_proc", "cli"}
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from sidecar.core.decision import PolicyName, RoutingRequest
 from sidecar.core.policy import ApiDialect, Catalog, Model
+from sidecar.ext_proc.dialects.keys import bounded_key
 from sidecar.ext_proc.options import Asking
 from sidecar.ext_proc.request import HttpHead, Passed, PassReason, Understood
 
 _NAME = re.compile(
     r"(?:namespaces/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/policies/)?([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)"
 )
-_MAX_KEY_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,4 @@ def _named(head: HttpHead, options: Asking) -> str | None:
 
 def _key(head: HttpHead, understood: Understood, options: Asking) -> str:
     key = head.header(options.key_header) if options.key_header else ""
-    key = key or understood.conversation_key
-    # Longer ones are no ids; nor are they worth their memory.
-    return key if len(key.encode()) <= _MAX_KEY_BYTES else ""
+    return bounded_key(key) if key else understood.conversation_key

@@ -1,0 +1,61 @@
+"""The Envoy edge, made of its settings."""
+
+from __future__ import annotations
+
+from sidecar.config import Settings
+from sidecar.config_ext_proc import ExtProcSettings
+from sidecar.ext_proc.deciding import Models, Router
+from sidecar.ext_proc.dialects import DialectOptions, LlmDialects
+from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
+from sidecar.ext_proc.service import ExtProcService
+
+_ENVELOPE_BYTES = 64 * 1024
+"""Of a message around a body."""
+
+
+def build_ext_proc(settings: Settings, router: Router, models: Models) -> list[ExtProcService]:
+    """The service, if it is switched on."""
+    section = settings.ext_proc
+    if not section.enabled:
+        return []
+    dialects = LlmDialects(DialectOptions(max_decoded_bytes=section.max_decoded_bytes))
+    largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
+    return [ExtProcService(router, models, dialects, ext_proc_options(section, largest))]
+
+
+def ext_proc_options(section: ExtProcSettings, largest_body: int) -> ExtProcOptions:
+    """`largest_body`: bytes that a message of the server can carry."""
+    return ExtProcOptions(
+        asking=Asking(
+            policy_header=section.policy_header,
+            key_header=section.conversation_header,
+            paths=_pairs(section.paths),
+            authorities={
+                name.lower(): value for name, value in _pairs(section.authorities).items()
+            },
+            aliases=_pairs(section.aliases),
+            route_concrete=section.route_concrete_models,
+        ),
+        writing=Writing(
+            prefix=section.header_prefix,
+            headers=frozenset(map(OwnedHeader, section.headers)),
+            rewrite_model=section.rewrite_model,
+            reroute=section.clear_route_cache,
+            metadata=section.dynamic_metadata,
+        ),
+        waiting=Waiting(
+            message_timeout_s=section.message_timeout_ms / 1000,
+            max_message_timeout_s=section.max_message_timeout_ms / 1000,
+            margin_s=section.margin_ms / 1000,
+            body_s=section.body_timeout_ms / 1000,
+            notice_s=section.notice_ms / 1000,
+        ),
+        max_body_bytes=min(section.max_body_bytes, largest_body),
+        stamp_response=section.stamp_response,
+        bufferable_bytes=section.bufferable_bytes,
+    )
+
+
+def _pairs(entries: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=POLICY` or `NAME` -> name to policy; the empty policy is the default one."""
+    return {name: policy for name, _, policy in (entry.partition("=") for entry in entries)}
