@@ -1,6 +1,7 @@
 """Runs real programs on this machine out of locked wheels: Triton, and what the tests need."""
 
 from sidecar.local.cache import CACHE_VARIABLE, cache_dir
+from sidecar.local.envoy import EnvoyServer
 from sidecar.local.errors import LocalError
 from sidecar.local.ports import free_ports
 from sidecar.local.postgres import PostgresServer
@@ -12,6 +13,7 @@ from sidecar.local.triton import TritonServer
 __all__ = [
     "CACHE_VARIABLE",
     "ChildProcess",
+    "EnvoyServer",
     "LocalError",
     "PostgresServer",
     "TritonServer",
