@@ -1,0 +1,145 @@
+"""Who asks for routing, by which policy; and what becomes of a concrete model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import PolicyName, RoutingRequest
+from sidecar.core.policy import ApiDialect, Model
+from sidecar.ext_proc.asking import RouteSays, asked, policy_name
+from sidecar.ext_proc.options import Asking
+from sidecar.ext_proc.request import HttpHead, Passed, PassReason, Understood
+
+CATALOG = {
+    "openai/big": Model("openai/big", "big-1", dialects=frozenset({ApiDialect.OPENAI_CHAT})),
+    "bedrock/claude": Model(
+        "bedrock/claude", "claude", dialects=frozenset({ApiDialect.OPENAI_CHAT})
+    ),
+    "anthropic/claude": Model(
+        "anthropic/claude", "claude", dialects=frozenset({ApiDialect.ANTHROPIC_MESSAGES})
+    ),
+}
+OPTIONS = Asking(
+    paths={"/travel/": "travel", "/travel/eu/": "travel-eu"},
+    authorities={"support.internal": "support"},
+    aliases={"auto": "", "trip": "travel"},
+)
+TALK = Conversation((Message(Role.USER, "hello"),))
+
+
+def ask(
+    model: str = "auto",
+    *,
+    path: str = "/v1/messages",
+    authority: str = "gateway",
+    headers: Mapping[str, str] | None = None,
+    route: str = "",
+    options: Asking = OPTIONS,
+    key: str = "",
+) -> RoutingRequest | Passed:
+    shown = {name: (value,) for name, value in (headers or {}).items()}
+    head = HttpHead("POST", path, authority, shown)
+    understood = Understood(ApiDialect.ANTHROPIC_MESSAGES, model, TALK, conversation_key=key)
+    return asked(head, understood, RouteSays(route), options, CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("case", "policy"),
+    [
+        ({"model": "auto"}, ""),
+        ({"model": "trip"}, "travel"),
+        ({"model": ""}, ""),
+        ({"headers": {"x-llm-policy": "support"}}, "support"),
+        ({"path": "/travel/v1/messages"}, "travel"),
+        ({"path": "/travel/eu/v1/messages"}, "travel-eu"),
+        ({"authority": "Support.Internal:8080"}, "support"),
+        ({"route": "travel", "headers": {"x-llm-policy": "support"}}, "travel"),
+        ({"headers": {"x-llm-policy": "support"}, "path": "/travel/"}, "support"),
+        ({"path": "/travel/", "authority": "support.internal"}, "travel"),
+        ({"path": "/travel/", "model": "auto"}, "travel"),
+    ],
+    ids=str,
+)
+def test_policy_that_a_request_asks_for(case: dict[str, str], policy: str) -> None:
+    request = ask(**case)  # type: ignore[arg-type]
+
+    assert isinstance(request, RoutingRequest)
+    assert request.policy == PolicyName(policy)
+    assert request.model == ""
+
+
+@pytest.mark.parametrize("case", [{"route": "travel"}, {"path": "/travel/x"}], ids=str)
+def test_asking_by_other_means_than_the_model_routes_whatever_the_model_is(
+    case: dict[str, str],
+) -> None:
+    request = ask("gpt-unknown", **case)  # type: ignore[arg-type]
+
+    assert isinstance(request, RoutingRequest)
+    assert request.model == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("openai/big", "openai/big"), ("big-1", "openai/big"), ("claude", "anthropic/claude")],
+)
+def test_concrete_model_is_kept(name: str, kept: str) -> None:
+    """Of two that are called the same, the one that speaks the client's API."""
+    request = ask(name)
+
+    assert isinstance(request, RoutingRequest)
+    assert request.model == kept
+
+
+def test_concrete_model_that_the_catalog_lacks_is_passed() -> None:
+    assert ask("gpt-unknown") == Passed(PassReason.UNKNOWN_MODEL)
+
+
+def test_concrete_model_is_routed_where_that_is_set() -> None:
+    request = ask("gpt-unknown", options=Asking(route_concrete=True))
+
+    assert isinstance(request, RoutingRequest)
+    assert request.model == ""
+
+
+def test_policy_header_can_be_switched_off() -> None:
+    headers = {"x-llm-policy": "support"}
+    request = ask(headers=headers, options=Asking(policy_header=""))
+
+    assert isinstance(request, RoutingRequest)
+    assert request.policy == PolicyName()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("", PolicyName()),
+        ("travel", PolicyName("travel")),
+        ("namespaces/team-a/policies/travel", PolicyName("travel", "team-a")),
+        ("Travel", None),
+        ("a/b", None),
+        ("x" * 3 + "\n", None),
+    ],
+)
+def test_policy_names(text: str, name: PolicyName | None) -> None:
+    assert policy_name(text) == name
+
+
+def test_policy_that_is_no_name_is_passed() -> None:
+    assert ask(headers={"x-llm-policy": "Not a name"}) == Passed(PassReason.UNKNOWN_POLICY)
+
+
+def test_key_of_the_header_goes_before_that_of_the_body() -> None:
+    request = ask(headers={"x-llm-conversation": "mine"}, key="of the body")
+
+    assert isinstance(request, RoutingRequest)
+    assert request.conversation_key == "mine"
+
+
+def test_key_that_is_too_long_is_bounded() -> None:
+    request = ask(headers={"x-llm-conversation": "k" * 1000})
+
+    assert isinstance(request, RoutingRequest)
+    assert 0 < len(request.conversation_key) <= 256

@@ -1,0 +1,249 @@
+"""The service over a real gRPC connection, with a client in Envoy's place where it has to do what
+Envoy does rarely."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
+    ExternalProcessorStub,
+)
+from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
+from sidecar.ext_proc.options import ExtProcOptions, Waiting
+from tests.ext_proc.parts import (
+    kinds,
+    request_body,
+    request_headers,
+    set_headers,
+    streamed,
+)
+from tests.ext_proc.standins import RunningService, StubRouter, chat, service_on
+
+JSON = {"content-type": "application/json"}
+
+if TYPE_CHECKING:
+    Call = grpc.aio.StreamStreamCall[Any, Any]
+
+
+class EnvoyStandIn:
+    """One stream, as Envoy would open it."""
+
+    def __init__(self, call: Call, mode: Mode.ValueType) -> None:
+        self.call = call
+        self._mode = mode
+        self._begun = False
+
+    async def say(self, message: pb.ProcessingRequest) -> None:
+        if not self._begun:
+            self._begun = True
+            message.protocol_config.request_body_mode = self._mode
+        await self.call.write(message)
+
+    async def hear(self) -> pb.ProcessingResponse:
+        async with asyncio.timeout(20):
+            message = await self.call.read()
+        assert isinstance(message, pb.ProcessingResponse), "the stream has ended"
+        return message
+
+    async def ended(self) -> bool:
+        async with asyncio.timeout(20):
+            return not isinstance(await self.call.read(), pb.ProcessingResponse)
+
+
+@asynccontextmanager
+async def stream(
+    service: RunningService,
+    mode: Mode.ValueType = BUFFERED,
+    metadata: tuple[tuple[str, str], ...] = (),
+) -> AsyncIterator[EnvoyStandIn]:
+    async with grpc.aio.insecure_channel(f"unix:{service.socket}") as channel:
+        stub: Any = ExternalProcessorStub(channel)
+        call = stub.Process(metadata=metadata)
+        try:
+            yield EnvoyStandIn(call, mode)
+        finally:
+            call.cancel()
+
+
+async def asked(envoy: EnvoyStandIn, body: bytes) -> None:
+    """Sends headers and body."""
+    await envoy.say(request_headers(JSON))
+    assert kinds((await envoy.hear(),)) == ["request_headers"]
+    await envoy.say(request_body(body))
+
+
+async def reason(envoy: EnvoyStandIn) -> bytes:
+    return set_headers((await envoy.hear()).request_body.response)["x-llm-reason"]
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+async def test_decision_has_less_time_than_envoy_waits(socket: Path) -> None:
+    waiting = Waiting(message_timeout_s=0.8, margin_s=0.3)
+    async with service_on(socket, ExtProcOptions(waiting=waiting)) as service:
+        async with stream(service) as envoy:
+            await asked(envoy, chat("code"))
+            await envoy.hear()
+
+        assert service.router.requests[0].budget_s == pytest.approx(0.5)
+
+
+async def test_full_duplex_decision_has_the_routers_own_time(socket: Path) -> None:
+    """Envoy has no time limit in this mode."""
+    async with service_on(socket) as service:
+        async with stream(service, FULL_DUPLEX) as envoy:
+            await envoy.say(request_headers(JSON))
+            await envoy.say(request_body(chat("code")))
+            assert kinds((await envoy.hear(),)) == ["request_headers"]
+
+        assert service.router.requests[0].budget_s is None
+
+
+async def test_late_decision_asks_envoy_for_more_time_once(socket: Path) -> None:
+    waiting = Waiting(message_timeout_s=0.15, max_message_timeout_s=30, margin_s=0.1)
+    router = StubRouter()
+    router.gate = asyncio.Event()
+    options = ExtProcOptions(waiting=waiting)
+    async with service_on(socket, options, router) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+
+        more = await envoy.hear()
+        router.gate.set()
+        answer = await envoy.hear()
+
+    assert more.override_message_timeout.ToSeconds() == 30
+    assert more.WhichOneof("response") is None
+    assert kinds((answer,)) == ["request_body"]
+    assert router.requests[0].budget_s == pytest.approx(29.9)
+
+
+async def test_cancelled_stream_cancels_the_decision(socket: Path) -> None:
+    router = StubRouter()
+    router.gate = asyncio.Event()
+    async with service_on(socket, router=router) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+        async with asyncio.timeout(20):
+            while not router.requests:
+                await asyncio.sleep(0.01)
+        envoy.call.cancel()
+
+        async with asyncio.timeout(20):
+            while not router.cancelled:
+                await asyncio.sleep(0.01)
+
+
+async def test_defect_of_the_router_passes_the_request_on(socket: Path) -> None:
+    router = StubRouter()
+    router.error = RuntimeError("with the text of a message")
+    async with service_on(socket, router=router) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+
+        answer = await envoy.hear()
+
+    assert set_headers(answer.request_body.response)["x-llm-reason"] == b"internal_error"
+    assert b"text of a message" not in answer.SerializeToString()
+
+
+async def test_unknown_policy_passes_the_request_on(socket: Path) -> None:
+    async with service_on(socket) as service, stream(service) as envoy:
+        await envoy.say(request_headers({**JSON, "x-llm-policy": "missing"}))
+        await envoy.hear()
+        await envoy.say(request_body(chat("code")))
+
+        assert await reason(envoy) == b"unknown_policy"
+
+
+async def test_initial_metadata_of_envoys_route_names_the_policy(socket: Path) -> None:
+    async with service_on(socket) as service:
+        async with stream(service, metadata=(("x-llm-policy", "travel"),)) as envoy:
+            await asked(envoy, chat("code", model="whatever"))
+            await envoy.hear()
+
+        assert getattr(service.router.requests[0].policy, "name", "") == "travel"
+
+
+async def test_malformed_body_is_passed_on_with_the_reason(socket: Path) -> None:
+    async with service_on(socket) as service, stream(service) as envoy:
+        await asked(envoy, b'{"model": "auto", "messages": [')
+
+        assert await reason(envoy) == b"malformed_body"
+
+
+async def test_large_body_is_read_in_a_thread_and_routed(socket: Path) -> None:
+    async with service_on(socket) as service, stream(service) as envoy:
+        await asked(envoy, chat("code", size=200_000))
+
+        assert await reason(envoy) == b"matched"
+
+
+async def test_full_duplex_body_that_stops_coming_goes_on_unrouted(socket: Path) -> None:
+    options = ExtProcOptions(waiting=Waiting(body_s=0.05))
+    async with service_on(socket, options) as service, stream(service, FULL_DUPLEX) as envoy:
+        await envoy.say(request_headers(JSON))
+        await envoy.say(request_body(b"12", end=False))
+
+        head, body = await envoy.hear(), await envoy.hear()
+        await envoy.say(request_body(b"34"))
+        rest = await envoy.hear()
+
+    assert set_headers(head.request_headers.response)["x-llm-reason"] == b"slow_body"
+    assert streamed([body, rest]) == [(b"12", False), (b"34", True)]
+
+
+async def test_buffered_stream_ends_by_itself_after_the_answer(socket: Path) -> None:
+    async with service_on(socket) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+        await envoy.hear()
+
+        assert await envoy.ended()
+
+
+async def test_stream_that_waits_for_a_response_ends_when_the_server_drains(socket: Path) -> None:
+    options = ExtProcOptions(stamp_response=True)
+    async with service_on(socket, options) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+        await envoy.hear()
+
+        service.drain.begin()
+
+        assert await envoy.ended()
+        assert await envoy.call.code() is grpc.StatusCode.OK
+
+
+async def test_stream_is_taken_and_answered_while_the_server_drains(socket: Path) -> None:
+    """Envoy sends requests until its health check has seen the drain."""
+    async with service_on(socket) as service:
+        service.drain.begin()
+        async with stream(service) as envoy:
+            await asked(envoy, chat("code"))
+            await envoy.hear()
+
+
+async def test_server_waits_for_requests_that_are_not_answered(socket: Path) -> None:
+    router = StubRouter()
+    router.gate = asyncio.Event()
+    async with service_on(socket, router=router) as service, stream(service) as envoy:
+        await asked(envoy, chat("code"))
+        async with asyncio.timeout(20):
+            while not router.requests:
+                await asyncio.sleep(0.01)
+        service.drain.begin()
+        idle = asyncio.ensure_future(service.drain.idle())
+        await asyncio.sleep(0.05)
+        assert not idle.done()
+
+        router.gate.set()
+        await envoy.hear()
+        async with asyncio.timeout(20):
+            await idle

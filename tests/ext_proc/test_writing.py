@@ -1,0 +1,123 @@
+"""What a decision does to a request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import RoutingRequest
+from sidecar.core.policy import ApiDialect
+from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.options import OwnedHeader, Writing
+from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
+from sidecar.ext_proc.writing import effect_of, effect_of_passing
+from tests.ext_proc.standins import StubDialects, chat, decision_of
+
+BODY = chat("code")
+HEAD = HttpHead("POST", "/v1/chat/completions", "gateway", {})
+TALK = Conversation((Message(Role.USER, "code"),))
+DECISION = decision_of(RoutingRequest(TALK))
+
+
+def effect(
+    options: Writing | None = None,
+    *,
+    model: str = "auto",
+    plain: bytes | None = None,
+    complete: bool = True,
+    body: bytes = BODY,
+) -> Effect:
+    understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, plain_body=plain)
+    request = HttpRequest(HEAD, body, complete)
+    splice = StubDialects().splice_model
+    return effect_of(DECISION, request, understood, splice, options or Writing())
+
+
+def test_all_headers_of_a_decision() -> None:
+    assert dict(effect().headers) == {
+        "x-llm-route": "coding",
+        "x-llm-model": "big/coder",
+        "x-llm-cluster": "big",
+        "x-llm-fallbacks": "small/mini",
+        "x-llm-decision-id": "d-big/coder",
+        "x-llm-source": "model",
+        "x-llm-reason": "matched",
+    }
+
+
+def test_owned_headers_without_a_value_are_removed_not_set_empty() -> None:
+    decision = replace(DECISION, route="", fallbacks=())
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+
+    done = effect_of(
+        decision, HttpRequest(HEAD, BODY), understood, StubDialects().splice_model, Writing()
+    )
+
+    assert set(done.remove) == {"x-llm-route", "x-llm-fallbacks"}
+    assert not {"x-llm-route", "x-llm-fallbacks"} & dict(done.headers).keys()
+
+
+def test_only_chosen_headers_are_set_and_all_are_removed() -> None:
+    options = Writing(prefix="x-route-", headers=frozenset({OwnedHeader.CLUSTER}))
+
+    done = effect(options)
+
+    assert dict(done.headers) == {"x-route-cluster": "big"}
+    assert len(done.remove) == len(OwnedHeader) - 1
+
+
+def test_metadata_tells_the_decision_to_envoys_log() -> None:
+    metadata = effect().metadata
+
+    assert metadata["model"] == "big/coder"
+    assert metadata["upstream_model"] == "coder-1"
+    assert metadata["fallback_clusters"] == ["small"]
+    assert metadata["confidence"] == 0.5
+
+
+def test_model_of_the_body_is_replaced() -> None:
+    assert effect().body == BODY.replace(b'"auto"', b'"coder-1"')
+
+
+@pytest.mark.parametrize("model", ["coder-1", ""], ids=["right already", "none there"])
+def test_body_goes_on_as_it_came_where_there_is_nothing_to_replace(model: str) -> None:
+    assert effect(model=model).body is None
+
+
+def test_body_goes_on_as_it_came_where_rewriting_is_switched_off() -> None:
+    assert effect(Writing(rewrite_model=False)).body is None
+
+
+def test_compressed_body_that_is_rewritten_goes_on_uncompressed() -> None:
+    done = effect(plain=BODY, body=b"compressed")
+
+    assert done.body == BODY.replace(b'"auto"', b'"coder-1"')
+    assert "content-encoding" in done.remove
+
+
+def test_compressed_body_that_is_right_already_goes_on_as_it_came() -> None:
+    done = effect(plain=BODY, body=b"compressed", model="coder-1")
+
+    assert done.body is None
+    assert "content-encoding" not in done.remove
+
+
+def test_beginning_of_a_compressed_body_is_not_rewritten() -> None:
+    assert effect(plain=BODY[:50], body=b"compressed", complete=False).body is None
+
+
+def test_passed_request_says_why_and_loses_what_only_the_sidecar_sets() -> None:
+    done = effect_of_passing(Passed(PassReason.MALFORMED_BODY), Writing())
+
+    assert dict(done.headers) == {"x-llm-source": "none", "x-llm-reason": "malformed_body"}
+    assert set(done.remove) == {
+        "x-llm-route",
+        "x-llm-model",
+        "x-llm-cluster",
+        "x-llm-fallbacks",
+        "x-llm-decision-id",
+    }
+    assert done.body is None
+    assert done.reroute
