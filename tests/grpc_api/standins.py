@@ -26,6 +26,7 @@ from sidecar.core.decision import (
     StepTime,
 )
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
+from sidecar.grpc_api.policy_access import Policies
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
 from sidecar.policies import file_record
@@ -121,6 +122,7 @@ async def serving(
     registry_: PolicyRegistry | None = None,
     options: ServerOptions | None = None,
     metrics: Metrics | None = None,
+    policies: Policies | None = None,
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
     """A server on a free port, and a channel to it."""
     server = GrpcServer(
@@ -128,6 +130,7 @@ async def serving(
         registry_ or registry(),
         metrics or Metrics(),
         options or ServerOptions(),
+        policies=policies,
     )
     await server.start()
     try:

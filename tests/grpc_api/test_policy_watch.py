@@ -1,0 +1,179 @@
+"""WatchPolicies: no change is missed and none comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.policies.stores import ChangeKind, PolicyStore
+from tests.grpc_api.stored import Stored, stored
+from tests.grpc_api.test_policy_writes import refused
+from tests.policies.stores import parts
+from tests.policies.stores.parts import FAST, LARGE, policy, write, write_catalog
+
+Received = policy_pb2.WatchPoliciesResponse
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Stored]:
+    async with stored(parts.sqlite(tmp_path, policy())) as running:
+        yield running
+
+
+class Watcher:
+    """One call of WatchPolicies and what it has sent."""
+
+    def __init__(self, api: Stored, after: int, parent: str) -> None:
+        request = policy_pb2.WatchPoliciesRequest(parent=parent, after_change=after)
+        self._call = api.policies.WatchPolicies(request)
+        self.received: list[Received] = []
+
+    async def started(self) -> None:
+        await self._call.initial_metadata()
+
+    async def until(self, number: int) -> list[Received]:
+        """Everything up to the change of that number."""
+        async with asyncio.timeout(20):
+            while not self.received or self.received[-1].change_number < number:
+                message = await self._call.read()
+                assert isinstance(message, Received)
+                self.received.append(message)
+        return self.received
+
+    async def end(self) -> object:
+        async with asyncio.timeout(20):
+            return await self._call.read()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+@asynccontextmanager
+async def watching(
+    api: Stored, after: int = 0, parent: str = "namespaces/-"
+) -> AsyncIterator[Watcher]:
+    watcher = Watcher(api, after, parent)
+    await watcher.started()
+    try:
+        yield watcher
+    finally:
+        watcher.cancel()
+
+
+def numbers(received: list[Received]) -> list[int]:
+    return [each.change_number for each in received]
+
+
+async def test_sends_what_was_and_what_comes(api: Stored) -> None:
+    async with watching(api) as watcher:
+        await watcher.until(2)
+        write(api.store, ChangeKind.UPDATE, policy(description="second"))
+        write(api.store, ChangeKind.DELETE, "support")
+        write_catalog(api.store, FAST, LARGE)
+
+        received = await watcher.until(5)
+
+    assert numbers(received) == [1, 2, 3, 4, 5]
+    kinds = [each.WhichOneof("change") for each in received]
+    assert kinds == ["model_catalog", "policy", "policy", "policy", "model_catalog"]
+    assert [each.policy.description for each in received[1:4]] == ["first", "second", "second"]
+    assert [each.policy.HasField("delete_time") for each in received[1:4]] == [False, False, True]
+
+
+async def test_from_now_on_leaves_out_what_was(api: Stored) -> None:
+    async with watching(api, after=-1) as watcher:
+        write(api.store, ChangeKind.UPDATE, policy(description="second"))
+
+        assert numbers(await watcher.until(3)) == [3]
+
+
+async def test_namespace_limits_policies(api: Stored) -> None:
+    async with watching(api, after=2, parent="namespaces/team") as watcher:
+        write(api.store, ChangeKind.UPDATE, policy(description="second"))
+        write(api.store, ChangeKind.CREATE, policy("new", namespace="team"))
+
+        assert numbers(await watcher.until(4)) == [4]
+
+
+async def test_resuming_anywhere_gives_each_change_once(api: Stored) -> None:
+    total = 120
+    writing = asyncio.create_task(asyncio.to_thread(write_many, api.store, total - 2))
+    seen: list[int] = []
+    while len(seen) < total:
+        async with watching(api, after=seen[-1] if seen else 0) as watcher:
+            # Cut off after a few, wherever the writer is.
+            step = min(len(seen) + 17, total)
+            seen += numbers(await watcher.until(step))
+    await writing
+
+    assert seen == list(range(1, total + 1))
+
+
+def write_many(store: PolicyStore, count: int) -> None:
+    for number in range(count):
+        write(store, ChangeKind.UPDATE, policy(description=str(number)))
+
+
+async def test_number_that_was_never_reached_is_refused(api: Stored) -> None:
+    request = policy_pb2.WatchPoliciesRequest(parent="namespaces/-", after_change=99)
+
+    error = await refused(api.policies.WatchPolicies(request).read())
+
+    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CHANGES_LOST")
+
+
+async def test_number_below_minus_one_is_refused(api: Stored) -> None:
+    request = policy_pb2.WatchPoliciesRequest(parent="namespaces/-", after_change=-2)
+
+    assert (await refused(api.policies.WatchPolicies(request).read())).fields == ("after_change",)
+
+
+async def test_drain_ends_the_stream_in_order(api: Stored) -> None:
+    async with watching(api, after=2) as watcher:
+        api.server.begin_drain()
+
+        assert await watcher.end() is grpc.aio.EOF
+
+
+async def test_store_that_is_away_for_a_while_loses_nothing(
+    api: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is made to fail; PostgreSQL really goes away in the integration tests."""
+    monkeypatch.setattr("sidecar.grpc_api.policy_watch._AGAIN_S", 0.01)
+    async with watching(api, after=2) as watcher:
+        there = api.store.changes_after
+        failures = 0
+
+        def away(number: int, limit: int) -> object:
+            nonlocal failures
+            failures += 1
+            raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "away")
+
+        monkeypatch.setattr(api.store, "changes_after", away)
+        write(api.store, ChangeKind.UPDATE, policy(description="second"))
+        async with asyncio.timeout(10):
+            while failures < 3:
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(api.store, "changes_after", there)
+
+        assert numbers(await watcher.until(3)) == [3]
+
+
+async def test_files_are_watched_from_the_number_of_the_list(tmp_path: Path) -> None:
+    async with stored(parts.files(tmp_path, policy())) as api:
+        listed = await api.policies.ListPolicies(
+            policy_pb2.ListPoliciesRequest(parent="namespaces/-")
+        )
+        async with watching(api, after=listed.change_number) as watcher:
+            parts.write_files(tmp_path / "policies", policy(description="edited"), policy("new"))
+
+            received = await watcher.until(listed.change_number + 2)
+
+    assert sorted(each.policy.description for each in received) == ["edited", "first"]

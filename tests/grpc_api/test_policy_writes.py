@@ -1,0 +1,514 @@
+"""The writes of PolicyService, over a real socket into a real SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.decision import RoutingRequest
+from sidecar.core.policy import Policy
+from sidecar.policies.stores import PolicyStore
+from tests.grpc_api.standins import StandInRouter
+from tests.grpc_api.stored import Stored, stored
+from tests.policies.stores import parts
+
+NAME = "namespaces/default/policies/support"
+NEW = "namespaces/default/policies/new"
+NOTE = policy_pb2.ChangeNote(author="ada", message="a better wording")
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Stored]:
+    async with stored(parts.sqlite(tmp_path, parts.policy())) as running:
+        yield running
+
+
+def models(*ids: str) -> policy_pb2.ModelList:
+    return policy_pb2.ModelList(models=[policy_pb2.WeightedModel(model=each) for each in ids])
+
+
+def policy(name: str = "", description: str = "", **more: Any) -> policy_pb2.Policy:
+    return policy_pb2.Policy(
+        name=name,
+        description=description,
+        routes=[
+            policy_pb2.Route(
+                name="billing", description="invoices", models=models("acme/fast"), **more
+            )
+        ],
+        default_models=models("acme/large"),
+    )
+
+
+def create(policy_id: str = "new", **more: Any) -> policy_pb2.CreatePolicyRequest:
+    given = {"policy": policy(), "note": NOTE, **more}
+    return policy_pb2.CreatePolicyRequest(parent="namespaces/default", policy_id=policy_id, **given)
+
+
+def update(
+    description: str = "second", name: str = NAME, etag: str = "", **more: Any
+) -> policy_pb2.UpdatePolicyRequest:
+    content = policy(name, description)
+    content.etag = etag
+    return policy_pb2.UpdatePolicyRequest(policy=content, note=NOTE, **more)
+
+
+async def get(api: Stored, name: str = NAME, revision: int = 0) -> policy_pb2.Policy:
+    return await api.policies.GetPolicy(policy_pb2.GetPolicyRequest(name=name, revision=revision))
+
+
+@dataclass(frozen=True)
+class Refused:
+    code: grpc.StatusCode
+    reason: str
+    fields: tuple[str, ...]
+    metadata: dict[str, str]
+    text: str
+
+
+async def refused(call: Awaitable[Any]) -> Refused:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    assert status is not None
+    info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(wrong)
+    return Refused(
+        caught.value.code(),
+        info.reason,
+        tuple(each.field for each in wrong.field_violations),
+        dict(info.metadata),
+        status.message,
+    )
+
+
+async def test_created_policy_is_read_listed_and_in_force(api: Stored) -> None:
+    made = await api.policies.CreatePolicy(create())
+
+    assert (made.name, made.revision) == (NEW, 1)
+    assert made.etag
+    assert made.update_time.seconds
+    assert (made.revision_info.author, made.revision_info.message) == ("ada", "a better wording")
+    assert not made.revision_info.author_verified
+    assert await get(api, NEW) == made
+    listed = await api.policies.ListPolicies(
+        policy_pb2.ListPoliciesRequest(parent="namespaces/default")
+    )
+    assert [each.name for each in listed.policies] == [NEW, NAME]
+    assert listed.change_number == made.revision_info.change_number
+    await api.live.beyond(listed.change_number - 1)
+    await api.live.settled()
+    compiled = api.registry.find(NEW)
+    assert compiled is not None
+    assert compiled.ref.digest == made.digest
+
+
+async def test_update_with_the_etag_makes_the_next_revision(api: Stored) -> None:
+    before = await get(api)
+
+    after = await api.policies.UpdatePolicy(update(etag=before.etag))
+
+    assert (after.revision, after.description) == (2, "second")
+    assert await get(api, revision=1) == before
+    assert await get(api) == after
+
+
+async def test_conflict_says_what_the_etag_is_now(api: Stored) -> None:
+    old = await get(api)
+    new = await api.policies.UpdatePolicy(update(etag=old.etag))
+
+    error = await refused(api.policies.UpdatePolicy(update("third", etag=old.etag)))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "POLICY_CONFLICT")
+    assert error.metadata == {"current_etag": new.etag}
+    assert (await get(api)).description == "second"
+
+
+async def test_mask_leaves_the_other_fields_as_they_are(api: Stored) -> None:
+    before = await get(api)
+
+    after = await api.policies.UpdatePolicy(
+        update("only this", update_mask=FieldMask(paths=["description"]))
+    )
+
+    assert after.description == "only this"
+    assert list(after.routes) == list(before.routes)
+    assert after.default_models == before.default_models
+
+
+async def test_mask_can_empty_a_field(api: Stored) -> None:
+    request = policy_pb2.UpdatePolicyRequest(
+        policy=policy_pb2.Policy(name=NAME), update_mask=FieldMask(paths=["routes"])
+    )
+
+    after = await api.policies.UpdatePolicy(request)
+
+    assert not after.routes
+    assert after.default_models.models
+
+
+async def test_writers_without_an_etag_both_succeed(api: Stored) -> None:
+    masks = [FieldMask(paths=[path]) for path in ("description", "routes")]
+
+    await asyncio.gather(
+        *(api.policies.UpdatePolicy(update("both", update_mask=mask)) for mask in masks * 5)
+    )
+
+    after = await get(api)
+    assert (after.revision, after.description) == (11, "both")
+    assert [route.name for route in after.routes] == ["billing"]
+
+
+async def test_missing_policy_is_created_where_that_is_allowed(api: Stored) -> None:
+    made = await api.policies.UpdatePolicy(update(name=NEW, allow_missing=True))
+
+    assert (made.name, made.revision) == (NEW, 1)
+
+
+async def test_delete_hides_and_undelete_brings_back(api: Stored) -> None:
+    await api.policies.CreatePolicy(create())
+    gone = await api.policies.DeletePolicy(policy_pb2.DeletePolicyRequest(name=NEW, note=NOTE))
+
+    assert (gone.revision, gone.HasField("delete_time")) == (2, True)
+    assert await get(api, NEW) == gone
+    listing = policy_pb2.ListPoliciesRequest(parent="namespaces/-")
+    assert [each.name for each in (await api.policies.ListPolicies(listing)).policies] == [NAME]
+    listing.show_deleted = True
+    shown = (await api.policies.ListPolicies(listing)).policies
+    assert [each.name for each in shown] == [NEW, NAME]
+    await until_in_force(api, NEW, None)
+
+    back = await api.policies.UndeletePolicy(policy_pb2.UndeletePolicyRequest(name=NEW))
+
+    assert (back.revision, back.HasField("delete_time")) == (3, False)
+    assert back.routes == gone.routes
+    await until_in_force(api, NEW, 3)
+
+
+async def until_in_force(api: Stored, name: str, revision: int | None) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            compiled = api.registry.find(name)
+            if (compiled.ref.revision if compiled is not None else None) == revision:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_rollback_is_a_new_revision_with_the_earlier_content(api: Stored) -> None:
+    first = await get(api)
+    await api.policies.UpdatePolicy(update())
+
+    back = await api.policies.RollbackPolicy(
+        policy_pb2.RollbackPolicyRequest(name=NAME, revision=1, note=NOTE)
+    )
+
+    assert (back.revision, back.digest) == (3, first.digest)
+    await until_in_force(api, NAME, 3)
+
+
+async def test_revisions_are_listed_in_pages_and_compared(api: Stored) -> None:
+    for number in range(4):
+        await api.policies.UpdatePolicy(update(f"text {number}"))
+    seen: list[list[int]] = []
+    token = ""
+    while token or not seen:
+        page = await api.policies.ListPolicyRevisions(
+            policy_pb2.ListPolicyRevisionsRequest(name=NAME, page_size=2, page_token=token)
+        )
+        seen.append([each.revision for each in page.revisions])
+        token = page.next_page_token
+
+    difference = await api.policies.DiffPolicyRevisions(
+        policy_pb2.DiffPolicyRevisionsRequest(name=NAME)
+    )
+
+    assert seen == [[5, 4], [3, 2], [1]]
+    assert (difference.from_revision, difference.to_revision) == (4, 5)
+    assert [(each.path, each.before, each.after) for each in difference.differences] == [
+        ("description", "text 2", "text 3")
+    ]
+    assert "-description: text 2\n+description: text 3\n" in difference.unified_diff
+
+
+async def test_difference_names_routes(api: Stored) -> None:
+    await api.policies.UpdatePolicy(update())
+
+    difference = await api.policies.DiffPolicyRevisions(
+        policy_pb2.DiffPolicyRevisionsRequest(name=NAME, from_revision=1, to_revision=2)
+    )
+
+    assert [each.path for each in difference.differences] == [
+        "description",
+        "default.preference",
+        "routes[money]",
+        "routes[refund]",
+        "routes[billing]",
+    ]
+
+
+async def test_validate_only_changes_nothing(api: Stored) -> None:
+    would = await api.policies.UpdatePolicy(update(validate_only=True))
+    created = await api.policies.CreatePolicy(create(validate_only=True))
+
+    assert (would.revision, would.description) == (2, "second")
+    assert would.etag
+    assert created.revision == 1
+    assert (await get(api)).revision == 1
+    assert api.store.last_change() == 2
+
+
+async def test_request_sent_twice_is_made_once(api: Stored) -> None:
+    request = update(request_id="7d6d1c9e")
+
+    first = await api.policies.UpdatePolicy(request)
+    await api.policies.UpdatePolicy(update("third"))
+    second = await api.policies.UpdatePolicy(request)
+
+    assert second == first
+    assert (await get(api)).revision == 3
+    error = await refused(api.policies.UpdatePolicy(update("other", request_id="7d6d1c9e")))
+    assert (error.reason, error.fields) == ("INVALID_REQUEST", ("request_id",))
+
+
+def edited(edit: Callable[[policy_pb2.Policy], object]) -> policy_pb2.UpdatePolicyRequest:
+    request = update()
+    edit(request.policy)
+    return request
+
+
+REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
+    # method, request -> error, wrong fields
+    "exists": ("CreatePolicy", create("support"), "POLICY_EXISTS", ()),
+    "id": ("CreatePolicy", create("No Good"), "INVALID_REQUEST", ("policy_id",)),
+    "all namespaces": (
+        "CreatePolicy",
+        policy_pb2.CreatePolicyRequest(parent="namespaces/-", policy_id="x", policy=policy()),
+        "INVALID_REQUEST",
+        ("policy_id",),
+    ),
+    "other name": (
+        "CreatePolicy",
+        create(policy=policy("namespaces/default/policies/other")),
+        "INVALID_REQUEST",
+        ("policy.name",),
+    ),
+    "unknown model": (
+        "UpdatePolicy",
+        edited(lambda p: setattr(p.routes[0].models.models[0], "model", "gone")),
+        "INVALID_POLICY",
+        ("policy.routes[0].models.models[0].model",),
+    ),
+    "unreadable": (
+        "UpdatePolicy",
+        edited(lambda p: setattr(p.routes[0].models, "preference", 17)),
+        "INVALID_POLICY",
+        ("policy.routes[0].models.preference",),
+    ),
+    "too many routes": (
+        "UpdatePolicy",
+        edited(lambda p: p.routes.extend([p.routes[0]] * 600)),
+        "INVALID_POLICY",
+        ("policy.routes",),
+    ),
+    "not found": ("UpdatePolicy", update(name=NEW), "POLICY_NOT_FOUND", ()),
+    "mask": (
+        "UpdatePolicy",
+        update(update_mask=FieldMask(paths=["description", "revision", "routes.name"])),
+        "INVALID_REQUEST",
+        ("update_mask.paths[1]", "update_mask.paths[2]"),
+    ),
+    "author": (
+        "UpdatePolicy",
+        policy_pb2.UpdatePolicyRequest(
+            policy=policy(NAME), note=policy_pb2.ChangeNote(author="x" * 201, message="\0")
+        ),
+        "INVALID_REQUEST",
+        ("note.author", "note.message"),
+    ),
+    "request id": (
+        "UpdatePolicy",
+        update(request_id="with space"),
+        "INVALID_REQUEST",
+        ("request_id",),
+    ),
+    "default policy": (
+        "DeletePolicy",
+        policy_pb2.DeletePolicyRequest(name=NAME),
+        "POLICY_IN_USE",
+        (),
+    ),
+    "not deleted": (
+        "UndeletePolicy",
+        policy_pb2.UndeletePolicyRequest(name=NAME),
+        "POLICY_EXISTS",
+        (),
+    ),
+    "no such revision": (
+        "RollbackPolicy",
+        policy_pb2.RollbackPolicyRequest(name=NAME, revision=9),
+        "REVISION_NOT_FOUND",
+        (),
+    ),
+    "revision 0": (
+        "RollbackPolicy",
+        policy_pb2.RollbackPolicyRequest(name=NAME),
+        "INVALID_REQUEST",
+        ("revision",),
+    ),
+    "negative revision": (
+        "GetPolicy",
+        policy_pb2.GetPolicyRequest(name=NAME, revision=-1),
+        "INVALID_REQUEST",
+        ("revision",),
+    ),
+    "filter": (
+        "ListPolicies",
+        policy_pb2.ListPoliciesRequest(parent="namespaces/-", filter="colour:red"),
+        "INVALID_REQUEST",
+        ("filter",),
+    ),
+    "model in use": (
+        "UpdateModelCatalog",
+        policy_pb2.UpdateModelCatalogRequest(
+            model_catalog=policy_pb2.ModelCatalog(
+                models=[policy_pb2.CatalogModel(id="acme/fast", upstream_model="f")]
+            )
+        ),
+        "POLICY_IN_USE",
+        (NAME, NAME, NAME),
+    ),
+    "wrong catalog": (
+        "UpdateModelCatalog",
+        policy_pb2.UpdateModelCatalogRequest(
+            model_catalog=policy_pb2.ModelCatalog(
+                models=[policy_pb2.CatalogModel(id="acme/fast", dialects=["smoke-signals"])]
+            )
+        ),
+        "INVALID_REQUEST",
+        ("model_catalog.models[0].dialects[0]",),
+    ),
+    "revisions of none": (
+        "ListPolicyRevisions",
+        policy_pb2.ListPolicyRevisionsRequest(name=NEW),
+        "POLICY_NOT_FOUND",
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_refused(api: Stored, case: str) -> None:
+    method, request, reason, fields = REFUSED[case]
+
+    error = await refused(getattr(api.policies, method)(request))
+
+    assert (error.reason, error.fields) == (reason, fields)
+    assert api.store.last_change() == 2
+
+
+async def test_catalog_is_replaced_and_in_force(api: Stored) -> None:
+    before = await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest())
+    catalog = policy_pb2.ModelCatalog()
+    catalog.CopyFrom(before)
+    catalog.models.add(id="acme/new", upstream_model="new-1", context_window=1000)
+
+    after = await api.policies.UpdateModelCatalog(
+        policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog, note=NOTE)
+    )
+
+    assert (before.revision, after.revision) == (1, 2)
+    assert [each.id for each in after.models] == ["acme/fast", "acme/large", "acme/new"]
+    assert await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest()) == after
+    async with asyncio.timeout(10):
+        while "acme/new" not in api.registry.catalog:
+            await asyncio.sleep(0.01)
+    error = await refused(
+        api.policies.UpdateModelCatalog(policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog))
+    )
+    assert error.reason == "POLICY_CONFLICT"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ["new", "support"]),
+        ("route:refund", ["support"]),
+        ("model:acme/fast", ["new", "support"]),
+        ("model:acme/none", []),
+        ("author:ada", ["new"]),
+        ("FIRST support", ["support"]),
+        ("route:refund author:ada", []),
+    ],
+)
+async def test_filter(api: Stored, text: str, names: list[str]) -> None:
+    await api.policies.CreatePolicy(create())
+
+    listed = await api.policies.ListPolicies(
+        policy_pb2.ListPoliciesRequest(parent="namespaces/-", filter=text)
+    )
+
+    assert [each.name.rpartition("/")[2] for each in listed.policies] == names
+
+
+@pytest.mark.parametrize("route", ["billing", "refunds"])
+async def test_examples_gate_a_write_if_they_are_to(tmp_path: Path, route: str) -> None:
+    """The stand-in takes every request for `billing`."""
+    content = policy(examples=["where is my invoice?"])
+    content.routes[0].name = route
+    asked: list[RoutingRequest] = []
+    router = StandInRouter()
+    router.behavior = lambda request: _note(asked, request)
+    async with stored(parts.sqlite(tmp_path, parts.policy()), router) as api:
+        call = api.policies.CreatePolicy(create(policy=content, require_examples_pass=True))
+        if route == "billing":
+            assert (await call).revision == 1
+        else:
+            error = await refused(call)
+            assert (error.code, error.reason) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "EXAMPLES_FAILED",
+            )
+            assert error.fields == ("policy.routes[0].examples[0]",)
+            assert "invoice" not in error.text
+            assert api.store.last_change() == 2
+    assert [request.conversation.messages[0].text for request in asked] == ["where is my invoice?"]
+
+
+async def _note(asked: list[RoutingRequest], request: RoutingRequest) -> None:
+    assert isinstance(request.policy, Policy)
+    asked.append(request)
+
+
+async def test_policies_of_files_are_not_written_and_say_where_they_are(tmp_path: Path) -> None:
+    async with stored(parts.files(tmp_path, parts.policy())) as api:
+        error = await refused(api.policies.UpdatePolicy(update()))
+        listed = await api.policies.ListPolicyRevisions(
+            policy_pb2.ListPolicyRevisionsRequest(name=NAME)
+        )
+        old = await refused(get(api, revision=2))
+
+    assert error.reason == "POLICY_READ_ONLY"
+    assert str(tmp_path / "policies" / "default-support.yaml") in error.text
+    assert [each.revision for each in listed.revisions] == [1]
+    assert old.reason == "REVISION_NOT_FOUND"
+
+
+async def test_writes_are_refused_where_anyone_could_make_them(tmp_path: Path) -> None:
+    store: PolicyStore = parts.sqlite(tmp_path, parts.policy())
+    async with stored(store, writes_refused="the address is open") as api:
+        error = await refused(api.policies.UpdatePolicy(update()))
+        assert (await get(api)).revision == 1
+
+    assert (error.code, error.text) == (grpc.StatusCode.PERMISSION_DENIED, "the address is open")

@@ -1,0 +1,146 @@
+"""Files as a store: what changes are noticed, and what is not taken for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sidecar.policies.stores import ChangeKind, FileStore, InvalidFilesError
+from tests.policies.stores.parts import name_of, policy, write_files
+
+FIRST, SECOND = policy(description="first"), policy(description="second")
+SUPPORT = name_of("support")
+
+
+def look(store: FileStore) -> int:
+    """What following does, twice: a change is taken when two looks have seen the same."""
+    store.last_change()
+    return store.last_change()
+
+
+def text_of(store: FileStore) -> str:
+    return store.policy(SUPPORT).policy.description
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_files(tmp_path / "policies", FIRST, policy("other"))
+    return tmp_path / "policies"
+
+
+def test_edits_additions_and_removals_are_changes(folder: Path) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    (folder / "default-other.yaml").unlink()
+    write_files(folder, SECOND, policy("new"))
+
+    assert look(store) == begun + 3
+
+    changes = store.changes_after(begun, 10)
+    made = {change.record.policy.name: change.kind for change in changes}  # type: ignore[union-attr]
+    assert made == {
+        "support": ChangeKind.UPDATE,
+        "new": ChangeKind.CREATE,
+        "other": ChangeKind.DELETE,
+    }
+    assert [change.number for change in changes] == [begun + 1, begun + 2, begun + 3]
+    assert changes[-1].record.deleted  # type: ignore[union-attr]
+    assert text_of(store) == "second"
+
+
+def test_what_changes_nothing_is_no_change(folder: Path) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    file = folder / "default-support.yaml"
+    file.write_text("# a comment\n" + file.read_text())
+    (folder / ".default-support.yaml.swp").write_text("editor")
+
+    assert look(store) == begun
+
+
+def test_file_that_is_being_written_is_not_read(folder: Path) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    file = folder / "default-support.yaml"
+    whole = file.read_text()
+    # Cut short at each look, as by a slow copy: never the same twice.
+    for size in (0, 10, 200):
+        file.write_text(whole[:size])
+        assert store.last_change() == begun
+        assert not store.problem
+    file.write_text(whole)
+
+    assert look(store) == begun
+    assert text_of(store) == "first"
+
+
+def test_invalid_files_leave_the_last_good_ones(folder: Path) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    file = folder / "default-support.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace("acme/fast", "acme/fats"))
+
+    assert look(store) == begun
+    assert "acme/fats" in store.problem
+    assert "default-support.yaml" in store.problem
+    assert text_of(store) == "first"
+
+    file.write_text(whole.replace("description: first", "description: third"))
+    assert look(store) == begun + 1
+    assert not store.problem
+    assert text_of(store) == "third"
+
+
+def test_policy_says_which_file_it_is_in(folder: Path) -> None:
+    store = FileStore([folder])
+
+    assert store.file_of(SUPPORT) == str(folder / "default-support.yaml")
+    assert store.file_of(name_of("gone")) == ""
+
+
+def test_configmap_of_kubernetes_is_followed(tmp_path: Path, folder: Path) -> None:
+    """A mounted ConfigMap: files are links through `..data`, which is swapped in one step."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    publish(mounted, folder, "..2026_01")
+    for file in folder.iterdir():
+        (mounted / file.name).symlink_to(Path("..data") / file.name)
+    store = FileStore([mounted])
+    begun = store.last_change()
+    assert text_of(store) == "first"
+
+    write_files(folder, SECOND)
+    publish(mounted, folder, "..2026_02")
+
+    assert look(store) == begun + 1
+    assert text_of(store) == "second"
+
+
+def publish(mounted: Path, files: Path, version: str) -> None:
+    """As pkg/volume/util/atomic_writer.go does it, times of the files included."""
+    shutil.copytree(files, mounted / version)
+    for file in (mounted / version).iterdir():
+        os.utime(file, (0, 0))
+    (mounted / "..data_tmp").symlink_to(version)
+    (mounted / "..data_tmp").rename(mounted / "..data")
+
+
+def test_files_with_errors_are_refused_at_the_start(folder: Path) -> None:
+    (folder / "broken.yaml").write_text("kind: [")
+
+    with pytest.raises(InvalidFilesError, match=r"broken\.yaml"):
+        FileStore([folder])
+
+
+def test_folder_that_vanishes_leaves_the_last_good_files(tmp_path: Path, folder: Path) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    folder.rename(tmp_path / "elsewhere")
+
+    assert look(store) == begun
+    assert store.problem
+    assert text_of(store) == "first"

@@ -1,0 +1,262 @@
+"""Changes of a store come into force without a request noticing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from sidecar.core.decision import PolicyName
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.model import CompiledPrompt
+from sidecar.core.policy import Policy
+from sidecar.policies.stores import ChangeKind, FileStore, PolicyStore
+from sidecar.routing import CompiledPolicy, PolicyRegistry
+from sidecar.routing.live import LivePolicies
+from tests.doubles import StubPrompt
+from tests.policies.stores import parts
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy, write, write_catalog
+
+SUPPORT = name_of("support")
+
+
+def compile_prompt(compiled: Policy) -> CompiledPrompt:
+    if compiled.description == "huge":
+        raise SidecarError(ErrorCode.POLICY_TOO_LARGE, "the routes take 600 tokens of 512")
+    return StubPrompt(compiled)
+
+
+@dataclass
+class World:
+    store: PolicyStore
+    registry: PolicyRegistry
+    used: bool = True
+    warm_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    warmed: list[str] = field(default_factory=list)
+    live: LivePolicies = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.warm_gate.set()
+        self.live = LivePolicies(self.store, self.registry, self._warm, self._in_use, poll_s=0.02)
+
+    def _in_use(self, compiled: CompiledPolicy) -> bool:
+        return self.used and compiled.policy.name == "support"
+
+    async def _warm(self, compiled: CompiledPolicy) -> None:
+        await self.warm_gate.wait()
+        self.warmed.append(compiled.policy.description)
+
+    async def until_seen(self) -> None:
+        """Everything that is in the store now is in force or refused."""
+        number = await asyncio.to_thread(self.store.last_change)
+        async with asyncio.timeout(10):
+            await self.live.beyond(number - 1)
+            await self.live.settled()
+
+    def in_force(self, name: str = SUPPORT) -> str | None:
+        compiled = self.registry.find(name)
+        return None if compiled is None else compiled.policy.description
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async for made in running(parts.sqlite(tmp_path, policy(), policy("other"))):
+        yield made
+
+
+async def running(store: PolicyStore) -> AsyncIterator[World]:
+    registry = PolicyRegistry(
+        (), {}, compile_prompt, default_policy=PolicyName("support"), max_prompt_tokens=512
+    )
+    made = World(store, registry)
+    made.live.begin(store.snapshot())
+    following = asyncio.create_task(made.live.follow())
+    yield made
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await made.live.close()
+    store.close()
+
+
+async def test_everything_is_in_force_from_the_start(world: World) -> None:
+    assert world.in_force() == "first"
+    assert world.registry.catalog == CATALOG
+    assert not world.live.problem
+    assert not world.warmed
+
+
+async def test_change_is_warmed_before_it_takes_over(world: World) -> None:
+    world.warm_gate.clear()
+    begun = world.registry.get(PolicyName())
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.live.beyond(3)
+    await asyncio.sleep(0.1)
+
+    assert world.in_force() == "first"
+    world.warm_gate.set()
+    await world.until_seen()
+
+    assert world.in_force() == "second"
+    assert world.warmed == ["second"]
+    # Whoever began under the first revision still has it.
+    assert (begun.policy.description, begun.ref.revision) == ("first", 1)
+
+
+async def test_policy_that_nobody_uses_is_not_warmed(world: World) -> None:
+    world.used = False
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.until_seen()
+
+    assert world.in_force() == "second"
+    assert not world.warmed
+
+
+async def test_slow_policy_does_not_hold_up_another(world: World) -> None:
+    world.warm_gate.clear()
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.live.beyond(3)
+    write(world.store, ChangeKind.UPDATE, policy("other", description="quick"))
+    async with asyncio.timeout(10):
+        while world.in_force(name_of("other")) != "quick":
+            await asyncio.sleep(0.01)
+
+    assert world.in_force() == "first"
+    world.warm_gate.set()
+
+
+async def test_of_changes_in_a_row_the_last_one_ends_in_force(world: World) -> None:
+    world.warm_gate.clear()
+    for number in range(5):
+        write(world.store, ChangeKind.UPDATE, policy(description=str(number)))
+        await world.live.beyond(number + 3)
+    world.warm_gate.set()
+    await world.until_seen()
+
+    assert world.in_force() == "4"
+
+
+async def test_revision_that_is_too_large_leaves_the_last_good_one(world: World) -> None:
+    write(world.store, ChangeKind.UPDATE, policy(description="huge"))
+    await world.until_seen()
+
+    assert world.in_force() == "first"
+    refusal = world.live.refusals[SUPPORT]
+    assert (refusal.revision, refusal.in_force) == (2, 1)
+    assert "600 tokens" in world.live.problem
+
+    write(world.store, ChangeKind.UPDATE, policy(description="third"))
+    await world.until_seen()
+
+    assert world.in_force() == "third"
+    assert not world.live.problem
+
+
+async def test_policy_that_comes_too_large_is_refused_at_the_start(tmp_path: Path) -> None:
+    async for made in running(parts.sqlite(tmp_path, policy(), policy("b", description="huge"))):
+        assert made.in_force() == "first"
+        assert made.in_force(name_of("b")) is None
+        assert made.live.refusals[name_of("b")].in_force == 0
+
+
+async def test_deleted_policy_goes_and_the_default_stays(world: World) -> None:
+    write(world.store, ChangeKind.DELETE, "other")
+    write(world.store, ChangeKind.DELETE, "support")
+    await world.until_seen()
+
+    assert world.in_force(name_of("other")) is None
+    assert world.in_force() == "first"
+    assert "default_policy" in world.live.refusals[SUPPORT].why
+
+    write(world.store, ChangeKind.UNDELETE, "support")
+    await world.until_seen()
+
+    assert not world.live.problem
+
+
+async def test_catalog_takes_over_for_what_begins_afterwards(world: World) -> None:
+    begun = world.registry.get(PolicyName())
+    dearer = replace(LARGE, input_price=99.0)
+    write_catalog(world.store, FAST, dearer)
+    await world.until_seen()
+
+    assert begun.catalog[LARGE.id].input_price == 0.5
+    assert world.registry.get(PolicyName()).catalog[LARGE.id].input_price == 99.0
+    assert world.registry.catalog[LARGE.id] == dearer
+
+
+async def test_model_that_leaves_the_catalog_leaves_its_policies_working(world: World) -> None:
+    """Editing refuses it; a database that is written by hand may have it all the same."""
+    write_catalog(world.store, FAST)
+    await world.until_seen()
+
+    kept = world.registry.get(PolicyName())
+    assert LARGE.id in kept.catalog
+    assert LARGE.id not in world.registry.catalog
+    assert LARGE.id in world.live.refusals[SUPPORT].why
+
+
+async def test_store_that_is_away_leaves_everything_in_force(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is made to fail; PostgreSQL really goes away in the integration tests."""
+    there = world.store.last_change
+
+    def away() -> int:
+        raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "the database is gone")
+
+    monkeypatch.setattr(world.store, "last_change", away)
+    async with asyncio.timeout(10):
+        while not world.live.problem:
+            await asyncio.sleep(0.01)
+    assert world.live.problem == "the database is gone"
+    assert world.in_force() == "first"
+
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    monkeypatch.setattr(world.store, "last_change", there)
+    await world.until_seen()
+
+    assert world.in_force() == "second"
+    async with asyncio.timeout(10):
+        while world.live.problem:
+            await asyncio.sleep(0.01)
+
+
+async def test_hundreds_of_changes_at_once_are_read_as_a_whole(world: World) -> None:
+    world.used = False
+    for number in range(210):
+        write(world.store, ChangeKind.UPDATE, policy(description=str(number)))
+    await world.until_seen()
+
+    assert world.in_force() == "209"
+    assert world.live.snapshot == world.store.snapshot()
+
+
+async def test_followed_snapshot_is_that_of_the_store(world: World) -> None:
+    write(world.store, ChangeKind.CREATE, policy("a"))
+    write(world.store, ChangeKind.DELETE, "other")
+    write_catalog(world.store, FAST, LARGE, replace(FAST, id="new"))
+    await world.until_seen()
+
+    assert world.live.snapshot == world.store.snapshot()
+
+
+async def test_files_with_errors_leave_the_last_good_ones(tmp_path: Path) -> None:
+    async for made in running(parts.files(tmp_path, policy())):
+        assert isinstance(made.store, FileStore)
+        folder = tmp_path / "policies"
+        (folder / "broken.yaml").write_text("kind: [")
+        async with asyncio.timeout(10):
+            while not made.live.problem:
+                await asyncio.sleep(0.01)
+        assert "broken.yaml" in made.live.problem
+        assert made.in_force() == "first"
+
+        (folder / "broken.yaml").unlink()
+        parts.write_files(folder, policy(description="second"))
+        async with asyncio.timeout(10):
+            while made.in_force() != "second":
+                await asyncio.sleep(0.01)
+        assert not made.live.problem
