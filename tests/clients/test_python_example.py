@@ -1,0 +1,109 @@
+"""The published service config and the example in Python, against a real server and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar.config import RoutingSettings
+from sidecar.core.decision import RoutingRequest
+from sidecar.core.errors import ErrorCode, SidecarError
+from tests.grpc_api.standins import StandInRouter, serving
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "proto/llmrouter/v1/routing_grpc_service_config.json"
+NOBODY = "127.0.0.1:1"
+
+
+def example() -> Any:
+    path = ROOT / "examples/clients/python/route.py"
+    spec = importlib.util.spec_from_file_location("route_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def choose(address: str) -> str:
+    models = example().Models(address, "my-default")
+    return str(await asyncio.to_thread(models.choose, "Where is my invoice?"))
+
+
+def test_every_method_of_the_service_config_exists() -> None:
+    service = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"]
+    named = json.loads(CONFIG.read_text())["methodConfig"][0]["name"]
+
+    assert {each["service"] for each in named} == {service.full_name}
+    assert {each["method"] for each in named} <= set(service.methods_by_name)
+
+
+def test_callers_wait_longer_than_a_decision_may_take() -> None:
+    method = json.loads(CONFIG.read_text())["methodConfig"][0]
+
+    assert float(method["timeout"].removesuffix("s")) * 1000 > RoutingSettings().decision_budget_ms
+    assert method["waitForReady"] is False
+
+
+async def test_the_example_uses_the_sidecars_model() -> None:
+    async with serving() as (server, _):
+        assert await choose(f"127.0.0.1:{server.port}") == "fast-1"
+
+
+async def test_the_example_has_a_model_without_a_sidecar(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await choose(NOBODY) == "my-default"
+    assert caplog.messages == ["no routing: UNAVAILABLE"]
+
+
+@pytest.mark.parametrize(
+    ("code", "calls"), [(ErrorCode.DRAINING, 2), (ErrorCode.INVALID_REQUEST, 1)]
+)
+async def test_what_may_be_answered_elsewhere_is_asked_once_more(
+    code: ErrorCode, calls: int
+) -> None:
+    seen: list[RoutingRequest] = []
+    router = StandInRouter()
+    router.behavior = refusing(code, seen)
+    async with serving(router) as (server, _):
+        chosen = await choose(f"127.0.0.1:{server.port}")
+
+    assert (chosen, len(seen)) == ("my-default", calls)
+
+
+def refusing(code: ErrorCode, seen: list[RoutingRequest]) -> Callable[[RoutingRequest], Any]:
+    async def behavior(request: RoutingRequest) -> None:
+        seen.append(request)
+        raise SidecarError(code, "refused")
+
+    return behavior
+
+
+async def test_a_sidecar_that_hangs_is_given_up() -> None:
+    router = StandInRouter()
+    router.behavior = hanging
+    async with serving(router) as (server, _):
+        options = [("grpc.service_config", CONFIG.read_text())]
+        address = f"127.0.0.1:{server.port}"
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            route: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
+            message = routing_pb2.Message(role=routing_pb2.ROLE_USER)
+            message.parts.add(text="hi")
+            request = routing_pb2.RouteRequest(messages=[message])
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await route(request.SerializeToString())
+
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def hanging(request: RoutingRequest) -> None:
+    await asyncio.sleep(60)

@@ -1,0 +1,37 @@
+"""The example in Node.js: the sidecar's model, or its own without one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from tests.grpc_api.standins import serving
+
+EXAMPLE = Path(__file__).parents[2] / "examples/clients/node/route.cjs"
+NOBODY = "127.0.0.1:1"
+
+
+async def choose(node: Path, modules: Path, address: str) -> tuple[str, str]:
+    """Standard output and error."""
+    process = await asyncio.create_subprocess_exec(
+        node,
+        EXAMPLE,
+        address,
+        "my-default",
+        "Where is my invoice?",
+        env={**os.environ, "NODE_PATH": str(modules)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return out.decode().strip(), err.decode().strip()
+
+
+async def test_the_example_uses_the_sidecars_model(node: Path, modules: Path) -> None:
+    async with serving() as (server, _):
+        assert await choose(node, modules, f"127.0.0.1:{server.port}") == ("fast-1", "")
+
+
+async def test_the_example_has_a_model_without_a_sidecar(node: Path, modules: Path) -> None:
+    assert await choose(node, modules, NOBODY) == ("my-default", "no routing: UNAVAILABLE")
