@@ -87,3 +87,21 @@ def test_entries_cannot_be_written() -> None:
     assert kept is not None
     with pytest.raises(ValueError, match="read-only"):
         kept.arrays[0][0, 0, 0] = 1.0
+
+
+def test_the_pieces_of_a_long_prefix_leave_only_the_whole() -> None:
+    cache = PrefixCache(1000)
+    for end in (2, 4, 6):
+        cache.put(ids(*range(end)), entry(end))
+
+    assert len(cache) == 1
+    assert cache.get(ids(*range(6))) is not None
+
+
+def test_a_beginning_that_was_asked_for_stays_beside_what_continues_it() -> None:
+    cache = PrefixCache(1000)
+    cache.put(ids(1, 2), entry(2))
+    cache.get(ids(1, 2))
+    cache.put(ids(1, 2, 3), entry(3))
+
+    assert len(cache) == 2

@@ -16,6 +16,8 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._entries: OrderedDict[bytes, KeyValues] = OrderedDict()
+        # Held but never found as a whole since.
+        self._unused: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -26,6 +28,7 @@ class PrefixCache:
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
+            self._unused.discard(key)
         return entry
 
     def longest_common(self, ids: Ints) -> KeyValues | None:
@@ -40,16 +43,25 @@ class PrefixCache:
 
     def put(self, ids: Ints, entry: KeyValues) -> None:
         """Hold `entry`; what exceeds the bound goes, oldest first, and a prefix larger than the
-        bound is not held at all."""
-        self._drop(ids.tobytes())
+        bound is not held at all.
+
+        What `ids` begins with and nobody asked for goes too: a long prefix comes in pieces, each
+        of them longer than the one before, and only the last is asked for.
+        """
+        key = ids.tobytes()
+        self._drop(key)
         if entry.nbytes > self.max_bytes:
             return
-        self._entries[ids.tobytes()] = entry
+        for piece in [held for held in self._unused if key.startswith(held)]:
+            self._drop(piece)
+        self._entries[key] = entry
+        self._unused.add(key)
         self.nbytes += entry.nbytes
         while self.nbytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:
+        self._unused.discard(key)
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.nbytes -= entry.nbytes
