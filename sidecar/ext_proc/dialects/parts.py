@@ -123,8 +123,8 @@ def field_count(fields: Fields, *keys: str) -> int:
     """The first of `keys` that has a whole number above 0, else 0."""
     for key in keys:
         value = fields.get(key, _NULL)
-        digits = bytes(memoryview(value)[:_MAX_DIGITS])
-        if digits.isdigit() and int(digits) > 0:
+        digits = bytes(memoryview(value)[: _MAX_DIGITS + 1])
+        if digits.isdigit() and len(digits) <= _MAX_DIGITS and int(digits) > 0:
             return int(digits)
     return 0
 

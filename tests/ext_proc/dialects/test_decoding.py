@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
+from tests.ext_proc.dialects.requests import PROPERTY
 
 TEXT = b'{"model": "auto", "messages": []}' * 40
 
@@ -23,15 +24,19 @@ def raw_deflate(data: bytes) -> bytes:
     return stream.compress(data) + stream.flush()
 
 
+def light_brotli(data: bytes) -> bytes:
+    return brotli.compress(data, quality=1)  # type: ignore[no-any-return]
+
+
 ENCODERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "gzip": ("gzip", gzip.compress),
     "x-gzip": ("x-gzip", gzip.compress),
     "deflate": ("deflate", zlib.compress),
     "deflate without its wrapper": ("deflate", raw_deflate),
-    "br": ("br", brotli.compress),
+    "br": ("br", light_brotli),
     "zstd": ("zstd", zstd.compress),
     "upper case": ("GZIP", gzip.compress),
-    "two on top of each other": ("gzip, br", lambda data: brotli.compress(gzip.compress(data))),
+    "two on top of each other": ("gzip, br", lambda data: light_brotli(gzip.compress(data))),
     "identity among them": ("identity, gzip", gzip.compress),
 }
 encoders = pytest.mark.parametrize(("name", "encode"), ENCODERS.values(), ids=ENCODERS.keys())
@@ -50,16 +55,16 @@ def test_beyond_the_cap(name: str, encode: Callable[[bytes], bytes]) -> None:
 
 @encoders
 def test_a_bomb_is_not_decoded_to_its_end(name: str, encode: Callable[[bytes], bytes]) -> None:
-    bomb = encode(bytes(64 * 1024 * 1024))
+    bomb = encode(bytes(16 * 1024 * 1024))
     tracemalloc.start()
     try:
         with pytest.raises(TooLargeError):
-            decode(bomb, name, 1024 * 1024)
+            decode(bomb, name, 64 * 1024)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert peak < 8 * 1024 * 1024
+    assert peak < 4 * 1024 * 1024
 
 
 @encoders
@@ -69,6 +74,7 @@ def test_cut_off(name: str, encode: Callable[[bytes], bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+@PROPERTY
 @given(data=st.binary(min_size=1, max_size=200))
 def test_any_bytes_are_decoded_or_refused(name: str, data: bytes) -> None:
     try:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.ext_proc.dialects.harness import CODING_AGENTS, HarnessBlock, HarnessText, tag
+from tests.ext_proc.dialects.requests import PROPERTY
 
 TEXT = HarnessText(CODING_AGENTS)
 
@@ -73,6 +74,7 @@ pieces = st.lists(
 ).map("".join)
 
 
+@PROPERTY
 @given(pieces)
 def test_what_is_kept_is_a_subsequence_without_whole_blocks(text: str) -> None:
     kept = HarnessText([tag("a"), tag("b")]).cleaned(text)

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.ext_proc.dialects.json_fields import NotJsonError, read_fields, span, splice
+from tests.ext_proc.dialects.requests import PROPERTY
 
 SPLICED: dict[str, tuple[bytes, bytes]] = {
     "plain": (b'{"model":"auto","n":1}', b'{"model":"gpt-5","n":1}'),
@@ -77,6 +78,7 @@ values = st.recursive(
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@PROPERTY
 @given(
     before=st.dictionaries(st.text(max_size=4), values, max_size=4),
     after=st.dictionaries(st.text(max_size=4), values, max_size=4),
@@ -112,6 +114,7 @@ def test_a_spliced_body_says_the_same_but_for_its_model(
     assert spliced[len(spliced) - (len(body) - end) :] == body[end:]
 
 
+@PROPERTY
 @given(
     st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
 )

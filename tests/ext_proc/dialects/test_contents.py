@@ -1,0 +1,398 @@
+"""What each API says, as messages of the core. Tables: the field of the body -> its messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.conversation import Message, Role, ToolCall
+from sidecar.core.policy import Capability
+from tests.ext_proc.dialects.requests import CHAT, COMPLETIONS, MESSAGES, RESPONSES, understood
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+SYSTEM, DEVELOPER, USER, ASSISTANT, TOOL = (
+    Role.SYSTEM,
+    Role.DEVELOPER,
+    Role.USER,
+    Role.ASSISTANT,
+    Role.TOOL,
+)
+
+CHAT_MESSAGES: dict[str, tuple[list[object], list[Message]]] = {
+    "text": ([{"role": "user", "content": "Hi"}], [Message(USER, "Hi")]),
+    "instructions": (
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": [{"type": "text", "text": "Use metric."}]},
+            {"role": "user", "content": "Hi", "name": "Ada"},
+        ],
+        [Message(SYSTEM, "Be brief."), Message(DEVELOPER, "Use metric."), Message(USER, "Hi")],
+    ),
+    "parts": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is"},
+                    {"type": "image_url", "image_url": {"url": PNG}},
+                    {"type": "text", "text": "this?"},
+                    {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+                    {"type": "file", "file": {"file_id": "f"}},
+                    {"type": "of tomorrow", "text": {"not": "text"}},
+                ],
+            }
+        ],
+        [Message(USER, "What is\nthis?", 1)],
+    ),
+    "tool loop": (
+        [
+            {"role": "user", "content": "Weather in Oslo?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "type": "function",
+                        "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
+                    },
+                    {"id": "c2", "type": "custom", "custom": {"name": "sh", "input": "ls"}},
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "Rain"},
+            {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "a"}]},
+        ],
+        [
+            Message(USER, "Weather in Oslo?"),
+            Message(
+                ASSISTANT,
+                tool_calls=(
+                    ToolCall("c1", "weather", '{"city": "Oslo"}'),
+                    ToolCall("c2", "sh", "ls"),
+                ),
+            ),
+            Message(TOOL, "Rain", tool_call_id="c1"),
+            Message(TOOL, "a", tool_call_id="c2"),
+        ],
+    ),
+    "function calls": (
+        [
+            {
+                "role": "assistant",
+                "content": "",
+                "function_call": {"name": "weather", "arguments": "{}"},
+            },
+            {"role": "function", "name": "weather", "content": "Rain"},
+        ],
+        [Message(ASSISTANT, tool_calls=(ToolCall("", "weather", "{}"),)), Message(TOOL, "Rain")],
+    ),
+    "refusal": (
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
+        [Message(ASSISTANT)],
+    ),
+    "nothing": ([], []),
+    "a turn of the harness alone": (
+        [{"role": "user", "content": "<environment_details>a</environment_details>"}],
+        [],
+    ),
+    "an image alone": (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}],
+        [Message(USER, "", 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "read"), CHAT_MESSAGES.values(), ids=CHAT_MESSAGES.keys())
+def test_chat_completions(sent: list[object], read: list[Message]) -> None:
+    assert list(understood({"messages": sent}, CHAT).conversation.messages) == read
+
+
+RESPONSES_INPUT: dict[str, tuple[object, list[Message]]] = {
+    "text": ("Hi", [Message(USER, "Hi")]),
+    "messages with and without a type": (
+        [
+            {"role": "developer", "content": "Be brief."},
+            {"type": "message", "role": "user", "content": "Hi"},
+            {
+                "type": "message",
+                "role": "assistant",
+                "id": "msg_1",
+                "content": [{"type": "output_text", "text": "Hello", "annotations": []}],
+            },
+        ],
+        [Message(DEVELOPER, "Be brief."), Message(USER, "Hi"), Message(ASSISTANT, "Hello")],
+    ),
+    "parts": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "What is this?"},
+                    {"type": "input_image", "image_url": PNG},
+                    {"type": "input_file", "file_id": "f"},
+                ],
+            }
+        ],
+        [Message(USER, "What is this?", 1)],
+    ),
+    "tool loop": (
+        [
+            {"role": "user", "content": "Look"},
+            {"type": "reasoning", "summary": [], "encrypted_content": "x"},
+            {"type": "function_call", "call_id": "c1", "name": "ls", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "a b"},
+            {"type": "custom_tool_call", "call_id": "c2", "name": "sh", "input": "ls"},
+            {
+                "type": "custom_tool_call_output",
+                "call_id": "c2",
+                "output": [
+                    {"type": "input_text", "text": "a"},
+                    {"type": "input_image", "image_url": PNG},
+                ],
+            },
+        ],
+        [
+            Message(USER, "Look"),
+            Message(ASSISTANT, tool_calls=(ToolCall("c1", "ls", '"{}"'),)),
+            Message(TOOL, "a b", tool_call_id="c1"),
+            Message(ASSISTANT, tool_calls=(ToolCall("c2", "sh", '"ls"'),)),
+            Message(TOOL, "a", 1, tool_call_id="c2"),
+        ],
+    ),
+    "tools of the provider": (
+        [
+            {"type": "web_search_call", "id": "ws", "action": {"type": "search", "query": "q"}},
+            {"type": "local_shell_call", "call_id": "c", "action": {"command": ["ls"]}},
+            {"type": "computer_call", "call_id": "k", "action": {"type": "click"}},
+            {
+                "type": "computer_call_output",
+                "call_id": "k",
+                "output": {"type": "computer_screenshot", "image_url": PNG},
+            },
+            {"type": "item_reference", "id": "msg_9"},
+        ],
+        [
+            Message(
+                ASSISTANT,
+                tool_calls=(ToolCall("ws", "web_search", '{"type": "search", "query": "q"}'),),
+            ),
+            Message(ASSISTANT, tool_calls=(ToolCall("c", "local_shell", '{"command": ["ls"]}'),)),
+            Message(ASSISTANT, tool_calls=(ToolCall("k", "computer", '{"type": "click"}'),)),
+            Message(TOOL, "", 1, tool_call_id="k"),
+        ],
+    ),
+    "a turn of the harness alone": ("<user_instructions>Use tabs.</user_instructions>", []),
+}
+
+
+@pytest.mark.parametrize(("sent", "read"), RESPONSES_INPUT.values(), ids=RESPONSES_INPUT.keys())
+def test_responses(sent: object, read: list[Message]) -> None:
+    assert list(understood({"input": sent}, RESPONSES).conversation.messages) == read
+
+
+def test_responses_instructions_are_kept_from_the_router() -> None:
+    read = understood({"input": "Hi", "instructions": "Be brief."}, RESPONSES).conversation
+
+    assert read.messages == (Message(SYSTEM, "Be brief."), Message(USER, "Hi"))
+    assert read.shown_to_router() == (Message(USER, "Hi"),)
+
+
+def test_responses_note_what_they_continue() -> None:
+    read = understood({"previous_response_id": "resp_1", "input": "And then?"}, RESPONSES)
+
+    assert read.previous_response_id == "resp_1"
+
+
+@pytest.mark.parametrize("field", [{"prompt": {"id": "pmpt_1"}}, {"previous_response_id": "r"}])
+def test_responses_may_have_their_input_at_the_provider(field: dict[str, object]) -> None:
+    assert understood(field, RESPONSES).conversation.messages == ()
+
+
+MESSAGES_MESSAGES: dict[str, tuple[list[object], list[Message]]] = {
+    "text": ([{"role": "user", "content": "Hi"}], [Message(USER, "Hi")]),
+    "blocks": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is", "cache_control": {"type": "ephemeral"}},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"},
+                    },
+                    {"type": "document", "source": {"type": "url", "url": "https://x"}},
+                    {"type": "text", "text": "this?"},
+                ],
+            }
+        ],
+        [Message(USER, "What is\nthis?", 1)],
+    ),
+    "tool loop": (
+        [
+            {"role": "user", "content": "Look"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm", "signature": "s"},
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "ls", "input": {"path": "/"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t1",
+                        "content": [
+                            {"type": "text", "text": "a b"},
+                            {"type": "image", "source": {"type": "url", "url": "https://x"}},
+                        ],
+                    },
+                    {"type": "text", "text": "<system-reminder>Mind the time.</system-reminder>"},
+                ],
+            },
+        ],
+        [
+            Message(USER, "Look"),
+            Message(ASSISTANT, "I look.", tool_calls=(ToolCall("t1", "ls", '{"path": "/"}'),)),
+            Message(TOOL, "a b", 1, tool_call_id="t1"),
+        ],
+    ),
+    "the user speaks beside results": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "a", "is_error": True},
+                    {"type": "tool_result", "tool_use_id": "t2"},
+                    {"type": "text", "text": "Stop, write a poem."},
+                ],
+            }
+        ],
+        [
+            Message(TOOL, "a", tool_call_id="t1"),
+            Message(TOOL, "", tool_call_id="t2"),
+            Message(USER, "Stop, write a poem."),
+        ],
+    ),
+    "tools of the provider": (
+        [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                    {
+                        "type": "web_search_tool_result",
+                        "tool_use_id": "s",
+                        "content": [{"type": "web_search_result", "url": "https://x"}],
+                    },
+                    {"type": "text", "text": "Found."},
+                ],
+            }
+        ],
+        [
+            Message(ASSISTANT, "Found.", tool_calls=(ToolCall("s", "web_search", "{}"),)),
+            Message(TOOL, "", tool_call_id="s"),
+        ],
+    ),
+    "instructions in between": (
+        [{"role": "system", "content": "Be brief."}],
+        [Message(SYSTEM, "Be brief.")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "read"), MESSAGES_MESSAGES.values(), ids=MESSAGES_MESSAGES.keys())
+def test_anthropic_messages(sent: list[object], read: list[Message]) -> None:
+    assert list(understood({"messages": sent}, MESSAGES).conversation.messages) == read
+
+
+@pytest.mark.parametrize("system", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_anthropic_system_is_kept_from_the_router(system: object) -> None:
+    sent = {"system": system, "messages": [{"role": "user", "content": "Hi"}]}
+    read = understood(sent, MESSAGES).conversation
+
+    assert read.messages == (Message(SYSTEM, "Be brief."), Message(USER, "Hi"))
+    assert read.shown_to_router() == (Message(USER, "Hi"),)
+
+
+PROMPTS: dict[str, tuple[object, list[Message]]] = {
+    "text": ("Once upon", [Message(USER, "Once upon")]),
+    "the first of several": (["Once upon", "There was"], [Message(USER, "Once upon")]),
+    "token ids": ([1, 2, 3], []),
+    "several of token ids": ([[1, 2], [3]], []),
+    "null": (None, []),
+    "none": ([], []),
+}
+
+
+@pytest.mark.parametrize(("prompt", "read"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_completions(prompt: object, read: list[Message]) -> None:
+    assert list(understood({"prompt": prompt}, COMPLETIONS).conversation.messages) == read
+
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+ASK = [{"role": "user", "content": "Hi"}]
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}]
+NEEDS: dict[str, tuple[str, dict[str, object], set[Capability]]] = {
+    "nothing": (CHAT, {"messages": ASK}, set()),
+    "tools offered": (CHAT, {"messages": ASK, "tools": TOOLS}, {Capability.TOOLS}),
+    "no tools offered": (CHAT, {"messages": ASK, "tools": []}, set()),
+    "tools of null": (CHAT, {"messages": ASK, "tools": None}, set()),
+    "functions": (CHAT, {"messages": ASK, "functions": [{"name": "f"}]}, {Capability.TOOLS}),
+    "tools in the history": (
+        CHAT,
+        {"messages": [{"role": "tool", "tool_call_id": "c", "content": "a"}]},
+        {Capability.TOOLS},
+    ),
+    "image": (CHAT, {"messages": IMAGE}, {Capability.IMAGES}),
+    "image long ago": (CHAT, {"messages": IMAGE + ASK}, {Capability.IMAGES}),
+    "responses": (
+        RESPONSES,
+        {"input": "Hi", "tools": [{"type": "web_search"}]},
+        {Capability.TOOLS},
+    ),
+    "anthropic": (MESSAGES, {"messages": ASK, "tools": [{"name": "f"}]}, {Capability.TOOLS}),
+    "anthropic, at its side": (
+        MESSAGES,
+        {"messages": ASK, "mcp_servers": [{"type": "url"}]},
+        {Capability.TOOLS},
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "needs"), NEEDS.values(), ids=NEEDS.keys())
+def test_needs(path: str, body: dict[str, object], needs: set[Capability]) -> None:
+    assert understood(body, path).needs.capabilities == needs
+
+
+CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
+    "text": (CHAT, {"messages": [{"role": "user", "content": "x" * 400}]}, 100),
+    "answer": (CHAT, {"messages": [], "max_tokens": 50}, 50),
+    "answer, as it is called now": (
+        CHAT,
+        {"messages": [], "max_completion_tokens": 60, "max_tokens": 50},
+        60,
+    ),
+    "answer of responses": (RESPONSES, {"input": [], "max_output_tokens": 70}, 70),
+    "no number": (CHAT, {"messages": [], "max_tokens": "50"}, 0),
+    "not above 0": (CHAT, {"messages": [], "max_tokens": -1}, 0),
+    "too large to be one": (CHAT, {"messages": [], "max_tokens": 10**40}, 0),
+    "image data left out": (
+        CHAT,
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": PNG + "A" * 4000}}],
+                }
+            ]
+        },
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "tokens"), CONTEXT.values(), ids=CONTEXT.keys())
+def test_context_is_estimated(path: str, body: dict[str, object], tokens: int) -> None:
+    assert understood(body, path).needs.context_tokens == tokens

@@ -1,0 +1,273 @@
+"""Which requests are read, by which API, and why the others pass."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.conversation import Message, Role
+from sidecar.core.policy import ApiDialect
+from sidecar.ext_proc.dialects import BY_SHAPE, DialectOptions, LlmDialects
+from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, Understood
+from tests.ext_proc.dialects.requests import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    PROPERTY,
+    RESPONSES,
+    head,
+    request,
+    understood,
+)
+
+DIALECTS: Dialects = LlmDialects()
+ASK: dict[str, object] = {"model": "auto", "messages": [{"role": "user", "content": "Hi"}]}
+
+RECOGNISED: dict[str, tuple[HttpHead, str]] = {
+    "chat": (head(CHAT), "openai-chat"),
+    "responses": (head(RESPONSES), "openai-responses"),
+    "completions": (head(COMPLETIONS), "openai-completions"),
+    "messages": (head(MESSAGES), "anthropic-messages"),
+    "tokens counted": (head(MESSAGES + "/count_tokens"), "anthropic-messages"),
+    "below a prefix": (head("/gateway" + MESSAGES), "anthropic-messages"),
+    "query": (head(MESSAGES + "?beta=true"), "anthropic-messages"),
+    "charset": (head(content_type="application/json; charset=utf-8"), "openai-chat"),
+    "JSON of another name": (head(content_type="application/vnd.x+JSON"), "openai-chat"),
+    "no content type": (HttpHead("POST", CHAT, "", {}), "openai-chat"),
+    "another method": (head(method="GET"), "not_an_llm_request"),
+    "another path": (head("/v1/embeddings"), "not_an_llm_request"),
+    "below the path": (head(RESPONSES + "/resp_1/cancel"), "not_an_llm_request"),
+    "path in the query": (head("/x?y=/v1/messages"), "not_an_llm_request"),
+    "form": (head(content_type="multipart/form-data; boundary=x"), "not_json"),
+    "JSON lines": (head(content_type="application/jsonl"), "not_json"),
+}
+
+
+@pytest.mark.parametrize(("given_head", "expected"), RECOGNISED.values(), ids=RECOGNISED.keys())
+def test_recognised_by_the_head(given_head: HttpHead, expected: str) -> None:
+    found = DIALECTS.recognise(given_head)
+
+    assert (found.reason if isinstance(found, Passed) else found).value == expected
+
+
+PASSED: dict[str, tuple[HttpRequest, str]] = {
+    "path": (request(ASK, "/v1/models"), "not_an_llm_request"),
+    "no body": (request(None), "no_body"),
+    "empty body": (request(b""), "no_body"),
+    "cut off": (request(ASK, complete=False), "incomplete_body"),
+    "not JSON": (request(b"model=auto"), "malformed_body"),
+    "half": (request(json.dumps(ASK).encode()[:-2]), "malformed_body"),
+    "UTF-16": (request(json.dumps(ASK).encode("utf-16")), "malformed_body"),
+    "text is not UTF-8": (
+        request(b'{"messages":[{"role":"user","content":"\xff"}]}'),
+        "malformed_body",
+    ),
+    "nested without end": (
+        request(b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        "malformed_body",
+    ),
+    "no object": (request(b"[]"), "unknown_shape"),
+    "no messages": (request({"model": "auto"}), "unknown_shape"),
+    "no input": (request({"model": "auto"}, RESPONSES), "unknown_shape"),
+    "no prompt": (request({"model": "auto"}, COMPLETIONS), "unknown_shape"),
+    "messages are text": (request({"messages": "Hi"}), "unknown_shape"),
+    "a message is text": (request({"messages": ["Hi"]}), "unknown_shape"),
+    "a message without role": (request({"messages": [{"content": "Hi"}]}), "unknown_shape"),
+    "a role of nobody": (request({"messages": [{"role": "owner"}]}), "unknown_shape"),
+    "content is a number": (
+        request({"messages": [{"role": "user", "content": 1}]}),
+        "unknown_shape",
+    ),
+    "an item is text": (request({"input": ["Hi"]}, RESPONSES), "unknown_shape"),
+    "a model that is no text": (request({**ASK, "model": 1}), "unknown_shape"),
+    "unknown encoding": (request(ASK, content_encoding="compress"), "unknown_encoding"),
+    "not encoded as said": (request(ASK, content_encoding="gzip"), "unknown_encoding"),
+}
+
+
+@pytest.mark.parametrize(("sent", "reason"), PASSED.values(), ids=PASSED.keys())
+def test_passed_with_a_reason(sent: HttpRequest, reason: str) -> None:
+    read = DIALECTS.read(sent)
+
+    assert isinstance(read, Passed)
+    assert read.reason.value == reason
+    assert "Hi" not in read.detail
+    assert "auto" not in read.detail
+
+
+def test_compressed_body_is_read_and_kept_decoded() -> None:
+    plain = json.dumps(ASK).encode()
+
+    read = DIALECTS.read(request(gzip.compress(plain), content_encoding="gzip"))
+
+    assert isinstance(read, Understood)
+    assert (read.model, read.plain_body) == ("auto", plain)
+
+
+def test_body_that_decodes_to_too_much_passes() -> None:
+    dialects = LlmDialects(DialectOptions(max_decoded_bytes=1000))
+    read = dialects.read(
+        request(
+            gzip.compress(json.dumps({**ASK, "x": "a" * 1000}).encode()), content_encoding="gzip"
+        )
+    )
+
+    assert isinstance(read, Passed)
+    assert read.reason.value == "decoded_too_large"
+
+
+def test_uncompressed_body_is_not_kept_twice() -> None:
+    assert understood(ASK).plain_body is None
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        (ASK, {}, "openai-chat"),
+        (ASK, {"anthropic_version": "2023-06-01"}, "anthropic-messages"),
+        ({**ASK, "system": "Be brief."}, {}, "anthropic-messages"),
+        ({"input": "Hi"}, {}, "openai-responses"),
+        ({"prompt": "Hi"}, {}, "openai-completions"),
+        ({"documents": []}, {}, "unknown_shape"),
+    ],
+)
+def test_the_body_tells_the_api_where_the_path_does_not(
+    body: dict[str, object], headers: dict[str, str], expected: str
+) -> None:
+    dialects = LlmDialects(DialectOptions(paths={"/llm": BY_SHAPE}))
+
+    read = dialects.read(HttpRequest(head("/llm", **headers), json.dumps(body).encode()))
+
+    assert (read.reason if isinstance(read, Passed) else read.dialect).value == expected
+
+
+def test_of_patterns_the_first_that_fits_counts() -> None:
+    paths = {"/a/*": ApiDialect.OPENAI_RESPONSES, "*": ApiDialect.OPENAI_CHAT}
+    dialects = LlmDialects(DialectOptions(paths=paths))
+
+    assert dialects.recognise(head("/a/b")) is ApiDialect.OPENAI_RESPONSES
+    assert dialects.recognise(head("/b")) is ApiDialect.OPENAI_CHAT
+
+
+@pytest.mark.parametrize(("value", "stream"), [(True, True), (False, False), ("true", False)])
+def test_stream(value: object, stream: bool) -> None:
+    assert understood({**ASK, "stream": value}).stream is stream
+    assert understood(ASK).stream is False
+
+
+def test_model_may_be_absent_or_null() -> None:
+    assert understood({"messages": []}).model == ""
+    assert understood({"messages": [], "model": None}).model == ""
+
+
+def test_only_the_newest_messages_are_read() -> None:
+    dialects = LlmDialects(DialectOptions(max_messages=2))
+    sent = {"messages": [{"role": "user", "content": str(n)} for n in range(4)]}
+
+    assert understood(sent, dialects=dialects).conversation.messages == (
+        Message(Role.USER, "2"),
+        Message(Role.USER, "3"),
+    )
+
+
+def test_no_estimate_is_made_if_not_wanted() -> None:
+    dialects = LlmDialects(DialectOptions(bytes_per_token=0))
+
+    assert understood({**ASK, "max_tokens": 9}, dialects=dialects).needs.context_tokens == 0
+
+
+LEGACY_SESSION = "user_" + "a" * 64 + "_account_b_session_57a121ec-f78c-48c3-a745-e3036a3ecc33"
+SESSION = '{"device_id":"d","account_uuid":"","session_id":"54c1eb09-bc4c-4d2f-98eb-6d2ab2d5e2fe"}'
+KEYS: dict[str, tuple[str, dict[str, object], str]] = {
+    "none": (MESSAGES, {}, ""),
+    "user with a session": (
+        MESSAGES,
+        {"metadata": {"user_id": LEGACY_SESSION}},
+        "57a121ec-f78c-48c3-a745-e3036a3ecc33",
+    ),
+    "user with a session, in JSON": (
+        MESSAGES,
+        {"metadata": {"user_id": SESSION}},
+        "54c1eb09-bc4c-4d2f-98eb-6d2ab2d5e2fe",
+    ),
+    "user alone": (MESSAGES, {"metadata": {"user_id": "user_1234"}}, ""),
+    "user alone, in JSON": (MESSAGES, {"metadata": {"user_id": '{"device_id":"d"}'}}, ""),
+    "half of JSON": (MESSAGES, {"metadata": {"user_id": '{"session_id":'}}, ""),
+    "no metadata": (MESSAGES, {"metadata": None}, ""),
+    "metadata of another type": (MESSAGES, {"metadata": ["user_id"]}, ""),
+    "metadata of chat": (CHAT, {"metadata": {"user_id": LEGACY_SESSION}}, ""),
+    "cache key": (CHAT, {"prompt_cache_key": "k"}, ""),
+    "conversation": (RESPONSES, {"conversation": "conv_1", "input": []}, "conv_1"),
+    "conversation, as an object": (
+        RESPONSES,
+        {"conversation": {"id": "conv_1"}, "input": []},
+        "conv_1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "key"), KEYS.values(), ids=KEYS.keys())
+def test_conversation_key(path: str, body: dict[str, object], key: str) -> None:
+    assert understood({"messages": [], **body}, path).conversation_key == key
+
+
+def test_configured_field_is_the_conversation_key() -> None:
+    fields = {ApiDialect.OPENAI_CHAT: ("metadata.thread", "prompt_cache_key")}
+    dialects = LlmDialects(DialectOptions(key_fields=fields))
+    sent = {**ASK, "prompt_cache_key": "cache"}
+
+    assert understood(sent, dialects=dialects).conversation_key == "cache"
+    sent["metadata"] = {"thread": "t" * 300}
+    # Too long to be kept, so its hash takes its place.
+    assert len(understood(sent, dialects=dialects).conversation_key) == 64
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "type", "text", "tool_calls", "function", "output", "input"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@PROPERTY
+@given(
+    path=st.sampled_from([CHAT, RESPONSES, COMPLETIONS, MESSAGES]),
+    body=st.dictionaries(
+        st.sampled_from(
+            ["messages", "input", "prompt", "model", "system", "tools", "metadata", "stream"]
+        ),
+        json_values
+        | st.lists(
+            st.fixed_dictionaries(
+                {"role": st.sampled_from(["user", "assistant", "tool"]), "content": json_values}
+            ),
+            max_size=3,
+        ),
+    ),
+)
+def test_any_json_is_read_or_passed(path: str, body: dict[str, object]) -> None:
+    read = DIALECTS.read(request(body, path))
+
+    assert isinstance(read, Understood | Passed)
+    if isinstance(read, Understood) and read.model:
+        data = json.dumps(body).encode()
+        assert json.loads(DIALECTS.splice_model(data, "m")) == {**body, "model": "m"}
+
+
+@PROPERTY
+@given(st.binary(max_size=80))
+def test_any_bytes_are_read_or_passed(body: bytes) -> None:
+    assert isinstance(DIALECTS.read(HttpRequest(head(), body)), Understood | Passed)
