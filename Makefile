@@ -68,12 +68,14 @@ prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an ot
 	    | grep -v 'decision_id='
 
 .PHONY: lint
-lint: $(INSTALLED) ## Check style, types and the protocol
+lint: $(INSTALLED) ## Check style, types, the protocol and the images' files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m sidecar.local buf lint proto
 	$(BIN)/python -m sidecar.local buf breaking proto --against proto/released/llmrouter.v1.binpb
+	$(BIN)/python -m sidecar.local hadolint docker/*/Dockerfile
+	$(BIN)/python -m sidecar.local docker-compose -f docker/compose.yaml --profile cpu --profile gpu config -q
 
 .PHONY: proto
 proto: $(INSTALLED) ## Generate sidecar/_generated from proto/
@@ -91,8 +93,10 @@ lock: $(INSTALLED) ## Choose package versions anew and write the lock files
 	    --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$$@" \
 	    >/dev/null; }; \
 	compile pyproject.toml requirements/build.in --all-extras $(UNWANTED) -o requirements/dev.lock; \
+	compile pyproject.toml -c requirements/dev.lock -o requirements/runtime.lock; \
+	compile pyproject.toml --extra cpu $(UNWANTED) -c requirements/dev.lock -o requirements/cpu.lock; \
 	compile --no-deps sidecar/local/stub-requirements.in -o sidecar/local/stub-requirements.lock
-	@echo "Wrote requirements/dev.lock and sidecar/local/stub-requirements.lock"
+	@echo "Wrote requirements/*.lock and sidecar/local/stub-requirements.lock"
 
 .PHONY: clean
 clean: ## Remove .venv and what tools left in this folder; the cache stays

