@@ -3,6 +3,7 @@
 from sidecar.local.cache import CACHE_VARIABLE, cache_dir
 from sidecar.local.envoy import EnvoyServer
 from sidecar.local.errors import LocalError
+from sidecar.local.gateway import GatewayOptions, adapted, shipped_config
 from sidecar.local.ports import free_ports
 from sidecar.local.postgres import PostgresServer
 from sidecar.local.process import ChildProcess
@@ -14,12 +15,15 @@ __all__ = [
     "CACHE_VARIABLE",
     "ChildProcess",
     "EnvoyServer",
+    "GatewayOptions",
     "LocalError",
     "PostgresServer",
     "TritonServer",
+    "adapted",
     "cache_dir",
     "data_file",
     "free_ports",
+    "shipped_config",
     "stub_environment",
     "tool",
     "unpacked",

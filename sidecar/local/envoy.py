@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -24,7 +25,9 @@ _HOST = "127.0.0.1"
 
 
 class EnvoyServer:
-    """One Envoy process. Use as a context manager; the admin port stays the same over restarts.
+    """One Envoy process.
+
+    Use as a context manager, plain or `async`; the admin port stays the same over restarts.
 
     Args:
         config: the whole configuration as YAML or JSON. Its `admin` section is replaced, so that
@@ -86,6 +89,18 @@ class EnvoyServer:
             self.stop()
             raise
 
+    async def start_async(self) -> None:
+        """As `start`, without blocking the event loop: what Envoy's health checks ask may run in
+        it, and Envoy opens its listeners only after the first of them."""
+        await asyncio.to_thread(tool, "envoy", self._report)
+        # Not in a thread: the program is asked to end when the thread that started it ends.
+        self.spawn()
+        try:
+            await asyncio.to_thread(self.wait_ready)
+        except BaseException:
+            self.stop()
+            raise
+
     def spawn(self) -> None:
         """Start it and return at once."""
         program = tool("envoy", self._report)
@@ -113,6 +128,9 @@ class EnvoyServer:
             str(self._concurrency),
             # Shares memory with every other Envoy of this machine otherwise.
             "--disable-hot-restart",
+            # Of access logs; somebody is looking at them.
+            "--file-flush-interval-msec",
+            "250",
             *self._log_options(),
         ]
 
@@ -184,6 +202,18 @@ class EnvoyServer:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start_async()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.stop)
 
     def _running(self) -> ChildProcess:
         if self._process is None:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, PolicyRef, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import ApiDialect, Catalog, Model
 from sidecar.ext_proc.options import ExtProcOptions
-from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
-from sidecar.ext_proc.service import ExtProcService
+from sidecar.ext_proc.request import (
+    Dialects,
+    HttpHead,
+    HttpRequest,
+    Passed,
+    PassReason,
+    Understood,
+)
+from sidecar.ext_proc.service import SERVICE, ExtProcService
 from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.health import HealthService
 
 CATALOG: Catalog = {
     "big/coder": Model("big/coder", "coder-1", cluster="big"),
@@ -36,6 +45,7 @@ class StubRouter:
         self.gate: asyncio.Event | None = None
         self.error: Exception | None = None
         self.catalog = CATALOG
+        self.choose: Callable[[RoutingRequest], str] = coder_for_code
 
     async def decide(self, request: RoutingRequest) -> Decision:
         self.requests.append(request)
@@ -50,19 +60,21 @@ class StubRouter:
         name = getattr(request.policy, "name", "")
         if name == "missing":
             raise SidecarError(ErrorCode.POLICY_NOT_FOUND, "there is no policy missing")
-        return decision_of(request)
+        return decision_of(request, request.model or self.choose(request), self.catalog)
 
 
-def decision_of(request: RoutingRequest) -> Decision:
-    model = request.model
-    if not model:
-        code = "code" in request.conversation.messages[-1].text
-        model = "big/coder" if code else "small/mini"
-    others = tuple(other for other in CATALOG.values() if other.id != model)
+def coder_for_code(request: RoutingRequest) -> str:
+    return "big/coder" if "code" in request.conversation.messages[-1].text else "small/mini"
+
+
+def decision_of(
+    request: RoutingRequest, model: str = "big/coder", catalog: Catalog = CATALOG
+) -> Decision:
+    others = tuple(other for other in catalog.values() if other.id != model)[:2]
     return Decision(
         id=f"d-{model}",
         route="coding" if model == "big/coder" else "",
-        model=CATALOG[model],
+        model=catalog[model],
         fallbacks=others,
         source=Source.OVERRIDE if request.model else Source.MODEL,
         reason=Reason.MODEL_REQUESTED if request.model else Reason.MATCHED,
@@ -112,14 +124,21 @@ class RunningService:
 
 @asynccontextmanager
 async def service_on(
-    socket: Path, options: ExtProcOptions | None = None, router: StubRouter | None = None
+    socket: Path,
+    options: ExtProcOptions | None = None,
+    router: StubRouter | None = None,
+    dialects: Dialects | None = None,
 ) -> AsyncIterator[RunningService]:
     """Serves until the end of the block."""
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)])
-    ExtProcService(router, router, StubDialects(), options).add_to(server, drain)
+    service = ExtProcService(router, router, dialects or StubDialects(), options)
+    service.add_to(server, drain)
+    health = HealthService((SERVICE,), drain)
+    add_HealthServicer_to_server(health, server)
+    health.serve()
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     try:

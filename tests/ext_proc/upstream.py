@@ -41,6 +41,7 @@ class Upstream:
         models: those it knows; any other is answered 404. None: it knows all, and reads no body.
         dialects: the APIs it speaks; requests of others are answered 400.
         tls: to serve https.
+        prefix: of the paths, in place of nothing.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Upstream:
         models: set[str] | None = None,
         dialects: set[str] | None = None,
         tls: ssl.SSLContext | None = None,
+        prefix: str = "",
     ) -> None:
         self.name = name
         self.models = models
@@ -62,6 +64,7 @@ class Upstream:
         """Answer with this where it would be 200."""
         self.port = 0
         self._tls = tls
+        self._prefix = prefix
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -105,7 +108,10 @@ class Upstream:
             return self.status, _error(f"{self.name} is set to fail")
         if self.models is None:
             return 200, {"served_by": self.name, "bytes": len(recorded.body)}
-        dialect = DIALECTS.get(recorded.path)
+        path = recorded.path.partition("?")[0]
+        if self._prefix:
+            path = path.replace(self._prefix, "/v1", 1)
+        dialect = DIALECTS.get(path)
         if dialect not in self.dialects:
             return 400, _error(f"{self.name} does not speak {dialect}")
         try:

@@ -1,0 +1,171 @@
+"""The shipped configuration of Envoy (`docker/envoy`), made to fit this machine."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ruamel.yaml import YAML
+
+from sidecar.local.errors import LocalError
+
+_FOLDERS = (
+    # A clone of the repository, or an installed package.
+    Path(__file__).resolve().parents[2] / "docker" / "envoy",
+    Path(__file__).resolve().parents[1] / "_envoy",
+)
+_SIDECAR = "llm_router"
+_EXT_PROC = "envoy.filters.http.ext_proc"
+_INJECTOR = "envoy.filters.http.credential_injector"
+_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What differs from the shipped file.
+
+    Args:
+        port: that clients speak to, on the loopback interface.
+        sidecar: socket of the sidecar.
+        message_timeout_s: how long Envoy waits for the sidecar; None: as shipped.
+        keys: folder with a file for each cluster that has a key; None, or a file that is not there:
+            requests go to that provider without one.
+        providers: cluster -> URL to be used instead of the real provider.
+        trusted_ca: certificates that are trusted for https; None: those of this machine.
+        access_log: file for it instead of standard output.
+        variant: content of a file of docker/envoy/variants; empty: none.
+    """
+
+    port: int
+    sidecar: Path
+    message_timeout_s: float | None = None
+    keys: Path | None = None
+    providers: Mapping[str, str] = field(default_factory=dict)
+    trusted_ca: Path | None = None
+    access_log: Path | None = None
+    variant: str = ""
+
+
+def shipped_config(name: str = "envoy.yaml") -> Path:
+    """A file of docker/envoy. Raises LocalError."""
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise LocalError(f"docker/envoy/{name} is not part of this installation; use a clone")
+
+
+def adapted(shipped: str, options: GatewayOptions) -> str:
+    """The configuration `shipped` (YAML) with `options` applied, as JSON.
+
+    Raises:
+        LocalError: `providers` names a cluster that there is not.
+    """
+    resources = _load(shipped)["static_resources"]
+    clusters = {cluster["name"]: cluster for cluster in resources["clusters"]}
+    for name in options.providers:
+        if name not in clusters:
+            raise LocalError(f"there is no cluster {name!r}; there are {', '.join(clusters)}")
+    for listener in resources["listeners"]:
+        _adapt_listener(listener, options)
+    keys = _keys(clusters, options)
+    for name, cluster in clusters.items():
+        if name == _SIDECAR:
+            _set_address(cluster, {"pipe": {"path": str(options.sidecar)}})
+        else:
+            _adapt_provider(cluster, options, has_key=name in keys)
+    resources["secrets"] = [
+        {"name": name, "generic_secret": {"secret": {"inline_string": key}}}
+        for name, key in keys.items()
+    ]
+    return json.dumps({"static_resources": resources}, indent=1)
+
+
+def _load(text: str) -> Any:
+    """Without the aliases of the YAML, so that changing one place does not change others."""
+    return json.loads(json.dumps(YAML(typ="safe", pure=True).load(text)))
+
+
+def _adapt_listener(listener: dict[str, Any], options: GatewayOptions) -> None:
+    listener["address"]["socket_address"]["port_value"] = options.port
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    if options.variant:
+        manager["http_filters"] = [
+            part
+            for each in manager["http_filters"]
+            for part in (_load(options.variant) if each["name"] == _EXT_PROC else [each])
+        ]
+    for each in manager["http_filters"]:
+        filter_config = each["typed_config"]
+        if "message_timeout" in filter_config and options.message_timeout_s is not None:
+            filter_config["message_timeout"] = f"{options.message_timeout_s:g}s"
+    if options.access_log is not None:
+        for log in manager["access_log"]:
+            log["typed_config"] = _file_log(log["typed_config"], options.access_log)
+
+
+def _file_log(log: dict[str, Any], path: Path) -> dict[str, Any]:
+    kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+    return {**log, "@type": kind, "path": str(path)}
+
+
+def _adapt_provider(cluster: dict[str, Any], options: GatewayOptions, has_key: bool) -> None:
+    url = urlsplit(options.providers.get(cluster["name"], ""))
+    if url.hostname is not None:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        _set_address(cluster, {"socket_address": {"address": url.hostname, "port_value": port}})
+        if url.scheme == "http":
+            del cluster["transport_socket"]
+            cluster["typed_extension_protocol_options"][_PROTOCOL] = _plain_http(
+                cluster["typed_extension_protocol_options"][_PROTOCOL]
+            )
+    if "transport_socket" in cluster:
+        tls = cluster["transport_socket"]["typed_config"]["common_tls_context"]
+        tls["validation_context"]["trusted_ca"]["filename"] = str(
+            options.trusted_ca or _trusted_ca()
+        )
+    if not has_key:
+        protocol = cluster["typed_extension_protocol_options"][_PROTOCOL]
+        filters = protocol["http_filters"]
+        protocol["http_filters"] = [each for each in filters if each["name"] != _INJECTOR]
+
+
+def _plain_http(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Without the choice of the protocol that TLS makes."""
+    kept = {k: v for k, v in protocol.items() if k != "auto_config"}
+    return {**kept, "explicit_http_config": {"http_protocol_options": {}}}
+
+
+def _set_address(cluster: dict[str, Any], address: dict[str, Any]) -> None:
+    for endpoint in _endpoints(cluster):
+        endpoint["address"] = address
+
+
+def _endpoints(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for locality in cluster["load_assignment"]["endpoints"]:
+        for each in locality["lb_endpoints"]:
+            yield each["endpoint"]
+
+
+def _keys(clusters: Mapping[str, Any], options: GatewayOptions) -> dict[str, str]:
+    if options.keys is None:
+        return {}
+    files = {name: options.keys / name for name in clusters}
+    # Editors end a file with a newline, which cannot stand in a header.
+    return {name: file.read_text().strip() for name, file in files.items() if file.is_file()}
+
+
+def _trusted_ca() -> Path:
+    """Where this machine keeps the certificates it trusts; distributions differ."""
+    paths = ssl.get_default_verify_paths()
+    for candidate in ("/etc/ssl/certs/ca-certificates.crt", paths.cafile, paths.openssl_cafile):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    raise LocalError(
+        "no file with trusted certificates was found; install ca-certificates, or name one in "
+        "SSL_CERT_FILE"
+    )

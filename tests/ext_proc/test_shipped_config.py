@@ -1,0 +1,392 @@
+"""The configuration that is shipped, in a real Envoy, with stand-ins for the providers that answer
+404 to models they do not have and 400 to APIs they do not speak. One of them speaks https."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from sidecar.config import Settings, load_settings
+from sidecar.core.decision import RoutingRequest
+from sidecar.ext_proc.dialects import LlmDialects
+from sidecar.ext_proc.options import OwnedHeader, Writing
+from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
+from sidecar.local import EnvoyServer, GatewayOptions, adapted, free_ports, shipped_config
+from sidecar.policies import load_policies
+from tests.ext_proc.client import Answer, post
+from tests.ext_proc.standins import StubRouter, chat, service_on
+from tests.ext_proc.upstream import Recorded, Upstream
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FIXTURES = Path(__file__).with_name("fixtures")
+CATALOG = load_policies([Path(__file__).parents[2] / "examples" / "policies"]).catalog
+OPENAI = {"openai-chat", "openai-responses"}
+KINDS = (
+    ("s", ""),
+    ("nobody", ""),
+    ("s", "variants/full_duplex.yaml"),
+    ("s", "variants/shadow.yaml"),
+)
+CREDENTIALS = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "mine"}
+
+
+class SeenDialects(LlmDialects):
+    """Remembers what reaches the sidecar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: list[HttpHead] = []
+
+    def read(self, request: HttpRequest) -> Understood | Passed:
+        self.heads.append(request.head)
+        return super().read(request)
+
+
+@dataclass
+class Gateway:
+    """Envoys with the shipped configuration: one has a sidecar, that of the other is dead; two have
+    a sidecar and one of the variants."""
+
+    alive: int
+    dead: int
+    full_duplex: int
+    shadow: int
+    providers: dict[str, Upstream]
+    seen: SeenDialects
+    router: StubRouter
+    log: Path
+
+    def reached(self) -> tuple[str, Recorded]:
+        """The one provider that got a request since the last call, and the request."""
+        got = [(name, each) for name, up in self.providers.items() for each in up.requests]
+        for upstream in self.providers.values():
+            upstream.requests.clear()
+        assert len(got) == 1
+        return got[0]
+
+
+def models_of(cluster: str) -> set[str]:
+    return {model.upstream_model for model in CATALOG.values() if model.cluster == cluster}
+
+
+def by_text(request: RoutingRequest) -> str:
+    """The conversation says which model it is for."""
+    return request.conversation.messages[-1].text
+
+
+def providers() -> dict[str, Upstream]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(FIXTURES / "tls_server.pem")
+    chat_only = {"openai-chat"}
+    return {
+        "openai": Upstream("openai", models_of("openai"), OPENAI),
+        "anthropic": Upstream("anthropic", models_of("anthropic"), {"anthropic-messages"}, tls),
+        "google": Upstream("google", models_of("google"), chat_only, prefix="/v1beta/openai"),
+        "mistral": Upstream("mistral", models_of("mistral"), chat_only),
+        "deepseek": Upstream("deepseek", models_of("deepseek"), chat_only),
+    }
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    folder = tmp_path_factory.mktemp("gateway")
+    keys = folder / "keys"
+    keys.mkdir()
+    async with AsyncExitStack() as stack:
+        upstreams = {n: await stack.enter_async_context(u) for n, u in providers().items()}
+        for name in upstreams:
+            (keys / name).write_text(f"key-of-{name}\n")
+        router = StubRouter()
+        router.catalog = CATALOG
+        router.choose = by_text
+        seen = SeenDialects()
+        await stack.enter_async_context(service_on(folder / "s", None, router, seen))
+        schemes = {"anthropic": "https"}
+        ports = free_ports(len(KINDS))
+        for port, (socket, variant) in zip(ports, KINDS, strict=True):
+            options = GatewayOptions(
+                port=port,
+                sidecar=folder / socket,
+                variant=shipped_config(variant).read_text() if variant else "",
+                keys=keys,
+                providers={
+                    name: f"{schemes.get(name, 'http')}://127.0.0.1:{upstream.port}"
+                    for name, upstream in upstreams.items()
+                },
+                trusted_ca=FIXTURES / "tls_ca.pem",
+                access_log=folder / "access.log",
+            )
+            server = EnvoyServer(adapted(shipped_config().read_text(), options))
+            await stack.enter_async_context(server)
+        alive, dead, full_duplex, shadow = ports
+        log = folder / "access.log"
+        yield Gateway(alive, dead, full_duplex, shadow, upstreams, seen, router, log)
+
+
+async def messages(port: int, text: str, model: str = "auto") -> Answer:
+    """A request of Anthropic's API."""
+    body = {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+    return await post(port, json.dumps(body).encode(), path="/v1/messages")
+
+
+# --- With the sidecar -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "openai/gpt-5.5",
+        "mistral/mistral-large-2512",
+        "deepseek/deepseek-v4-flash",
+        "google/gemini-3.5-flash",
+    ],
+)
+async def test_request_reaches_the_provider_of_the_decision(gateway: Gateway, model: str) -> None:
+    body = chat(model)
+
+    answer = await post(gateway.alive, body)
+
+    name, request = gateway.reached()
+    chosen = CATALOG[model]
+    assert (answer.status, answer.json["model"]) == (200, chosen.upstream_model)
+    assert name == chosen.cluster
+    assert request.body == body.replace(b'"auto"', f'"{chosen.upstream_model}"'.encode())
+    assert request.headers["host"] == chosen.host
+    assert request.headers["content-length"] == str(len(request.body))
+    assert request.headers["x-llm-model"] == model
+
+
+async def test_provider_is_reached_over_https_with_its_host_checked(gateway: Gateway) -> None:
+    answer = await messages(gateway.alive, "anthropic/claude-opus-5")
+
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "anthropic")
+    assert request.headers["host"] == "api.anthropic.com"
+
+
+async def test_each_provider_gets_its_own_key_and_never_the_clients(gateway: Gateway) -> None:
+    await post(gateway.alive, chat("mistral/mistral-small-2603"), headers=CREDENTIALS)
+    _, to_mistral = gateway.reached()
+    await messages(gateway.alive, "anthropic/claude-opus-5")
+    _, to_anthropic = gateway.reached()
+
+    assert to_mistral.headers["authorization"] == "Bearer key-of-mistral"
+    assert to_anthropic.headers["x-api-key"] == "key-of-anthropic"
+    assert not {"x-api-key", "cookie"} & to_mistral.headers.keys()
+    assert "authorization" not in to_anthropic.headers
+
+
+async def test_credentials_do_not_reach_the_sidecar(gateway: Gateway) -> None:
+    await post(gateway.alive, chat("openai/gpt-5.5"), headers=CREDENTIALS | {"x-seen": "yes"})
+    gateway.reached()
+
+    head = gateway.seen.heads[-1]
+    assert head.header("x-seen") == "yes"
+    assert not CREDENTIALS.keys() & head.headers.keys()
+
+
+async def test_concrete_model_reaches_its_provider(gateway: Gateway) -> None:
+    answer = await post(gateway.alive, chat("hello", model="devstral-2512"))
+
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "mistral")
+    assert request.headers["x-llm-source"] == "override"
+
+
+async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway) -> None:
+    await post(gateway.alive, chat("openai/gpt-5.5"), path="/v1/chat/completions?logged")
+    gateway.reached()
+
+    entry = await logged(gateway, "logged")
+    assert entry["model"] == "openai/gpt-5.5"
+    assert entry["source"] == "model"
+    assert entry["decision_id"] == "d-openai/gpt-5.5"
+    assert entry["cluster"] == "openai"
+
+
+# --- Without --------------------------------------------------------------------------------------
+
+
+async def test_auto_becomes_the_default_model_of_the_api(gateway: Gateway) -> None:
+    body = chat("hello")
+    answer = await post(gateway.dead, body)
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "openai")
+    assert request.body == body.replace(b'"auto"', b'"gpt-5.4-mini"')
+    assert request.headers["content-length"] == str(len(request.body))
+
+    answer = await messages(gateway.dead, "hello")
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "anthropic")
+    assert request.model == "claude-haiku-4-5"
+
+
+async def test_auto_in_a_chunked_body_becomes_the_default_model(gateway: Gateway) -> None:
+    body = chat("hello")
+
+    answer = await post(gateway.dead, body, chunks=[body[:15], body[15:]], pause_s=0.02)
+
+    _, request = gateway.reached()
+    assert answer.status == 200
+    assert request.body == body.replace(b'"auto"', b'"gpt-5.4-mini"')
+
+
+TRICKY = [
+    b'{"messages":[{"role":"user","content":"say \\"model\\": \\"auto\\""}],"model":"%s"}',
+    b'{"tools":[{"f":{"model":"auto"}}],"messages":[],"model" :\n "%s"}',
+    b'{"messages":[{"content":"a \\\\"}],"model":"%s","x":{"model":"auto"}}',
+    b'{"model":"auto","n":12345678901234567890123,"u":"\\u00e9","model":"%s"}',
+]
+
+
+@pytest.mark.parametrize("body", TRICKY)
+async def test_only_the_model_that_counts_is_replaced(gateway: Gateway, body: bytes) -> None:
+    answer = await post(gateway.dead, body % b"auto")
+
+    _, request = gateway.reached()
+    assert answer.status == 200
+    assert request.body == body % b"gpt-5.4-mini"
+
+
+@pytest.mark.parametrize("body", TRICKY)
+async def test_concrete_model_is_left_alone(gateway: Gateway, body: bytes) -> None:
+    await post(gateway.dead, body % b"gpt-5.5")
+
+    assert gateway.reached()[1].body == body % b"gpt-5.5"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not JSON", b'{"model": 3}', b'{"model": "auto', b'{"messages": "model"}', b"[" * 500],
+)
+async def test_body_without_a_model_goes_on_as_it_came(gateway: Gateway, body: bytes) -> None:
+    await post(gateway.dead, body)
+
+    assert gateway.reached()[1].body == body
+
+
+async def test_compressed_body_goes_on_as_it_came(gateway: Gateway) -> None:
+    await post(gateway.dead, b"compressed", headers={"content-encoding": "gzip"})
+
+    assert gateway.reached()[1].body == b"compressed"
+
+
+async def test_access_log_tells_the_default_model(gateway: Gateway) -> None:
+    await post(gateway.dead, chat("hello"), path="/v1/chat/completions?default")
+    gateway.reached()
+
+    entry = await logged(gateway, "default")
+    assert entry["default_model"] == "gpt-5.4-mini"
+    assert entry["model"] is None
+
+
+# --- Spoofing -------------------------------------------------------------------------------------
+
+SPOOFED = {
+    OwnedHeader.CLUSTER: "deepseek",
+    OwnedHeader.MODEL: "deepseek/deepseek-v4-pro",
+}
+
+
+@pytest.mark.parametrize("owned", list(OwnedHeader), ids=str)
+@pytest.mark.parametrize("life", ["alive", "dead"])
+async def test_header_of_a_client_never_decides_the_route(
+    gateway: Gateway, owned: OwnedHeader, life: str
+) -> None:
+    name = Writing().name(owned)
+    spoofed = {name: SPOOFED.get(owned, "spoofed")}
+
+    answer = await post(getattr(gateway, life), chat("openai/gpt-5.5"), headers=spoofed)
+
+    reached, request = gateway.reached()
+    assert (answer.status, reached) == (200, "openai")
+    assert request.headers.get(name) != spoofed[name]
+
+
+# --- Variants -------------------------------------------------------------------------------------
+
+
+async def test_full_duplex_routes_bodies_beyond_the_buffer_limit_with_their_length(
+    gateway: Gateway,
+) -> None:
+    body = chat("mistral/mistral-small-2603", size=3_000_000)
+
+    answer = await post(gateway.full_duplex, body)
+
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "mistral")
+    assert request.body == body.replace(b'"auto"', b'"mistral-small-2603"')
+    assert request.headers["content-length"] == str(len(request.body))
+
+
+async def test_full_duplex_chunked_body_stays_chunked(gateway: Gateway) -> None:
+    body = chat("mistral/mistral-small-2603")
+
+    answer = await post(gateway.full_duplex, body, chunks=[body[:9], body[9:]], pause_s=0.02)
+
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "mistral")
+    assert "content-length" not in request.headers
+
+
+async def test_full_duplex_request_that_is_passed_on_keeps_its_length(gateway: Gateway) -> None:
+    await post(gateway.full_duplex, b"x" * 200_000, path="/v1/files")
+
+    name, request = gateway.reached()
+    assert (name, request.body) == ("openai", b"x" * 200_000)
+    assert request.headers["content-length"] == "200000"
+
+
+async def test_shadow_decides_and_changes_nothing(gateway: Gateway) -> None:
+    decided = len(gateway.router.requests)
+
+    answer = await post(gateway.shadow, chat("mistral/mistral-small-2603"))
+
+    name, request = gateway.reached()
+    assert (answer.status, name) == (200, "openai")
+    assert request.model == "gpt-5.4-mini"
+    assert "x-llm-model" not in request.headers
+    async with asyncio.timeout(20):
+        while len(gateway.router.requests) == decided:
+            await asyncio.sleep(0.02)
+
+
+# --- The file itself ------------------------------------------------------------------------------
+
+
+async def test_owned_headers_are_all_removed_by_the_file() -> None:
+    text = shipped_config().read_text()
+
+    assert all(f"- remove: {name}\n" in text for name in Writing().owned)
+
+
+async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:
+    settings: Settings = load_settings(environ={})
+    text = shipped_config().read_text()
+    ours = settings.ext_proc
+
+    assert f"message_timeout: {ours.message_timeout_ms / 1000:g}s" in text
+    budget = ours.message_timeout_ms - ours.margin_ms
+    assert budget >= settings.routing.decision_budget_ms
+    assert f"per_connection_buffer_limit_bytes: {ours.max_body_bytes}" in text
+
+
+async def logged(gateway: Gateway, mark: str) -> dict[str, object]:
+    """The entry of the request whose path has `mark`."""
+    async with asyncio.timeout(20):
+        while True:
+            if gateway.log.exists():
+                for line in gateway.log.read_text().splitlines():
+                    entry: dict[str, object] = json.loads(line)
+                    if mark in str(entry["path"]):
+                        return entry
+            await asyncio.sleep(0.05)
