@@ -17,6 +17,7 @@ from sidecar.core.model import (
     LabelLogits,
     ModelOutput,
     Prompt,
+    RouteTexts,
 )
 from sidecar.core.policy import OTHER, Policy
 
@@ -52,7 +53,9 @@ class StubModel:
             self.warmed.append(tuple(prompt.prefix_ids))
         return LabelLogits(self.logits)
 
-    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+    async def warm(
+        self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
+    ) -> None:
         await self._obey(timeout_s)
         self.warmed.append(tuple(prefix_ids))
 
@@ -81,6 +84,7 @@ class StubPrompt:
 
     policy: Policy
     prefix_ids: tuple[int, ...] = (1, 2, 3)
+    route_texts: RouteTexts = ()
 
     @property
     def answer_form(self) -> AnswerForm:

@@ -58,20 +58,58 @@ class TextAnswer:
 AnswerForm = LabelAnswer | TextAnswer
 
 
+RouteTexts = tuple[tuple[int, ...], ...]
+"""Of each route of a policy, in declared order, the ids that a sentence encoder reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondOpinionIds:
+    """What the sentence encoder of a second opinion reads, in ids of its own tokenizer.
+
+    Args:
+        request_ids: the newest request, and what was said before it.
+        request_types: 0 or 1 for each of them: the request, what was said before.
+        routes: shared by all requests of a policy.
+    """
+
+    request_ids: tuple[int, ...]
+    request_types: tuple[int, ...]
+    routes: RouteTexts
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of one routing prompt. `prefix_ids` is shared by all requests of a policy."""
+    """Token ids of one routing prompt. `prefix_ids` is shared by all requests of a policy.
+
+    Args:
+        second_opinion: None where the routing model has no sentence encoder beside it.
+    """
 
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     truncated: bool = False
+    second_opinion: SecondOpinionIds | None = None
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """What tells this prompt from another of the same policy."""
+        if self.second_opinion is None:
+            return self.suffix_ids
+        # No id is negative; the types follow from the ids.
+        return (*self.suffix_ids, -1, *self.second_opinion.request_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelLogits:
-    """Logits of the label tokens, in the order of `LabelAnswer.token_ids`."""
+    """Logits of the label tokens, in the order of `LabelAnswer.token_ids`.
+
+    Args:
+        second_opinion: the sentence encoder's, of the same candidates; None if the model server
+            sent none.
+    """
 
     logits: tuple[float, ...]
+    second_opinion: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +150,11 @@ class CompiledPrompt(Protocol):
 
     @property
     def answer_form(self) -> AnswerForm: ...
+
+    @property
+    def route_texts(self) -> RouteTexts:
+        """What a second opinion's encoder reads of the routes; empty without one."""
+        ...
 
     def render(self, conversation: Conversation) -> Prompt:
         """The prompt for `conversation`, never longer than the token budget it was compiled for.
@@ -182,6 +225,12 @@ class RoutingModel(Protocol):
         """
         ...
 
-    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
-        """Have the model server compute and keep the prefix. Raises InferenceError."""
+    async def warm(
+        self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
+    ) -> None:
+        """Have the model server compute and keep the prefix. Raises InferenceError.
+
+        Args:
+            routes: for a second opinion: what its encoder reads of them is kept, too.
+        """
         ...

@@ -16,6 +16,7 @@ from sidecar.core.model import (
     InferenceFailure,
     ModelOutput,
     Prompt,
+    RouteTexts,
     RoutingModel,
 )
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
@@ -111,11 +112,13 @@ class GuardedModel:
         self._breaker.succeeded()
         return output
 
-    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
+    async def warm(
+        self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
+    ) -> None:
         """See `RoutingModel.warm`."""
         self._check_closed()
         try:
-            await self._model.warm(prefix_ids, timeout_s)
+            await self._model.warm(prefix_ids, timeout_s, routes)
         except InferenceError as error:
             self.record_failure(error)
             raise

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import grpc
 import numpy as np
@@ -26,6 +27,8 @@ from sidecar.core.model import (
     LabelLogits,
     ModelOutput,
     Prompt,
+    RouteTexts,
+    SecondOpinionIds,
     TextAnswer,
     TextOutput,
 )
@@ -45,6 +48,9 @@ _FAILURES = {
     # The server's own cancellation: it is going down (ours raises CancelledError instead).
     "StatusCode.CANCELLED": InferenceFailure.UNAVAILABLE,
 }
+
+SECOND_OPINION = "second_opinion_logits"
+"""Output of the CPU model alone, where its engine has a sentence encoder."""
 
 _QUEUE_FULL = "Exceeds maximum queue size"
 
@@ -83,6 +89,7 @@ class TritonModel:
             _bool_input("return_generation_logits"),
         ]
         self._label_outputs = _outputs("generation_logits")
+        self._second_opinion_outputs = _outputs("generation_logits", SECOND_OPINION)
         self._text_outputs = _outputs("output_log_probs")
 
     @property
@@ -98,21 +105,36 @@ class TritonModel:
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         """See `RoutingModel.infer`."""
         if isinstance(answer_form, LabelAnswer):
-            inputs = [*_prompt_inputs(prompt), *self._label_inputs]
-            result = await self._call(inputs, self._label_outputs, timeout_s)
-            return _read_label_logits(result, answer_form, self._target.vocab_size)
+            return await self._infer_labels(prompt, answer_form, timeout_s)
         inputs = [*_prompt_inputs(prompt), *self._text_inputs(answer_form)]
         result = await self._call(inputs, self._text_outputs, timeout_s)
         return _read_text(result, self._target.end_id)
 
-    async def warm(self, prefix_ids: Sequence[int], timeout_s: float) -> None:
-        """Have the server compute `prefix_ids` and keep their KV.
+    async def _infer_labels(
+        self, prompt: Prompt, form: LabelAnswer, timeout_s: float
+    ) -> LabelLogits:
+        inputs = [*_prompt_inputs(prompt), *self._label_inputs]
+        second = prompt.second_opinion
+        if second is None:
+            result = await self._call(inputs, self._label_outputs, timeout_s)
+            return _read_label_logits(result, form, self._target.vocab_size)
+        inputs += _second_opinion_inputs(second)
+        result = await self._call(inputs, self._second_opinion_outputs, timeout_s)
+        labels = _read_label_logits(result, form, self._target.vocab_size)
+        return replace(labels, second_opinion=_read_second_opinion(result, form))
+
+    async def warm(
+        self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
+    ) -> None:
+        """Have the server compute `prefix_ids` and keep their KV, and what its encoder reads of
+        `routes`.
 
         The last id is sent again after the prefix: a server needs at least one token beyond what
         it keeps to have something to compute.
         """
         prompt = Prompt(tuple(prefix_ids), (prefix_ids[-1],))
         inputs = [*_prompt_inputs(prompt), *self._common_inputs(output_len=1)]
+        inputs += _route_inputs(routes) if routes else []
         await self._call(inputs, _outputs(), timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
@@ -198,13 +220,28 @@ def _prompt_inputs(prompt: Prompt) -> list[InferInput]:
     return inputs
 
 
+def _second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
+    return [
+        _int_input("second_opinion_request_ids", [second.request_ids]),
+        _int_input("second_opinion_request_types", [second.request_types]),
+        *_route_inputs(second.routes),
+    ]
+
+
+def _route_inputs(routes: RouteTexts) -> list[InferInput]:
+    return [
+        _int_input("second_opinion_route_ids", [list(chain.from_iterable(routes))]),
+        _int_input("second_opinion_route_lengths", [list(map(len, routes))]),
+    ]
+
+
 def _input(name: str, datatype: str, values: npt.NDArray[np.generic]) -> InferInput:
     tensor = InferInput(name, list(values.shape), datatype)
     tensor.set_data_from_numpy(values)
     return tensor
 
 
-def _int_input(name: str, values: list[list[int]]) -> InferInput:
+def _int_input(name: str, values: Sequence[Sequence[int]]) -> InferInput:
     return _input(name, "INT32", np.array(values, dtype=np.int32))
 
 
@@ -246,6 +283,20 @@ def _read_label_logits(result: InferResult, form: LabelAnswer, vocab_size: int) 
     if not np.isfinite(chosen).all():
         raise InferenceError(InferenceFailure.ERROR, "generation_logits holds values not finite")
     return LabelLogits(tuple(chosen.tolist()))
+
+
+def _read_second_opinion(result: InferResult, form: LabelAnswer) -> tuple[float, ...] | None:
+    if result.get_output(SECOND_OPINION) is None:
+        return None  # its engine has no encoder
+    logits = _tensor(result, SECOND_OPINION, "f")
+    if logits.shape != (1, len(form.token_ids)):
+        raise InferenceError(
+            InferenceFailure.ERROR,
+            f"{SECOND_OPINION} has shape {logits.shape}, not (1, {len(form.token_ids)})",
+        )
+    if not np.isfinite(logits).all():
+        raise InferenceError(InferenceFailure.ERROR, f"{SECOND_OPINION} holds values not finite")
+    return tuple(logits[0].astype(np.float64).tolist())
 
 
 def _read_text(result: InferResult, end_id: int) -> TextOutput:

@@ -27,7 +27,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import Answer, ModelOutput, Prompt, TextAnswer, Tokenizer
+from sidecar.core.model import Answer, ModelOutput, Prompt, RouteTexts, TextAnswer, Tokenizer
 from sidecar.core.policy import OTHER, Policy
 from sidecar.prompts.answers import literal_guide, read_text
 from sidecar.prompts.budget import by_importance, check_room, cut_to_fit, may_fit
@@ -188,6 +188,7 @@ class ArchRouterPrompt:
     _tokenizer: Tokenizer = field(repr=False)
     _room: int
     _closing: tuple[int, ...]
+    route_texts: RouteTexts = ()
 
     def render(self, conversation: Conversation) -> Prompt:
         shown = conversation.shown_to_router()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.conversation import Conversation, Message
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import Answer, LabelAnswer, ModelOutput, Prompt, Tokenizer
+from sidecar.core.model import Answer, LabelAnswer, ModelOutput, Prompt, RouteTexts, Tokenizer
 from sidecar.core.policy import OTHER, Policy
 from sidecar.prompts.answers import read_labels
 from sidecar.prompts.budget import (
@@ -103,6 +103,7 @@ class CompactPrompt:
     _opening: tuple[int, ...]
     _end: int
     _closing: tuple[int, ...]
+    route_texts: RouteTexts = ()
 
     def render(self, conversation: Conversation) -> Prompt:
         messages = conversation.shown_to_router()

@@ -24,15 +24,16 @@ _CANDIDATE_BYTES = 96
 
 
 def cache_key(
-    policy_digest: str, prompt_format: str, routing_model: str, suffix_ids: Sequence[int]
+    policy_digest: str, prompt_format: str, routing_model: str, asked: Sequence[int]
 ) -> CacheKey:
     """The key of a conversation as the routing model would read it.
 
-    A decision is a pure function of these four. The rendered conversation stands for the
-    conversation, so that what the prompt leaves out (system prompts, old turns) does not count.
+    A decision is a pure function of these four. The rendered conversation (`asked`: `Prompt.asked`)
+    stands for the conversation, so that what the prompt leaves out (system prompts, old turns) does
+    not count.
     """
     content = hashlib.sha256("\0".join((policy_digest, prompt_format, routing_model, "")).encode())
-    content.update(array("q", suffix_ids).tobytes())
+    content.update(array("q", asked).tobytes())
     return content.digest()
 
 

@@ -205,7 +205,7 @@ class Router:
     def _key(self, walk: Walk) -> CacheKey:
         ref = self._routing_model
         digest = walk.compiled.ref.digest
-        return cache_key(digest, ref.prompt_format, ref.id, self._render(walk).suffix_ids)
+        return cache_key(digest, ref.prompt_format, ref.id, self._render(walk).asked)
 
     def _chosen(self, walk: Walk, answer: Answer, source: Source) -> Outcome:
         """What the answer means for this request, whose minimum confidence is its own."""
@@ -275,7 +275,7 @@ def _prompt_of(walk: Walk) -> CompiledPrompt:
 
 
 def _flight_key(walk: Walk, prompt: Prompt) -> tuple[str, tuple[int, ...]]:
-    return walk.compiled.ref.digest, prompt.suffix_ids
+    return walk.compiled.ref.digest, prompt.asked
 
 
 def _after_late(walk: Walk, target: Target, error: InferenceError) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 import structlog
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import InferenceError, RoutingModel
+from sidecar.core.model import InferenceError, RouteTexts, RoutingModel
 from sidecar.inference.load import PASS_TOKENS, Load
 from sidecar.routing.registry import CompiledPolicy
 
@@ -219,15 +219,21 @@ class Warmth:
             return
         ids = compiled.prompt.prefix_ids
         end = len(ids) if up_to is None else up_to
-        await self._warm_pieces(ids[:end], model)
+        await self._warm_pieces(ids[:end], model, compiled.prompt.route_texts)
         self._computed(compiled.ref.digest)
 
-    async def _warm_pieces(self, ids: Sequence[int], model: RoutingModel) -> None:
-        for start in range(0, len(ids), self._piece_tokens):
+    async def _warm_pieces(
+        self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts
+    ) -> None:
+        """`routes` are divided evenly among the pieces."""
+        pieces = -(-len(ids) // self._piece_tokens)
+        for piece in range(pieces):
+            start = piece * self._piece_tokens
             end = min(start + self._piece_tokens, len(ids))
+            share = routes[len(routes) * piece // pieces : len(routes) * (piece + 1) // pieces]
             async with self._turn:
                 with self._load.working(end - start + PASS_TOKENS):
-                    await model.warm(ids[:end], self._timeout_s)
+                    await model.warm(ids[:end], self._timeout_s, share)
 
     async def _probe(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
         """Warms by a decision whose outcome nobody needs: a server that is ready and answers what
@@ -236,7 +242,7 @@ class Warmth:
         if prompt is None:
             return
         last = (len(prompt.prefix_ids) - 1) // self._piece_tokens * self._piece_tokens
-        await self._warm_pieces(prompt.prefix_ids[:last], model)
+        await self._warm_pieces(prompt.prefix_ids[:last], model, prompt.route_texts)
         await model.infer(prompt.render(_PROBE), prompt.answer_form, self._timeout_s)
         self._computed(compiled.ref.digest)
 
