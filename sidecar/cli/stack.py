@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
+from sidecar.cli.gateway import GatewayWish, LocalGateway
 from sidecar.cli.steps import Steps
 from sidecar.config import ENV_PREFIX, ServerSettings, Settings, variable
 from sidecar.engines import EngineInfo, render_cpu_repository
@@ -32,6 +33,7 @@ class LocalStack:
         engine: the routing model to serve.
         settings: of the sidecar; Triton's address and the model's folder are replaced.
         quiet: keep the sidecar's log in a file instead of writing it to standard error.
+        gateway: run Envoy in front of the sidecar, too.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class LocalStack:
         *,
         quiet: bool = False,
         steps: Steps | None = None,
+        gateway: GatewayWish | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -50,6 +53,11 @@ class LocalStack:
         runs.mkdir(exist_ok=True)
         # The name tells the next start whose it was, should this process be killed.
         self._folder = Path(tempfile.mkdtemp(prefix=f"stack-{os.getpid()}-", dir=runs))
+        if gateway is not None and settings.server.uds_path is None:
+            server = settings.server.model_copy(update={"uds_path": self._folder / "sidecar.sock"})
+            self._settings = settings.model_copy(update={"server": server})
+        self._wish = gateway
+        self._gateway: LocalGateway | None = None
         self._triton: TritonServer | None = None
         self._sidecar: ChildProcess | None = None
 
@@ -57,6 +65,11 @@ class LocalStack:
     def address(self) -> str:
         """gRPC address of the sidecar."""
         return self._settings.server.grpc_address or f"unix:{self._settings.server.uds_path}"
+
+    @property
+    def gateway(self) -> LocalGateway:
+        assert self._gateway is not None, "wanted and started"
+        return self._gateway
 
     @property
     def triton(self) -> TritonServer:
@@ -80,6 +93,9 @@ class LocalStack:
             self._triton.start()
         with self._steps.step("Starting the sidecar and warming the policies"):
             self._start_sidecar()
+        if self._wish is not None:
+            with self._steps.step("Starting Envoy"):
+                self._gateway = self._start_gateway(self._wish)
 
     def watch(self) -> None:
         """Return only by raising: Failure when a part has died, or what a signal raises."""
@@ -102,11 +118,15 @@ class LocalStack:
         if (code := self._sidecar.exit_code()) is not None:
             tail = self._sidecar.last_lines(_LAST_LINES) or "its log is above"
             raise Failure(f"the sidecar has died ({_how(code)}):\n{tail}")
+        if self._gateway is not None:
+            self._gateway.check()
 
     def stop(self) -> None:
-        """Stop what runs, the sidecar first, and remove what it left. A KeyboardInterrupt while
-        waiting makes it kill what is left."""
+        """Stop what runs, what calls before what is called, and remove what it left. A
+        KeyboardInterrupt while waiting makes it kill what is left."""
         try:
+            if self._gateway is not None:
+                self._gateway.stop()
             if self._sidecar is not None:
                 self._sidecar.terminate(self._settings.server.drain_seconds + 2)
             if self._triton is not None:
@@ -117,6 +137,8 @@ class LocalStack:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _kill(self) -> None:
+        if self._gateway is not None:
+            self._gateway.abandon()
         if self._sidecar is not None:
             self._sidecar.kill()
         if self._triton is not None:
@@ -141,6 +163,14 @@ class LocalStack:
                     raise Failure(f"the sidecar was not ready within {_READY_TIMEOUT_S} s")
                 time.sleep(_POLL_S)
         self.check()
+
+    def _start_gateway(self, wish: GatewayWish) -> LocalGateway:
+        socket = self._settings.server.uds_path
+        assert socket is not None, "given when a gateway was wanted"
+        timeout_s = self._settings.ext_proc.message_timeout_ms / 1000
+        gateway = LocalGateway(wish, socket, timeout_s)
+        gateway.start()
+        return gateway
 
     def _served(self) -> Settings:
         """The settings, with the Triton and the routing model that were started."""

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from sidecar.cli.failures import Failure
+from sidecar.cli.gateway import GatewayWish
 from sidecar.cli.model import default_model
 from sidecar.cli.policy import print_findings
 from sidecar.cli.stack import LocalStack, check_addresses, running
@@ -39,7 +40,33 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
 )
-def up(policies: tuple[Path, ...], model: Path | None, config: Path | None) -> None:
+@click.option("--envoy", is_flag=True, help="Run Envoy in front: clients of LLM APIs are routed.")
+@click.option(
+    "--envoy-port",
+    type=click.IntRange(1, 65535),
+    default=10_000,
+    show_default=True,
+    help="Port that clients speak to.",
+)
+@click.option(
+    "--envoy-keys",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the providers' keys: a file for each, named as its cluster.",
+)
+@click.option(
+    "--envoy-variant",
+    type=click.Choice(["full_duplex", "shadow"]),
+    help="Another way to attach the sidecar; see docs/ext-proc.md.",
+)
+def up(
+    policies: tuple[Path, ...],
+    model: Path | None,
+    config: Path | None,
+    envoy: bool,
+    envoy_port: int,
+    envoy_keys: Path | None,
+    envoy_variant: str | None,
+) -> None:
     """Run Triton and the sidecar on this machine until Ctrl-C.
 
     Exit status: 0 if it was stopped, 1 if a part could not start or has died.
@@ -47,17 +74,27 @@ def up(policies: tuple[Path, ...], model: Path | None, config: Path | None) -> N
     settings = with_policies(load_settings(config), policies)
     check_policies(settings)
     check_addresses(settings.server)
+    gateway = GatewayWish(envoy_port, envoy_keys, envoy_variant or "") if envoy else None
+    if gateway is not None:
+        check_gateway(gateway, settings)
     steps = Steps()
     ready = False
     try:
         engine = chosen_engine(model, settings, steps)
-        with running(LocalStack(engine, settings, steps=steps)) as stack:
+        with running(LocalStack(engine, settings, steps=steps, gateway=gateway)) as stack:
             ready = True
-            _announce(stack, settings)
+            _announce(stack, settings, gateway)
             stack.watch()
     except KeyboardInterrupt:
         # Asked to stop: that is how this command ends well, once it has started.
         sys.exit(0 if ready else 130)
+
+
+def check_gateway(gateway: GatewayWish, settings: Settings) -> None:
+    """Before anything takes its time to start. Raises Failure."""
+    if not settings.ext_proc.enabled:
+        raise Failure("--envoy needs the setting ext_proc.enabled, which is off")
+    gateway.check()
 
 
 def with_policies(settings: Settings, policies: tuple[Path, ...]) -> Settings:
@@ -89,12 +126,17 @@ def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> Engin
         return default_model(report)
 
 
-def _announce(stack: LocalStack, settings: Settings) -> None:
+def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None) -> None:
     lines = [f"gRPC     {stack.address}"]
     if settings.server.grpc_address and settings.server.uds_path is not None:
         lines.append(f"         unix:{settings.server.uds_path}")
     if settings.server.http_address:
         lines.append(f"HTTP     http://{settings.server.http_address}/metrics, /status, /healthz")
+    if gateway is not None:
+        lines.append(f"Envoy    {gateway.url} (OpenAI's SDK: {gateway.url}/v1), model `auto`")
+        lines.append(f"         log {stack.gateway.log}")
+        if gateway.keys is None:
+            lines.append("         requests go on without a key: see --envoy-keys")
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
     lines.append("Ready. Try: sidecar route 'Why does my loop never end?'. Ctrl-C stops all.")
     click.echo("\n".join(lines))

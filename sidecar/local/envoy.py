@@ -45,7 +45,6 @@ class EnvoyServer:
         log_level: str = "warning",
         ready_timeout_s: float = 60,
         exit_timeout_s: float = 5,
-        log: Path | None = None,
         report: Report | None = None,
     ) -> None:
         self._config = config
@@ -53,7 +52,6 @@ class EnvoyServer:
         self._log_level = log_level
         self._ready_timeout_s = ready_timeout_s
         self._exit_timeout_s = exit_timeout_s
-        self._log = log
         self._report = report
         self._admin_port = free_ports(1)[0]
         self._process: ChildProcess | None = None
@@ -67,6 +65,13 @@ class EnvoyServer:
     @property
     def pid(self) -> int:
         return self._running().pid
+
+    @property
+    def log(self) -> Path:
+        """Its output, access log included; removed by `stop`."""
+        log = self._running().log
+        assert log is not None, "given when it was started"
+        return log
 
     def last_log_lines(self, count: int = 15) -> str:
         return self._running().last_lines(count)
@@ -111,7 +116,7 @@ class EnvoyServer:
         config = self._folder / "envoy.yaml"
         config.write_text(self._config, encoding="utf-8")
         self._process = ChildProcess(
-            self._command(program, config), os.environ, self._log or self._folder / "envoy.log"
+            self._command(program, config), os.environ, self._folder / "envoy.log"
         )
 
     def _command(self, program: Path, config: Path) -> list[str]:
@@ -180,7 +185,8 @@ class EnvoyServer:
 
     def kill(self) -> None:
         """Kill it at once, as a crash would."""
-        self._running().kill()
+        if self._process is not None:
+            self._process.kill()
 
     def stop(self) -> None:
         """Stop it and remove all that it left; does nothing if it is stopped."""

@@ -1,0 +1,81 @@
+"""Envoy in front of the sidecar, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidecar.cli.failures import Failure
+from sidecar.grpc_api.listening import ListenError, check_tcp
+from sidecar.local import EnvoyServer, GatewayOptions, adapted, shipped_config
+
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayWish:
+    """What a user asked for.
+
+    Args:
+        port: that clients speak to, on the loopback interface.
+        keys: folder with a file for each provider that has a key.
+        variant: name of a file of docker/envoy/variants, without its ending; empty: none.
+        providers: cluster -> URL to be used instead of the real provider.
+    """
+
+    port: int
+    keys: Path | None = None
+    variant: str = ""
+    providers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def check(self) -> None:
+        """Raises Failure if Envoy could not listen there, before anything starts."""
+        try:
+            check_tcp(f"127.0.0.1:{self.port}")
+        except ListenError as error:
+            raise Failure(f"{error} (option --envoy-port)") from None
+
+
+class LocalGateway:
+    """Envoy with the shipped configuration."""
+
+    def __init__(self, wish: GatewayWish, sidecar: Path, message_timeout_s: float) -> None:
+        variant = f"variants/{wish.variant}.yaml" if wish.variant else ""
+        options = GatewayOptions(
+            port=wish.port,
+            sidecar=sidecar,
+            message_timeout_s=message_timeout_s,
+            keys=wish.keys,
+            providers=wish.providers,
+            variant=shipped_config(variant).read_text(encoding="utf-8") if variant else "",
+        )
+        config = adapted(shipped_config().read_text(encoding="utf-8"), options)
+        self._envoy = EnvoyServer(config)
+
+    @property
+    def log(self) -> Path:
+        """Access log and Envoy's own."""
+        return self._envoy.log
+
+    def start(self) -> None:
+        """Raises LocalError."""
+        self._envoy.start()
+
+    def check(self) -> None:
+        """Raises Failure if it has died, with its last log lines."""
+        if (code := self._envoy.exit_code()) is not None:
+            tail = self._envoy.last_log_lines(_LAST_LINES)
+            raise Failure(f"Envoy has died (status {code}):\n{tail}")
+
+    def stop(self) -> None:
+        self._envoy.stop()
+
+    def abandon(self) -> None:
+        """As `stop`, at once."""
+        self._envoy.kill()
+        self._envoy.stop()
