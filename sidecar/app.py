@@ -42,6 +42,7 @@ from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
 from sidecar.routing import (
     DecisionCache,
+    Pins,
     PolicyRegistry,
     Router,
     RouterLimits,
@@ -75,6 +76,7 @@ class Routing:
     router: Router
     targets: Targets
     cache: DecisionCache | None
+    pins: Pins | None
     ref: RoutingModelRef
 
     def start(self) -> None:
@@ -102,6 +104,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     )
     ref = RoutingModelRef(facts.build_id, prompt_format)
     cache = _cache(settings)
+    pins = _pins(settings)
     router = Router(
         registry,
         targets,
@@ -114,8 +117,9 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         ref,
         tokenizer.decode,
         cache=cache,
+        pins=pins,
     )
-    return Routing(registry, router, targets, cache, ref)
+    return Routing(registry, router, targets, cache, pins, ref)
 
 
 def _target(
@@ -153,6 +157,12 @@ def _cache(settings: Settings) -> DecisionCache | None:
     if settings.cache.max_bytes == 0:
         return None
     return DecisionCache(settings.cache.max_bytes, settings.cache.ttl_seconds)
+
+
+def _pins(settings: Settings) -> Pins | None:
+    if settings.pins.max_entries == 0:
+        return None
+    return Pins(settings.pins.max_entries, settings.pins.ttl_seconds)
 
 
 def _engine(settings: Settings) -> EngineInfo:
@@ -273,6 +283,7 @@ class Sidecar:
                 TargetState(each.name, each.model.degraded, each.load.in_flight)
                 for each in routing.targets
             ),
+            pinned=len(routing.pins or ()),
             cached=len(routing.cache or ()),
             cached_bytes=routing.cache.nbytes if routing.cache else 0,
         )

@@ -251,6 +251,26 @@ class CacheSettings(_Section):
     )
 
 
+class PinSettings(_Section):
+    """Routes that conversations and tasks keep, as their policies say."""
+
+    max_entries: int = _setting(
+        50_000,
+        "Most that are remembered, of about 400 bytes each; the least recently used go first. 0: "
+        "none are, and each request is decided by itself.",
+        "pins",
+        ge=0,
+    )
+    ttl_seconds: float = _setting(
+        # Providers keep their prompt caches for five minutes to an hour after the last use; then
+        # there is little left that a switch could cost.
+        3600.0,
+        "How long one is kept after its last use.",
+        "s",
+        gt=0,
+    )
+
+
 class TritonSettings(_Section):
     """The model server."""
 
@@ -334,6 +354,7 @@ class Settings(BaseSettings):
     policy_store: PolicyStoreSettings = PolicyStoreSettings()
     routing: RoutingSettings = RoutingSettings()
     cache: CacheSettings = CacheSettings()
+    pins: PinSettings = PinSettings()
     triton: TritonSettings = TritonSettings()
     routing_model: RoutingModelSettings = RoutingModelSettings()
     ext_proc: ExtProcSettings = ExtProcSettings()

@@ -30,6 +30,16 @@ class Reason(StrEnum):
     MODEL_REQUESTED = "model_requested"
     """The caller asked for a concrete model."""
 
+    PINNED_CONVERSATION = "pinned_conversation"
+    """The conversation has a route already, and keeps it."""
+    PINNED_TASK = "pinned_task"
+    """The user has said nothing new since the route was chosen."""
+    KEPT_UNSURE = "kept_unsure"
+    """A new task, but it is not sure enough that another route than the conversation's is meant."""
+    KEPT_WITHOUT_ANSWER = "kept_without_answer"
+    """A new task, and no answer of the routing model: the conversation's route is the best guess.
+    """
+
     NO_MATCH = "no_match"
     """The routing model answered `other`."""
     LOW_CONFIDENCE = "low_confidence"
@@ -166,6 +176,10 @@ class RoutingRequest:
         policy: a name in the registry, or a whole policy (inline).
         model: a concrete model id; ends the walk with source `override`.
         conversation_key: the caller's own id of the conversation, for pins; empty if none.
+        caller: who asks, as far as the edge knows; equal keys of different callers are different
+            conversations.
+        keep_task: keep the route in a tool loop where the policy does not say otherwise, also
+            without a key.
         min_confidence: raises the minimum confidence of every route; in 0..1.
         budget_s: seconds the caller still waits; None: the configured budget alone.
     """
@@ -174,6 +188,8 @@ class RoutingRequest:
     policy: PolicyName | Policy = PolicyName()
     model: str = ""
     conversation_key: str = ""
+    caller: str = ""
+    keep_task: bool = False
     needs: Needs = field(default_factory=Needs)
     dialect: ApiDialect | None = None
     min_confidence: float = 0.0

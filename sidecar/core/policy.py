@@ -107,15 +107,35 @@ class Route:
     examples: tuple[str, ...] = ()
 
 
+class PinMode(StrEnum):
+    """What keeps its route once it has one."""
+
+    CONVERSATION = "conversation"
+    TASK = "task"
+    """What the user asked for last, with all that the model and its tools do about it."""
+    OFF = "off"
+
+
+DEFAULT_SWITCH_CONFIDENCE = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Routes in declared order, and the models for everything that no route takes."""
+    """Routes in declared order, and the models for everything that no route takes.
+
+    Args:
+        pin: what keeps its route; None: a task, where the caller shows that there is one.
+        switch_confidence: where a task keeps its route: probability in 0..1 that another route
+            needs to take over from the one that the conversation has.
+    """
 
     name: str
     routes: tuple[Route, ...]
     default: ModelList
     namespace: str = "default"
     description: str = ""
+    pin: PinMode | None = None
+    switch_confidence: float = DEFAULT_SWITCH_CONFIDENCE
 
     @property
     def resource_name(self) -> str:
@@ -129,9 +149,13 @@ class Policy:
 
     def digest(self) -> str:
         """`sha256:<hex>` over the canonical JSON of the whole policy, declared order included."""
-        canonical = json.dumps(
-            asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")
-        )
+        content = asdict(self)
+        # Policies that say nothing of pins keep the digests they had before there were any.
+        if self.pin is None:
+            del content["pin"]
+        if self.switch_confidence == DEFAULT_SWITCH_CONFIDENCE:
+            del content["switch_confidence"]
+        canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -168,6 +168,7 @@ class SidecarState:
         ready: False until the gRPC server serves, and again when it is about to stop.
         waiting: decisions that wait for the routing model.
         cached: decisions kept, of `cached_bytes` by estimate.
+        pinned: routes kept by tasks and conversations.
     """
 
     ready: bool
@@ -180,6 +181,7 @@ class SidecarState:
     policy_store: PolicyStoreState = PolicyStoreState()
     cached: int = 0
     cached_bytes: int = 0
+    pinned: int = 0
 
 
 class _StateCollector(Collector):
@@ -212,6 +214,11 @@ class _StateCollector(Collector):
             "llmrouter_cached_decisions_bytes",
             "Memory of the decisions kept, by estimate.",
             value=float(state.cached_bytes),
+        )
+        yield GaugeMetricFamily(
+            "llmrouter_pins",
+            "Routes kept in memory by tasks and conversations.",
+            value=float(state.pinned),
         )
         yield from _of_targets(state.targets)
         yield from _of_policy_store(state.policy_store)

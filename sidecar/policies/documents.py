@@ -13,7 +13,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from sidecar.core.policy import Model, ModelList, Policy, Preference, Route
+from sidecar.core.policy import (
+    DEFAULT_SWITCH_CONFIDENCE,
+    Model,
+    ModelList,
+    Policy,
+    Preference,
+    Route,
+)
 from sidecar.policies.findings import Finding
 from sidecar.policies.schema import (
     API_VERSION,
@@ -40,6 +47,10 @@ def policy_document(policy: Policy) -> dict[str, object]:
         document["namespace"] = policy.namespace
     if policy.description:
         document["description"] = policy.description
+    if policy.pin is not None:
+        document["pin"] = policy.pin.value
+    if policy.switch_confidence != DEFAULT_SWITCH_CONFIDENCE:
+        document["switch_confidence"] = policy.switch_confidence
     document["default"] = _models(policy.default)
     document["routes"] = [_route(route) for route in policy.routes]
     return document

@@ -88,6 +88,11 @@ def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]
     yield from _label_errors("namespace", policy.namespace)
     if policy.description:
         yield from _text_errors("description", policy.description, "write one or remove the key")
+    if not 0.0 <= policy.switch_confidence <= 1.0:
+        yield error(
+            "switch_confidence",
+            f"{policy.switch_confidence:g} is outside 0..1; give a probability such as 0.6",
+        )
     yield from _model_list_errors("default", policy.default, catalog)
     if (too_many := too_many_routes(len(policy.routes))) is not None:
         yield too_many

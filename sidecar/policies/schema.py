@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from sidecar.core.policy import (
+    DEFAULT_SWITCH_CONFIDENCE,
     ApiDialect,
     Capability,
     Model,
     ModelList,
+    PinMode,
     Policy,
     Preference,
     Route,
@@ -43,6 +45,7 @@ API_VERSION = "llmrouter.v1"
 # Strict mode would ask for enum members where YAML can only give their text.
 _Dialect = Annotated[ApiDialect, Field(strict=False)]
 _Capability = Annotated[Capability, Field(strict=False)]
+_PinMode = Annotated[PinMode, Field(strict=False)]
 _Preference = Annotated[Preference, Field(strict=False)]
 
 
@@ -109,6 +112,8 @@ class PolicyShape(DocumentShape):
     name: str
     namespace: str = "default"
     description: str = ""
+    pin: _PinMode | None = None
+    switch_confidence: float = DEFAULT_SWITCH_CONFIDENCE
     default: DefaultModels
     routes: list[RouteShape] = Field(default_factory=list)
 
@@ -117,6 +122,8 @@ class PolicyShape(DocumentShape):
             name=self.name,
             namespace=self.namespace,
             description=self.description,
+            pin=self.pin,
+            switch_confidence=self.switch_confidence,
             default=_model_list(self.default.models, self.default.preference),
             routes=tuple(
                 Route(

@@ -1,6 +1,7 @@
 """Policy compilation, the registry and the walk of one routing request."""
 
 from sidecar.routing.cache import DecisionCache
+from sidecar.routing.pins import Pins
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
 from sidecar.routing.router import Router, RouterLimits
 from sidecar.routing.targets import Target, Targets
@@ -10,6 +11,7 @@ from sidecar.routing.warmth import Warmth
 __all__ = [
     "CompiledPolicy",
     "DecisionCache",
+    "Pins",
     "PolicyRegistry",
     "Router",
     "RouterLimits",

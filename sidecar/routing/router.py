@@ -1,7 +1,8 @@
-"""The walk of one routing request: override, cache, model, fallback."""
+"""The walk of one routing request: override, pin, cache, model, fallback."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from sidecar.core.model import (
     ModelOutput,
     Prompt,
 )
+from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
 from sidecar.inference.load import work_of
 from sidecar.routing.cache import CacheKey, DecisionCache, cache_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
+from sidecar.routing.pins import Pinning, Pins, pin_mode, size_of, subject
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
 from sidecar.routing.targets import Refusal, Target, Targets, takes_over
 from sidecar.routing.walk import Outcome, RoutingModelRef, Walk, decide, fallback
@@ -39,6 +42,11 @@ _log = structlog.get_logger(__name__)
 _SHARED_CALL_BUDGETS = 4
 """Life of a call that several requests wait for, in budgets: each waiter leaves by its own
 deadline, so this only ends a call that ever new waiters would keep alive."""
+
+
+_HASHED_AT_ONCE = 256 * 1024
+"""Characters of a conversation that are hashed in the event loop; more would hold it up for
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class Router:
 
     Args:
         cache: None: every decision asks the model.
+        pins: None: nothing keeps its route, whatever policies say.
     """
 
     def __init__(
@@ -74,10 +83,12 @@ class Router:
         spell: Callable[[Sequence[int]], str],
         *,
         cache: DecisionCache | None = None,
+        pins: Pins | None = None,
     ) -> None:
         self._registry = registry
         self._targets = targets
         self._cache = cache
+        self._pins = pins
         self._sink = sink
         self._limits = limits
         self._routing_model = routing_model
@@ -111,6 +122,8 @@ class Router:
         try:
             outcome = await self._outcome(walk)
             decision = self._decision(walk, outcome)
+            if walk.pinning is not None:
+                walk.pinning.remember(decision)
         finally:
             self._sink.record(request, decision or self._decision(walk, outcome))
         return decision
@@ -136,18 +149,21 @@ class Router:
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
-            return (
-                self._override(walk)
-                or self._unroutable(walk)
-                or self._from_cache(walk)
-                or await self._by_model(walk)
-            )
-        except InferenceError as error:
-            return fallback(error.failure.value, f"The routing model gave no answer: {error}")
+            ended = self._override(walk) or await self._by_pin(walk)
+            if ended is not None:
+                return ended
+            outcome = await self._answered(walk)
+            return walk.pinning.settled(outcome) if walk.pinning is not None else outcome
         except Exception:
             # A defect of ours must not fail the caller's request.
             _log.exception("routing failed", decision_id=walk.id)
             return fallback(Reason.INTERNAL_ERROR, "A defect of the sidecar; see its log.")
+
+    async def _answered(self, walk: Walk) -> Outcome:
+        try:
+            return self._unroutable(walk) or self._from_cache(walk) or await self._by_model(walk)
+        except InferenceError as error:
+            return fallback(error.failure.value, f"The routing model gave no answer: {error}")
 
     def _override(self, walk: Walk) -> Outcome | None:
         if not walk.request.model:
@@ -156,10 +172,24 @@ class Router:
         detail = f"The caller asked for {model.id}."
         return Outcome(Source.OVERRIDE, Reason.MODEL_REQUESTED, detail, model=model)
 
+    async def _by_pin(self, walk: Walk) -> Outcome | None:
+        mode = pin_mode(walk.request, walk.compiled.policy)
+        if self._pins is None or mode is PinMode.OFF:
+            return None
+        if size_of(walk.request.conversation) > _HASHED_AT_ONCE:
+            of = await asyncio.to_thread(subject, walk.request, walk.compiled, mode)
+        else:
+            of = subject(walk.request, walk.compiled, mode)
+        walk.asked = of.asked
+        walk.pinning = Pinning(self._pins, walk.compiled.policy, of)
+        kept = walk.pinning.kept()
+        walk.finish_step("pin")
+        return kept
+
     def _unroutable(self, walk: Walk) -> Outcome | None:
         if walk.compiled.prompt is None:
             return fallback(Reason.NOTHING_TO_ROUTE, "The policy has no routes.")
-        if not walk.request.conversation.shown_to_router():
+        if not walk.asked.shown_to_router():
             detail = "The conversation has no user or assistant text."
             return fallback(Reason.NOTHING_TO_ROUTE, detail)
         return None
@@ -198,7 +228,7 @@ class Router:
 
     def _render(self, walk: Walk) -> Prompt:
         if walk.prompt is None:
-            walk.prompt = _prompt_of(walk).render(walk.request.conversation)
+            walk.prompt = _prompt_of(walk).render(walk.asked)
             walk.finish_step("prompt")
         return walk.prompt
 

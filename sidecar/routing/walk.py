@@ -6,7 +6,9 @@ import hashlib
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from sidecar.core.conversation import Conversation
 from sidecar.core.decision import (
     Candidate,
     Decision,
@@ -22,6 +24,9 @@ from sidecar.core.policy import Catalog, Model, Route
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.selection import Selection, select
 
+if TYPE_CHECKING:
+    from sidecar.routing.pins import Pinning
+
 _BEGINNING = 4096
 """Characters of a first message that tell conversations apart; to hash megabytes would hold the
 event loop for milliseconds."""
@@ -29,7 +34,13 @@ event loop for milliseconds."""
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a walk ended. `route` None: the policy's default; `model`: named by the caller."""
+    """How a walk ended.
+
+    Args:
+        route: None: the policy's default.
+        model: named by the caller.
+        preferred: id of the route's model to take first, if it can take the request.
+    """
 
     source: Source
     reason: Reason
@@ -38,6 +49,7 @@ class Outcome:
     model: Model | None = None
     confidence: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    preferred: str = ""
 
 
 def fallback(reason: Reason, detail: str) -> Outcome:
@@ -53,6 +65,9 @@ class Walk:
         budget_s: seconds from the start in which the decision must be made.
         full_budget: True if the caller left the configured budget as it is.
         started: `time.perf_counter()` at its start.
+        asked: what the routing model is asked about: the conversation, or its part that decides
+            for a task.
+        pinning: the pins of the request; None if it has none.
     """
 
     request: RoutingRequest
@@ -64,10 +79,13 @@ class Walk:
     steps: list[StepTime] = field(default_factory=list)
     prompt: Prompt | None = None
     answer_text: str = ""
+    asked: Conversation = field(init=False)
+    pinning: Pinning | None = None
     _step_started: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._step_started = self.started
+        self.asked = self.request.conversation
 
     @property
     def remaining_s(self) -> float:
@@ -129,7 +147,9 @@ def _models(
     if outcome.route is not None:
         selection = _select(walk, catalog, outcome.route)
         if selection.models:
-            return outcome, selection.models, selection.excluded
+            first = [model for model in selection.models if model.id == outcome.preferred]
+            others = [model for model in selection.models if model.id != outcome.preferred]
+            return outcome, (*first, *others), selection.excluded
         excluded = selection.excluded
         detail = f"No model of route {outcome.route.name} can take the request."
         outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)

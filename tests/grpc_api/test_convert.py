@@ -31,6 +31,7 @@ from sidecar.core.policy import (
     Capability,
     Model,
     ModelList,
+    PinMode,
     Policy,
     Preference,
     Route,
@@ -340,6 +341,7 @@ TWINS: list[tuple[enums.EnumTwin[Any, Any], Any, type[Enum]]] = [
     (enums.DIALECT, routing_pb2.ApiDialect, ApiDialect),
     (enums.CAPABILITY, routing_pb2.Capability, Capability),
     (enums.PREFERENCE, policy_pb2.Preference, Preference),
+    (enums.PIN_MODE, policy_pb2.PinMode, PinMode),
     (enums.SOURCE, decision_pb2.DecisionSource, Source),
     (enums.REASON, decision_pb2.DecisionReason, Reason),
 ]

@@ -11,6 +11,7 @@ from sidecar.core.policy import (
     Capability,
     Model,
     ModelList,
+    PinMode,
     Policy,
     Preference,
     Route,
@@ -49,7 +50,9 @@ def test_every_field_of_a_policy_reaches_the_core_type() -> None:
         Policy(
             name="example",
             namespace="eu-west",
-            description="Every key, and what YAML 1.2 makes of no, dates and anchors.",
+            description="Every key, and what YAML 1.2 makes of no, off, dates and anchors.",
+        pin=PinMode.OFF,
+        switch_confidence=0.7,
             default=ModelList(both, Preference.FASTEST),
             routes=(
                 Route(

@@ -51,6 +51,7 @@ def models(*entries: WeightedModel, preference: Preference = Preference.DECLARED
         (one(examples=("?",) * 101), "policy_many_examples"),
         (models(WeightedModel("openai/small", 0.0)), "policy_weights"),
         (lambda policy: replace(policy, name="My Policy"), "policy_ids"),
+        (lambda policy: replace(policy, switch_confidence=1.5), "policy_pin"),
         (one(min_confidence=0.99), "warning_rarely_taken"),
         (lambda policy: replace(policy, routes=()), "warning_no_routes"),
         (

@@ -26,6 +26,7 @@ from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.routing import (
     DecisionCache,
+    Pins,
     PolicyRegistry,
     Router,
     RouterLimits,
@@ -91,7 +92,7 @@ async def remembering() -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def a_world(cache: DecisionCache) -> AsyncIterator[World]:
+async def a_world(cache: DecisionCache, pins: Pins | None = None) -> AsyncIterator[World]:
     model, sink = StubModel(), ListSink()
     registry = PolicyRegistry(
         [
@@ -116,6 +117,7 @@ async def a_world(cache: DecisionCache) -> AsyncIterator[World]:
         RoutingModelRef("stub@1", "stub-v1"),
         lambda ids: f"{len(ids)} tokens",
         cache=cache,
+        pins=pins,
     )
     guard.start()
     made = World(model, router, guard, breaker, warmth, registry, target, cache, sink)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb2
 from sidecar.core.conversation import Role
 from sidecar.core.decision import Reason, Source
-from sidecar.core.policy import ApiDialect, Capability, Preference
+from sidecar.core.policy import ApiDialect, Capability, PinMode, Preference
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
@@ -42,5 +42,6 @@ ROLE = EnumTwin(routing_pb2.Role, "ROLE", Role)
 DIALECT = EnumTwin(routing_pb2.ApiDialect, "API_DIALECT", ApiDialect)
 CAPABILITY = EnumTwin(routing_pb2.Capability, "CAPABILITY", Capability)
 PREFERENCE = EnumTwin(policy_pb2.Preference, "PREFERENCE", Preference)
+PIN_MODE = EnumTwin(policy_pb2.PinMode, "PIN_MODE", PinMode)
 SOURCE = EnumTwin(decision_pb2.DecisionSource, "DECISION_SOURCE", Source)
 REASON = EnumTwin(decision_pb2.DecisionReason, "DECISION_REASON", Reason)

@@ -8,15 +8,17 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import PolicyName
 from sidecar.core.errors import FieldViolation, SidecarError
 from sidecar.core.policy import (
+    DEFAULT_SWITCH_CONFIDENCE,
     Attribution,
     ModelList,
+    PinMode,
     Policy,
     PolicyRecord,
     Preference,
     Route,
     WeightedModel,
 )
-from sidecar.grpc_api.convert.enums import PREFERENCE
+from sidecar.grpc_api.convert.enums import PIN_MODE, PREFERENCE
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.convert.violations import Violations
 from sidecar.policies import MAX_BYTES, Finding, Severity, too_many_routes
@@ -75,7 +77,22 @@ def policy_to_core(message: policy_pb2.Policy, path: str, violations: Violations
         description=message.description,
         routes=routes,
         default=_models_to_core(message.default_models, f"{path}.default_models", violations),
+        pin=_pin_to_core(message.pin, f"{path}.pin", violations),
+        switch_confidence=(
+            message.switch_confidence
+            if message.HasField("switch_confidence")
+            else DEFAULT_SWITCH_CONFIDENCE
+        ),
     )
+
+
+def _pin_to_core(
+    value: policy_pb2.PinMode.ValueType, path: str, violations: Violations
+) -> PinMode | None:
+    known = PIN_MODE.to_core(value)
+    if known is None and value != policy_pb2.PIN_MODE_UNSPECIFIED:
+        violations.add(path, f"{value} is not a known value; use one of {PIN_MODE.names}")
+    return known
 
 
 def _name_to_core(name: str, path: str, violations: Violations) -> PolicyName:
@@ -112,6 +129,15 @@ def policy_to_proto(policy: Policy, digest: str = "") -> policy_pb2.Policy:
         description=policy.description,
         routes=[_route_to_proto(route) for route in policy.routes],
         default_models=_models_to_proto(policy.default),
+        pin=(
+            policy_pb2.PIN_MODE_UNSPECIFIED if policy.pin is None else PIN_MODE.to_proto(policy.pin)
+        ),
+        # Unset means the default; written out where it says something.
+        switch_confidence=(
+            policy.switch_confidence
+            if policy.switch_confidence != DEFAULT_SWITCH_CONFIDENCE
+            else None
+        ),
         digest=digest or policy.digest(),
     )
 

@@ -98,6 +98,18 @@ class _DecisionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decisi
     """A defect of the sidecar; its log has the details."""
     DECISION_REASON_CANCELLED: _DecisionReason.ValueType  # 17
     """The caller went away first. Only in the log of the sidecar, never in an answer."""
+    DECISION_REASON_PINNED_CONVERSATION: _DecisionReason.ValueType  # 18
+    """The conversation has a route already, and keeps it."""
+    DECISION_REASON_PINNED_TASK: _DecisionReason.ValueType  # 19
+    """The user has said nothing new since the route was chosen."""
+    DECISION_REASON_KEPT_UNSURE: _DecisionReason.ValueType  # 20
+    """The user has said something new, but it is not sure enough that another route than the
+    conversation's is meant.
+    """
+    DECISION_REASON_KEPT_WITHOUT_ANSWER: _DecisionReason.ValueType  # 21
+    """The user has said something new, and the routing model gave no answer: the conversation's route
+    is the best guess.
+    """
 
 class DecisionReason(_DecisionReason, metaclass=_DecisionReasonEnumTypeWrapper):
     """Why the step decided as it did."""
@@ -138,6 +150,18 @@ DECISION_REASON_INTERNAL_ERROR: DecisionReason.ValueType  # 16
 """A defect of the sidecar; its log has the details."""
 DECISION_REASON_CANCELLED: DecisionReason.ValueType  # 17
 """The caller went away first. Only in the log of the sidecar, never in an answer."""
+DECISION_REASON_PINNED_CONVERSATION: DecisionReason.ValueType  # 18
+"""The conversation has a route already, and keeps it."""
+DECISION_REASON_PINNED_TASK: DecisionReason.ValueType  # 19
+"""The user has said nothing new since the route was chosen."""
+DECISION_REASON_KEPT_UNSURE: DecisionReason.ValueType  # 20
+"""The user has said something new, but it is not sure enough that another route than the
+conversation's is meant.
+"""
+DECISION_REASON_KEPT_WITHOUT_ANSWER: DecisionReason.ValueType  # 21
+"""The user has said something new, and the routing model gave no answer: the conversation's route
+is the best guess.
+"""
 Global___DecisionReason: _TypeAlias = DecisionReason  # noqa: Y015
 
 @_typing.final

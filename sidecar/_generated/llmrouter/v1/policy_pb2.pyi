@@ -53,6 +53,42 @@ PREFERENCE_WEIGHTED: Preference.ValueType  # 4
 """At random in proportion to the weights, stable for a conversation."""
 Global___Preference: _TypeAlias = Preference  # noqa: Y015
 
+class _PinMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PinModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PinMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIN_MODE_UNSPECIFIED: _PinMode.ValueType  # 0
+    """A task, where the request has a `conversation_key` or comes through Envoy; else nothing."""
+    PIN_MODE_CONVERSATION: _PinMode.ValueType  # 1
+    """A conversation. Where the request has no `conversation_key`, one that goes on where an earlier
+    request ended is the same conversation.
+    """
+    PIN_MODE_TASK: _PinMode.ValueType  # 2
+    """What the user asked for last, with all that the model and its tools do about it: a tool loop
+    never switches models. Each message of the user is decided anew.
+    """
+    PIN_MODE_OFF: _PinMode.ValueType  # 3
+    """Nothing."""
+
+class PinMode(_PinMode, metaclass=_PinModeEnumTypeWrapper):
+    """What keeps its route once it has one."""
+
+PIN_MODE_UNSPECIFIED: PinMode.ValueType  # 0
+"""A task, where the request has a `conversation_key` or comes through Envoy; else nothing."""
+PIN_MODE_CONVERSATION: PinMode.ValueType  # 1
+"""A conversation. Where the request has no `conversation_key`, one that goes on where an earlier
+request ended is the same conversation.
+"""
+PIN_MODE_TASK: PinMode.ValueType  # 2
+"""What the user asked for last, with all that the model and its tools do about it: a tool loop
+never switches models. Each message of the user is decided anew.
+"""
+PIN_MODE_OFF: PinMode.ValueType  # 3
+"""Nothing."""
+Global___PinMode: _TypeAlias = PinMode  # noqa: Y015
+
 class _Severity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -197,6 +233,8 @@ class Policy(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    SWITCH_CONFIDENCE_FIELD_NUMBER: _builtins.int
     REVISION_INFO_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -213,6 +251,12 @@ class Policy(_message.Message):
     """
     digest: _builtins.str
     """Output only. Content hash, `sha256:<hex>`."""
+    pin: Global___PinMode.ValueType
+    """What keeps its route."""
+    switch_confidence: _builtins.float
+    """Where a task keeps its route: probability in 0..1 that another route needs to take over from
+    the one that the conversation has; unset means 0.5.
+    """
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
         """In declared order, which is kept everywhere; at most 512."""
@@ -244,14 +288,18 @@ class Policy(_message.Message):
         etag: _builtins.str = ...,
         digest: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        pin: Global___PinMode.ValueType = ...,
+        switch_confidence: _builtins.float | None = ...,
         revision_info: Global___RevisionInfo | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "delete_time", b"delete_time", "revision_info", b"revision_info", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_switch_confidence", b"_switch_confidence", "default_models", b"default_models", "delete_time", b"delete_time", "revision_info", b"revision_info", "switch_confidence", b"switch_confidence", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_models", b"default_models", "delete_time", b"delete_time", "description", b"description", "digest", b"digest", "etag", b"etag", "name", b"name", "revision", b"revision", "revision_info", b"revision_info", "routes", b"routes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_switch_confidence", b"_switch_confidence", "default_models", b"default_models", "delete_time", b"delete_time", "description", b"description", "digest", b"digest", "etag", b"etag", "name", b"name", "pin", b"pin", "revision", b"revision", "revision_info", b"revision_info", "routes", b"routes", "switch_confidence", b"switch_confidence", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__switch_confidence: _TypeAlias = _typing.Literal["switch_confidence"]  # noqa: Y015
+    _WhichOneofArgType__switch_confidence: _TypeAlias = _typing.Literal["_switch_confidence", b"_switch_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switch_confidence) -> _WhichOneofReturnType__switch_confidence | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
