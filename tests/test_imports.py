@@ -21,6 +21,7 @@ ALLOWED = {
     # Beside the rest: they build and run what the sidecar talks to.
     "engines": {"engines"},
     "local": {"local"},
+    "capacity": {"capacity"},
     # Edges: each adapts the core alone; what brings them together is the composition root.
     "observability": CORE | {"observability"},
     "admin": CORE | {"observability", "admin"},
@@ -28,10 +29,10 @@ ALLOWED = {
     "evaluation": CORE | {"policies", "engines", "evaluation"},
     "ext_proc": CORE | {"ext_proc", "_generated"},
     "config": {"policies", "config_ext_proc", "config_fields"},
-    "config_ext_proc": {"policies", "config_fields"},
+    "config_ext_proc": CORE | {"policies", "config_fields"},
     "config_fields": set(),
 }
-GENERATED_FOR = {"grpc_api", "ext_proc", "cli"}
+GENERATED_FOR = {"grpc_api", "ext_proc", "cli", "bench"}
 
 
 def imports(path: Path) -> Iterator[str]:

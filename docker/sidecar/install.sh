@@ -10,16 +10,16 @@ python=${PYTHON:-python3}
 
 "$python" -m venv "$prefix"
 pip=("$prefix/bin/python" -m pip --disable-pip-version-check --quiet)
-"${pip[@]}" install --require-hashes --no-deps --only-binary=:all: -r "$lock"
+"${pip[@]}" install --no-compile --require-hashes --no-deps --only-binary=:all: -r "$lock"
 
 # The build backend, of the version that pyproject.toml names, comes and goes with a temporary folder.
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 "${pip[@]}" wheel --no-deps --wheel-dir "$wheels" "$source"
-"${pip[@]}" install --no-deps "$wheels"/*.whl
+"${pip[@]}" install --no-compile --no-deps "$wheels"/*.whl
 
 if [ -z "${KEEP_PIP:-}" ]; then
-  "${pip[@]}" uninstall --yes pip
+  "${pip[@]}" uninstall --yes setuptools pip
   rm -f "$prefix"/bin/pip*
 fi
 "$prefix/bin/sidecar" --version

@@ -12,13 +12,16 @@ from sidecar import __version__
 from sidecar.cli.failures import is_expected
 
 _COMMANDS = {
+    "capacity": "Compute how many GPUs a fleet needs.",
+    "bench": "Measure decisions per second and their latency on this machine.",
     "demo": "Route example conversations on this machine and print what was decided.",
     "eval": "Measure a routing model over cases whose right route is known.",
     "model": "Build and look at routing models.",
-    "policy": "Check routing policies.",
+    "policy": "Check, change and try out routing policies.",
     "route": "Ask a running sidecar for a decision.",
     "serve": "Serve the API.",
     "settings": "Show the settings in force.",
+    "soak": "Break what can break under steady calls, and show what became of them.",
     "up": "Run Triton and the sidecar on this machine.",
 }
 """Name of the command and of its module -> one line for `--help`."""

@@ -1,0 +1,1 @@
+"""Plans how many GPUs a fleet of sidecars needs. Everything here is computed, nothing measured."""

@@ -1,0 +1,166 @@
+"""The images' files, checked by hadolint and docker compose, and the sidecar image's installation,
+replayed. No image is built: that needs Docker and registries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.local import tool
+from sidecar.observability.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))
+
+
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.parent.name)
+class TestDockerfiles:
+    def test_hadolint_has_nothing_to_say(self, path: Path) -> None:
+        finished = run(tool("hadolint"), path)
+        assert finished.stdout == ""
+        assert finished.returncode == 0
+
+    def test_what_is_copied_is_in_the_context(self, path: Path) -> None:
+        allowed = [
+            line[1:]
+            for line in (ROOT / ".dockerignore").read_text().splitlines()
+            if line.startswith("!")
+        ]
+        for line in re.findall(r"^COPY (?!--from)(.*)$", path.read_text(), re.MULTILINE):
+            *sources, _ = line.split()
+            for source in sources:
+                assert (ROOT / source).exists(), source
+                assert any(source == each or source.startswith(f"{each}/") for each in allowed)
+
+    def test_runs_as_somebody_else_than_root(self, path: Path) -> None:
+        [*_, user] = re.findall(r"^USER (\d+):(\d+)$", path.read_text(), re.MULTILINE)
+        assert all(int(number) >= 1000 for number in user)
+
+    def test_is_labelled(self, path: Path) -> None:
+        assert "org.opencontainers.image.title" in path.read_text()
+        assert "org.opencontainers.image.licenses" in path.read_text()
+
+
+def compose(profile: str) -> Mapping[str, Any]:
+    """The compose file as docker compose resolves it."""
+    command = [str(tool("docker-compose")), "-f", str(DOCKER / "compose.yaml")]
+    command += ["--profile", profile, "config", "--format", "json"]
+    finished = run(*command, env={"PATH": "/usr/bin:/bin"})
+    assert finished.returncode == 0, finished.stderr
+    services: Mapping[str, Any] = json.loads(finished.stdout)["services"]
+    return services
+
+
+@pytest.mark.parametrize(
+    ("profile", "services"),
+    [
+        ("cpu", {"standalone", "envoy-cpu", "prometheus", "grafana"}),
+        ("gpu", {"sidecar", "triton", "envoy-gpu", "prometheus", "grafana"}),
+    ],
+)
+def test_compose(profile: str, services: set[str]) -> None:
+    resolved = compose(profile)
+    assert set(resolved) == services
+    for name, service in resolved.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        for port in service.get("ports", ()):
+            assert port["host_ip"] == "127.0.0.1", name
+        for volume in service.get("volumes", ()):
+            shipped = volume["type"] == "bind" and str(DOCKER) in volume["source"]
+            if shipped and Path(volume["source"]).name not in ("keys", "engine"):
+                assert Path(volume["source"]).exists(), volume["source"]
+
+
+@pytest.mark.parametrize(
+    "path", ["docker/compose.yaml", "docker/kubernetes/overlays/gateway/gateway.yaml"]
+)
+def test_what_is_replaced_in_envoys_configuration_is_there(path: str) -> None:
+    [old] = set(re.findall(r"sed 's/([^/]*)/", (ROOT / path).read_text()))
+    assert (DOCKER / "envoy" / "envoy.yaml").read_text().count(old) == 1
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "routing.json").read_text())
+    expressions = [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ] + re.findall(r"\b(llmrouter_\w+)", (DOCKER / "prometheus" / "rules.yml").read_text())
+    asked = {
+        re.sub(r"_(total|bucket|count|sum)$", "", name)
+        for expression in expressions
+        for name in re.findall(r"\b(llmrouter_\w+)", expression)
+    }
+    source = (ROOT / "sidecar" / "observability" / "metrics.py").read_text()
+    assert asked
+    assert asked <= set(re.findall(r'"(llmrouter_\w+)"', source))
+    assert Metrics()
+
+
+def test_panels_do_not_overlap_and_name_the_provisioned_source() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "routing.json").read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        assert panel["datasource"]["uid"] == "prometheus"
+    source = (DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    assert "uid: prometheus" in source
+
+
+@pytest.mark.timeout(600)
+def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Path) -> None:
+    dockerfile = (DOCKER / "sidecar" / "Dockerfile").read_text()
+    line = "RUN docker/sidecar/install.sh /src /opt/sidecar requirements/runtime.lock"
+    assert line in dockerfile
+    source, prefix = tmp_path / "src", tmp_path / "opt"
+    stage = dockerfile.partition("AS build")[2].partition("FROM")[0]
+    for copied in re.findall(r"^COPY (.*)$", stage, re.MULTILINE):
+        *names, destination = copied.split()
+        for name in names:
+            target = source / destination / ("" if (ROOT / name).is_dir() else Path(name).name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run("cp", "-r", "-T", ROOT / name, target, check=True)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL"))
+    }
+    installed = run(
+        "docker/sidecar/install.sh",
+        source,
+        prefix,
+        "requirements/runtime.lock",
+        cwd=source,
+        env=environment | {"PYTHON": sys.executable},
+    )
+    assert installed.returncode == 0, installed.stderr
+
+    packages = {path.name for path in (prefix / "lib").rglob("*.dist-info")}
+    unwanted = ("pip-", "setuptools-", "pytest-", "mypy-")
+    assert [name for name in packages if name.startswith(unwanted)] == []
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    settings = run(prefix / "bin" / "sidecar", "settings", cwd=tmp_path, env=bare)
+    assert settings.returncode == 0, settings.stderr
+    assert "decision_budget_ms" in settings.stdout
+    # It starts far enough to say what it lacks.
+    serve = run(prefix / "bin" / "sidecar", "serve", cwd=tmp_path, env=bare)
+    assert serve.returncode == 1
+    assert "routing_model.directory is not set" in serve.stderr

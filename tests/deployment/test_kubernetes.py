@@ -1,0 +1,202 @@
+"""The Kubernetes files: each resource against its schema, and what they promise.
+
+The overlays are rendered with kubectl where it is installed. Resources of Kubernetes itself are
+checked against the strict schemas of 1.29, the first version with native sidecars, and of
+a new one. Those of Istio, KEDA, cert-manager and the Gateway API have no schema here and are
+only checked for being well-formed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+from ruamel.yaml import YAML
+
+from sidecar.local import data_file
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "docker" / "kubernetes"
+OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
+VERSIONS = ("v1.29.0", "v1.36.0")
+OTHERS = {
+    "cert-manager.io",
+    "gateway.envoyproxy.io",
+    "gateway.networking.k8s.io",
+    "keda.sh",
+    "networking.istio.io",
+    "security.istio.io",
+}
+KUBECTL = shutil.which("kubectl")
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+
+Manifest = Mapping[str, Any]
+
+
+@cache
+def rendered(overlay: str) -> tuple[Manifest, ...]:
+    assert KUBECTL is not None
+    command = [KUBECTL, "kustomize", "--load-restrictor=LoadRestrictionsNone"]
+    finished = subprocess.run(
+        [*command, str(KUBERNETES / "overlays" / overlay)], capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    return tuple(YAML(typ="safe", pure=True).load_all(finished.stdout))
+
+
+def plain_files() -> Iterator[Path]:
+    """Files that hold whole resources, readable without kubectl."""
+    for path in sorted(KUBERNETES.rglob("*.yaml")):
+        own = path.name in ("kustomization.yaml", "envoy.yaml")
+        if not own and not path.stem.endswith(("-secret", "-patch")):
+            yield path
+
+
+@cache
+def definitions(version: str) -> Any:
+    folder = data_file("kubernetes-schemas") / f"{version}-local-strict"
+    content = json.loads((folder / "_definitions.json").read_text())
+    return Resource.from_contents(content, default_specification=DRAFT202012)
+
+
+def check(manifest: Manifest, version: str) -> None:
+    group, _, number = manifest["apiVersion"].rpartition("/")
+    if group in OTHERS:
+        assert manifest["metadata"]["name"]
+        return
+    family = f"{group.split('.')[0]}-" if group else ""
+    folder = data_file("kubernetes-schemas") / f"{version}-local-strict"
+    schema = json.loads((folder / f"{manifest['kind'].lower()}-{family}{number}.json").read_text())
+    registry: Any = Registry().with_resource("_definitions.json", definitions(version))
+    validator = jsonschema.validators.Draft202012Validator(schema, registry=registry)
+    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
+    assert problems == []
+
+
+@pytest.mark.parametrize("path", list(plain_files()), ids=lambda p: str(p.relative_to(KUBERNETES)))
+def test_every_file_is_valid(path: Path) -> None:
+    for manifest in YAML(typ="safe", pure=True).load_all(path.read_text()):
+        for version in VERSIONS:
+            check(manifest, version)
+
+
+def test_a_misspelt_field_is_noticed() -> None:
+    manifest = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "x"},
+        "spec": {"maxUnavailabel": 1},
+    }
+    with pytest.raises(AssertionError, match="maxUnavailabel"):
+        check(manifest, VERSIONS[0])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+class TestOverlays:
+    def test_every_resource_is_valid(self, overlay: str) -> None:
+        for manifest in rendered(overlay):
+            for version in VERSIONS:
+                check(manifest, version)
+
+    def test_what_is_referred_to_is_there_or_is_the_operators(self, overlay: str) -> None:
+        manifests = rendered(overlay)
+        given = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+        # Of the operator: the volume with the engine and the keys of the providers; of
+        # cert-manager: the certificates.
+        elsewhere = {
+            ("PersistentVolumeClaim", "routing-model"),
+            ("Secret", "llm-provider-keys"),
+            ("Secret", "triton-tls"),
+            ("Secret", "llm-router-tls"),
+        }
+        for pod in pods(manifests):
+            assert set(references(pod)) <= given | elsewhere
+
+    def test_every_container_is_locked_down(self, overlay: str) -> None:
+        for pod in pods(rendered(overlay)):
+            for container in containers(pod):
+                context = pod.get("securityContext", {}) | container["securityContext"]
+                name = container["name"]
+                assert context["runAsNonRoot"] is True, name
+                assert context["runAsUser"] >= 1000, name
+                assert context["readOnlyRootFilesystem"] is True, name
+                assert context["allowPrivilegeEscalation"] is False, name
+                assert context["capabilities"] == {"drop": ["ALL"]}, name
+                assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+                assert "memory" in container["resources"]["limits"], name
+
+    def test_no_probe_of_the_sidecar_depends_on_triton(self, overlay: str) -> None:
+        sidecars = [
+            container
+            for pod in pods(rendered(overlay))
+            for container in containers(pod)
+            if container["image"].startswith("llm-routing-sidecar")
+        ]
+        assert sidecars
+        for container in sidecars:
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if probe in container:
+                    # Both speak of the process alone (sidecar/admin/server.py).
+                    assert container[probe]["httpGet"]["path"] in ("/healthz", "/readyz")
+
+    def test_triton_gets_longer_to_stop_than_it_gives_its_requests(self, overlay: str) -> None:
+        [triton] = [
+            each["spec"]["template"]["spec"]
+            for each in rendered(overlay)
+            if each["kind"] == "Deployment" and each["metadata"]["name"] == "triton"
+        ]
+        assert triton["terminationGracePeriodSeconds"] > 30
+
+
+@needs_kubectl
+def test_the_sidecar_is_a_native_one() -> None:
+    [gateway] = [
+        each["spec"]["template"]["spec"]
+        for each in rendered("gateway")
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == "llm-gateway"
+    ]
+    [sidecar] = gateway["initContainers"]
+    assert (sidecar["name"], sidecar["restartPolicy"]) == ("llm-router", "Always")
+
+
+@needs_kubectl
+def test_with_mutual_tls_the_sidecar_speaks_to_the_envoy_beside_it() -> None:
+    [gateway] = [
+        each["spec"]["template"]["spec"]
+        for each in rendered("mtls")
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == "llm-gateway"
+    ]
+    by_name = {each["name"]: each for each in gateway["initContainers"]}
+    environment = {each["name"]: each["value"] for each in by_name["llm-router"]["env"]}
+    assert environment["SIDECAR_TRITON__ADDRESS"] == "127.0.0.1:8001"
+    assert by_name["triton-tls"]["restartPolicy"] == "Always"
+
+
+def pods(manifests: tuple[Manifest, ...]) -> list[Any]:
+    return [m["spec"]["template"]["spec"] for m in manifests if m["kind"] == "Deployment"]
+
+
+def containers(pod: Any) -> list[Any]:
+    return [*pod.get("initContainers", ()), *pod["containers"]]
+
+
+def references(pod: Any) -> Iterator[tuple[str, str]]:
+    for volume in pod.get("volumes", ()):
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    if "serviceAccountName" in pod:
+        yield "ServiceAccount", pod["serviceAccountName"]
