@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from sidecar.config import Settings
-from sidecar.config_ext_proc import ExtProcSettings
+from sidecar.config_ext_proc import BY_BODY, CODING_AGENTS, ExtProcSettings
+from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.deciding import Models, Router
-from sidecar.ext_proc.dialects import DialectOptions, LlmDialects
+from sidecar.ext_proc.dialects import (
+    BY_SHAPE,
+    DialectOptions,
+    HarnessBlock,
+    LlmDialects,
+    tag,
+)
+from sidecar.ext_proc.dialects import CODING_AGENTS as KNOWN_HARNESS
 from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
 from sidecar.ext_proc.service import ExtProcService
 
@@ -18,9 +26,33 @@ def build_ext_proc(settings: Settings, router: Router, models: Models) -> list[E
     section = settings.ext_proc
     if not section.enabled:
         return []
-    dialects = LlmDialects(DialectOptions(max_decoded_bytes=section.max_decoded_bytes))
+    dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
     return [ExtProcService(router, models, dialects, ext_proc_options(section, largest))]
+
+
+def dialect_options(section: ExtProcSettings) -> DialectOptions:
+    """How bodies are read."""
+    fields: dict[ApiDialect, tuple[str, ...]] = {}
+    for api, _, field in (entry.partition("=") for entry in section.conversation_fields):
+        fields[ApiDialect(api)] = (*fields.get(ApiDialect(api), ()), field)
+    return DialectOptions(
+        paths={
+            pattern: BY_SHAPE if api == BY_BODY else ApiDialect(api)
+            for pattern, _, api in (entry.rpartition("=") for entry in section.llm_paths)
+        },
+        key_fields=fields,
+        harness=tuple(block for entry in section.harness for block in _harness_blocks(entry)),
+        max_decoded_bytes=section.max_decoded_bytes,
+        bytes_per_token=section.bytes_per_token,
+    )
+
+
+def _harness_blocks(entry: str) -> tuple[HarnessBlock, ...]:
+    if entry == CODING_AGENTS:
+        return KNOWN_HARNESS
+    begin, arrow, end = entry.partition("=>")
+    return (HarnessBlock(begin, end),) if arrow else (tag(entry),)
 
 
 def ext_proc_options(section: ExtProcSettings, largest_body: int) -> ExtProcOptions:
@@ -29,6 +61,7 @@ def ext_proc_options(section: ExtProcSettings, largest_body: int) -> ExtProcOpti
         asking=Asking(
             policy_header=section.policy_header,
             key_header=section.conversation_header,
+            caller_header=section.caller_header,
             paths=_pairs(section.paths),
             authorities={
                 name.lower(): value for name, value in _pairs(section.authorities).items()

@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from sidecar.config_fields import Section, listed, setting
+from sidecar.core.policy import ApiDialect
 from sidecar.policies.findings import quoted
 
 _HEADER = re.compile(r"[a-z0-9!#$&'*+.^_`|~-]+")
+CODING_AGENTS = "coding-agents"
+BY_BODY = "by-body"
+_APIS = (*ApiDialect, BY_BODY)
 _KEPT_FROM_CLIENTS = ("x-envoy-", "content-", "host", "connection", "transfer-encoding", "te")
 
 
@@ -37,9 +41,38 @@ def _alias(value: str) -> str:
     return value
 
 
+def _llm_path(value: str) -> str:
+    pattern, _, api = value.rpartition("=")
+    if not pattern or api not in _APIS:
+        raise ValueError(f"{quoted(value)} is not PATTERN=API; the APIs are {', '.join(_APIS)}")
+    return value
+
+
+def _key_field(value: str) -> str:
+    api, _, path = value.partition("=")
+    if api not in _APIS[:-1] or not path:
+        raise ValueError(f"{quoted(value)} is not API=FIELD, such as openai-chat=prompt_cache_key")
+    return value
+
+
+def _harness(value: str) -> str:
+    begin, _, end = value.partition("=>")
+    if value != CODING_AGENTS and not (begin and len(begin) <= 60 and len(end) <= 60):
+        raise ValueError(
+            f"{quoted(value)} is not {CODING_AGENTS}, the name of an element, or BEGIN=>END, each "
+            "of at most 60 characters"
+        )
+    return value
+
+
 HeaderName = Annotated[str, AfterValidator(_header)]
 Pairs = Annotated[tuple[Annotated[str, AfterValidator(_pair)], ...], BeforeValidator(listed)]
 Aliases = Annotated[tuple[Annotated[str, AfterValidator(_alias)], ...], BeforeValidator(listed)]
+LlmPaths = Annotated[tuple[Annotated[str, AfterValidator(_llm_path)], ...], BeforeValidator(listed)]
+KeyFields = Annotated[
+    tuple[Annotated[str, AfterValidator(_key_field)], ...], BeforeValidator(listed)
+]
+Harness = Annotated[tuple[Annotated[str, AfterValidator(_harness)], ...], BeforeValidator(listed)]
 Owned = Literal["route", "model", "cluster", "fallbacks", "decision-id", "source", "reason"]
 
 
@@ -55,6 +88,44 @@ class ExtProcSettings(Section):
     conversation_header: HeaderName = setting(
         "x-llm-conversation",
         "Header with the client's own id of the conversation, for pins. Empty: none.",
+    )
+    caller_header: HeaderName = setting(
+        "",
+        "Header that says who the client is, set by Envoy and not by clients: equal ids of "
+        "conversations are then told apart by it. Empty: none.",
+    )
+    conversation_fields: KeyFields = setting(
+        ("anthropic-messages=metadata.user_id", "openai-responses=conversation"),
+        "API=FIELD: field of the body, dotted, with the client's own id of the conversation, where "
+        "the header has none; of several of an API the first that is there. Of `metadata.user_id` "
+        "only a session in it counts. `prompt_cache_key` is left out by default, since many "
+        "applications send the same for all conversations.",
+    )
+    llm_paths: LlmPaths = setting(
+        (
+            "*/v1/chat/completions=openai-chat",
+            "*/v1/responses=openai-responses",
+            "*/v1/completions=openai-completions",
+            "*/v1/messages=anthropic-messages",
+            "*/v1/messages/count_tokens=anthropic-messages",
+        ),
+        "PATTERN=API: which paths are requests to an LLM, and in which API; `*` stands for any "
+        f"characters, and `{BY_BODY}` for whichever API the body looks like. Others go on "
+        "unrouted, their bodies unread.",
+    )
+    harness: Harness = setting(
+        (CODING_AGENTS,),
+        "Text in the user's messages that a harness put there, and the routing model should not "
+        "read: NAME for an element `<NAME>…</NAME>`, or BEGIN=>END. "
+        f"`{CODING_AGENTS}` stands for those of known coding agents.",
+    )
+    bytes_per_token: int = setting(
+        4,
+        "To estimate how much context a request needs, so that models with a smaller window are "
+        "passed over. 0: no estimate is made.",
+        "bytes",
+        ge=0,
+        le=64,
     )
     aliases: Aliases = setting(
         ("auto",),

@@ -49,6 +49,9 @@ def asked(
         policy=policy,
         model=model,
         conversation_key=_key(head, understood, options),
+        caller=head.header(options.caller_header) if options.caller_header else "",
+        # A tool loop is many requests here, of clients that do not know of pins.
+        keep_task=True,
         needs=understood.needs,
         dialect=understood.dialect,
     )

@@ -90,7 +90,7 @@ class RequestDecider:
     async def _effect(
         self, request: HttpRequest, route: RouteSays, budget_s: float | None
     ) -> Effect:
-        large = request.body is not None and len(request.body) > _READ_INLINE_BYTES
+        large = _is_large(request)
         if large:
             understood = await asyncio.to_thread(self._dialects.read, request)
         else:
@@ -114,3 +114,9 @@ class RequestDecider:
         if isinstance(understood, Passed):
             return understood
         return asked(request.head, understood, route, self._options.asking, self._models.catalog)
+
+
+def _is_large(request: HttpRequest) -> bool:
+    """A compressed body is as large as it may decode to."""
+    size = len(request.body or b"")
+    return size > _READ_INLINE_BYTES or "content-encoding" in request.head.headers

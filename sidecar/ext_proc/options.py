@@ -41,6 +41,7 @@ class Asking:
     Args:
         policy_header: a client's header with a policy's id or resource name; empty for none.
         key_header: a client's header with its id of the conversation; empty for none.
+        caller_header: a header that says who the client is, for Envoy to set; empty for none.
         paths: prefix of the path -> policy; the longest that fits counts.
         authorities: authority without port, lower-case -> policy.
         aliases: name in place of a model -> policy; the empty policy is the default one.
@@ -50,6 +51,7 @@ class Asking:
 
     policy_header: str = "x-llm-policy"
     key_header: str = "x-llm-conversation"
+    caller_header: str = ""
     paths: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     authorities: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"auto": ""}))

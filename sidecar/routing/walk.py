@@ -139,10 +139,9 @@ def _models(
     walk: Walk, outcome: Outcome, catalog: Catalog
 ) -> tuple[Outcome, tuple[Model, ...], tuple[Excluded, ...]]:
     """The outcome's models; where none of them is capable, the default's; where none of those is
-    either, the default's first, because a request must go somewhere."""
+    either, one of the default's, because a request must go somewhere."""
     if outcome.model is not None:
         return outcome, (outcome.model,), ()
-    policy = walk.compiled.policy
     excluded: tuple[Excluded, ...] = ()
     if outcome.route is not None:
         selection = _select(walk, catalog, outcome.route)
@@ -157,9 +156,19 @@ def _models(
     excluded += selection.excluded
     if selection.models:
         return outcome, selection.models, excluded
-    detail = "No model of the policy can take the request; the default's first is used."
+    last_resort = _last_resort(walk, catalog)
+    detail = f"No model of the policy can take the request; {last_resort.id} is the nearest."
     outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
-    return outcome, (catalog[policy.default.models[0].id],), excluded
+    return outcome, (last_resort,), excluded
+
+
+def _last_resort(walk: Walk, catalog: Catalog) -> Model:
+    """A default model that speaks the caller's API: one that lacks another need may still answer,
+    one that speaks another API cannot."""
+    models = [catalog[entry.id] for entry in walk.compiled.policy.default.models]
+    dialect = walk.request.dialect
+    speaking = [model for model in models if dialect is None or dialect in model.dialects]
+    return (speaking or models)[0]
 
 
 def fallback_keeping(outcome: Outcome, reason: Reason, detail: str) -> Outcome:

@@ -143,3 +143,19 @@ def test_key_that_is_too_long_is_bounded() -> None:
 
     assert isinstance(request, RoutingRequest)
     assert 0 < len(request.conversation_key) <= 256
+
+
+def test_a_task_keeps_its_route_without_the_client_knowing_of_it() -> None:
+    request = ask()
+
+    assert isinstance(request, RoutingRequest)
+    assert request.keep_task
+    assert request.caller == ""
+
+
+def test_caller_is_who_envoy_says() -> None:
+    options = Asking(caller_header="x-client")
+    request = ask(headers={"x-client": "team-a"}, options=options)
+
+    assert isinstance(request, RoutingRequest)
+    assert request.caller == "team-a"

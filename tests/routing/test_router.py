@@ -14,6 +14,7 @@ from sidecar.core.decision import Needs, PolicyName, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
 from sidecar.core.policy import (
+    ApiDialect,
     Capability,
     Model,
     ModelList,
@@ -509,3 +510,20 @@ async def test_failed_recovery_keeps_the_model_out(world: World) -> None:
     await asyncio.sleep(0.05)
 
     assert world.router.degraded
+
+
+@pytest.mark.parametrize(
+    ("dialect", "model"),
+    [(None, "mini"), (ApiDialect.OPENAI_CHAT, "mini"), (ApiDialect.ANTHROPIC_MESSAGES, "claude")],
+)
+async def test_the_last_resort_speaks_the_callers_api(
+    world: World, dialect: ApiDialect | None, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has tools here; of the default's models the first that can be talked to is taken."""
+    openai = frozenset({ApiDialect.OPENAI_CHAT})
+    monkeypatch.setitem(CATALOG, "mini", Model("mini", "mini-1", dialects=openai))
+    policy = replace(POLICY, default=models("mini", "claude"))
+
+    decision = await world.router.decide(request(policy=policy, needs=TOOLS, dialect=dialect))
+
+    assert (decision.reason.value, decision.model.id) == ("no_capable_model", model)

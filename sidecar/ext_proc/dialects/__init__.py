@@ -3,7 +3,7 @@
 Pure: a request in, what it says out.
 """
 
-from sidecar.ext_proc.dialects.harness import CODING_AGENTS, HarnessBlock
+from sidecar.ext_proc.dialects.harness import CODING_AGENTS, HarnessBlock, tag
 from sidecar.ext_proc.dialects.keys import bounded_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, KEY_FIELDS, PATHS, DialectOptions
 from sidecar.ext_proc.dialects.reading import LlmDialects
@@ -17,4 +17,5 @@ __all__ = [
     "HarnessBlock",
     "LlmDialects",
     "bounded_key",
+    "tag",
 ]
