@@ -15,11 +15,15 @@ import pytest
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.local import LocalError, PostgresServer, TritonServer
+from sidecar.observability.logging import limit_libraries
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
 # ones.
 hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SIDECAR_PROVE"))
 hypothesis.settings.load_profile("same")
+
+# pytest keeps what is logged during a test, also in tests that set no logging up themselves.
+limit_libraries()
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,18 @@ def configure_logging(options: LogOptions, stream: TextIO = sys.stderr) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(options.level.upper())
+    limit_libraries()
+
+
+def limit_libraries() -> None:
+    """Leaves out the debug entries of two libraries, whatever the level; for the whole process."""
     # It reports every poll of its event loop.
     logging.getLogger("asyncio").setLevel(logging.INFO)
+    # A server that is freed without having been started passes itself to a debug entry
+    # (AioServer.__dealloc__ in https://github.com/grpc/grpc/blob/v1.85.1/src/python/grpcio/grpc/_cython/_cygrpc/aio/server.pyx.pxi).
+    # Whatever keeps that entry, as pytest does, then holds freed memory: sooner or later the
+    # process hangs or ends with a segmentation fault, somewhere else.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
 
 
 def _renderer(format: Format, stream: TextIO) -> Processor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,6 +97,36 @@ def test_entries_below_the_level_are_left_out(configure: Configure) -> None:
     logging.getLogger("theirs").info("quiet")
 
     assert out.getvalue() == ""
+
+
+KEEPS_EVERY_ENTRY = """
+import asyncio, gc, io, logging
+import grpc
+from sidecar.observability.logging import LogOptions, configure_logging
+
+kept = []
+handler = logging.Handler()
+handler.emit = kept.append
+configure_logging(LogOptions("debug"), io.StringIO())
+logging.getLogger().addHandler(handler)
+
+async def servers_that_never_start():
+    for _ in range(100):
+        grpc.aio.server()
+        gc.collect()
+        kept.clear()
+
+asyncio.run(servers_that_never_start())
+"""
+
+
+def test_keeping_debug_entries_does_not_crash_when_a_server_never_starts() -> None:
+    """In a process of its own: the failure is a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPS_EVERY_ENTRY], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_decision_is_one_entry(configure: Configure) -> None:
