@@ -67,6 +67,14 @@ prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an ot
 	@SIDECAR_PROVE=1 $(BIN)/python -m pytest -q -s tests/integration/test_outages.py \
 	    | grep -v 'decision_id='
 
+.PHONY: bench
+bench: $(INSTALLED) ## Measure speed; needs an otherwise idle machine (ARGS=--quick for a minute or two)
+	@$(BIN)/sidecar bench $(ARGS)
+
+.PHONY: soak
+soak: $(INSTALLED) ## Break what can break under steady calls, for minutes (ARGS="--minutes 30")
+	@$(BIN)/sidecar soak $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, types, the protocol and the images' files
 	$(BIN)/ruff check

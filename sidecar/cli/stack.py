@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class LocalStack:
         settings: of the sidecar; Triton's address and the model's folder are replaced.
         quiet: keep the sidecar's log in a file instead of writing it to standard error.
         gateway: run Envoy in front of the sidecar, too.
+        between: gets Triton's address when that runs and gives the one that the sidecar asks.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class LocalStack:
         quiet: bool = False,
         steps: Steps | None = None,
         gateway: GatewayWish | None = None,
+        between: Callable[[str], str] = lambda address: address,
     ) -> None:
+        self._between = between
         self._engine = engine
         self._settings = settings
         self._quiet = quiet
@@ -75,6 +78,11 @@ class LocalStack:
     def triton(self) -> TritonServer:
         assert self._triton is not None, "started"
         return self._triton
+
+    @property
+    def sidecar_pid(self) -> int:
+        assert self._sidecar is not None, "started"
+        return self._sidecar.pid
 
     def start(self) -> None:
         """Start both and wait until the sidecar decides by the model.
@@ -175,7 +183,7 @@ class LocalStack:
     def _served(self) -> Settings:
         """The settings, with the Triton and the routing model that were started."""
         triton = self._settings.triton.model_copy(
-            update={"address": self.triton.grpc_address, "addresses": ()}
+            update={"address": self._between(self.triton.grpc_address), "addresses": ()}
         )
         model = self._settings.routing_model.model_copy(update={"directory": self._engine.path})
         return self._settings.model_copy(update={"triton": triton, "routing_model": model})

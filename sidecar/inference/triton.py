@@ -145,6 +145,9 @@ class TritonModel:
             )
         except (InferenceServerException, grpc.aio.UsageError) as error:
             raise _inference_error(error) from None
+        except AttributeError:
+            # gRPC gives None for a message that it cannot decode, and the client looks into that.
+            raise _undecodable() from None
         if not ready:
             raise InferenceError(
                 InferenceFailure.UNAVAILABLE, f"model {self._target.model} is not ready"
@@ -172,7 +175,7 @@ class TritonModel:
         self, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
     ) -> InferResult:
         try:
-            return await self._connected().infer(
+            result = await self._connected().infer(
                 self._target.model,
                 inputs,
                 outputs=outputs,
@@ -183,6 +186,10 @@ class TritonModel:
             )
         except (InferenceServerException, grpc.aio.UsageError) as error:
             raise _inference_error(error) from None
+        if result.get_response() is None:
+            # gRPC gives None for a message that it cannot decode.
+            raise _undecodable()
+        return result
 
     def _common_inputs(self, output_len: int) -> list[InferInput]:
         return [
@@ -313,6 +320,12 @@ def _read_text(result: InferResult, end_id: int) -> TextOutput:
     if end_id in tokens:
         tokens = tokens[: tokens.index(end_id)]
     return TextOutput(tuple(tokens), tuple(log_probs[0, 0].tolist()[: len(tokens)]))
+
+
+def _undecodable() -> InferenceError:
+    return InferenceError(
+        InferenceFailure.ERROR, "the model server's answer is not a message of its protocol"
+    )
 
 
 def _inference_error(error: Exception) -> InferenceError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -221,3 +222,36 @@ async def test_readiness(ready: bool) -> None:
         else:
             with pytest.raises(InferenceError, match="not ready"):
                 await model.check_ready(5)
+
+
+class _Noise(grpc.GenericRpcHandler):
+    """Answers every call with bytes that are no message."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        async def behavior(request: bytes, context: object) -> bytes:
+            return b"\xff\xfe" * 100
+
+        return grpc.unary_unary_rpc_method_handler(behavior)
+
+
+@pytest.mark.parametrize("asked", ["infer", "warm", "check_ready"])
+async def test_bytes_that_are_no_message_are_an_error_of_the_server(asked: str) -> None:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((_Noise(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    model = TritonModel(TritonTarget(f"127.0.0.1:{port}", "tensorrt_llm", 2, 2, VOCABULARY))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "infer": lambda: model.infer(PROMPT, LABELS, 5),
+        "warm": lambda: model.warm((1, 2), 5),
+        "check_ready": lambda: model.check_ready(5),
+    }
+    try:
+        with pytest.raises(InferenceError) as caught:
+            await calls[asked]()
+    finally:
+        await model.close()
+        await server.stop(None)
+
+    assert caught.value.failure is InferenceFailure.ERROR
+    assert "not a message" in str(caught.value)

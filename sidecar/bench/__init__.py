@@ -1,0 +1,1 @@
+"""What a sidecar does per second and how long it takes, beside what else there is to compare."""

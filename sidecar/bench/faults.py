@@ -1,0 +1,206 @@
+"""Faults that a soak run brings about, each as a block: within it the fault is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+
+import grpc
+
+from sidecar.bench import own, traffic
+from sidecar.bench.faulty_proxy import FaultyProxy, Spoil
+from sidecar.bench.measuring import numbers
+from sidecar.local import TritonServer
+
+_FLOOD = 300
+_VANISHING = 50
+_VANISH_S = 0.02
+_LARGE_BYTES = 8 * 2**20
+_PAUSE_S = 0.2
+_SPARE_FILES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What can be broken.
+
+    Args:
+        sidecar: its address for calls of other clients than those that are counted.
+        log: the file that the sidecar logs to.
+    """
+
+    triton: TritonServer
+    proxy: FaultyProxy
+    sidecar: str
+    sidecar_pid: int
+
+
+Fault = Callable[[World], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def killed(world: World) -> AsyncIterator[None]:
+    """Triton and the routing model die; when the fault ends they are ready again."""
+    world.triton.kill()
+    try:
+        yield
+    finally:
+        # Not in a thread: the server is asked to end when the thread that started it ends.
+        world.triton.spawn()
+        await asyncio.to_thread(world.triton.wait_ready)
+
+
+@asynccontextmanager
+async def frozen(world: World) -> AsyncIterator[None]:
+    """Triton and the routing model stand still: connections stay open, nothing is answered."""
+    world.triton.pause()
+    try:
+        yield
+    finally:
+        world.triton.resume()
+
+
+def spoiling(spoil: Spoil) -> Fault:
+    @asynccontextmanager
+    async def spoiled(world: World) -> AsyncIterator[None]:
+        world.proxy.spoil = spoil
+        try:
+            yield
+        finally:
+            world.proxy.spoil = Spoil.NOTHING
+
+    return spoiled
+
+
+@asynccontextmanager
+async def refused(world: World) -> AsyncIterator[None]:
+    """Nobody listens where Triton was."""
+    await asyncio.to_thread(world.proxy.refuse)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(world.proxy.accept)
+
+
+@asynccontextmanager
+async def _repeating(once: Callable[[], object]) -> AsyncIterator[None]:
+    async def repeat() -> None:
+        while True:
+            made = once()
+            if asyncio.iscoroutine(made):
+                await made
+            await asyncio.sleep(_PAUSE_S)
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def flood(world: World) -> AsyncIterator[None]:
+    """Far more calls at once than the model can answer, again and again."""
+    async with own.calling(world.sidecar) as routes:
+
+        async def once() -> None:
+            requests = [traffic.request(next(numbers), 40, "default") for _ in range(_FLOOD)]
+            await asyncio.gather(*(routes.route(each) for each in requests))
+
+        async with _repeating(once):
+            yield
+
+
+@asynccontextmanager
+async def vanishing(world: World) -> AsyncIterator[None]:
+    """Clients that ask and are gone before the answer, connection and all."""
+
+    async def once() -> None:
+        async with own.calling(world.sidecar) as routes:
+            for _ in range(_VANISHING):
+                calls = asyncio.create_task(
+                    routes.route(traffic.request(next(numbers), 15, "default"))
+                )
+                calls.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.sleep(_VANISH_S)
+
+    async with _repeating(once):
+        yield
+
+
+@asynccontextmanager
+async def large(world: World) -> AsyncIterator[None]:
+    """Messages of megabytes, which are refused or cut."""
+    async with own.calling(world.sidecar) as routes:
+        sizes = count()
+
+        async def once() -> None:
+            await routes.route(traffic.large_request(_LARGE_BYTES // (1 + next(sizes) % 4)))
+
+        async with _repeating(once):
+            yield
+
+
+@asynccontextmanager
+async def no_files(world: World) -> AsyncIterator[None]:
+    """The sidecar can open hardly any file or connection more, and many clients want one."""
+    pid = world.sidecar_pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + _SPARE_FILES, before[1]))
+    try:
+        async with _many_connections(world):
+            yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@asynccontextmanager
+async def _many_connections(world: World) -> AsyncIterator[None]:
+    # Channels with equal options share a connection.
+    channels = [
+        grpc.aio.insecure_channel(world.sidecar, [("bench.number", number)]) for number in range(20)
+    ]
+    for channel in channels:
+        channel.get_state(try_to_connect=True)
+    try:
+        yield
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+@asynccontextmanager
+async def log_full(world: World) -> AsyncIterator[None]:
+    """Nothing can be appended to the sidecar's log, as on a full disk."""
+    pid = world.sidecar_pid
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+FAULTS: Mapping[str, Fault] = {
+    "Triton killed": killed,
+    "Triton frozen": frozen,
+    "answers late": spoiling(Spoil.SLOW),
+    "answers garbage": spoiling(Spoil.GARBAGE),
+    "answers of a wrong shape": spoiling(Spoil.WRONG_SHAPE),
+    "answers errors": spoiling(Spoil.ERROR),
+    "connections refused": refused,
+    "flood": flood,
+    "clients vanish": vanishing,
+    "large messages": large,
+    "no more files": no_files,
+    "log cannot be written": log_full,
+}
+"""By name, in the order of a round."""

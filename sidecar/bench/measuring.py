@@ -1,0 +1,117 @@
+"""Calls a server for a while and keeps what each call took."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from sidecar._generated.llmrouter.v1 import decision_pb2
+
+_ANSWERS = {
+    decision_pb2.DECISION_REASON_NO_MATCH,
+    decision_pb2.DECISION_REASON_LOW_CONFIDENCE,
+    decision_pb2.DECISION_REASON_UNPARSABLE_ANSWER,
+    decision_pb2.DECISION_REASON_UNKNOWN_ROUTE,
+    decision_pb2.DECISION_REASON_NO_CAPABLE_MODEL,
+}
+"""Fallbacks that the routing model's answer led to: it did its work within the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call.
+
+    Args:
+        seconds: from when it should have begun to its answer.
+        source: of the decision, `fallback:reason` for fallbacks, `failed:STATUS` for none.
+        by_model: the routing model answered within the budget.
+        model_s: of which the sidecar waited for the model server.
+    """
+
+    seconds: float
+    source: str
+    by_model: bool = False
+    model_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Measured:
+    """Samples, and the seconds in which they were taken."""
+
+    samples: list[Sample] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+Call = Callable[[int], Awaitable[Sample]]
+"""Makes call `number`; the sample's seconds are from its beginning."""
+
+numbers = count(1)
+"""Of all calls in this process, so that no two conversations are equal."""
+
+
+async def closed_loop(
+    call: Call, concurrency: int, calls: int | None = None, *, seconds: float | None = None
+) -> Measured:
+    """`concurrency` callers, each with one call at a time, until `calls` were begun or `seconds`
+    are over."""
+    measured = Measured()
+    left = iter(range(calls)) if calls is not None else count()
+    started = time.perf_counter()
+    end = started + seconds if seconds is not None else math.inf
+
+    async def caller() -> None:
+        for _ in left:
+            measured.samples.append(await call(next(numbers)))
+            if time.perf_counter() > end:
+                return
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    measured.seconds = time.perf_counter() - started
+    return measured
+
+
+async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> Measured:
+    """Calls that come at random, `rate` a second, however many are still waiting.
+
+    What a call takes counts from when it was due: a server that is late makes no caller wait with
+    the next call, nor does a busy client hide it.
+    """
+    measured = Measured()
+    drawn = random.Random(seed)  # noqa: S311 -- not a secret
+    running: set[asyncio.Task[None]] = set()
+    started = time.perf_counter()
+    due = started
+
+    async def one(due: float) -> None:
+        sample = await call(next(numbers))
+        took = time.perf_counter() - due
+        measured.samples.append(Sample(took, sample.source, sample.by_model, sample.model_s))
+
+    while (due := due + drawn.expovariate(rate)) < started + seconds:
+        await asyncio.sleep(max(due - time.perf_counter(), 0))
+        task = asyncio.create_task(one(due))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    measured.seconds = time.perf_counter() - started
+    return measured
+
+
+def sample_of(decision: decision_pb2.Decision, seconds: float) -> Sample:
+    """The sample of a call that got `decision`."""
+    source = decision_pb2.DecisionSource.Name(decision.source)
+    label = source.removeprefix("DECISION_SOURCE_").lower()
+    by_model = label == "model"
+    if label == "fallback":
+        reason = decision_pb2.DecisionReason.Name(decision.reason)
+        label += ":" + reason.removeprefix("DECISION_REASON_").lower()
+        by_model = decision.reason in _ANSWERS
+    model_s = sum(
+        step.duration.ToNanoseconds() / 1e9 for step in decision.steps if step.step == "model"
+    )
+    return Sample(seconds, label, by_model, model_s)

@@ -1,0 +1,350 @@
+"""Measurements of a running sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar.bench import traffic
+from sidecar.bench.measuring import (
+    Call,
+    Measured,
+    Sample,
+    closed_loop,
+    numbers,
+    open_loop,
+    sample_of,
+)
+from sidecar.bench.rows import Row, percentile, row
+from sidecar.bench.scale import Scale
+
+_SERVICE = "/llmrouter.v1.RoutingService"
+_TIMEOUT_S = 30.0
+"""Far beyond the sidecar's own budget, so that it is the sidecar that decides when to answer."""
+
+_BATCH = 16
+_IN_FLIGHT = 8
+
+_PATIENCE_S = 0.02
+_WARM_TIMEOUT_S = 120
+_SENDER_START_S = 2.0
+
+
+class Routes:
+    """Calls of one channel's RoutingService, typed and timed."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._route: Any = channel.unary_unary(
+            f"{_SERVICE}/Route",
+            request_serializer=routing_pb2.RouteRequest.SerializeToString,
+            response_deserializer=routing_pb2.RouteResponse.FromString,
+        )
+        self._batch: Any = channel.unary_unary(
+            f"{_SERVICE}/BatchRoute",
+            request_serializer=routing_pb2.BatchRouteRequest.SerializeToString,
+            response_deserializer=routing_pb2.BatchRouteResponse.FromString,
+        )
+        self._stream: Any = channel.stream_stream(
+            f"{_SERVICE}/StreamRoute",
+            request_serializer=routing_pb2.StreamRouteRequest.SerializeToString,
+            response_deserializer=routing_pb2.StreamRouteResponse.FromString,
+        )
+
+    async def route(self, request: routing_pb2.RouteRequest) -> Sample:
+        started = time.perf_counter()
+        try:
+            answer = await self._route(request, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return Sample(time.perf_counter() - started, f"failed:{error.code().name}")
+        return sample_of(answer.decision, time.perf_counter() - started)
+
+    async def batch(self, requests: list[routing_pb2.RouteRequest]) -> list[Sample]:
+        """A sample for each decision; all took as long as the batch."""
+        started = time.perf_counter()
+        message = routing_pb2.BatchRouteRequest(requests=requests)
+        answer = await self._batch(message, timeout=_TIMEOUT_S)
+        took = time.perf_counter() - started
+        return [sample_of(each.decision, took) for each in answer.results]
+
+    async def stream(
+        self, requests: list[routing_pb2.RouteRequest], in_flight: int
+    ) -> list[Sample]:
+        call = self._stream(timeout=_TIMEOUT_S * len(requests))
+        begun: dict[str, float] = {}
+        samples: list[Sample] = []
+        slots = asyncio.Semaphore(in_flight)
+
+        async def send() -> None:
+            for number, request in enumerate(requests):
+                await slots.acquire()
+                begun[str(number)] = time.perf_counter()
+                await call.write(
+                    routing_pb2.StreamRouteRequest(request_id=str(number), request=request)
+                )
+            await call.done_writing()
+
+        sending = asyncio.create_task(send())
+        async for answer in call:
+            took = time.perf_counter() - begun[answer.request_id]
+            samples.append(sample_of(answer.decision, took))
+            slots.release()
+        await sending
+        return samples
+
+
+@asynccontextmanager
+async def calling(address: str) -> AsyncIterator[Routes]:
+    """Calls over a channel of their own. `address`: `host:port` or `unix:path`."""
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(address, options) as channel:
+        yield Routes(channel)
+
+
+def asking(routes: Routes, policy: str, words: int) -> Call:
+    """A call whose conversation nobody asked about before."""
+
+    async def call(number: int) -> Sample:
+        return await routes.route(traffic.request(number, words, policy))
+
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The sidecar under measurement: calls over TCP, and over a Unix domain socket."""
+
+    tcp: Routes
+    uds: Routes
+    scale: Scale
+
+    def asking(self, routes: int, words: int, policy: str = "") -> Call:
+        return asking(self.tcp, policy or f"routes-{routes}", words)
+
+    async def warm(self, policy: str) -> None:
+        """Until the model is asked under `policy`."""
+        async with asyncio.timeout(_WARM_TIMEOUT_S):
+            while True:
+                sample = await self.tcp.route(traffic.request(next(numbers), 15, policy))
+                if sample.by_model:
+                    return
+                await asyncio.sleep(0.05)
+
+
+def _bytes(request: routing_pb2.RouteRequest) -> int:
+    return int(request.ByteSize())
+
+
+def _title(routes: int, words: int) -> str:
+    return f"{routes} routes, {words} words"
+
+
+async def matrix(subject: Subject) -> AsyncIterator[Row]:
+    """Routes by words, one caller."""
+    for routes in subject.scale.routes:
+        await subject.warm(f"routes-{routes}")
+        for words in subject.scale.words:
+            call = subject.asking(routes, words)
+            measured = await closed_loop(call, 1, subject.scale.samples)
+            size = _bytes(traffic.request(1, words, f"routes-{routes}"))
+            yield row(
+                "One caller", _title(routes, words), measured, message_bytes=size, concurrency=1
+            )
+
+
+async def own_share(subject: Subject) -> AsyncIterator[Row]:
+    """What the sidecar adds to the model server's time, and what it does without the model."""
+    group, scale = "The sidecar's own share", subject.scale
+    policy = f"routes-{scale.routes[-1]}"
+    await subject.warm(policy)
+    words = scale.words[-1] if len(scale.words) == 1 else 40
+    asked = await closed_loop(subject.asking(0, words, policy), 1, scale.samples)
+    rest = Measured(
+        [Sample(s.seconds - s.model_s, s.source, s.by_model) for s in asked.samples if s.by_model],
+        asked.seconds,
+    )
+    size = _bytes(traffic.request(1, words, policy))
+    yield row(group, "Route minus Triton", rest, message_bytes=size, concurrency=1)
+    known = traffic.request(next(numbers), words, policy)
+    override = traffic.request(0, words, policy)
+    override.model = traffic.MODEL
+    await subject.tcp.route(known)
+    for name, request in (("known conversation", known), ("model named by the caller", override)):
+        for transport, routes in (("TCP", subject.tcp), ("UDS", subject.uds)):
+            for concurrency in (1, 32):
+                measured = await closed_loop(
+                    lambda _, r=routes, q=request: r.route(q),  # type: ignore[misc]
+                    concurrency,
+                    scale.fast_calls,
+                )
+                title = f"{name}, {transport}"
+                yield row(
+                    group, title, measured, message_bytes=_bytes(request), concurrency=concurrency
+                )
+
+
+async def batch_and_stream(subject: Subject) -> AsyncIterator[Row]:
+    """Decisions of one call."""
+    routes, words = subject.scale.routes[0], subject.scale.words[0]
+    policy = f"routes-{routes}"
+    await subject.warm(policy)
+    count = min(_BATCH, max(subject.scale.samples, 2))
+    size = _bytes(traffic.request(1, words, policy))
+    for name, ask in (
+        (f"BatchRoute of {count}", subject.tcp.batch),
+        (f"StreamRoute, {_IN_FLIGHT} in flight", lambda r: subject.tcp.stream(r, _IN_FLIGHT)),
+    ):
+        requests = [traffic.request(next(numbers), words, policy) for _ in range(count)]
+        started = time.perf_counter()
+        samples = await ask(requests)
+        measured = Measured(samples, time.perf_counter() - started)
+        yield row("Batch and stream", name, measured, message_bytes=size, concurrency=1)
+
+
+async def capacity(
+    subject: Subject, found: Callable[[float], None], alone: float
+) -> AsyncIterator[Row]:
+    """Decisions by the model per second.
+
+    Args:
+        found: gets the capacity.
+        alone: what the model server does without the sidecar; nan if that was not measured.
+    """
+    routes, words = _standard(subject.scale)
+    await subject.warm(f"routes-{routes}")
+    best = 0.0
+    size = _bytes(traffic.request(1, words, f"routes-{routes}"))
+    for concurrency in (1, 2, 4, 8):
+        call = _patient(subject.asking(routes, words))
+        measured = await closed_loop(call, concurrency, seconds=subject.scale.seconds)
+        by_model = sum(each.by_model for each in measured.samples) / measured.seconds
+        best = max(best, by_model)
+        yield row(
+            "Capacity",
+            _title(routes, words),
+            measured,
+            message_bytes=size,
+            concurrency=concurrency,
+            note=f"{by_model:.1f}/s by the model",
+        )
+    found(best)
+    share = "" if alone != alone else f", {best / alone:.0%} of the model server alone"
+    yield Row("Capacity", "capacity", note=f"{best:.1f} decisions/s by the model{share}")
+
+
+async def load(subject: Subject, rate: float) -> AsyncIterator[Row]:
+    """Shares of the capacity, and three times as much as there is."""
+    routes, words = _standard(subject.scale)
+    size = _bytes(traffic.request(1, words, f"routes-{routes}"))
+    for percent in (25, 50, 75, 100, 300):
+        offered = rate * percent / 100
+        call = subject.asking(routes, words)
+        measured = await open_loop(call, offered, subject.scale.seconds)
+        by_model = sum(each.by_model for each in measured.samples) / measured.seconds
+        yield row(
+            "At random, by rate",
+            f"{percent} % of capacity",
+            measured,
+            message_bytes=size,
+            offered=offered,
+            note=f"{by_model / rate:.0%} of capacity by the model",
+        )
+
+
+async def large_messages(subject: Subject, socket: str) -> AsyncIterator[Row]:
+    """What others wait while somebody sends megabytes through `socket`."""
+    known = traffic.request(next(numbers), 15, f"routes-{subject.scale.routes[0]}")
+    await subject.tcp.route(known)
+
+    async def call(_: int) -> Sample:
+        return await subject.tcp.route(known)
+
+    before = 0.0
+    for megabytes in (0, 4, 8):
+        async with _sending(socket, megabytes * 2**20 - 4096 if megabytes else 0):
+            measured = await closed_loop(call, 1, subject.scale.fast_calls)
+        p99 = percentile(sorted(each.seconds * 1000 for each in measured.samples), 99)
+        name = f"beside messages of {megabytes} MiB" if megabytes else "with nothing beside"
+        note = f"p99 {p99 - before:+.1f} ms" if megabytes else ""
+        before = before or p99
+        yield row(
+            "Known conversations while others send much",
+            name,
+            measured,
+            message_bytes=_bytes(known),
+            concurrency=1,
+            note=note,
+        )
+
+
+@asynccontextmanager
+async def _sending(address: str, size: int) -> AsyncIterator[None]:
+    """Within the block another process sends requests of `size` bytes; none if it is 0."""
+    if not size:
+        yield
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sidecar.bench.large_sender", address, str(size)
+    )
+    try:
+        # Until it sends.
+        await asyncio.sleep(_SENDER_START_S)
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def many_policies(subject: Subject, prefix_bytes: int) -> AsyncIterator[Row]:
+    """Policies by Zipf's law: some are asked for often, most hardly ever.
+
+    Args:
+        prefix_bytes: of the keys and values of one policy.
+    """
+    count, words = subject.scale.many, subject.scale.words[0]
+    draws = max(subject.scale.samples * 4, 4)
+    drawn = traffic.zipf(count, draws)
+    order = iter(drawn)
+
+    async def call(number: int) -> Sample:
+        return await subject.tcp.route(traffic.request(number, words, f"many-{next(order)}"))
+
+    measured = await closed_loop(call, 1, draws)
+    cold = sum(each.source == "fallback:warming" for each in measured.samples) / draws
+    asked = len(set(drawn))
+    yield row(
+        "Many policies",
+        f"{count} policies of 6 routes, Zipf",
+        measured,
+        message_bytes=_bytes(traffic.request(1, words, "many-0")),
+        concurrency=1,
+        note=f"cold {cold:.0%}; {asked} asked for, "
+        f"{asked * prefix_bytes / 2**20:,.0f} MiB of keys and values if all were held",
+    )
+
+
+def _patient(call: Call) -> Call:
+    """A caller who was refused comes again a moment later, not at once."""
+
+    async def patient(number: int) -> Sample:
+        sample = await call(number)
+        if not sample.by_model:
+            await asyncio.sleep(_PATIENCE_S)
+        return sample
+
+    return patient
+
+
+def _standard(scale: Scale) -> tuple[int, int]:
+    """20 routes and 40 words, or what comes nearest."""
+    return (
+        min(scale.routes, key=lambda routes: abs(routes - 20)),
+        min(scale.words, key=lambda words: abs(words - 40)),
+    )

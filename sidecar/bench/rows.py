@@ -1,0 +1,127 @@
+"""What was measured, as rows of a table and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from rich.table import Table
+
+from sidecar.bench.measuring import Measured, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement.
+
+    Args:
+        group: rows of a group stand together.
+        offered: calls a second that were sent; None for callers that wait for each answer.
+        concurrency: callers; None where calls came by `offered`.
+        message_bytes: of a request.
+        p50_ms, p95_ms, p99_ms, max_ms: of the calls; nan if none was made.
+        per_second: calls that were answered.
+        by_model: share that the routing model answered within the budget.
+        sources: share of the calls by source of the decision.
+        note: what else the row says, or why there is nothing in it.
+    """
+
+    group: str
+    name: str
+    calls: int = 0
+    offered: float | None = None
+    concurrency: int | None = None
+    message_bytes: int = 0
+    p50_ms: float = math.nan
+    p95_ms: float = math.nan
+    p99_ms: float = math.nan
+    max_ms: float = math.nan
+    per_second: float = math.nan
+    by_model: float = math.nan
+    sources: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        """Without numbers that are none: JSON has no nan."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if not (isinstance(value, float) and math.isnan(value))
+        }
+
+
+def row(
+    group: str,
+    name: str,
+    measured: Measured,
+    *,
+    message_bytes: int,
+    offered: float | None = None,
+    concurrency: int | None = None,
+    note: str = "",
+) -> Row:
+    """The row of what was measured."""
+    samples = measured.samples
+    times = sorted(sample.seconds * 1000 for sample in samples)
+    return Row(
+        group,
+        name,
+        len(samples),
+        offered,
+        concurrency,
+        message_bytes,
+        percentile(times, 50),
+        percentile(times, 95),
+        percentile(times, 99),
+        times[-1] if times else math.nan,
+        len(samples) / measured.seconds if measured.seconds else math.nan,
+        sum(sample.by_model for sample in samples) / max(len(samples), 1),
+        shares(samples),
+        note,
+    )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The smallest value that `percent` of all do not exceed; nan of none."""
+    if not ordered:
+        return math.nan
+    return ordered[max(math.ceil(percent / 100 * len(ordered)) - 1, 0)]
+
+
+def shares(samples: Sequence[Sample]) -> dict[str, float]:
+    """Share of each source, the most frequent first."""
+    counted = Counter(sample.source for sample in samples)
+    return {source: number / len(samples) for source, number in counted.most_common()}
+
+
+def table(group: str, rows: Sequence[Row]) -> Table:
+    """The rows of one group."""
+    made = Table(title=group, title_justify="left", header_style="bold", box=None)
+    made.add_column("what", overflow="fold")
+    for name in ("load", "bytes", "calls", "p50 ms", "p95", "p99", "per s", "model"):
+        made.add_column(name, justify="right")
+    made.add_column("by source", overflow="fold")
+    for each in rows:
+        load = f"{each.offered:.1f}/s" if each.offered is not None else ""
+        if each.concurrency is not None:
+            load = f"{each.concurrency} at once"
+        sources = ", ".join(f"{name} {share:.0%}" for name, share in each.sources.items())
+        made.add_row(
+            each.name,
+            load,
+            str(each.message_bytes or ""),
+            str(each.calls or ""),
+            *(_number(value) for value in (each.p50_ms, each.p95_ms, each.p99_ms)),
+            _number(each.per_second),
+            "" if math.isnan(each.by_model) else f"{each.by_model:.0%}",
+            "; ".join(part for part in (sources, each.note) if part),
+        )
+    return made
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"

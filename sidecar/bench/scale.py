@@ -1,0 +1,33 @@
+"""How much is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FULL_BUDGET_WORDS = 400
+"""Words that no CPU's conversation budget has room for: cut to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes of a run.
+
+    Args:
+        samples: calls of a row with one caller at a time.
+        seconds: of a row by rate.
+        fast_calls: calls of a row that does not ask the model.
+        routes, words: the matrix.
+        many: policies of the Zipf row.
+    """
+
+    samples: int
+    seconds: float
+    fast_calls: int
+    routes: tuple[int, ...]
+    words: tuple[int, ...]
+    many: int
+
+
+FULL = Scale(100, 30, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)
+QUICK = Scale(6, 4, 500, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 24)
+TINY = Scale(1, 0.5, 20, (6,), (15,), 3)

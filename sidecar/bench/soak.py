@@ -1,0 +1,219 @@
+"""Steady calls while faults come and go, and what became of the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidecar.bench import traffic
+from sidecar.bench.faults import FAULTS, World
+from sidecar.bench.measuring import Sample, numbers
+from sidecar.bench.own import Routes
+from sidecar.bench.rows import shares
+
+_RECOVERY_S = 60.0
+_POLL_S = 0.02
+_WORDS = 15
+_ENOUGH = 60
+"""Measurements of memory, a second apart, from which a slope is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call of the steady load, begun at `begun` (`time.perf_counter()`)."""
+
+    begun: float
+    sample: Sample
+
+    @property
+    def decided(self) -> bool:
+        """By the model or by the cache: what there is without a fault."""
+        return self.sample.by_model or self.sample.source == "cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One fault.
+
+    Args:
+        calls: begun from the fault's beginning until the model decided again.
+        recovery_s: from the fault's end until the first call that the model decided was answered;
+            None if none was within a minute.
+    """
+
+    fault: str
+    calls: Sequence[Called]
+    recovery_s: float | None
+
+    @property
+    def failed(self) -> int:
+        return failed(self.calls)
+
+    @property
+    def slowest_ms(self) -> float:
+        return max((each.sample.seconds for each in self.calls), default=0.0) * 1000
+
+
+def failed(calls: Sequence[Called]) -> int:
+    """Calls without an answer."""
+    return sum(each.sample.source.startswith("failed") for each in calls)
+
+
+@dataclass(slots=True)
+class Soaked:
+    """What a run found.
+
+    Args:
+        memory: seconds since the start and resident bytes of the sidecar.
+    """
+
+    calls: list[Called] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+
+    def between(self) -> list[Called]:
+        """Calls outside every window."""
+        within = {id(each) for window in self.windows for each in window.calls}
+        return [each for each in self.calls if id(each) not in within]
+
+    def sources(self) -> dict[str, float]:
+        return shares([each.sample for each in self.calls])
+
+    def bytes_per_hour(self) -> float | None:
+        """Slope of the sidecar's memory over the second half of the run, in which caches have
+        filled, by least squares; None for a run too short to tell."""
+        points = self.memory[len(self.memory) // 2 :]
+        if len(points) < _ENOUGH:
+            return None
+        mean_t = sum(t for t, _ in points) / len(points)
+        mean_m = sum(m for _, m in points) / len(points)
+        over = sum((t - mean_t) * (m - mean_m) for t, m in points)
+        return over / sum((t - mean_t) ** 2 for t, _ in points) * 3600
+
+
+class Load:
+    """Calls at random, `rate` a second, each with another conversation, until it is stopped."""
+
+    def __init__(self, routes: Routes, rate: float, calls: list[Called]) -> None:
+        self._routes = routes
+        self._rate = rate
+        self._calls = calls
+        self._running: set[asyncio.Task[None]] = set()
+        self._drawn = random.Random(0)  # noqa: S311 -- not a secret
+
+    async def run(self) -> None:
+        while True:
+            task = asyncio.create_task(self._one())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            await asyncio.sleep(self._drawn.expovariate(self._rate))
+
+    async def finish(self) -> None:
+        await asyncio.gather(*self._running)
+
+    async def _one(self) -> None:
+        begun = time.perf_counter()
+        sample = await self._routes.route(traffic.request(next(numbers), _WORDS, "default"))
+        self._calls.append(Called(begun, sample))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long a run is and what it does.
+
+    Args:
+        seconds: of the whole; every fault comes at least once.
+        every_s: between the beginnings of two faults.
+        hold_s: of a fault.
+        rate: calls a second.
+        faults: by name.
+    """
+
+    seconds: float
+    every_s: float
+    hold_s: float
+    rate: float
+    faults: Sequence[str] = tuple(FAULTS)
+
+
+async def soak(
+    world: World, routes: Routes, plan: Plan, tell: Callable[[str], None] = lambda line: None
+) -> Soaked:
+    """Runs `plan`; `tell` gets a line for each fault."""
+    found = Soaked()
+    load = Load(routes, plan.rate, found.calls)
+    steady = asyncio.create_task(load.run())
+    watching = asyncio.create_task(_watch_memory(world.sidecar_pid, found.memory))
+    started = time.perf_counter()
+    try:
+        for number in range(10**9):
+            if number >= len(plan.faults) and time.perf_counter() - started > plan.seconds:
+                break
+            name = plan.faults[number % len(plan.faults)]
+            begun = time.perf_counter()
+            window = await _window(name, world, plan.hold_s, found.calls)
+            found.windows.append(window)
+            tell(_line(window))
+            await asyncio.sleep(max(begun + plan.every_s - time.perf_counter(), 0))
+    finally:
+        await _end(steady, watching)
+    await load.finish()
+    return found
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _window(name: str, world: World, hold_s: float, calls: list[Called]) -> Window:
+    begun = time.perf_counter()
+    async with FAULTS[name](world):
+        await asyncio.sleep(hold_s)
+    ended = time.perf_counter()
+    recovered = await _first(lambda: _decided_after(calls, ended))
+    until = recovered if recovered is not None else time.perf_counter()
+    during = [each for each in calls if begun <= each.begun <= until]
+    return Window(name, during, None if recovered is None else recovered - ended)
+
+
+def _decided_after(calls: Sequence[Called], moment: float) -> float | None:
+    """When the first call begun after `moment` that the model decided was answered."""
+    for each in calls:
+        if each.begun >= moment and each.decided:
+            return each.begun + each.sample.seconds
+    return None
+
+
+async def _first(look: Callable[[], float | None]) -> float | None:
+    end = time.perf_counter() + _RECOVERY_S
+    while True:
+        found = look()
+        if found is not None or time.perf_counter() > end:
+            return found
+        await asyncio.sleep(_POLL_S)
+
+
+async def _watch_memory(pid: int, memory: list[tuple[float, int]], every_s: float = 1.0) -> None:
+    started = time.perf_counter()
+    while True:
+        memory.append((time.perf_counter() - started, _resident_bytes(pid)))
+        await asyncio.sleep(every_s)
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = Path("/proc", str(pid), "statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _line(window: Window) -> str:
+    back = "not within a minute" if window.recovery_s is None else f"{window.recovery_s:.1f} s"
+    return f"{window.fault}: {len(window.calls)} calls, {window.failed} failed, back after {back}"

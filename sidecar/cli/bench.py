@@ -1,0 +1,359 @@
+"""`sidecar bench`: how fast, on this machine, in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import aiohttp
+import click
+from rich.console import Console
+
+from sidecar import __version__
+from sidecar.app import build_routing
+from sidecar.bench import others, own, traffic
+from sidecar.bench.rows import Row, table
+from sidecar.bench.scale import FULL, QUICK, TINY, Scale
+from sidecar.cli.failures import Failure
+from sidecar.cli.stack import LocalStack, running
+from sidecar.cli.steps import Steps
+from sidecar.cli.up import chosen_engine
+from sidecar.config import Settings, load_settings
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.model import CompiledPrompt
+from sidecar.engines import EngineInfo
+from sidecar.inference.triton import TritonModel, TritonTarget
+from sidecar.local import (
+    ChildProcess,
+    LocalError,
+    TritonServer,
+    cache_dir,
+    data_file,
+    free_ports,
+)
+from sidecar.local.process import children
+from sidecar.observability.logging import LogOptions, configure_logging
+from sidecar.policies import load_policies
+
+GROUPS = ("matrix", "share", "batch", "alone", "load", "large", "many", "echo", "llama")
+
+_SCALES = {"quick": QUICK, "full": FULL, "tiny": TINY}
+_BUSY_LOAD = 0.5
+"""Of the last minute's load average for a core, above which times say little."""
+
+_LLAMA_START_S = 60
+_WIDTH = 150
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the run needs and what it found.
+
+    Args:
+        folder: for policies, sockets and logs.
+    """
+
+    engine: EngineInfo
+    scale: Scale
+    groups: tuple[str, ...]
+    folder: Path
+    settings: Settings
+    console: Console
+    rows: list[Row] = field(default_factory=list)
+    prompts: dict[int, CompiledPrompt] = field(default_factory=dict)
+    capacity: float = 0.0
+    alone: float = math.nan
+
+    def found(self, capacity: float) -> None:
+        self.capacity = capacity
+
+    def show(self, rows: list[Row]) -> None:
+        self.rows += rows
+        if rows:
+            self.console.print(table(rows[0].group, rows), "")
+
+    async def take(self, rows: AsyncIterator[Row]) -> None:
+        self.show([each async for each in rows])
+
+
+@click.command("bench")
+@click.option("--quick", "size", flag_value="quick", help="A minute or two: few calls of each.")
+@click.option("--full", "size", flag_value="full", default="full", help="An hour: the default.")
+@click.option("--tiny", "size", flag_value="tiny", hidden=True)
+@click.option(
+    "--only",
+    "groups",
+    type=click.Choice(GROUPS),
+    multiple=True,
+    help="Measure this alone; may be given more than once.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Engine that `sidecar model build` made; without it the model that comes along.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all that was measured there.",
+)
+def bench(size: str, groups: tuple[str, ...], model: Path | None, json_path: Path | None) -> None:
+    """Measure a sidecar, its routing model and what they are compared with.
+
+    Everything runs on this machine and shares its cores, the callers too. Run it on an otherwise
+    idle one.
+    """
+    configure_logging(LogOptions("error", "auto", False))
+    console, steps = wide_console(), Steps()
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if busy > _BUSY_LOAD:
+        click.echo(f"This machine is busy (load {busy:.1f} per core): times say little.", err=True)
+    engine = chosen_engine(model, load_settings(environ={}), steps)
+    with _folder() as folder:
+        made = _bench(engine, _SCALES[size], groups or GROUPS, folder, console)
+        started = time.monotonic()
+        with running(LocalStack(engine, made.settings, quiet=True, steps=steps)) as stack:
+            took = time.monotonic() - started
+            _measure(made, stack)
+            made.show(_memory(stack, took))
+    made.console.print(_about(made, size))
+    if json_path is not None:
+        json_path.write_text(json.dumps(_document(made, size, busy), indent=2) + "\n")
+
+
+def wide_console() -> Console:
+    """Wide enough for the tables where it is not a screen."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    runs = cache_dir() / "run"
+    runs.mkdir(exist_ok=True)
+    # The name tells the next start whose it was, should this process be killed.
+    folder = Path(tempfile.mkdtemp(prefix=f"bench-{os.getpid()}-", dir=runs))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bench(
+    engine: EngineInfo, scale: Scale, groups: tuple[str, ...], folder: Path, console: Console
+) -> Bench:
+    policies = folder / "policies"
+    policies.mkdir()
+    many = scale.many if "many" in groups else 0
+    for number, content in enumerate(traffic.policy_files(scale.routes, many)):
+        (policies / f"{number}.yaml").write_text(content)
+    (port,) = free_ports(1)
+    settings = load_settings(
+        flags={
+            "server": {
+                "grpc_address": f"127.0.0.1:{port}",
+                "uds_path": folder / "sidecar.sock",
+                "http_address": "",
+            },
+            "policies": {"paths": (policies,)},
+            "routing_model": {"directory": engine.path},
+        },
+        environ={},
+    )
+    return Bench(engine, scale, groups, folder, settings, console)
+
+
+def _measure(made: Bench, stack: LocalStack) -> None:
+    made.prompts = _prompts(made)
+    routes = min(made.scale.routes, key=lambda count: abs(count - 20))
+    prompt = made.prompts[routes]
+    words = min(made.scale.words, key=lambda count: abs(count - 40))
+    with ExitStack() as servers:
+        # Started from the main thread, whose end is theirs.
+        echoes = servers.enter_context(_echoes(made)) if "echo" in made.groups else None
+        asyncio.run(_of_sidecar(made, stack, prompt, words))
+        if echoes is not None:
+            tokens = len(prompt.prefix_ids) + 60
+            message = traffic.request(1, words, "routes-20").SerializeToString()
+            asyncio.run(made.take(others.grpc_echo(echoes[0], message, made.scale)))
+            asyncio.run(made.take(others.triton_echo(echoes[1], tokens, made.scale)))
+    if "llama" in made.groups:
+        _llama(made, prompt, words)
+
+
+async def _of_sidecar(made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int) -> None:
+    socket = f"unix:{made.settings.server.uds_path}"
+    async with own.calling(stack.address) as tcp, own.calling(socket) as uds:
+        subject = own.Subject(tcp, uds, made.scale)
+        groups: dict[str, Callable[[], AsyncIterator[Row]]] = {
+            "matrix": lambda: own.matrix(subject),
+            "share": lambda: own.own_share(subject),
+            "batch": lambda: own.batch_and_stream(subject),
+            "alone": lambda: _alone(made, stack, prompt, words),
+            "load": lambda: own.capacity(subject, made.found, made.alone),
+            "large": lambda: own.large_messages(subject, socket),
+            "many": lambda: own.many_policies(subject, _prefix_bytes(made)),
+        }
+        for name, rows in groups.items():
+            if name in made.groups:
+                await made.take(rows())
+        if made.capacity:
+            await made.take(own.load(subject, made.capacity))
+
+
+async def _alone(
+    made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int
+) -> AsyncIterator[Row]:
+    facts = made.engine.router
+    model = TritonModel(
+        TritonTarget(
+            stack.triton.grpc_address,
+            made.settings.triton.model,
+            facts.end_id,
+            facts.pad_id,
+            facts.vocab_size,
+        )
+    )
+    rates: list[float] = []
+    try:
+        async for each in others.model_alone(model, prompt, words, made.scale, rates):
+            yield each
+    finally:
+        await model.close()
+    made.alone = max(rates)
+
+
+def _prefix_bytes(made: Bench) -> int:
+    """Of the keys and values of a policy of six routes, in float32."""
+    shape = made.engine.router.architecture
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
+    return per_token * len(made.prompts[min(made.prompts)].prefix_ids)
+
+
+def _prompts(made: Bench) -> dict[int, CompiledPrompt]:
+    """By number of routes, compiled as the sidecar does."""
+    registry = build_routing(made.settings, _NoSink()).registry
+    loaded = load_policies(made.settings.policies.paths)
+    records = {record.policy.name: record for record in loaded.records.values()}
+    prompts: dict[int, CompiledPrompt] = {}
+    for count in made.scale.routes:
+        prompt = registry.compile_record(records[f"routes-{count}"], loaded.catalog).prompt
+        assert prompt is not None, "it has routes"
+        prompts[count] = prompt
+    return prompts
+
+
+@contextmanager
+def _echoes(made: Bench) -> Iterator[tuple[str, str]]:
+    """Addresses of a gRPC server and of a Triton that do nothing."""
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    command = [sys.executable, "-m", "sidecar.bench.echo_server", address]
+    server = ChildProcess(command, dict(os.environ), made.folder / "echo.log")
+    try:
+        with TritonServer(others.ECHO_REPOSITORY, exit_timeout_s=1) as triton:
+            yield address, triton.grpc_address
+    finally:
+        server.kill()
+
+
+def _llama(made: Bench, prompt: CompiledPrompt, words: int) -> None:
+    group = "llama.cpp's server"
+    if find_spec("xllamacpp") is None:
+        why = "not measured: pip install -r requirements/bench.txt"
+        made.show([Row(group, "xllamacpp is not installed", note=why)])
+        return
+    try:
+        weights = data_file("smollm2.gguf")
+    except LocalError as error:
+        made.show([Row(group, "no weights", note=str(error))])
+        return
+    log = made.folder / "llama.log"
+    command = [sys.executable, "-m", "sidecar.bench.llama_server", str(weights)]
+    server = ChildProcess(command, dict(os.environ), log)
+    try:
+        address = _llama_address(server, log)
+        asyncio.run(made.take(others.llama(address, prompt, words, made.scale)))
+    except (TimeoutError, aiohttp.ClientError) as error:
+        # What was measured before is worth more than this comparison.
+        made.show([Row(group, "no answer", note=type(error).__name__)])
+    finally:
+        server.kill()
+
+
+def _llama_address(server: ChildProcess, log: Path) -> str:
+    end = time.monotonic() + _LLAMA_START_S
+    while time.monotonic() < end and server.exit_code() is None:
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("http://"):
+                return line
+        time.sleep(0.1)
+    raise Failure(f"llama.cpp's server did not start:\n{server.last_lines(10)}")
+
+
+def _memory(stack: LocalStack, took_s: float) -> list[Row]:
+    group = "Memory and start"
+    models = list(children(stack.triton.pid))
+    return [
+        Row(group, "Triton and sidecar until the first policy is warm", note=f"{took_s:.1f} s"),
+        others.memory_row("sidecar", [stack.sidecar_pid]),
+        others.memory_row("Triton, without its models", [stack.triton.pid]),
+        others.memory_row("the model's process", models),
+    ]
+
+
+def _machine() -> dict[str, object]:
+    names = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    flags = Path("/proc/cpuinfo").read_text()
+    return {
+        "cpu": ", ".join(sorted(names)) or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "amx": "amx_tile" in flags,
+        "avx512": "avx512f" in flags,
+    }
+
+
+def _about(made: Bench, size: str) -> str:
+    machine = _machine()
+    extensions = "AMX" if machine["amx"] else "AVX-512" if machine["avx512"] else "no AMX"
+    return (
+        f"{made.engine.router.build_id}, {machine['cores']} cores of {machine['cpu']} "
+        f"({extensions}), size {size}. `model`: share of the calls that the routing model answered "
+        "within the budget."
+    )
+
+
+def _document(made: Bench, size: str, busy: float) -> dict[str, object]:
+    return {
+        "version": __version__,
+        "size": size,
+        "scale": asdict(made.scale),
+        "machine": _machine() | {"load_per_core_before": round(busy, 2)},
+        "routing_model": made.engine.router.build_id,
+        "capacity_per_second": made.capacity,
+        "rows": [each.as_json() for each in made.rows],
+    }
+
+
+class _NoSink:
+    """Nothing is decided here."""
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        pass

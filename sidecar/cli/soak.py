@@ -1,0 +1,243 @@
+"""`sidecar soak`: faults, one after another, under steady calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from sidecar.bench import own, traffic
+from sidecar.bench.faults import FAULTS, World
+from sidecar.bench.faulty_proxy import FaultyProxy
+from sidecar.bench.measuring import closed_loop
+from sidecar.bench.rows import shares
+from sidecar.bench.soak import Plan, Soaked, failed
+from sidecar.bench.soak import soak as run_soak
+from sidecar.cli.bench import wide_console
+from sidecar.cli.stack import LocalStack, running
+from sidecar.cli.steps import Steps
+from sidecar.cli.up import chosen_engine
+from sidecar.config import Settings, load_settings
+from sidecar.local import cache_dir, free_ports
+from sidecar.observability.logging import LogOptions, configure_logging
+
+_RATE_SECONDS = 5.0
+_RATE_SHARE = 0.5
+
+
+@dataclass(slots=True)
+class _Proxy:
+    """Made when Triton's address is known."""
+
+    running: list[FaultyProxy] = field(default_factory=list)
+
+    def between(self, address: str) -> str:
+        (port,) = free_ports(1)
+        proxy = FaultyProxy(f"127.0.0.1:{port}", address)
+        proxy.start()
+        self.running.append(proxy)
+        return proxy.address
+
+    def stop(self) -> None:
+        for proxy in self.running:
+            proxy.stop()
+
+
+@click.command("soak")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0), default=3.0, show_default=True, metavar="N"
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between the beginnings of two faults.",
+)
+@click.option(
+    "--hold",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of each fault.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1),
+    metavar="N",
+    help="Calls a second; without it half of what the model decides here, measured first.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    type=click.Choice(tuple(FAULTS)),
+    multiple=True,
+    help="This fault alone; may be given more than once.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Engine that `sidecar model build` made; without it the model that comes along.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what was found there.",
+)
+def soak(
+    minutes: float,
+    every: float,
+    hold: float,
+    rate: float | None,
+    faults: tuple[str, ...],
+    model: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Break what can break while calls come steadily.
+
+    Exit status: 0 if every call was answered, 1 if one was not.
+    """
+    configure_logging(LogOptions("error", "auto", False))
+    console, steps = wide_console(), Steps()
+    engine = chosen_engine(model, load_settings(environ={}), steps)
+    runs = cache_dir() / "run"
+    runs.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="soak-", dir=runs))
+    proxy = _Proxy()
+    try:
+        settings = _settings(folder)
+        made = LocalStack(engine, settings, quiet=True, steps=steps, between=proxy.between)
+        with running(made) as stack:
+            world = World(stack.triton, proxy.running[0], stack.address, stack.sidecar_pid)
+            wanted = _Wanted(minutes * 60, every, hold, rate, faults or tuple(FAULTS))
+            found = asyncio.run(_soak(world, wanted))
+    finally:
+        proxy.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    console.print(_table(found), _summary(found))
+    if json_path is not None:
+        json_path.write_text(json.dumps(_document(found), indent=2) + "\n")
+    sys.exit(1 if failed(found.calls) else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    seconds: float
+    every_s: float
+    hold_s: float
+    rate: float | None
+    faults: Sequence[str]
+
+
+def _settings(folder: Path) -> Settings:
+    policies = folder / "policies"
+    policies.mkdir()
+    for number, content in enumerate(traffic.policy_files((6,), 0)):
+        (policies / f"{number}.yaml").write_text(content)
+    (port,) = free_ports(1)
+    return load_settings(
+        flags={
+            "server": {"grpc_address": f"127.0.0.1:{port}", "http_address": ""},
+            "policies": {"paths": (policies,)},
+        },
+        environ={},
+    )
+
+
+async def _soak(world: World, wanted: _Wanted) -> Soaked:
+    async with own.calling(world.sidecar) as routes:
+        rate = wanted.rate or await _half_of_what_is_possible(routes)
+        click.echo(f"{rate:.1f} calls a second", err=True)
+        plan = Plan(wanted.seconds, wanted.every_s, wanted.hold_s, rate, wanted.faults)
+        return await run_soak(world, routes, plan, lambda line: click.echo(f"  {line}", err=True))
+
+
+async def _half_of_what_is_possible(routes: own.Routes) -> float:
+    call = own.asking(routes, "default", 15)
+    measured = await closed_loop(call, 2, seconds=_RATE_SECONDS)
+    decided = sum(each.by_model for each in measured.samples)
+    return max(decided / measured.seconds * _RATE_SHARE, 0.1)
+
+
+def _table(found: Soaked) -> Table:
+    table = Table(title="Faults", title_justify="left", header_style="bold", box=None)
+    table.add_column("fault")
+    for name in ("times", "calls", "failed", "slowest ms", "back after s"):
+        table.add_column(name, justify="right")
+    table.add_column("by source")
+    for fault in dict.fromkeys(window.fault for window in found.windows):
+        windows = [each for each in found.windows if each.fault == fault]
+        calls = [call for window in windows for call in window.calls]
+        back = [each.recovery_s for each in windows]
+        slowest_back = max((each for each in back if each is not None), default=None)
+        lost = "never" if None in back else f"{slowest_back or 0:.1f}"
+        table.add_row(
+            fault,
+            str(len(windows)),
+            str(len(calls)),
+            str(failed(calls)),
+            f"{max(each.slowest_ms for each in windows):,.0f}",
+            lost,
+            _shares_text(shares([each.sample for each in calls])),
+        )
+    return table
+
+
+def _shares_text(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+
+
+def _summary(found: Soaked) -> str:
+    between = found.between()
+    decided = sum(each.decided for each in between)
+    slope = found.bytes_per_hour()
+    growth = "" if slope is None else f", {slope / 2**20:+.1f} MiB an hour over the second half"
+    return (
+        f"\n{len(found.calls)} calls, {failed(found.calls)} failed; "
+        f"{_shares_text(found.sources())}.\n"
+        f"Outside faults: {len(between)} calls, "
+        f"{decided / max(len(between), 1):.1%} by the model or the cache.\n"
+        f"The sidecar's memory: {_mib(found.memory[0][1])} MiB at first, "
+        f"{_mib(found.memory[-1][1])} at last{growth}."
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def _document(found: Soaked) -> dict[str, object]:
+    between = found.between()
+    return {
+        "calls": len(found.calls),
+        "failed": failed(found.calls),
+        "sources": found.sources(),
+        "outside_faults": {
+            "calls": len(between),
+            "decided": sum(each.decided for each in between),
+        },
+        "memory_bytes": [size for _, size in found.memory],
+        "memory_bytes_per_hour": found.bytes_per_hour(),
+        "windows": [
+            {
+                "fault": each.fault,
+                "calls": len(each.calls),
+                "failed": each.failed,
+                "slowest_ms": each.slowest_ms,
+                "recovery_s": each.recovery_s,
+                "sources": shares([call.sample for call in each.calls]),
+            }
+            for each in found.windows
+        ],
+    }

@@ -1,0 +1,1 @@
+"""How measurements are taken and shown; their results are not judged."""

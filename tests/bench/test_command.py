@@ -1,0 +1,59 @@
+"""`sidecar bench` at its smallest, with all real parts. No time is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sidecar.cli.bench import GROUPS, bench
+from sidecar.engines import EngineInfo
+
+
+@pytest.fixture(scope="module")
+def ran(cpu_engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What it printed, and its JSON."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    result = CliRunner().invoke(bench, ["--tiny", "--json", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output, path
+
+
+def test_every_row_states_its_size_and_who_decided(ran: tuple[str, Path]) -> None:
+    rows = json.loads(ran[1].read_text())["rows"]
+    measured = [each for each in rows if each["calls"]]
+
+    assert len(measured) > 15
+    for each in measured:
+        assert each["message_bytes"] > 0, each
+        assert sum(each["sources"].values()) == pytest.approx(1), each
+        assert not any(source.startswith("failed") for source in each["sources"]), each
+
+
+def test_every_group_is_there(ran: tuple[str, Path]) -> None:
+    groups = {each["group"] for each in json.loads(ran[1].read_text())["rows"]}
+
+    assert groups == {
+        "One caller",
+        "The sidecar's own share",
+        "Batch and stream",
+        "The model server alone",
+        "Capacity",
+        "At random, by rate",
+        "Known conversations while others send much",
+        "Many policies",
+        "Echoes",
+        "llama.cpp's server",
+        "Memory and start",
+    }
+    assert len(GROUPS) == 9
+
+
+def test_the_machine_is_named(ran: tuple[str, Path]) -> None:
+    printed, path = ran
+    document = json.loads(path.read_text())
+
+    assert document["machine"]["cores"] >= 1
+    assert document["routing_model"] in printed

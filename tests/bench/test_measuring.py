@@ -1,0 +1,143 @@
+"""Loops, samples, rows: with calls whose times the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+
+import pytest
+
+from sidecar._generated.llmrouter.v1 import decision_pb2
+from sidecar.bench import traffic
+from sidecar.bench.measuring import Measured, Sample, closed_loop, open_loop, sample_of
+from sidecar.bench.others import conversation
+from sidecar.bench.rows import percentile, row, table
+from sidecar.policies.yaml_source import MAX_BYTES
+
+
+class Server:
+    """Counts who is being served."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.calls: list[int] = []
+        self.running = 0
+        self.most = 0
+
+    async def __call__(self, number: int) -> Sample:
+        self.calls.append(number)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(self.seconds)
+        self.running -= 1
+        return Sample(self.seconds, "model", by_model=True)
+
+
+async def test_a_closed_loop_keeps_its_concurrency_and_makes_its_calls() -> None:
+    server = Server(0.001)
+    measured = await closed_loop(server, 3, 10)
+
+    assert (server.most, len(measured.samples)) == (3, 10)
+    assert len(set(server.calls)) == 10
+
+
+async def test_a_closed_loop_by_time_ends() -> None:
+    measured = await closed_loop(Server(0.001), 2, seconds=0.02)
+
+    assert measured.samples
+    assert measured.seconds >= 0.02
+
+
+async def test_an_open_loop_does_not_wait_for_answers() -> None:
+    server = Server(0.3)
+    measured = await open_loop(server, rate=200, seconds=0.2)
+
+    assert server.most > 10
+    assert len(measured.samples) == len(server.calls)
+
+
+async def test_an_open_loop_counts_from_when_a_call_was_due() -> None:
+    async def busy(number: int) -> Sample:
+        # Holds the loop, so that the calls behind it begin late.
+        time.sleep(0.02)  # noqa: ASYNC251
+        return Sample(0.0, "model")
+
+    measured = await open_loop(busy, rate=200, seconds=0.1)
+
+    assert max(each.seconds for each in measured.samples) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "label", "by_model"),
+    [
+        ("MODEL", "MATCHED", "model", True),
+        ("CACHE", "MATCHED", "cache", False),
+        ("FALLBACK", "NO_MATCH", "fallback:no_match", True),
+        ("FALLBACK", "OVERLOADED", "fallback:overloaded", False),
+        ("FALLBACK", "DEADLINE_EXCEEDED", "fallback:deadline_exceeded", False),
+    ],
+)
+def test_a_sample_says_whether_the_model_answered(
+    source: str, reason: str, label: str, by_model: bool
+) -> None:
+    decision = decision_pb2.Decision(
+        source=decision_pb2.DecisionSource.Value(f"DECISION_SOURCE_{source}"),
+        reason=decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason}"),
+    )
+    step = decision.steps.add(step="model")
+    step.duration.FromNanoseconds(1_500_000)
+
+    assert sample_of(decision, 0.5) == Sample(0.5, label, by_model, 0.0015)
+
+
+@pytest.mark.parametrize(
+    ("percent", "value"), [(50, 50.0), (95, 95.0), (99, 99.0), (100, 100.0), (0, 1.0)]
+)
+def test_percentiles_are_values_that_were_measured(percent: float, value: float) -> None:
+    assert percentile([float(n) for n in range(1, 101)], percent) == value
+
+
+def test_a_row_has_size_load_and_share_of_every_source() -> None:
+    samples = [Sample(n / 1000, "model", by_model=True) for n in range(1, 4)]
+    samples.append(Sample(0.01, "fallback:overloaded"))
+    made = row("g", "n", Measured(samples, 2.0), message_bytes=120, offered=2.0)
+
+    assert (made.p50_ms, made.max_ms, made.per_second, made.by_model) == (2.0, 10.0, 2.0, 0.75)
+    assert made.sources == {"model": 0.75, "fallback:overloaded": 0.25}
+    assert json.loads(json.dumps(made.as_json()))["message_bytes"] == 120
+    assert table("g", [made]).row_count == 1
+
+
+def test_a_row_without_calls_has_no_numbers() -> None:
+    made = row("g", "n", Measured(), message_bytes=0)
+
+    assert math.isnan(made.p50_ms)
+    assert "p50_ms" not in made.as_json()
+
+
+@pytest.mark.parametrize("words", [15, 40, 200])
+def test_conversations_have_their_words_and_are_never_the_same(words: int) -> None:
+    requests = [traffic.request(number, words, "p") for number in range(50)]
+    texts = ["\n".join(m.parts[0].text for m in each.messages) for each in requests]
+
+    assert len(set(texts)) == 50
+    assert {len(text.split()) for text in texts} == {words + 1}
+    assert [m.text for m in conversation(7, words).messages] == texts[7].split("\n")
+
+
+def test_policy_files_can_be_read_however_many_there_are() -> None:
+    files = traffic.policy_files((6, 20, 40), 2000)
+
+    assert max(map(len, files)) < MAX_BYTES
+    assert sum(content.count('"Policy"') for content in files) == 2004
+
+
+def test_zipf_asks_for_the_first_most_and_for_many_at_least_once() -> None:
+    drawn = traffic.zipf(100, 5000)
+    counts = [drawn.count(number) for number in range(100)]
+
+    assert counts[0] == max(counts)
+    assert counts[0] > 3 * counts[9] > 0
+    assert sum(count > 0 for count in counts) > 80

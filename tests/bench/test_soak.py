@@ -1,0 +1,62 @@
+"""`sidecar soak` at its smallest, with a real Triton: every call is answered whatever breaks.
+
+Triton killed and frozen is left to tests/integration/test_outages.py, which judges more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sidecar.bench.faults import FAULTS
+from sidecar.bench.measuring import Sample
+from sidecar.bench.soak import Called, Soaked, Window
+from sidecar.cli.soak import soak
+from sidecar.engines import EngineInfo
+
+FAST = sorted(set(FAULTS) - {"Triton killed", "Triton frozen"})
+
+
+def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    given = [part for name in FAST for part in ("--fault", name)]
+    result = CliRunner().invoke(
+        soak,
+        ["--minutes=0", "--every=1", "--hold=0.7", "--rate=3", "--json", str(path), *given],
+        catch_exceptions=False,
+    )
+    found = json.loads(path.read_text())
+
+    assert result.exit_code == 0, result.output
+    assert found["failed"] == 0
+    assert [window["fault"] for window in found["windows"]] == FAST
+    assert all(window["recovery_s"] is not None for window in found["windows"])
+    # Whatever breaks is known: nothing falls through to the answer of a defect.
+    assert not any("internal_error" in source for source in found["sources"]), found["sources"]
+
+
+def called(begun: float, source: str = "model", seconds: float = 0.1) -> Called:
+    return Called(begun, Sample(seconds, source, by_model=source == "model"))
+
+
+def test_calls_of_a_fault_are_told_from_those_between() -> None:
+    calls = [called(0), called(1, "fallback:breaker_open"), called(2, "failed:UNAVAILABLE", 0.5)]
+    window = Window("x", calls[1:], 0.3)
+    found = Soaked(calls, [window])
+
+    assert found.between() == calls[:1]
+    assert (window.failed, window.slowest_ms) == (1, 500)
+
+
+@pytest.mark.parametrize(("growth", "slope"), [(0, 0.0), (1000, 3_600_000.0)])
+def test_memory_that_grows_has_a_slope(growth: int, slope: float) -> None:
+    found = Soaked(memory=[(float(s), 10**8 + growth * s) for s in range(200)])
+
+    assert found.bytes_per_hour() == pytest.approx(slope)
+
+
+def test_a_short_run_tells_no_slope() -> None:
+    assert Soaked(memory=[(0.0, 1), (1.0, 2)]).bytes_per_hour() is None
