@@ -100,6 +100,9 @@ class RequestDecider:
             assert isinstance(wanted, Passed), "what was not understood is passed on"
             return self.passing(wanted)
         decision = await self._router.decide(replace(wanted, budget_s=budget_s))
+        if understood.dialect not in decision.model.dialects:
+            # It would refuse the request; where Envoy sends requests without us may not.
+            return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
         splice = self._dialects.splice_model
         writing = self._options.writing
         if large:

@@ -84,6 +84,8 @@ class PassReason(StrEnum):
     """The body did not arrive within its time."""
     UNKNOWN_MODEL = "unknown_model"
     """The client asked for a concrete model that the catalog does not have."""
+    NO_ELIGIBLE_MODEL = "no_eligible_model"
+    """No model of the policy speaks the client's API."""
     UNKNOWN_POLICY = "unknown_policy"
     """The client, or Envoy's route, named a policy that there is not."""
     INTERNAL_ERROR = "internal_error"

@@ -1,0 +1,147 @@
+"""From the request that an LLM client sends to what is done to it, with the real dialects."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from sidecar.core.policy import ApiDialect, Capability, Catalog, Model
+from sidecar.ext_proc.asking import RouteSays
+from sidecar.ext_proc.deciding import RequestDecider
+from sidecar.ext_proc.dialects import LlmDialects
+from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
+from sidecar.routing import DecisionCache, Pins
+from tests.ext_proc.standins import StubRouter
+from tests.routing.test_router import CATALOG, World, a_world
+
+JSON = {"content-type": ("application/json",)}
+
+
+class NotingDialects(LlmDialects):
+    """Says in which threads bodies were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+
+    def read(self, request: HttpRequest) -> Understood | Passed:
+        self.threads.append(threading.get_ident())
+        return super().read(request)
+
+
+def sent(
+    body: Mapping[str, object],
+    path: str = "/v1/chat/completions",
+    headers: Mapping[str, tuple[str, ...]] = JSON,
+    *,
+    compressed: bool = False,
+) -> HttpRequest:
+    data = json.dumps(body).encode()
+    if compressed:
+        data, headers = gzip.compress(data), {**headers, "content-encoding": ("gzip",)}
+    return HttpRequest(HttpHead("POST", path, "gateway", headers), data)
+
+
+def user(text: str) -> dict[str, object]:
+    return {"role": "user", "content": text}
+
+
+CODE: dict[str, object] = {"model": "auto", "messages": [user("write code")]}
+
+
+def decider(router: StubRouter, dialects: LlmDialects | None = None) -> RequestDecider:
+    return RequestDecider(router, router, dialects or LlmDialects(), ExtProcOptions())
+
+
+async def effect(made: RequestDecider, request: HttpRequest) -> Effect:
+    return await made.decide(request, RouteSays(), None)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+async def test_model_is_decided_and_written_into_the_body(compressed: bool) -> None:
+    done = await effect(decider(StubRouter()), sent(CODE, compressed=compressed))
+
+    assert dict(done.headers)["x-llm-cluster"] == "big"
+    assert done.body == json.dumps({**CODE, "model": "coder-1"}).encode()
+    assert ("content-encoding" in done.remove) is compressed
+
+
+@pytest.mark.parametrize(
+    ("request_", "inline"),
+    [
+        (sent(CODE), True),
+        (sent({**CODE, "messages": [user("x" * 100_000)]}), False),
+        # A few kilobytes that may decode to megabytes.
+        (sent(CODE, compressed=True), False),
+    ],
+    ids=["small", "large", "compressed"],
+)
+async def test_what_takes_long_to_read_is_read_in_a_thread(
+    request_: HttpRequest, inline: bool
+) -> None:
+    dialects = NotingDialects()
+    await effect(decider(StubRouter(), dialects), request_)
+
+    assert [thread == threading.get_ident() for thread in dialects.threads] == [inline]
+
+
+async def test_a_model_that_does_not_speak_the_clients_api_is_not_called() -> None:
+    router = StubRouter()
+    openai = frozenset({ApiDialect.OPENAI_CHAT})
+    router.catalog = {
+        "big/coder": Model("big/coder", "coder-1", cluster="big", dialects=openai),
+    }
+
+    done = await effect(decider(router), sent({**CODE, "max_tokens": 9}, "/v1/messages"))
+
+    assert dict(done.headers) == {"x-llm-source": "none", "x-llm-reason": "no_eligible_model"}
+    assert done.body is None
+
+
+def sources(done: Sequence[Effect]) -> list[tuple[str, str]]:
+    return [
+        (headers["x-llm-source"], headers["x-llm-reason"])
+        for headers in (dict(each.headers) for each in done)
+    ]
+
+
+async def test_a_tool_loop_of_an_agent_keeps_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Anthropic agent that changes its instructions and reminders between the calls."""
+    first = {"model": "auto", "system": "Now: 10:00", "messages": [user("fix the bug")]}
+    call = {"type": "tool_use", "id": "t", "name": "ls", "input": {}}
+    reminder = {"type": "text", "text": "<system-reminder>Mind the time.</system-reminder>"}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "travel plans"}
+    then = {
+        "model": "auto",
+        "system": "Now: 10:01",
+        "messages": [
+            user("<system-reminder>Today is Monday.</system-reminder>fix the bug"),
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result, reminder]},
+        ],
+    }
+
+    able = frozenset(Capability)
+    monkeypatch.setitem(CATALOG, "claude", Model("claude", "claude-1", capabilities=able))
+    async with a_world(DecisionCache(0, 60), Pins(10, 60)) as world:
+        made = routed(world)
+        world.model.logits = (8, 1, 1)
+        done = [await effect(made, sent(first, "/v1/messages"))]
+        world.model.logits = (1, 8, 1)
+        done.append(await effect(made, sent(then, "/v1/messages")))
+
+    assert sources(done) == [("model", "matched"), ("pin", "pinned_task")]
+    assert {dict(each.headers)["x-llm-model"] for each in done} == {"claude"}
+
+
+def routed(world: World) -> RequestDecider:
+    class Models:
+        catalog: Catalog = world.registry.catalog
+
+    return RequestDecider(world.router, Models(), LlmDialects(), ExtProcOptions())
