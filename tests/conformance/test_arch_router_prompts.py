@@ -23,7 +23,7 @@ from tests.conformance.arch_router import (
     policy_in,
 )
 from tests.prompts.samples import CODING, THREE_TURNS, policy_of
-from tests.prompts.vocabularies import qwen
+from tests.prompts.vocabularies import qwen, qwen_as_servers_use_it
 
 LAYOUTS = {"arch_router_v1": ARCHGW_V1, "hf_model_card": MODEL_CARD}
 
@@ -31,6 +31,8 @@ OUT_OF_SCOPE = {
     "plano_orchestrator_v1": "the prompt of another family of models (Plano-Orchestrator, which "
     "answers with a list), not of Arch-Router",
 }
+
+IM_START = 151_644
 
 PROMPT_CASES = load("prompt_cases.json")
 
@@ -54,6 +56,26 @@ def test_prompt_is_upstreams_byte_for_byte(case: Case) -> None:
     text = whole_text(upstream, policy_in(case), conversation_in(case))
 
     assert text == chat(case["expected_prompt"])
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in PROMPT_CASES if case["prompt_version"] in LAYOUTS], ids=case_id
+)
+def test_input_ids_are_those_of_the_chat_template(case: Case) -> None:
+    """The model server of upstream tokenizes the chat as one text, in which it finds the special
+    tokens; here the parts are tokenized by themselves and put together."""
+    upstream = ArchRouterFormat(
+        name="case",
+        layout=LAYOUTS[case["prompt_version"]],
+        upstream_limit=case["max_token_length"] or UPSTREAM_TOKEN_LIMIT,
+    )
+    prompt = upstream.compile(policy_in(case), qwen(), 8192).render(conversation_in(case))
+
+    whole = qwen_as_servers_use_it().encode(chat(case["expected_prompt"]), add_special_tokens=False)
+
+    assert [*prompt.prefix_ids, *prompt.suffix_ids] == whole.ids
+    assert whole.ids[:3] == [IM_START, *qwen().encode("system\n")]
+    assert whole.ids.count(IM_START) == 3
 
 
 def test_every_prompt_case_is_run_or_out_of_scope_with_a_reason() -> None:

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from sidecar.engines.gguf_tokenizer import tokenizer_from_gguf
 from sidecar.engines.sources import open_source
 from sidecar.inference.tokenizer import HfTokenizer
@@ -39,6 +41,13 @@ def smollm2() -> HfTokenizer:
 def qwen() -> HfTokenizer:
     """The tokenizer of Qwen2.5, which Arch-Router uses."""
     return _kept("qwen2.5", qwen_tokenizer_json)
+
+
+@cache
+def qwen_as_servers_use_it() -> tokenizers.Tokenizer:
+    """The same, as model servers use it: the spelling of a special token is that token."""
+    qwen()  # makes the file
+    return tokenizers.Tokenizer.from_file(str(_path("qwen2.5")))
 
 
 def qwen_tokenizer_json() -> Mapping[str, Any]:
@@ -94,8 +103,7 @@ def _byte_letters() -> dict[int, str]:
 
 def _kept(name: str, make: Callable[[], Mapping[str, Any]]) -> HfTokenizer:
     """Making one takes seconds, so it stays in the cache folder until this file changes."""
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    path = cache_dir() / "tests" / f"{name}-{version}.json"
+    path = _path(name)
     with exclusive(path.name):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -103,3 +111,8 @@ def _kept(name: str, make: Callable[[], Mapping[str, Any]]) -> HfTokenizer:
             part.write_text(json.dumps(make()), encoding="utf-8")
             part.rename(path)
     return HfTokenizer(path)
+
+
+def _path(name: str) -> Path:
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    return cache_dir() / "tests" / f"{name}-{version}.json"
