@@ -29,6 +29,7 @@ class Filter:
     message_timeout_s: float = 5.0
     max_message_timeout_s: float = 0.0
     buffer_bytes: int = 16 * 1024 * 1024
+    idle_timeout_s: float = 60.0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def _listener(port: int, ext_proc: Filter, default: str, log: Path) -> dict[str,
             {"name": "router", "typed_config": {"@type": f"{_HTTP_FILTERS}.router.v3.Router"}},
         ],
         "http_protocol_options": {"enable_trailers": True},
+        "stream_idle_timeout": f"{ext_proc.idle_timeout_s}s",
         "route_config": {"virtual_hosts": [_routes(default)]},
         "access_log": [_access_log(log)],
     }

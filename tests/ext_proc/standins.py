@@ -43,6 +43,7 @@ class StubRouter:
         self.requests: list[RoutingRequest] = []
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
+        self.delay_s = 0.0
         self.error: Exception | None = None
         self.catalog = CATALOG
         self.choose: Callable[[RoutingRequest], str] = coder_for_code
@@ -51,9 +52,9 @@ class StubRouter:
         self.requests.append(request)
         if self.error:
             raise self.error
-        if self.gate is not None:
+        if self.gate is not None or self.delay_s:
             try:
-                await self.gate.wait()
+                await (self.gate.wait() if self.gate else asyncio.sleep(self.delay_s))
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
