@@ -269,7 +269,8 @@ def _tensor(result: InferResult, name: str, kind: str) -> npt.NDArray[np.generic
     """The tensor `name`; `kind` is numpy's: `f` for floats, `i` for integers."""
     try:
         values = result.as_numpy(name)
-    except (ValueError, TypeError) as error:
+    except Exception as error:
+        # Whatever its parts raise: ValueError of numpy, struct.error for texts, …
         raise InferenceError(InferenceFailure.ERROR, f"{name} cannot be read: {error}") from None
     if values is None:
         raise InferenceError(InferenceFailure.ERROR, f"the model server sent no {name}")
