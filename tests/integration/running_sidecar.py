@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,15 +25,20 @@ async def sidecar_on(
     *,
     budget_s: float,
     policies: Path = POLICIES,
+    prompt_format: str | None = None,
 ) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
-    """A stub of a sidecar that asks the Triton at `triton_address`."""
+    """A stub of a sidecar that asks the Triton at `triton_address`.
+
+    Args:
+        prompt_format: instead of the engine's.
+    """
     settings = load_settings(
         flags={
             "server": {"grpc_address": "127.0.0.1:0", "http_address": ""},
             "policies": {"paths": (policies,)},
             "routing": {"decision_budget_ms": int(budget_s * 1000)},
-            "triton": {"address": triton_address},
-            "routing_model": {"directory": engine.path},
+            "triton": {"addresses": (*others, triton_address)},
+            "routing_model": {"directory": engine.path, "prompt_format": prompt_format},
         },
         environ={},
     )
@@ -49,8 +55,9 @@ async def sidecar_on(
 async def decides_by_model(stub: routing_pb2_grpc.RoutingServiceStub, policy: str) -> None:
     """Wait until the policy is warm."""
     async with asyncio.timeout(60):
-        while True:
-            probe = request("hello", policy)
+        # Another text each time: the same one would be answered from the cache.
+        for number in itertools.count():
+            probe = request(f"hello {number}", policy)
             response = await stub.Route(probe)
             decision = response.decision
             if decision.source == decision_pb2.DECISION_SOURCE_CACHE:

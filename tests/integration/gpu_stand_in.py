@@ -1,0 +1,65 @@
+"""The GPU repository in a Triton that has no GPU.
+
+What is rendered for TensorRT-LLM, with nothing replaced but the backend's name: `python` instead of
+`tensorrtllm`. In the place of NVIDIA's backend stands the CPU model, which takes the tensors that
+the sidecar sends and refuses all others. So names, types, shapes, queueing, cancellation and errors
+are Triton's own; what the C++ backend itself does with a request is not tested here.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+from sidecar.engines.trtllm import GpuRepositoryOptions, render_gpu_repository
+
+_ROOT = Path(__file__).parents[2] / "triton_models"
+_STAND_IN = '''\
+"""In the place of TensorRT-LLM's backend: the CPU model, with its settings."""
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cpu_model
+
+_OWN = {
+    "prefix_cache_bytes": 1 << 26,
+    "max_pass_tokens": 256,
+    "max_output_tokens": 4000,
+    "threads": 1,
+    "precision": "f32",
+    "compiled_folder": "",
+}
+
+
+class TritonPythonModel(cpu_model.TritonPythonModel):
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        for name, value in _OWN.items():
+            config["parameters"][name] = {"string_value": str(value)}
+        super().initialize({**args, "model_config": json.dumps(config)})
+'''
+
+
+def stand_in_repository(engine: Path, destination: Path, *, max_queue_size: int) -> Path:
+    """A repository that Triton can load here, for an engine for CPUs."""
+    options = GpuRepositoryOptions(
+        backend="python", max_batch_size=4, max_queue_size=max_queue_size
+    )
+    render_gpu_repository(engine, destination, options=options)
+    version = destination / "tensorrt_llm" / "1"
+    ignored = shutil.ignore_patterns("__pycache__")
+    source = _ROOT / "cpu" / "tensorrt_llm" / "1"
+    shutil.copytree(source, version, ignore=ignored, dirs_exist_ok=True)
+    (version / "model.py").rename(version / "cpu_model.py")
+    (version / "model.py").write_text(_STAND_IN)
+    return destination
+
+
+def production_flags(*without: str) -> list[str]:
+    """Those that `triton_models/gpu/serve.py` starts Triton with."""
+    flags = runpy.run_path(str(_ROOT / "gpu" / "serve.py"))["PRODUCTION_FLAGS"]
+    return [flag for flag in flags if flag.partition("=")[0] not in without]

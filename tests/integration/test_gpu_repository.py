@@ -1,0 +1,211 @@
+"""The rendered GPU repository in a real Triton, and a sidecar that asks it; see `gpu_stand_in`.
+
+The weights are random: what is decided means nothing, that it is decided the right way is tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from sidecar._generated.llmrouter.v1 import decision_pb2
+from sidecar.core.model import (
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    LabelLogits,
+    Prompt,
+    TextAnswer,
+    TextOutput,
+)
+from sidecar.engines import EngineInfo, build_cpu_engine
+from sidecar.inference.triton import TritonModel, TritonTarget
+from sidecar.local import TritonServer
+from tests.engines.tiny_models import QWEN2
+from tests.integration.gpu_stand_in import production_flags, stand_in_repository
+from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
+from tests.integration.test_cpu_model import MANDATORY, Call, Client, status_of
+from tests.prompts.vocabularies import qwen_tokenizer_json
+
+END_ID, PAD_ID = 151_645, 151_643
+SHAPE = replace(QWEN2, tied=True, hidden=32, heads=4, vocab=151_936)
+QUEUE = 4
+ENDLESS = 4000
+"""Answer tokens that take longer than a test may: who waits for them has failed."""
+
+PREFIX, SUFFIX = tuple(range(100, 164)), (7, 8, 9)
+
+
+@dataclass(frozen=True)
+class Served:
+    triton: TritonServer
+    engine: EngineInfo
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("gpu")
+    weights = SHAPE.write(folder / "weights")
+    ids = {"eos_token_id": END_ID, "pad_token_id": PAD_ID, "max_position_embeddings": 8192}
+    (weights / "config.json").write_text(json.dumps(SHAPE.config() | ids))
+    (weights / "tokenizer.json").write_text(json.dumps(qwen_tokenizer_json()))
+    engine = build_cpu_engine(
+        weights, folder / "engine", model_id="stand-in", prompt_format="compact-v1"
+    )
+    repository = stand_in_repository(engine.path, folder / "repository", max_queue_size=QUEUE)
+    # In production nobody loads and unloads models; here tests do.
+    flags = production_flags("--model-control-mode", "--exit-timeout-secs")
+    flags += ["--model-control-mode=explicit", "--load-model=tensorrt_llm"]
+    with TritonServer(repository, arguments=flags, exit_timeout_s=0) as triton:
+        yield Served(triton, engine)
+
+
+@pytest.fixture
+async def model(served: Served) -> AsyncIterator[TritonModel]:
+    target = TritonTarget(served.triton.grpc_address, "tensorrt_llm", END_ID, PAD_ID, SHAPE.vocab)
+    model = TritonModel(target)
+    yield model
+    await model.close()
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[Client]:
+    client = Client(served.triton.grpc_address)
+    yield client
+    await client.close()
+
+
+async def test_a_sidecar_decides_by_labels(served: Served) -> None:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub:
+        await decides_by_model(stub, "travel")
+        decision = (await stub.Route(request("a room near the river", "travel"))).decision
+    assert len(decision.candidates) > 2
+    assert all(0.0 < each.probability <= 1.0 for each in decision.candidates)
+    assert decision.source == decision_pb2.DECISION_SOURCE_MODEL
+
+
+async def test_a_sidecar_decides_by_a_text_within_the_grammar(served: Served) -> None:
+    async with sidecar_on(
+        served.triton.grpc_address,
+        served.engine,
+        budget_s=30,
+        prompt_format="arch-router/archgw-v1",
+    ) as stub:
+        await decides_by_model(stub, "travel")
+        sent = request("a room near the river", "travel", explain=True)
+        decision = (await stub.Route(sent)).decision
+    assert decision.explanation.answer.startswith("{'route': '")
+    assert 0.0 < decision.confidence <= 1.0
+
+
+async def test_logits_of_labels(model: TritonModel) -> None:
+    output = await model.infer(Prompt(PREFIX, SUFFIX), LabelAnswer((5, 6, 7)), 30)
+    assert isinstance(output, LabelLogits)
+    assert len(output.logits) == 3
+
+
+async def test_a_guided_text_with_log_probabilities(model: TritonModel) -> None:
+    output = await model.infer(Prompt(PREFIX, SUFFIX), TextAnswer('root ::= "ab" | "c"', 4), 30)
+    assert isinstance(output, TextOutput)
+    assert len(output.log_probs) == len(output.token_ids) > 0
+
+
+async def test_a_retained_prefix_is_reused(client: Client) -> None:
+    prefix = (11, *PREFIX)
+    call = Call(prefix, SUFFIX, outputs=(*MANDATORY, "kv_cache_reused_blocks"), end_id=END_ID)
+    reused = [(await client(call)).as_numpy("kv_cache_reused_blocks")[0, 0] for _ in range(2)]
+    assert reused == [0, len(prefix) // 32]
+
+
+async def test_a_tensor_that_only_tensorrt_llm_has_reaches_the_backend(client: Client) -> None:
+    """Triton knows all of them; the stand-in, unlike the real backend, knows no other beam."""
+    call = Call((), SUFFIX, extra=(("beam_width", "INT32", [[2]]),))
+    status, message = await status_of(client(call))
+    assert (status, message) == ("StatusCode.INTERNAL", "beam_width is 2; only 1 is supported")
+
+
+async def endless(client: Client) -> asyncio.Task[object]:
+    """A request that the model is working on."""
+    # No token ends it: -1 is none.
+    call = Call((), SUFFIX, max_tokens=ENDLESS, end_id=-1)
+    task: asyncio.Task[object] = asyncio.create_task(client(call))
+    await asyncio.sleep(0.5)
+    assert not task.done()
+    return task
+
+
+async def gone(task: asyncio.Task[object]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_cancelled_decision_stops_computing(model: TritonModel, client: Client) -> None:
+    await gone(await endless(client))
+    await model.infer(Prompt(PREFIX, SUFFIX), LabelAnswer((5,)), 15)
+
+
+async def test_a_full_queue_is_overload(model: TritonModel, client: Client) -> None:
+    running = await endless(client)
+    label = LabelAnswer((5,))
+    waiting = [
+        asyncio.create_task(model.infer(Prompt((), (token,)), label, 60))
+        for token in range(3, 3 + QUEUE)
+    ]
+    await asyncio.sleep(0.5)
+    with pytest.raises(InferenceError) as error:
+        await model.infer(Prompt((), (1,)), label, 30)
+    assert error.value.failure is InferenceFailure.OVERLOADED
+    await gone(running)
+    await asyncio.gather(*waiting)
+
+
+async def test_another_version_is_not_found(served: Served) -> None:
+    async with InferenceServerClient(served.triton.grpc_address) as client:
+        with pytest.raises(InferenceServerException) as error:
+            await client.get_model_config("tensorrt_llm", "2")
+    assert error.value.status() == "StatusCode.NOT_FOUND"
+
+
+async def unavailable(stub: object) -> None:
+    """Wait for a decision that says that the model cannot be asked."""
+    async with asyncio.timeout(60):
+        # Another text each time: the same one would be answered from the cache.
+        for number in itertools.count():
+            decision = (await stub.Route(request(f"gone {number}", "travel"))).decision  # type: ignore[attr-defined]
+            if decision.source == decision_pb2.DECISION_SOURCE_FALLBACK and decision.reason in (
+                decision_pb2.DECISION_REASON_MODEL_UNAVAILABLE,
+                decision_pb2.DECISION_REASON_BREAKER_OPEN,
+            ):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_an_unloaded_model_is_a_fallback_and_a_loaded_one_decides_again(
+    served: Served,
+) -> None:
+    async with (
+        sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub,
+        InferenceServerClient(served.triton.grpc_address) as client,
+    ):
+        await decides_by_model(stub, "travel")
+        await client.unload_model("tensorrt_llm")
+        await unavailable(stub)
+        await client.load_model("tensorrt_llm")
+        await decides_by_model(stub, "travel")
+
+
+async def test_after_a_restart_the_model_decides_again(served: Served) -> None:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub:
+        await decides_by_model(stub, "travel")
+        served.triton.kill()
+        await unavailable(stub)
+        served.triton.spawn()
+        await asyncio.to_thread(served.triton.wait_ready)
+        await decides_by_model(stub, "travel")
