@@ -1,23 +1,61 @@
-"""`sidecar policy`: work with policy files."""
+"""`sidecar policy`: work with policies, in files, in stores and in running sidecars."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.text import Text
 
-from sidecar.policies import Finding, PolicySet, Severity, load_policies
+from sidecar.cli.findings_view import print_findings
+from sidecar.policies import PolicySet, load_policies
+from sidecar.policies.findings import findings_as_plain
 
-_COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
+_COMMANDS = {
+    "apply": "policy_change.apply",
+    "catalog": "policy_read.catalog",
+    "delete": "policy_change.delete",
+    "diff": "policy_read.diff",
+    "export": "policy_exchange.export",
+    "get": "policy_read.get",
+    "history": "policy_read.history",
+    "import": "policy_exchange.import_",
+    "lint": "policy_trial.lint",
+    "list": "policy_read.list_",
+    "rollback": "policy_change.rollback",
+    "test": "policy_trial.test",
+    "undelete": "policy_change.undelete",
+    "watch": "policy_read.watch",
+}
+"""Commands in modules of their own, imported when they are used: most need no gRPC."""
 
 
-@click.group()
+class PolicyCommands(click.Group):
+    """The commands of this module and those of `_COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _COMMANDS[cmd_name].partition(".")
+        command = getattr(importlib.import_module(f"sidecar.cli.{module}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=PolicyCommands)
 def policy() -> None:
-    """Check routing policies."""
+    """Check, change and try out routing policies.
+
+    Exit status of all commands: 0 done; 1 refused, or what was checked has errors; 2 wrong usage;
+    3 conflict: somebody else has changed the policy, look at it again; 4 there is no such policy or
+    revision; 5 the sidecar or the database cannot be reached.
+    """
 
 
 @policy.command()
@@ -64,51 +102,5 @@ def _as_json(found: PolicySet) -> dict[str, object]:
             }
             for name, record in found.records.items()
         ],
-        "findings": [
-            {
-                "severity": finding.severity.value,
-                "file": finding.file,
-                "line": finding.line,
-                "path": finding.path,
-                "message": finding.message,
-            }
-            for finding in found.findings
-        ],
+        "findings": findings_as_plain(found.findings),
     }
-
-
-def print_findings(found: PolicySet, console: Console) -> None:
-    """A line for each finding and each policy without errors, and one that counts."""
-
-    def line(text: Text | str) -> None:
-        # Markup and highlighting would change what a policy's author wrote; soft_wrap keeps
-        # one finding one line for grep and editors.
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    for finding in found.findings:
-        line(_finding_text(finding))
-    for name, record in found.records.items():
-        text = Text("ok ", style="green")
-        text.append(f"{name}: {_count(len(record.policy.routes), 'route')}", style="default")
-        text.append(f", {record.digest[:19]}", style="dim")
-        line(text)
-    errors = sum(finding.severity is Severity.ERROR for finding in found.findings)
-    warnings = len(found.findings) - errors
-    line(
-        f"{_count(len(found.files), 'file')}, {_count(len(found.catalog), 'model')}: "
-        f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
-    )
-
-
-def _finding_text(finding: Finding) -> Text:
-    place = f"{finding.file}:{finding.line}" if finding.line else finding.file
-    text = Text(f"{place}: ", style="dim")
-    text.append(f"{finding.severity}: ", style=_COLOURS[finding.severity])
-    if finding.path:
-        text.append(f"{finding.path}: ", style="bold")
-    text.append(finding.message, style="default")
-    return text
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 
 from sidecar.cli.failures import Failure
+from sidecar.cli.findings_view import print_findings
 from sidecar.cli.gateway import GatewayWish
 from sidecar.cli.model import default_model
-from sidecar.cli.policy import print_findings
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import Settings, load_settings

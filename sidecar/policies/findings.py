@@ -46,6 +46,20 @@ class Finding:
         return ": ".join(part for part in (place, self.severity, self.path, self.message) if part)
 
 
+def findings_as_plain(findings: Iterable[Finding]) -> list[dict[str, str | int]]:
+    """For JSON."""
+    return [
+        {
+            "severity": finding.severity.value,
+            "file": finding.file,
+            "line": finding.line,
+            "path": finding.path,
+            "message": finding.message,
+        }
+        for finding in findings
+    ]
+
+
 def error(path: str, message: str, line: int = 0) -> Finding:
     return Finding(Severity.ERROR, path, message, line=line)
 

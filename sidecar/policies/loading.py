@@ -75,12 +75,15 @@ def file_record(policy: Policy) -> PolicyRecord:
     return PolicyRecord(policy, revision=1, etag=f"1-{digest[7:23]}", digest=digest)
 
 
-def load_policies(paths: Iterable[str | Path]) -> PolicySet:
+def load_policies(paths: Iterable[str | Path], known: Catalog | None = None) -> PolicySet:
     """Reads files, and the *.yaml and *.yml files of folders; never raises for what they hold.
 
     A policy may name models of a catalog in any of the files.
+
+    Args:
+        known: the catalog of files that have none.
     """
-    loading = _Loading()
+    loading = _Loading(known)
     for path in paths:
         for file in loading.files_of(Path(path)):
             loading.read(file)
@@ -109,7 +112,8 @@ def parse_policy_yaml(text: str, catalog: Catalog) -> ParsedPolicy:
 class _Loading:
     """Documents as they are read, checked together once all are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Catalog | None) -> None:
+        self._known_catalog = known
         self._files: list[str] = []
         self._catalogs: list[CatalogDraft] = []
         self._policies: list[PolicyDraft] = []
@@ -163,10 +167,13 @@ class _Loading:
     def finish(self) -> PolicySet:
         unreadable = has_errors(self._findings)
         catalog = self._merge_catalogs()
-        if not self._catalogs and self._policies and not unreadable:
+        if not self._catalogs and self._known_catalog is not None:
+            catalog = dict(self._known_catalog)
+        elif not self._catalogs and self._policies and not unreadable:
             self._report_no_catalog()
         known = MappingProxyType(catalog)
-        records = self._check_policies(known if self._catalogs else None)
+        checked = bool(self._catalogs) or self._known_catalog is not None
+        records = self._check_policies(known if checked else None)
         return PolicySet(
             known,
             MappingProxyType(records),

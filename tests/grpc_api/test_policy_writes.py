@@ -251,6 +251,8 @@ async def test_difference_names_routes(api: Stored) -> None:
 
     assert [each.path for each in difference.differences] == [
         "description",
+        "pin",
+        "switch_confidence",
         "default.preference",
         "routes[money]",
         "routes[refund]",

@@ -51,8 +51,8 @@ def test_every_field_of_a_policy_reaches_the_core_type() -> None:
             name="example",
             namespace="eu-west",
             description="Every key, and what YAML 1.2 makes of no, off, dates and anchors.",
-        pin=PinMode.OFF,
-        switch_confidence=0.7,
+            pin=PinMode.OFF,
+            switch_confidence=0.7,
             default=ModelList(both, Preference.FASTEST),
             routes=(
                 Route(

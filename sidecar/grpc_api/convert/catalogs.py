@@ -7,8 +7,9 @@ from enum import Enum
 from typing import TypeVar
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import ApiDialect, Capability, CatalogRecord, Model
-from sidecar.grpc_api.convert.policies import revision_info
+from sidecar.grpc_api.convert.policies import attribution_to_core, revision_info
 from sidecar.grpc_api.convert.violations import Violations, shown
 from sidecar.policies import MAX_BYTES
 
@@ -59,6 +60,27 @@ def _members(
             allowed = ", ".join(known)
             violations.add(f"{path}[{index}]", f"{shown(value)} is none of {allowed}")
     return frozenset(known[value] for value in values if value in known)
+
+
+def catalog_record_to_core(message: policy_pb2.ModelCatalog) -> CatalogRecord:
+    """The record that a sidecar sent. Raises SidecarError INVALID_POLICY for one that this version
+    cannot read."""
+    violations = Violations()
+    models = catalog_to_core(message, "model_catalog", violations)
+    violations.raise_if_any(ErrorCode.INVALID_POLICY)
+    return CatalogRecord(
+        {model.id: model for model in models},
+        message.revision,
+        message.etag,
+        message.digest,
+        attribution_to_core(message.revision_info, message.update_time),
+        change=message.revision_info.change_number,
+    )
+
+
+def models_to_proto(models: Iterable[Model]) -> policy_pb2.ModelCatalog:
+    """The models without a revision."""
+    return policy_pb2.ModelCatalog(models=[_model_to_proto(model) for model in models])
 
 
 def catalog_to_proto(record: CatalogRecord) -> policy_pb2.ModelCatalog:

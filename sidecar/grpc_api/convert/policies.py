@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
+
+from google.protobuf import timestamp_pb2
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import PolicyName
-from sidecar.core.errors import FieldViolation, SidecarError
+from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
 from sidecar.core.policy import (
     DEFAULT_SWITCH_CONFIDENCE,
     Attribution,
@@ -156,6 +159,32 @@ def record_to_proto(record: PolicyRecord) -> policy_pb2.Policy:
         # A file that is gone: nobody recorded when.
         message.delete_time.GetCurrentTime()
     return message
+
+
+def record_to_core(message: policy_pb2.Policy) -> PolicyRecord:
+    """The record that a sidecar sent. Raises SidecarError INVALID_POLICY for one that this version
+    cannot read."""
+    violations = Violations()
+    policy = policy_to_core(message, "policy", violations)
+    violations.raise_if_any(ErrorCode.INVALID_POLICY)
+    return PolicyRecord(
+        policy,
+        message.revision,
+        message.etag,
+        message.digest,
+        attribution_to_core(message.revision_info, message.update_time),
+        deleted=message.HasField("delete_time"),
+        change=message.revision_info.change_number,
+    )
+
+
+def attribution_to_core(
+    info: policy_pb2.RevisionInfo, time: timestamp_pb2.Timestamp
+) -> Attribution | None:
+    """None where the store does not keep it."""
+    if not time.seconds:
+        return None
+    return Attribution(info.author, info.message, time.ToDatetime(UTC), info.author_verified)
 
 
 def revision_info(attribution: Attribution | None, change: int) -> policy_pb2.RevisionInfo:

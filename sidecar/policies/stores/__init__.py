@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
     CatalogWrite,
     Change,
@@ -42,6 +43,7 @@ __all__ = [
     "now",
     "open_store",
     "read_only",
+    "refusals",
     "with_changes",
 ]
 

@@ -13,6 +13,7 @@ from sidecar.core.policy import (
     Capability,
     Model,
     ModelList,
+    PinMode,
     Policy,
     Preference,
     Route,
@@ -73,6 +74,8 @@ def policy(name: str = "support", description: str = "first", namespace: str = "
             ),
         ),
         default=ModelList((WeightedModel(LARGE.id),), Preference.CHEAPEST),
+        pin=PinMode.TASK,
+        switch_confidence=0.75,
     )
 
 

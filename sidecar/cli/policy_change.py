@@ -1,0 +1,225 @@
+"""`sidecar policy apply|delete|undelete|rollback`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from sidecar.cli.failures import Failure
+from sidecar.cli.findings_view import print_findings
+from sidecar.cli.policy_options import (
+    at_option,
+    dry_run_option,
+    etag_option,
+    note_of,
+    note_options,
+    output_option,
+    place,
+)
+from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resource_name
+from sidecar.cli.policy_view import emit, print_diff
+from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord, catalog_digest
+from sidecar.policies import PolicySet, load_policies
+from sidecar.policies.differences import unified_diff
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of one policy, or of the catalog."""
+
+    name: str
+    what: str
+    revision: int
+    diff: str = ""
+
+
+@click.command()
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="PATH...",
+    type=click.Path(exists=True, path_type=Path),
+)
+@at_option
+@note_options
+@dry_run_option
+@output_option
+def apply(
+    paths: tuple[Path, ...], at: str, author: str, message: str, dry_run: bool, output: str
+) -> None:
+    """Create or update the policies, and replace the model catalog, that files or folders hold.
+
+    Policies that are the same already are left alone, and so are those that no file names. Each is
+    a change by itself; when one is refused, those before it stay.
+    """
+    with place(at) as found:
+        files = _read(paths, found)
+        done = list(_Applying(found, author, message, dry_run).all(files))
+    if output == "text":
+        for each in done:
+            click.echo(f"{each.name}: {each.what} (revision {each.revision})")
+            if dry_run and each.diff:
+                print_diff(each.diff)
+    else:
+        emit([{"name": d.name, "result": d.what, "revision": d.revision} for d in done], output)
+
+
+def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
+    files = load_policies(paths)
+    if not files.catalog:
+        files = load_policies(paths, known=found.catalog().models)
+    if not files.valid:
+        print_findings(files, Console(stderr=True))
+        raise Failure("the files have errors; nothing was changed")
+    return files
+
+
+class _Applying:
+    def __init__(self, found: PolicyPlace, author: str, message: str, dry_run: bool) -> None:
+        self._place = found
+        self._author = author
+        self._message = message
+        self._dry_run = dry_run
+
+    def all(self, files: PolicySet) -> Sequence[Applied]:
+        present = self._place.catalog()
+        wanted = dict(files.catalog)
+        removed = {key: model for key, model in present.models.items() if key not in wanted}
+        done: list[Applied] = []
+        if self._dry_run and catalog_digest(wanted) != present.digest:
+            # The place could only check the policies if it had the new models.
+            both = {**removed, **wanted} if files.policies else wanted
+            return [*self._catalog(both, present), *map(self._foreseen, files.policies)]
+        if catalog_digest(wanted) != present.digest and removed and files.policies:
+            # Models go last: policies that are about to change may still name them.
+            self._catalog({**removed, **wanted}, present)
+            done += map(self._policy, files.policies)
+            return [*self._catalog(wanted, self._place.catalog()), *done]
+        return [*self._catalog(wanted, present), *map(self._policy, files.policies)]
+
+    def _catalog(self, wanted: dict[str, Model], present: CatalogRecord) -> list[Applied]:
+        if catalog_digest(wanted) == present.digest:
+            return [Applied("model catalog", "unchanged", present.revision)]
+        note = note_of(self._author, self._message, present.etag)
+        made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
+        what = "updated" if present.revision else "created"
+        return [Applied("model catalog", self._tense(what), made.revision)]
+
+    def _policy(self, policy: Policy) -> Applied:
+        name = policy.resource_name
+        present = self._present(name)
+        if present is None:
+            note = note_of(self._author, self._message)
+            made = self._place.create(policy, note, self._dry_run)
+            return Applied(name, self._tense("created"), made.revision)
+        if present.digest == policy.digest():
+            return Applied(name, "unchanged", present.revision)
+        # The etag: what somebody else writes from now on is not overwritten unseen.
+        note = note_of(self._author, self._message, present.etag)
+        made = self._place.update(policy, note, self._dry_run)
+        return Applied(name, self._tense("updated"), made.revision, _diff(present, policy))
+
+    def _foreseen(self, policy: Policy) -> Applied:
+        """What would come of a policy once the catalog is there."""
+        name = policy.resource_name
+        present = self._present(name)
+        if present is None:
+            return Applied(name, self._tense("created"), 1)
+        if present.digest == policy.digest():
+            return Applied(name, "unchanged", present.revision)
+        return Applied(name, self._tense("updated"), present.revision + 1, _diff(present, policy))
+
+    def _present(self, name: str) -> PolicyRecord | None:
+        try:
+            record = self._place.get(name)
+        except PlaceFailure as failure:
+            if failure.exit_code == NOT_FOUND:
+                return None
+            raise
+        if record.deleted:
+            raise Failure(f"{name} was deleted; undelete it first")
+        return record
+
+    def _tense(self, what: str) -> str:
+        return f"would be {what}" if self._dry_run else what
+
+
+def _diff(present: PolicyRecord, policy: Policy) -> str:
+    name = policy.resource_name
+    return unified_diff(
+        present.policy, policy, (f"{name}@{present.revision}", f"{name} in the file")
+    )
+
+
+@click.command()
+@click.argument("name")
+@at_option
+@etag_option
+@note_options
+@dry_run_option
+@output_option
+def delete(
+    name: str, at: str, etag: str, author: str, message: str, dry_run: bool, output: str
+) -> None:
+    """Delete the policy NAME. Its history stays; `undelete` brings it back."""
+    with place(at) as found:
+        made = found.delete(resource_name(name), note_of(author, message, etag), dry_run)
+    _report(made, "deleted", dry_run, output)
+
+
+@click.command()
+@click.argument("name")
+@at_option
+@etag_option
+@note_options
+@dry_run_option
+@output_option
+def undelete(
+    name: str, at: str, etag: str, author: str, message: str, dry_run: bool, output: str
+) -> None:
+    """Bring the deleted policy NAME back as it was."""
+    with place(at) as found:
+        made = found.undelete(resource_name(name), note_of(author, message, etag), dry_run)
+    _report(made, "undeleted", dry_run, output)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("revision", type=click.IntRange(1))
+@at_option
+@etag_option
+@note_options
+@dry_run_option
+@output_option
+def rollback(
+    name: str,
+    revision: int,
+    at: str,
+    etag: str,
+    author: str,
+    message: str,
+    dry_run: bool,
+    output: str,
+) -> None:
+    """Make a new revision of the policy NAME with the content of an earlier one."""
+    message = message or f"rollback to revision {revision}"
+    with place(at) as found:
+        note = note_of(author, message, etag)
+        made = found.rollback(resource_name(name), revision, note, dry_run)
+    _report(made, f"rolled back to revision {revision}", dry_run, output)
+
+
+def _report(made: PolicyRecord, what: str, dry_run: bool, output: str) -> None:
+    what = f"would be {what}" if dry_run else what
+    name = made.policy.resource_name
+    if output == "text":
+        click.echo(f"{name}: {what} (revision {made.revision})")
+    else:
+        result: dict[str, Any] = {"name": name, "result": what, "revision": made.revision}
+        emit(result, output)

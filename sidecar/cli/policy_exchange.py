@@ -1,0 +1,89 @@
+"""`sidecar policy import|export`: other routers' files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sidecar.cli.failures import Failure
+from sidecar.cli.policy_options import at_option, place
+from sidecar.cli.policy_place import resource_name
+from sidecar.policies import Severity, check_catalog, check_policy
+from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
+
+_FORMAT_HELP = "; ".join(f"{name}: {known.about}" for name, known in FORMATS.items())
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--from", "kind", required=True, type=click.Choice(list(FORMATS)), help=_FORMAT_HELP)
+@click.option("--name", default="default", show_default=True, help="Name of the policy.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; without it standard output.",
+)
+def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
+    """Turn FILE of another router into a policy and a model catalog, as YAML that `apply` takes.
+
+    What the file says and a policy cannot is named on standard error, and so is what has to be
+    corrected before the result can be used.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = FORMATS[kind].read(text, name)
+    except (UnreadableFileError, UnicodeDecodeError) as error:
+        raise Failure(f"{file}: {error}") from None
+    for line in found.lost:
+        click.echo(f"{file}: {line}", err=True)
+    _report_errors(found)
+    documents = [catalog_document(found.catalog.values())]
+    if found.policy is not None:
+        documents.append(policy_document(found.policy))
+    _write(yaml_text(*documents), out)
+
+
+def _report_errors(found: Imported) -> None:
+    findings = list(check_catalog(tuple(found.catalog.values())))
+    if found.policy is not None:
+        findings += check_policy(found.policy, found.catalog)
+    for finding in findings:
+        if finding.severity is Severity.ERROR:
+            click.echo(f"to correct: {finding}", err=True)
+
+
+@click.command("export")
+@click.argument("name", default="default")
+@click.option("--to", "kind", required=True, type=click.Choice(list(FORMATS)), help=_FORMAT_HELP)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; without it standard output.",
+)
+@at_option
+def export(name: str, kind: str, out: Path | None, at: str) -> None:
+    """Write the policy NAME and the model catalog as a file of another router.
+
+    What that file cannot say is named on standard error.
+    """
+    with place(at) as found:
+        models = found.catalog().models
+        policy = None if kind == "litellm" else found.get(resource_name(name)).policy
+    try:
+        written = FORMATS[kind].write(Imported(models, policy))
+    except UnreadableFileError as error:
+        raise Failure(str(error)) from None
+    for line in written.lost:
+        click.echo(line, err=True)
+    _write(written.text, out)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Options that the commands of `sidecar policy` share."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from sidecar.cli.policy_place import PolicyPlace, open_place
+from sidecar.cli.policy_view import OUTPUTS
+from sidecar.config import ServerSettings
+from sidecar.core.policy import Attribution
+from sidecar.policies.stores import WriteNote, now
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TIMEOUT_S = 30.0
+_MAX_AUTHOR = 200
+
+
+def at_option(command: F) -> F:
+    """`--at`: where the policies are."""
+    return click.option(
+        "--at",
+        envvar="SIDECAR_ADDRESS",
+        default=ServerSettings().grpc_address,
+        show_default=True,
+        metavar="PLACE",
+        help="A running sidecar (host:port or unix:path), a database (sqlite:FILE or "
+        "postgresql://USER@HOST/DATABASE), or a file or folder.",
+    )(command)
+
+
+def output_option(command: F) -> F:
+    """`--output`: for people or for programs."""
+    return click.option(
+        "--output",
+        type=click.Choice(OUTPUTS),
+        default=OUTPUTS[0],
+        show_default=True,
+        help="How the answer is written to standard output.",
+    )(command)
+
+
+def note_options(command: F) -> F:
+    """`--author` and `--message`: what is kept with a change."""
+    command = click.option(
+        "--author", default="", help="Who makes the change; your login name if not given."
+    )(command)
+    return click.option("--message", "-m", default="", help="Why, for the history.")(command)
+
+
+def etag_option(command: F) -> F:
+    """`--etag`: the condition of a change."""
+    return click.option(
+        "--etag", default="", help="Make the change only if this is the policy's present etag."
+    )(command)
+
+
+def dry_run_option(command: F) -> F:
+    """`--dry-run`: check everything, change nothing."""
+    return click.option(
+        "--dry-run", is_flag=True, help="Check everything and show what would be; change nothing."
+    )(command)
+
+
+def note_of(author: str, message: str, etag: str = "") -> WriteNote:
+    """The note of one change."""
+    return WriteNote(Attribution(author or _login(), message, now()), etag)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()[:_MAX_AUTHOR]
+    except (KeyError, OSError):
+        # A container's user without a name.
+        return ""
+
+
+@contextmanager
+def place(at: str) -> Iterator[PolicyPlace]:
+    """The place for the length of the block. Raises Failure."""
+    opened = open_place(at, _TIMEOUT_S)
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -1,0 +1,229 @@
+"""Where `sidecar policy` finds policies: a running sidecar, a store, or files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sidecar.cli.failures import Failure
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
+from sidecar.policies.editing import PolicyEditing
+from sidecar.policies.stores import (
+    Change,
+    FileStore,
+    InvalidFilesError,
+    PolicyFiles,
+    PolicyHistory,
+    PolicyStore,
+    PolicyWriting,
+    StoreUrlError,
+    WriteNote,
+    open_store,
+    read_only,
+    refusals,
+)
+
+CONFLICT, NOT_FOUND, UNREACHABLE = 3, 4, 5
+"""Exit statuses beside 1, for what is refused otherwise."""
+
+_STATUSES = {
+    ErrorCode.POLICY_CONFLICT: CONFLICT,
+    ErrorCode.POLICY_NOT_FOUND: NOT_FOUND,
+    ErrorCode.REVISION_NOT_FOUND: NOT_FOUND,
+    ErrorCode.STORE_UNAVAILABLE: UNREACHABLE,
+    ErrorCode.DRAINING: UNREACHABLE,
+}
+_NAME = re.compile(r"namespaces/[^/]+/policies/[^/]+")
+_SIDECAR = re.compile(r"unix:.+|dns:.+|(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
+_AT_ONCE = 100
+_LOOK_S = 0.5
+
+
+class PlaceFailure(Failure):
+    """What a place refused; `exit_code` says of which kind it is."""
+
+    def __init__(self, code: ErrorCode | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        status = _STATUSES.get(code, 1) if code is not None else UNREACHABLE
+        # click declares it for the class, and reads it from the instance.
+        self.exit_code = status  # type: ignore[misc]
+
+
+class PolicyPlace(Protocol):
+    """Policies that commands read and change. Methods raise PlaceFailure."""
+
+    def get(self, name: str, revision: int = 0) -> PolicyRecord: ...
+
+    def list(
+        self, namespace: str, text: str = "", deleted: bool = False
+    ) -> Sequence[PolicyRecord]: ...
+
+    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]: ...
+
+    def catalog(self) -> CatalogRecord: ...
+
+    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+
+    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+
+    def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+
+    def undelete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+
+    def rollback(
+        self, name: str, revision: int, note: WriteNote, dry_run: bool
+    ) -> PolicyRecord: ...
+
+    def update_catalog(
+        self, models: Sequence[Model], note: WriteNote, dry_run: bool
+    ) -> CatalogRecord: ...
+
+    def watch(self, after: int | None) -> Iterator[Change]:
+        """Without end. None: from now on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def resource_name(name: str) -> str:
+    """`name` itself, or the policy of that id in the namespace `default`."""
+    return name if _NAME.fullmatch(name) else f"namespaces/default/policies/{name}"
+
+
+def open_place(at: str, timeout_s: float) -> PolicyPlace:
+    """The place that `--at` names. Raises Failure."""
+    if at.startswith(("sqlite:", "postgresql:", "postgres:")):
+        try:
+            return StorePlace(open_store(at))
+        except StoreUrlError as error:
+            raise Failure(f"--at {error}") from None
+        except SidecarError as error:
+            raise PlaceFailure(error.code, error.message) from None
+    if Path(at).exists():
+        try:
+            return StorePlace(FileStore([at]))
+        except InvalidFilesError as error:
+            raise Failure(str(error)) from None
+    if not _SIDECAR.fullmatch(at):
+        raise Failure(
+            f"--at {at}: there is no such file, and it is not the address of a sidecar (host:port "
+            "or unix:path) or of a database (sqlite:FILE, postgresql://…)"
+        )
+    # Imported only now: files and databases need no gRPC.
+    from sidecar.cli.policy_remote import SidecarPlace
+
+    return SidecarPlace(at, timeout_s)
+
+
+class StorePlace:
+    """A store that this process opens itself.
+
+    What needs the routing model is not checked: whether a policy leaves room in its prompt is for
+    the sidecars to say, which keep the last good revision if it does not.
+    """
+
+    def __init__(self, store: PolicyStore) -> None:
+        self._store = store
+
+    def get(self, name: str, revision: int = 0) -> PolicyRecord:
+        with _failing():
+            if not revision:
+                return self._store.policy(name)
+            if not isinstance(self._store, PolicyHistory):
+                raise refusals.no_history(name)
+            return self._store.revision(name, revision)
+
+    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Sequence[PolicyRecord]:
+        from sidecar.grpc_api.policy_filter import policy_filter
+
+        space = None if namespace == "-" else namespace
+        with _failing():
+            matches = policy_filter(text)
+            found: list[PolicyRecord] = []
+            after = ""
+            while part := self._store.policies(space, after, _AT_ONCE, deleted):
+                found += filter(matches, part)
+                after = part[-1].policy.resource_name
+            return found
+
+    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]:
+        with _failing():
+            if not isinstance(self._store, PolicyHistory):
+                return [self._store.policy(name)]
+            return self._store.revisions(name, None, limit)
+
+    def catalog(self) -> CatalogRecord:
+        with _failing():
+            return self._store.catalog()
+
+    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        with _failing():
+            return self._editing(policy.resource_name).create(policy, note, dry_run)
+
+    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        name = policy.resource_name
+        with _failing():
+            return self._editing(name).update(name, lambda _: policy, note, dry_run)
+
+    def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        with _failing():
+            return self._editing(name).delete(name, note, dry_run)
+
+    def undelete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        with _failing():
+            return self._editing(name).undelete(name, note, dry_run)
+
+    def rollback(self, name: str, revision: int, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        with _failing():
+            return self._editing(name).rollback(name, revision, note, dry_run)
+
+    def update_catalog(
+        self, models: Sequence[Model], note: WriteNote, dry_run: bool
+    ) -> CatalogRecord:
+        with _failing():
+            editing = self._editing("the model catalog")
+            return editing.update_catalog(tuple(models), note, dry_run)
+
+    def watch(self, after: int | None) -> Iterator[Change]:
+        with _failing():
+            number = self._store.last_change() if after is None else after
+            while True:
+                for change in self._store.changes_after(number, _AT_ONCE):
+                    number = change.number
+                    yield change
+                self._store.wait(_LOOK_S)
+                # Files are looked at when they are asked.
+                self._store.last_change()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _editing(self, name: str) -> PolicyEditing:
+        store = self._store
+        if not isinstance(store, PolicyWriting):
+            raise read_only(name, store.file_of(name) if isinstance(store, PolicyFiles) else "")
+        assert isinstance(store, PolicyHistory)
+        return PolicyEditing(store, lambda policy: None)
+
+
+class _failing:  # noqa: N801 -- reads as a statement
+    """Turns errors of a store into failures."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SidecarError):
+            raise PlaceFailure(error.code, said(error)) from None
+
+
+def said(error: SidecarError) -> str:
+    """The text of an error, with all the wrong fields it names."""
+    lines = [error.message]
+    if len(error.violations) > 1:
+        lines += [f"  {each.field}: {each.description}" for each in error.violations]
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""`sidecar policy get|list|history|diff|watch|catalog`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sidecar.cli.failures import Failure
+from sidecar.cli.policy_options import at_option, output_option, place
+from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resource_name
+from sidecar.cli.policy_view import (
+    by_line,
+    described,
+    described_catalog,
+    described_change,
+    emit,
+    print_change,
+    print_diff,
+    print_history,
+    print_policies,
+    print_policy,
+)
+from sidecar.core.policy import Policy
+from sidecar.policies import load_policies
+from sidecar.policies.differences import differences, unified_diff
+from sidecar.policies.documents import catalog_document, yaml_text
+
+
+@click.command()
+@click.argument("name")
+@click.option("--revision", default=0, help="An earlier revision; without it the present one.")
+@at_option
+@output_option
+def get(name: str, revision: int, at: str, output: str) -> None:
+    """Print the policy NAME: an id of the namespace `default`, or a resource name.
+
+    As text it is YAML that `apply` takes.
+    """
+    with place(at) as found:
+        record = found.get(resource_name(name), revision)
+    if output == "text":
+        print_policy(record)
+    else:
+        emit(described(record), output)
+
+
+@click.command("list")
+@click.option("--namespace", default="-", show_default=True, help="One of them; `-` for all.")
+@click.option(
+    "--filter",
+    "text",
+    default="",
+    help="Terms that all must hold: route:NAME, model:ID, author:NAME, or a word of the name or "
+    "description.",
+)
+@click.option("--deleted", is_flag=True, help="Also those that were deleted.")
+@at_option
+@output_option
+def list_(namespace: str, text: str, deleted: bool, at: str, output: str) -> None:
+    """List policies."""
+    with place(at) as found:
+        records = found.list(namespace, text, deleted)
+    if output == "text":
+        print_policies(records)
+    else:
+        emit([described(record, content=False) for record in records], output)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000))
+@at_option
+@output_option
+def history(name: str, limit: int, at: str, output: str) -> None:
+    """List the revisions of the policy NAME, the latest first."""
+    with place(at) as found:
+        records = found.history(resource_name(name), limit)
+    if output == "text":
+        print_history(records)
+    else:
+        emit([described(record, content=False) for record in records], output)
+
+
+@click.command()
+@at_option
+@output_option
+def catalog(at: str, output: str) -> None:
+    """Print the model catalog.
+
+    As text it is YAML that `apply` takes.
+    """
+    with place(at) as found:
+        record = found.catalog()
+    if output != "text":
+        emit(described_catalog(record), output)
+        return
+    click.echo(f"# model catalog, revision {record.revision}")
+    line = " ".join(by_line(record.attribution).split())
+    click.echo(f"# etag {record.etag}" + (f"; {line}" if line else ""))
+    click.echo(yaml_text(catalog_document(record.models.values())), nl=False)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--from", "older", default=0, help="Revision; without it the one before --to.")
+@click.option("--to", "newer", default=0, help="Revision; without it the present one.")
+@click.option(
+    "--file",
+    type=click.Path(exists=True, path_type=Path),
+    help="Compare the present revision with the policy in this file or folder instead.",
+)
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if there is a difference.")
+@at_option
+@output_option
+def diff(
+    name: str,
+    older: int,
+    newer: int,
+    file: Path | None,
+    exit_code: bool,
+    at: str,
+    output: str,
+) -> None:
+    """Show how two revisions of the policy NAME differ, or what `apply` of a file would change."""
+    if file is not None and (older or newer):
+        raise click.UsageError("give --file, or --from and --to, not both")
+    full = resource_name(name)
+    with place(at) as found:
+        before, after, names = _compared(found, full, older, newer, file)
+    if output == "text":
+        print_diff(unified_diff(before, after, names))
+    else:
+        emit(
+            [
+                {"path": each.path, "before": each.before, "after": each.after}
+                for each in differences(before, after)
+            ],
+            output,
+        )
+    if exit_code and before != after:
+        sys.exit(1)
+
+
+def _compared(
+    found: PolicyPlace, name: str, older: int, newer: int, file: Path | None
+) -> tuple[Policy, Policy, tuple[str, str]]:
+    if file is not None:
+        present = _present(found, name)
+        given = _in_file(file, found, name)
+        empty = replace(given, description="", routes=())
+        before = present or empty
+        return before, given, (f"{name} at the place", f"{name} in {file}")
+    last = found.get(name, newer)
+    earlier = found.get(name, older or max(last.revision - 1, 1))
+    names = (f"{name}@{earlier.revision}", f"{name}@{last.revision}")
+    return earlier.policy, last.policy, names
+
+
+def _present(found: PolicyPlace, name: str) -> Policy | None:
+    try:
+        return found.get(name).policy
+    except PlaceFailure as failure:
+        if failure.exit_code == NOT_FOUND:
+            return None
+        raise
+
+
+def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
+    read = load_policies([file], known=found.catalog().models)
+    if name in read.records:
+        return read.records[name].policy
+    wrong = next((str(finding) for finding in read.findings), f"it has no policy {name}")
+    raise Failure(f"{file}: {wrong}")
+
+
+@click.command()
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    help="Begin with the changes after this number; 0: with the first there was. Without it, with "
+    "the next one.",
+)
+@click.option("--count", type=click.IntRange(1), help="End after so many changes.")
+@at_option
+@click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="`json`: an object a line.",
+)
+def watch(after: int | None, count: int | None, at: str, output: str) -> None:
+    """Print each change as it is made, until Ctrl-C."""
+    with place(at) as found:
+        for seen, change in enumerate(found.watch(after), 1):
+            if output == "text":
+                print_change(change)
+            else:
+                click.echo(json.dumps(described_change(change), ensure_ascii=False))
+            sys.stdout.flush()
+            if seen == count:
+                return

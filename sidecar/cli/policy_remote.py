@@ -1,0 +1,189 @@
+"""Policies of a running sidecar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.cli.policy_place import PlaceFailure
+from sidecar.core.errors import ErrorCode
+from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
+from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
+from sidecar.grpc_api.convert.policies import policy_to_proto, record_to_core
+from sidecar.policies.stores import Change, ChangeKind, WriteNote
+
+T = TypeVar("T")
+
+_SERVICE = "/llmrouter.v1.PolicyService/"
+_UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class SidecarPlace:
+    """PolicyService at `address`: `host:port` or `unix:path`."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+        self._channel = grpc.insecure_channel(address, options)
+
+    def get(self, name: str, revision: int = 0) -> PolicyRecord:
+        request = policy_pb2.GetPolicyRequest(name=name, revision=revision)
+        return self._policy("GetPolicy", request)
+
+    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Sequence[PolicyRecord]:
+        request = policy_pb2.ListPoliciesRequest(
+            parent=f"namespaces/{namespace}", filter=text, show_deleted=deleted
+        )
+        found: list[PolicyRecord] = []
+        while True:
+            page = self._call("ListPolicies", request, policy_pb2.ListPoliciesResponse.FromString)
+            found += map(record_to_core, page.policies)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]:
+        request = policy_pb2.ListPolicyRevisionsRequest(name=name, page_size=min(limit, 1000))
+        found: list[PolicyRecord] = []
+        while True:
+            page = self._call(
+                "ListPolicyRevisions", request, policy_pb2.ListPolicyRevisionsResponse.FromString
+            )
+            found += map(record_to_core, page.revisions)
+            if not page.next_page_token or len(found) >= limit:
+                return found[:limit]
+            request.page_token = page.next_page_token
+
+    def catalog(self) -> CatalogRecord:
+        return self._catalog("GetModelCatalog", policy_pb2.GetModelCatalogRequest())
+
+    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        request = policy_pb2.CreatePolicyRequest(
+            parent=f"namespaces/{policy.namespace}",
+            policy_id=policy.name,
+            policy=policy_to_proto(policy),
+            note=_note(note),
+            validate_only=dry_run,
+        )
+        return self._policy("CreatePolicy", request)
+
+    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        message = policy_to_proto(policy)
+        message.etag = note.etag
+        request = policy_pb2.UpdatePolicyRequest(
+            policy=message, note=_note(note), validate_only=dry_run
+        )
+        return self._policy("UpdatePolicy", request)
+
+    def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        request = policy_pb2.DeletePolicyRequest(
+            name=name, etag=note.etag, note=_note(note), validate_only=dry_run
+        )
+        return self._policy("DeletePolicy", request)
+
+    def undelete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        request = policy_pb2.UndeletePolicyRequest(
+            name=name, etag=note.etag, note=_note(note), validate_only=dry_run
+        )
+        return self._policy("UndeletePolicy", request)
+
+    def rollback(self, name: str, revision: int, note: WriteNote, dry_run: bool) -> PolicyRecord:
+        request = policy_pb2.RollbackPolicyRequest(
+            name=name,
+            revision=revision,
+            etag=note.etag,
+            note=_note(note),
+            validate_only=dry_run,
+        )
+        return self._policy("RollbackPolicy", request)
+
+    def update_catalog(
+        self, models: Sequence[Model], note: WriteNote, dry_run: bool
+    ) -> CatalogRecord:
+        message = models_to_proto(models)
+        message.etag = note.etag
+        request = policy_pb2.UpdateModelCatalogRequest(
+            model_catalog=message, note=_note(note), validate_only=dry_run
+        )
+        return self._catalog("UpdateModelCatalog", request)
+
+    def watch(self, after: int | None) -> Iterator[Change]:
+        request = policy_pb2.WatchPoliciesRequest(
+            parent="namespaces/-", after_change=-1 if after is None else after
+        )
+        watch = self._channel.unary_stream(
+            f"{_SERVICE}WatchPolicies",
+            request_serializer=policy_pb2.WatchPoliciesRequest.SerializeToString,
+            response_deserializer=policy_pb2.WatchPoliciesResponse.FromString,
+        )
+        try:
+            for message in watch(request):
+                yield _change(message)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _policy(self, method: str, request: Any) -> PolicyRecord:
+        return record_to_core(self._call(method, request, policy_pb2.Policy.FromString))
+
+    def _catalog(self, method: str, request: Any) -> CatalogRecord:
+        read = policy_pb2.ModelCatalog.FromString
+        return catalog_record_to_core(self._call(method, request, read))
+
+    def _call(self, method: str, request: Any, read: Callable[[bytes], T]) -> T:
+        # The generated stubs are typed for asyncio alone.
+        call = self._channel.unary_unary(
+            f"{_SERVICE}{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=read,
+        )
+        try:
+            return call(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: grpc.RpcError) -> PlaceFailure:
+        call = cast(grpc.Call, error)
+        status = rpc_status.from_call(call)
+        if status is None:
+            if call.code() in _UNREACHED:
+                return PlaceFailure(
+                    None,
+                    f"no sidecar answers at {self._address}; start one with `sidecar up`, or name "
+                    "another, a database or a file with --at",
+                )
+            return PlaceFailure(ErrorCode.INTERNAL, f"{call.details()} ({call.code().name})")
+        info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(wrong)
+        code = ErrorCode.__members__.get(info.reason, ErrorCode.INTERNAL)
+        lines = [status.message]
+        if len(wrong.field_violations) > 1:
+            lines += [f"  {each.field}: {each.description}" for each in wrong.field_violations]
+        return PlaceFailure(code, "\n".join(lines))
+
+
+def _note(note: WriteNote) -> policy_pb2.ChangeNote:
+    attribution = note.attribution
+    return policy_pb2.ChangeNote(author=attribution.author, message=attribution.message)
+
+
+def _change(message: policy_pb2.WatchPoliciesResponse) -> Change:
+    if message.HasField("model_catalog"):
+        record = catalog_record_to_core(message.model_catalog)
+        return Change(message.change_number, ChangeKind.CATALOG, record)
+    policy = record_to_core(message.policy)
+    if policy.deleted:
+        kind = ChangeKind.DELETE
+    else:
+        kind = ChangeKind.CREATE if policy.revision == 1 else ChangeKind.UPDATE
+    return Change(message.change_number, kind, policy)

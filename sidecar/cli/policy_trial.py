@@ -1,0 +1,209 @@
+"""`sidecar policy test|lint`: what the routing model of a running sidecar makes of a policy."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.cli.client import SidecarClient
+from sidecar.cli.failures import Failure
+from sidecar.cli.findings_view import finding_text, print_findings
+from sidecar.cli.policy_options import output_option
+from sidecar.cli.policy_remote import SidecarPlace
+from sidecar.cli.policy_view import emit
+from sidecar.config import ServerSettings
+from sidecar.core.conversation import Conversation
+from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.policy import Catalog, ModelList, Policy, WeightedModel
+from sidecar.grpc_api.convert.decisions import decision_to_core
+from sidecar.policies import Finding, PolicySet, Severity, load_policies
+from sidecar.policies.examples import Example, ExampleResult, examples_of, result_of
+from sidecar.policies.findings import findings_as_plain
+from sidecar.policies.lint import lint as lint_policy
+from sidecar.policies.lint import overlaps, probes, unreached
+
+_TIMEOUT_S = 60.0
+_TRIES = 10
+_AGAIN_S = 0.5
+
+_address = click.option(
+    "--address",
+    envvar="SIDECAR_ADDRESS",
+    default=ServerSettings().grpc_address,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="The running sidecar to ask: host:port or unix:path.",
+)
+_paths = click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="PATH...",
+    type=click.Path(exists=True, path_type=Path),
+)
+
+
+class Trial:
+    """Routes requests under policies that the sidecar does not have."""
+
+    def __init__(self, address: str) -> None:
+        place = SidecarPlace(address, _TIMEOUT_S)
+        try:
+            models = place.catalog().models
+        finally:
+            place.close()
+        if not models:
+            raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
+        # Which models a route has does not matter to the routing model, and the sidecar may not
+        # know those of the file.
+        self._models = ModelList((WeightedModel(next(iter(models))),))
+        self.catalog = models
+        self._client = SidecarClient(address, _TIMEOUT_S)
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.__exit__(None, None, None)
+
+    def decide(self, policy: Policy, conversation: Conversation) -> Decision:
+        """The decision; asked again while the sidecar answers by fallback. Raises Failure."""
+        routes = tuple(replace(route, models=self._models) for route in policy.routes)
+        tried = replace(policy, routes=routes, default=self._models)
+        request = RoutingRequest(conversation, policy=tried)
+        for attempt in range(_TRIES):
+            decision = decision_to_core(self._client.route(request))
+            example = Example("", "", "")
+            if result_of(example, decision).decided or attempt == _TRIES - 1:
+                return decision
+            # The first time the routing model reads the policy, it may be late.
+            time.sleep(_AGAIN_S)
+        raise AssertionError("returned in the last round")
+
+    def results(self, policy: Policy) -> list[ExampleResult]:
+        """Every example of the policy, routed."""
+        return [
+            result_of(example, self.decide(policy, example.conversation))
+            for example in examples_of(policy)
+        ]
+
+
+def _policies(paths: Sequence[Path], known: Catalog | None = None) -> PolicySet:
+    """Raises Failure. `known`: the catalog of files that have none."""
+    found = load_policies(paths, known)
+    if not found.valid:
+        print_findings(found, Console(stderr=True))
+        raise Failure("the files have errors; nothing was tried")
+    if not found.records:
+        raise Failure("the files hold no policy")
+    return found
+
+
+@click.command()
+@_paths
+@_address
+@output_option
+def test(paths: tuple[Path, ...], address: str, output: str) -> None:
+    """Route every example of the policies in files, as unit tests of their routes.
+
+    Says which route takes each and how sure the routing model is. Exit status: 0 if each goes to
+    the route that has it, 1 if not.
+    """
+    results: list[tuple[Policy, ExampleResult]] = []
+    with Trial(address) as trial:
+        for policy in _policies(paths, trial.catalog).policies:
+            results += [(policy, result) for result in trial.results(policy)]
+    if output == "text":
+        _print_results(results)
+    else:
+        emit(
+            [
+                {
+                    "policy": policy.resource_name,
+                    "path": result.example.path,
+                    "example": result.example.text,
+                    "expected": result.example.route,
+                    "route": result.route,
+                    "confidence": result.confidence,
+                    "reason": result.reason,
+                    "passed": result.passed,
+                }
+                for policy, result in results
+            ],
+            output,
+        )
+    if not results:
+        raise Failure("there are no examples; give the routes some under `examples:`")
+    sys.exit(0 if all(result.passed for _, result in results) else 1)
+
+
+def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "POLICY", "ROUTE", "TAKEN BY", "SURE", "EXAMPLE"):
+        table.add_column(heading, overflow="fold")
+    for policy, result in results:
+        taken = result.route or ("the default" if result.decided else "undecided")
+        sure = "" if result.confidence is None else f"{result.confidence:.2f}"
+        table.add_row(
+            Text("ok" if result.passed else "FAILED", "green" if result.passed else "bold red"),
+            Text(policy.name),
+            Text(result.example.route),
+            Text(f"{taken} ({result.reason})" if not result.passed else taken),
+            sure,
+            Text(result.example.text.replace("\n", " ")[:60]),
+        )
+    Console().print(table)
+    passed = sum(result.passed for _, result in results)
+    click.echo(f"{passed} of {len(results)} examples go to their route")
+
+
+@click.command()
+@_paths
+@click.option(
+    "--by-model",
+    is_flag=True,
+    help="Also ask the routing model of a running sidecar: which descriptions it takes for each "
+    "other, and which routes no example reaches.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@_address
+@output_option
+def lint(paths: tuple[Path, ...], by_model: bool, strict: bool, address: str, output: str) -> None:
+    """Point out what is doubtful about the policies in files.
+
+    Exit status: 0 without errors, 1 with errors, or with warnings where --strict is given.
+    """
+    found = _policies(paths)
+    findings = list(found.findings)
+    for name, record in found.records.items():
+        file = found.origins.get(name, "")
+        more = list(lint_policy(record.policy, found.catalog))
+        if by_model:
+            more += _asked(record.policy, address)
+        findings += [replace(each, file=each.file or file) for each in more]
+    if output == "text":
+        console = Console()
+        for finding in findings:
+            console.print(finding_text(finding), highlight=False, soft_wrap=True)
+        click.echo(f"{len(findings)} finding{'' if len(findings) == 1 else 's'}")
+    else:
+        emit(findings_as_plain(findings), output)
+    errors = any(finding.severity is Severity.ERROR for finding in findings)
+    sys.exit(1 if errors or (strict and findings) else 0)
+
+
+def _asked(policy: Policy, address: str) -> list[Finding]:
+    with Trial(address) as trial:
+        decisions = {
+            probe.index: trial.decide(policy, probe.conversation) for probe in probes(policy)
+        }
+        results = trial.results(policy)
+    return [*overlaps(policy, decisions), *unreached(policy, results)]

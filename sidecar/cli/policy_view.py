@@ -1,0 +1,149 @@
+"""How `sidecar policy` prints: as text for people, as JSON or YAML for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.core.policy import Attribution, CatalogRecord, PolicyRecord
+from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.stores import Change
+
+OUTPUTS = ("text", "json", "yaml")
+_NO_TERMINAL = 400
+
+
+def emit(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], output: str) -> None:
+    """Prints `value` as `json` or `yaml`; a list in YAML is a document for each."""
+    if output == "json":
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    elif isinstance(value, Mapping):
+        click.echo(yaml_text(value), nl=False)
+    else:
+        click.echo(yaml_text(*value) if value else "", nl=False)
+
+
+def described(record: PolicyRecord, content: bool = True) -> dict[str, Any]:
+    """A record for programs."""
+    return {
+        "name": record.policy.resource_name,
+        **_revision(record),
+        "deleted": record.deleted,
+        **({"policy": policy_document(record.policy)} if content else {}),
+    }
+
+
+def described_catalog(record: CatalogRecord) -> dict[str, Any]:
+    """A catalog record for programs."""
+    return {
+        "name": "modelCatalog",
+        **_revision(record),
+        "catalog": catalog_document(record.models.values()),
+    }
+
+
+def described_change(change: Change) -> dict[str, Any]:
+    """A change for programs."""
+    record = change.record
+    what = described_catalog(record) if isinstance(record, CatalogRecord) else described(record)
+    return {"change": change.number, "kind": change.kind.value, **what}
+
+
+def _revision(record: PolicyRecord | CatalogRecord) -> dict[str, Any]:
+    attribution = record.attribution
+    return {
+        "revision": record.revision,
+        "etag": record.etag,
+        "digest": record.digest,
+        "change": record.change,
+        "author": attribution.author if attribution else "",
+        "author_verified": attribution.verified if attribution else False,
+        "message": attribution.message if attribution else "",
+        "time": attribution.time.isoformat() if attribution else "",
+    }
+
+
+def by_line(attribution: Attribution | None) -> str:
+    """Who, when and why, in one line; empty where it is not kept."""
+    if attribution is None:
+        return ""
+    claimed = "" if attribution.verified else " (claimed)"
+    who = f"{attribution.author or 'unnamed'}{claimed}"
+    why = f": {attribution.message}" if attribution.message else ""
+    return f"{attribution.time:%Y-%m-%d %H:%M:%S} UTC, {who}{why}"
+
+
+def print_policy(record: PolicyRecord) -> None:
+    """The policy as YAML that `apply` takes, below comments that say which revision it is."""
+    state = ", deleted" if record.deleted else ""
+    line = by_line(record.attribution)
+    click.echo(f"# {record.policy.resource_name}, revision {record.revision}{state}")
+    click.echo(f"# etag {record.etag}" + (f"; {' '.join(line.split())}" if line else ""))
+    click.echo(yaml_text(policy_document(record.policy)), nl=False)
+
+
+def print_policies(records: Sequence[PolicyRecord]) -> None:
+    """A line for each policy."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("POLICY", "REV", "ROUTES", "CHANGED", "DIGEST"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "CHANGED")
+    for record in records:
+        table.add_row(
+            _plain(record.policy.resource_name + (" (deleted)" if record.deleted else "")),
+            str(record.revision),
+            str(len(record.policy.routes)),
+            _plain(by_line(record.attribution)),
+            record.digest.removeprefix("sha256:")[:12],
+        )
+    _wide().print(table)
+
+
+def print_history(records: Sequence[PolicyRecord]) -> None:
+    """A line for each revision."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("REV", "CHANGE", "CHANGED", "DIGEST"):
+        table.add_column(heading, overflow="fold")
+    for record in records:
+        table.add_row(
+            str(record.revision) + (" (deleted)" if record.deleted else ""),
+            str(record.change or ""),
+            _plain(by_line(record.attribution)),
+            record.digest.removeprefix("sha256:")[:12],
+        )
+    _wide().print(table)
+
+
+def print_diff(text: str) -> None:
+    """A unified diff, coloured on a terminal."""
+    console = Console()
+    for line in text.splitlines():
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+        style = "bold" if line.startswith(("+++", "---")) else style
+        console.print(Text(line, style=style), soft_wrap=True, highlight=False)
+
+
+def print_change(change: Change) -> None:
+    """One line."""
+    record = change.record
+    name = "model catalog" if isinstance(record, CatalogRecord) else record.policy.resource_name
+    click.echo(
+        f"{change.number}  {change.kind.value:<8} {name}, revision {record.revision}  "
+        f"{by_line(record.attribution)}".rstrip()
+    )
+
+
+def _plain(text: str) -> Text:
+    """As it was written: nothing of it is markup."""
+    return Text(text)
+
+
+def _wide() -> Console:
+    """As wide as the terminal; where there is none, a line stays a line."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_NO_TERMINAL)

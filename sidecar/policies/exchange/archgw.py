@@ -1,0 +1,128 @@
+"""archgw 0.3's configuration: each model lists the preferences it is for.
+
+Schema: `demos/use_cases/preference_based_routing/config.yaml` of katanemo/archgw 0.4.0.
+`model_providers` is the later name of `llm_providers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from sidecar.core.policy import DEFAULT_SWITCH_CONFIDENCE, Model, Policy, Route
+from sidecar.policies.documents import yaml_text
+from sidecar.policies.exchange.common import (
+    Exported,
+    Imported,
+    Lost,
+    UnreadableFileError,
+    catalog_losses,
+    list_losses,
+    mapping_of,
+    mappings,
+    model_of,
+    models_of,
+    route_losses,
+    text_of,
+)
+from sidecar.policies.findings import member
+
+VERSION = "v0.1.0"
+_KEYS = {"version", "llm_providers", "model_providers"}
+_PROVIDER_KEYS = {"model", "default", "routing_preferences", "base_url"}
+
+
+def read(text: str, name: str) -> Imported:
+    """The policy `name` of a configuration. Raises UnreadableFileError."""
+    document = mapping_of(text)
+    lost = Lost()
+    lost.rest("", document, _KEYS)
+    catalog: dict[str, Model] = {}
+    routes: list[Route] = []
+    default = ""
+    for path, provider in providers(document):
+        lost.rest(path, provider, _PROVIDER_KEYS)
+        model = provider_model(provider, path, lost)
+        if model is None:
+            continue
+        catalog[model.id] = model
+        default = model.id if provider.get("default") is True else default
+        listed = provider.get("routing_preferences", [])
+        for where, preference in mappings(listed, member(path, "routing_preferences")):
+            lost.rest(where, preference, ("name", "description"))
+            routes.append(
+                Route(
+                    text_of(preference, "name", where),
+                    text_of(preference, "description", where),
+                    models_of([model.id]),
+                )
+            )
+    policy = Policy(name, tuple(routes), models_of([default or first(catalog)]))
+    return Imported(catalog, policy, tuple(lost.lines))
+
+
+def providers(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The providers, whichever name the list has. Raises UnreadableFileError."""
+    key = "model_providers" if "model_providers" in document else "llm_providers"
+    if key not in document:
+        raise UnreadableFileError("has neither llm_providers nor model_providers")
+    return list(mappings(document[key], key))
+
+
+def provider_model(provider: dict[str, Any], path: str, lost: Lost) -> Model | None:
+    """The model of a provider; None for a wildcard such as `openai/*`."""
+    name = text_of(provider, "model", path)
+    if "*" in name:
+        lost.key(member(path, "model"), f"{name} stands for any model; list those you use")
+        return None
+    model = model_of(name)
+    base = provider.get("base_url")
+    if isinstance(base, str) and base:
+        address = urlsplit(base)
+        model = Model(model.id, model.upstream_model, model.cluster, address.netloc)
+        if address.scheme != "https" or address.path.strip("/"):
+            lost.key(member(path, "base_url"), "only its host and port are taken")
+    return model
+
+
+def first(catalog: dict[str, Model]) -> str:
+    """The default of a file that names none. Raises UnreadableFileError."""
+    if not catalog:
+        raise UnreadableFileError("names no model")
+    return next(iter(catalog))
+
+
+def write(content: Imported) -> Exported:
+    """A configuration of archgw."""
+    lost = Lost()
+    catalog_losses(lost, content.catalog.values(), {"host"})
+    entries = {each.id: provider_of(each) for each in content.catalog.values()}
+    policy = content.policy
+    if policy is not None:
+        policy_losses(lost, policy)
+        list_losses(lost, "default", policy.default, several=False, preference=False)
+        entries[policy.default.models[0].id]["default"] = True
+        for route in policy.routes:
+            path = f"routes[{route.name}]"
+            route_losses(lost, path, route, several=False, preference=False)
+            listed = entries[route.models.models[0].id].setdefault("routing_preferences", [])
+            listed.append({"name": route.name, "description": route.description})
+    document = {"version": VERSION, "llm_providers": list(entries.values())}
+    return Exported(yaml_text(document), tuple(lost.lines))
+
+
+def policy_losses(lost: Lost, policy: Policy) -> None:
+    """Names what of a policy has no place in a configuration that holds only one."""
+    lost.key("name", f"the file holds one policy, without a name; this was {policy.name}")
+    if policy.description:
+        lost.key("description")
+    if policy.pin is not None or policy.switch_confidence != DEFAULT_SWITCH_CONFIDENCE:
+        lost.key("pin")
+
+
+def provider_of(model: Model) -> dict[str, Any]:
+    """The entry of a model: its spelling there is that of its id."""
+    entry: dict[str, Any] = {"model": model.id}
+    if model.host:
+        entry["base_url"] = f"https://{model.host}"
+    return entry

@@ -1,0 +1,119 @@
+"""Plano 0.4's configuration: preferences list their models in order.
+
+Schema: `config/plano_config_schema.yaml` of katanemo/plano 0.4.36.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.core.policy import Model, Policy, Preference, Route
+from sidecar.policies.documents import yaml_text
+from sidecar.policies.exchange.archgw import (
+    first,
+    policy_losses,
+    provider_model,
+    provider_of,
+    providers,
+)
+from sidecar.policies.exchange.common import (
+    Exported,
+    Imported,
+    Lost,
+    UnreadableFileError,
+    catalog_losses,
+    list_losses,
+    mapping_of,
+    mappings,
+    model_of,
+    models_of,
+    route_losses,
+    text_of,
+)
+from sidecar.policies.findings import member, quoted
+
+VERSION = "v0.4.0"
+_KEYS = {"version", "model_providers", "llm_providers", "routing_preferences"}
+_PROVIDER_KEYS = {"model", "default", "base_url"}
+_PREFERENCES = {
+    "none": Preference.DECLARED,
+    "cheapest": Preference.CHEAPEST,
+    "fastest": Preference.FASTEST,
+}
+
+
+def read(text: str, name: str) -> Imported:
+    """The policy `name` of a configuration. Raises UnreadableFileError."""
+    document = mapping_of(text)
+    lost = Lost()
+    lost.rest("", document, _KEYS)
+    catalog: dict[str, Model] = {}
+    default = ""
+    listed = providers(document) if document.keys() & {"model_providers", "llm_providers"} else []
+    for path, provider in listed:
+        lost.rest(path, provider, _PROVIDER_KEYS)
+        model = provider_model(provider, path, lost)
+        if model is not None:
+            catalog[model.id] = model
+            default = model.id if provider.get("default") is True else default
+    preferences = mappings(document.get("routing_preferences", []), "routing_preferences")
+    routes = tuple(_route(path, preference, lost) for path, preference in preferences)
+    for route in routes:
+        for entry in route.models.models:
+            catalog.setdefault(entry.id, model_of(entry.id))
+    policy = Policy(name, routes, models_of([default or first(catalog)]))
+    return Imported(catalog, policy, tuple(lost.lines))
+
+
+def _route(path: str, entry: dict[str, Any], lost: Lost) -> Route:
+    lost.rest(path, entry, ("name", "description", "models", "selection_policy"))
+    models = entry.get("models")
+    if not isinstance(models, list) or not models:
+        raise UnreadableFileError(f"{member(path, 'models')}: must be a list of models")
+    return Route(
+        text_of(entry, "name", path),
+        text_of(entry, "description", path),
+        models_of(map(str, models), _preference(path, entry, lost)),
+    )
+
+
+def _preference(path: str, entry: dict[str, Any], lost: Lost) -> Preference:
+    chosen = entry.get("selection_policy")
+    if chosen is None:
+        return Preference.DECLARED
+    where = member(path, "selection_policy")
+    if not isinstance(chosen, dict):
+        raise UnreadableFileError(f"{where}: must be a mapping such as {{prefer: cheapest}}")
+    lost.rest(where, chosen, ("prefer",))
+    prefer = str(chosen.get("prefer", "none"))
+    if prefer not in _PREFERENCES:
+        lost.key(member(where, "prefer"), f"{quoted(prefer)} becomes declared")
+    return _PREFERENCES.get(prefer, Preference.DECLARED)
+
+
+def write(content: Imported) -> Exported:
+    """A configuration of Plano."""
+    lost = Lost()
+    catalog_losses(lost, content.catalog.values(), {"host"})
+    entries = {each.id: provider_of(each) for each in content.catalog.values()}
+    document: dict[str, Any] = {"version": VERSION, "model_providers": list(entries.values())}
+    policy = content.policy
+    if policy is not None:
+        policy_losses(lost, policy)
+        list_losses(lost, "default", policy.default, several=False, preference=False)
+        entries[policy.default.models[0].id]["default"] = True
+        document["routing_preferences"] = [_written(route, lost) for route in policy.routes]
+    return Exported(yaml_text(document), tuple(lost.lines))
+
+
+def _written(route: Route, lost: Lost) -> dict[str, Any]:
+    route_losses(lost, f"routes[{route.name}]", route, several=True, preference=True)
+    entry: dict[str, Any] = {
+        "name": route.name,
+        "description": route.description,
+        "models": [each.id for each in route.models.models],
+    }
+    spelled = {preference: name for name, preference in _PREFERENCES.items()}
+    if route.models.preference in (Preference.CHEAPEST, Preference.FASTEST):
+        entry["selection_policy"] = {"prefer": spelled[route.models.preference]}
+    return entry

@@ -1,0 +1,165 @@
+"""What is doubtful about a policy beyond its rules.
+
+Wording is compared by its words here; whether the routing model can tell two routes apart is for
+the routing model to say (`overlaps`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Decision
+from sidecar.core.policy import Capability, Catalog, ModelList, Policy
+from sidecar.policies.examples import ExampleResult
+from sidecar.policies.findings import Finding, item, member, quoted, warning
+
+_ALIKE = 0.6
+"""Share of common words from which two descriptions count as alike."""
+
+_SURE = 0.5
+"""Probability from which another route's claim to a description is worth a warning."""
+
+_MIN_WORDS = 4
+_COMMON = frozenset(
+    """a an and any about are as at be by for from how in into is it its of on or that the their
+    them this to user users what when which who with without you your""".split()  # noqa: SIM905
+)
+"""Words that say nothing about what a route is for."""
+
+
+def lint(policy: Policy, catalog: Catalog) -> tuple[Finding, ...]:
+    """Everything doubtful that can be seen without a routing model."""
+    return tuple(_lint(policy, catalog))
+
+
+def _lint(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
+    yield from _alike(policy)
+    yield from _model_facts("default", policy.default, catalog)
+    for index, route in enumerate(policy.routes):
+        path = item("routes", index)
+        yield from _model_facts(path, route.models, catalog)
+        if not route.examples:
+            yield warning(
+                member(path, "examples"),
+                f"{quoted(route.name)} has none, so nothing tests that requests reach it",
+            )
+        if route.domain == "" and route.min_confidence and policy.actions_of(route.name):
+            yield from _unreachable_domain(policy, index)
+
+
+def _alike(policy: Policy) -> Iterator[Finding]:
+    words = [_words(route.description) for route in policy.routes]
+    for later, route in enumerate(policy.routes):
+        for earlier in range(later):
+            other = policy.routes[earlier]
+            if route.domain == other.name or other.domain == route.name:
+                continue  # A domain describes what its actions do.
+            share = _share(words[earlier], words[later])
+            if share >= _ALIKE:
+                yield warning(
+                    member(item("routes", later), "description"),
+                    f"has {share:.0%} of its words in common with that of {quoted(other.name)} "
+                    f"({item('routes', earlier)}); say in each what makes it this one",
+                )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold())) - _COMMON
+
+
+def _share(one: frozenset[str], other: frozenset[str]) -> float:
+    if min(len(one), len(other)) < _MIN_WORDS:
+        return 0.0
+    return len(one & other) / len(one | other)
+
+
+def _model_facts(owner: str, models: ModelList, catalog: Catalog) -> Iterator[Finding]:
+    known = [catalog[entry.id] for entry in models.models if entry.id in catalog]
+    able: set[Capability] = set().union(*(model.capabilities for model in known))
+    for index, model in enumerate(known):
+        where = item(member(owner, "models"), index)
+        if model.price is None:
+            yield warning(
+                where, f"{quoted(model.id)} has no price, so `cheapest` puts it last everywhere"
+            )
+        lacking = able - model.capabilities
+        if lacking:
+            names = ", ".join(sorted(each.value for each in lacking))
+            yield warning(
+                where,
+                f"{quoted(model.id)} lacks {names}, which others of the list have: requests that "
+                "need it pass it over",
+            )
+
+
+def _unreachable_domain(policy: Policy, index: int) -> Iterator[Finding]:
+    """A domain takes what none of its actions is sure enough of."""
+    domain = policy.routes[index]
+    actions = policy.actions_of(domain.name)
+    if all(action.min_confidence == 0 for action in actions):
+        yield warning(
+            member(item("routes", index), "min_confidence"),
+            f"no action of {quoted(domain.name)} has a minimum confidence, so the domain takes "
+            "only what the routing model names it for; give the actions one to have unsure "
+            "requests fall to their domain",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A description, asked as if it were a request. `index`: of its route."""
+
+    index: int
+    conversation: Conversation
+
+
+def probes(policy: Policy) -> Iterator[Probe]:
+    """A request for each route that should go to it."""
+    for index, route in enumerate(policy.routes):
+        yield Probe(index, Conversation((Message(Role.USER, route.description),)))
+
+
+def overlaps(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Finding, ...]:
+    """Routes whose descriptions the routing model takes for another's.
+
+    Args:
+        decisions: by the index of the route whose description was asked.
+    """
+    found: list[Finding] = []
+    for index, decision in decisions.items():
+        route = policy.routes[index]
+        taken = policy.route(decision.route)
+        if taken is None or taken.name == route.name:
+            continue
+        related = {taken.name, taken.domain} & {route.name, route.domain} - {""}
+        sure = decision.confidence
+        if related or (sure is not None and sure < _SURE):
+            continue
+        shown = "" if sure is None else f" with confidence {sure:.2f}"
+        found.append(
+            warning(
+                member(item("routes", index), "description"),
+                f"the routing model takes it for {quoted(taken.name)}{shown}; say in each what "
+                "makes it this one",
+            )
+        )
+    return tuple(found)
+
+
+def unreached(policy: Policy, results: Sequence[ExampleResult]) -> tuple[Finding, ...]:
+    """Routes that no example reached, and examples that another route took."""
+    reached = {result.route for result in results if result.decided}
+    found = [
+        warning(result.example.path, f"{result.said}")
+        for result in results
+        if result.decided and not result.passed
+    ]
+    found += [
+        warning(item("routes", index), f"no example reaches {quoted(route.name)}")
+        for index, route in enumerate(policy.routes)
+        if route.examples and route.name not in reached
+    ]
+    return tuple(found)

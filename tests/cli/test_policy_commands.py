@@ -1,0 +1,325 @@
+"""`sidecar policy` against a store, files and a running sidecar: what it prints, how it exits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
+
+from sidecar.cli import cli
+from sidecar.core.policy import Model
+from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from tests.grpc_api.stored import Stored, stored
+from tests.policies.exchange.test_exchange import SAMPLES
+from tests.policies.stores import parts
+from tests.policies.stores.parts import CATALOG, FAST, name_of, policy
+
+SUPPORT = name_of("support")
+
+
+def sidecar(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["policy", *map(str, arguments)])
+
+
+def done(*arguments: object) -> str:
+    result = sidecar(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def plain(*arguments: object) -> Any:
+    return json.loads(done(*arguments, "--output", "json"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    parts.write_files(tmp_path / "mine", policy())
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def at(tmp_path: Path, folder: Path) -> str:
+    """A store with one policy."""
+    where = f"sqlite:{tmp_path / 'policies.db'}"
+    done("apply", folder, "--at", where, "--author", "ada", "-m", "first steps")
+    return where
+
+
+def edit(folder: Path, description: str = "second", **more: Any) -> Path:
+    file = folder / "default-support.yaml"
+    file.write_text(yaml_text(policy_document(policy(description=description, **more))))
+    return file
+
+
+def test_apply_creates_updates_and_leaves_alone(at: str, folder: Path) -> None:
+    assert done("apply", folder, "--at", at) == (
+        f"model catalog: unchanged (revision 1)\n{SUPPORT}: unchanged (revision 1)\n"
+    )
+
+    file = edit(folder)
+
+    # A policy alone: its models are those of the place.
+    assert f"{SUPPORT}: updated (revision 2)\n" in done("apply", file, "--at", at)
+    assert plain("get", "support", "--at", at)["policy"]["description"] == "second"
+
+
+def test_dry_run_shows_the_difference_and_changes_nothing(at: str, folder: Path) -> None:
+    shown = done("apply", edit(folder), "--at", at, "--dry-run")
+
+    assert "would be updated (revision 2)" in shown
+    assert "-description: first\n+description: second" in shown
+    assert plain("get", "support", "--at", at)["revision"] == 1
+
+
+def test_apply_takes_models_away_after_the_policies_that_named_them(at: str, folder: Path) -> None:
+    file = folder / "all.yaml"
+    file.write_text(yaml_text(catalog_document([FAST]), only_fast()))
+
+    done("apply", file, "--at", at)
+
+    models = plain("catalog", "--at", at)["catalog"]["models"]
+    assert [model["id"] for model in models] == ["acme/fast"]
+
+
+def only_fast() -> dict[str, object]:
+    return {
+        "apiVersion": "llmrouter.v1",
+        "kind": "Policy",
+        "name": "support",
+        "default": {"models": ["acme/fast"]},
+    }
+
+
+def test_history_tells_who_and_why(at: str, folder: Path) -> None:
+    done("apply", edit(folder), "--at", at, "--author", "grace", "-m", "clearer")
+
+    history = plain("history", "support", "--at", at)
+
+    assert [(h["revision"], h["author"], h["message"]) for h in history] == [
+        (2, "grace", "clearer"),
+        (1, "ada", "first steps"),
+    ]
+    assert not history[0]["author_verified"]
+    assert "grace (claimed): clearer" in done("history", "support", "--at", at)
+
+
+def test_diff_of_revisions_and_of_a_file(at: str, folder: Path) -> None:
+    done("apply", edit(folder), "--at", at)
+    file = edit(folder, "third")
+
+    assert plain("diff", "support", "--at", at) == [
+        {"path": "description", "before": "first", "after": "second"}
+    ]
+    assert "-description: second\n+description: third" in done(
+        "diff", "support", "--file", file, "--at", at
+    )
+    assert sidecar("diff", "support", "--exit-code", "--at", at).exit_code == 1
+    same = sidecar("diff", "support", "--from", 2, "--to", 2, "--exit-code", "--at", at)
+    assert (same.exit_code, same.output) == (0, "")
+
+
+def test_rollback_delete_and_undelete(at: str, folder: Path) -> None:
+    done("apply", edit(folder), "--at", at)
+
+    assert "rolled back to revision 1 (revision 3)" in done("rollback", "support", 1, "--at", at)
+    assert "deleted (revision 4)" in done("delete", SUPPORT, "--at", at)
+    assert plain("list", "--at", at) == []
+    assert [each["deleted"] for each in plain("list", "--deleted", "--at", at)] == [True]
+    assert "undeleted (revision 5)" in done("undelete", "support", "--at", at)
+    assert plain("get", "support", "--at", at)["policy"]["description"] == "first"
+
+
+def test_get_prints_what_apply_takes(at: str, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.yaml"
+    out.write_text(done("get", "support", "--at", at))
+
+    assert out.read_text().startswith(f"# {SUPPORT}, revision 1\n# etag 1-")
+    assert "unchanged" in done("apply", out, "--at", at)
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_outputs_for_programs_say_the_same(at: str, output: str) -> None:
+    text = done("get", "support", "--at", at, "--output", output)
+    value = json.loads(text) if output == "json" else YAML(typ="safe").load(text)
+
+    assert value["name"] == SUPPORT
+    assert value["policy"] == policy_document(policy())
+
+
+def test_watch_prints_changes_in_order(at: str) -> None:
+    text = done("watch", "--after", 0, "--count", 2, "--at", at)
+
+    assert [line.split()[:2] for line in text.splitlines()] == [["1", "catalog"], ["2", "create"]]
+    lines = done("watch", "--after", 1, "--count", 1, "--at", at, "--output", "json").splitlines()
+    assert [(each["change"], each["name"]) for each in map(json.loads, lines)] == [(2, SUPPORT)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("get", "gone"), 4, "there is no policy"),
+        (("get", "support", "--revision", "9"), 4, "no revision 9"),
+        (("rollback", "support", "9"), 4, "no revision 9"),
+        (("delete", "support", "--etag", "1-x"), 3, "whose etag now is"),
+        (("undelete", "support"), 1, "not deleted"),
+        (("list", "--filter", "colour:red"), 1, "filter"),
+        (("get",), 2, "Missing argument"),
+    ],
+)
+def test_exit_statuses(at: str, arguments: tuple[str, ...], status: int, says: str) -> None:
+    result = sidecar(*arguments, "--at", at)
+
+    assert result.exit_code == status
+    assert says in result.output
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [("127.0.0.1:1", 5), ("unix:/nowhere.sock", 5), ("sqlite:/no/folder/p.db", 5), ("what", 1)],
+)
+def test_place_that_cannot_be_reached(place: str, status: int) -> None:
+    result = sidecar("list", "--at", place)
+
+    assert result.exit_code == status
+    assert result.output.startswith("Error: ")
+
+
+def test_files_with_errors_change_nothing(at: str, folder: Path) -> None:
+    file = edit(folder)
+    file.write_text(file.read_text().replace("acme/fast", "acme/fats"))
+
+    result = sidecar("apply", folder, "--at", at)
+
+    assert result.exit_code == 1
+    assert 'did you mean "acme/fast"?' in result.output
+    assert plain("get", "support", "--at", at)["revision"] == 1
+
+
+def test_files_are_read_and_not_written(folder: Path) -> None:
+    assert plain("get", "support", "--at", folder)["policy"] == policy_document(policy())
+
+    result = sidecar("delete", "support", "--at", folder)
+
+    assert result.exit_code == 1
+    assert "default-support.yaml" in result.output
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_import_and_export(kind: str, tmp_path: Path) -> None:
+    theirs, ours, back = tmp_path / "theirs", tmp_path / "ours.yaml", tmp_path / "back"
+    theirs.write_text(SAMPLES[kind])
+
+    imported = sidecar("import", theirs, "--from", kind, "--name", "mine", "-o", ours)
+    exported = sidecar("export", "mine", "--to", kind, "--at", ours, "-o", back)
+
+    assert (imported.exit_code, exported.exit_code) == (0, 0), imported.output + exported.output
+    assert "has no counterpart" in imported.output
+    again = tmp_path / "again.yaml"
+    sidecar("import", back, "--from", kind, "--name", "mine", "-o", again)
+    assert again.read_text() == ours.read_text()
+
+
+def test_import_of_another_kind_of_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("a: 1\n")
+
+    result = sidecar("import", file, "--from", "plano")
+
+    assert (result.exit_code, str(file) in result.output) == (1, True)
+
+
+async def beside(api: Stored, *arguments: object) -> Result:
+    """Runs a command while the sidecar of this event loop answers it."""
+    address = f"127.0.0.1:{api.server.port}"
+    flag = "--address" if arguments[0] in ("test", "lint") else "--at"
+    return await asyncio.to_thread(sidecar, *arguments, flag, address)
+
+
+async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        applied = await beside(api, "apply", edit(folder), "-m", "over the wire")
+        dry = await beside(api, "apply", folder, "--dry-run")
+        got = await beside(api, "get", "support", "--output", "json")
+        listed = await beside(api, "list", "--output", "json")
+        history = await beside(api, "history", "support", "--output", "json")
+        conflict = await beside(api, "rollback", "support", 1, "--etag", "9-x")
+        rolled = await beside(api, "rollback", "support", 1)
+        missing = await beside(api, "get", "gone")
+        watched = await beside(api, "watch", "--after", 0, "--count", 4)
+        catalog = await beside(api, "catalog", "--output", "json")
+
+    assert "updated (revision 2)" in applied.output, applied.output
+    assert "unchanged (revision 2)" in dry.output
+    assert json.loads(got.output)["policy"] == policy_document(policy(description="second"))
+    assert [each["name"] for each in json.loads(listed.output)] == [SUPPORT]
+    assert [each["message"] for each in json.loads(history.output)] == [
+        "over the wire",
+        "from files",
+    ]
+    assert (conflict.exit_code, rolled.exit_code, missing.exit_code) == (3, 0, 4)
+    assert [line.split()[0] for line in watched.output.splitlines()] == ["1", "2", "3", "4"]
+    assert len(json.loads(catalog.output)["catalog"]["models"]) == len(CATALOG)
+
+
+BILLING = """\
+apiVersion: llmrouter.v1
+kind: Policy
+name: trial
+default: {models: [acme/fast]}
+routes:
+  - name: billing
+    description: Invoices and payments, and everything about being charged for something.
+    models: [acme/fast]
+    examples: [Where is my invoice?]
+  - name: refunds
+    description: Invoices and payments, and everything about being charged for it.
+    models: [acme/fast]
+    examples: [I want my money back]
+"""
+
+
+async def test_examples_are_tests_of_their_routes(tmp_path: Path) -> None:
+    """The stand-in takes every request for `billing`."""
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        failed = await beside(api, "test", file)
+        details = await beside(api, "test", file, "--output", "json")
+        file.write_text(BILLING[: BILLING.index("  - name: refunds")])
+        passed = await beside(api, "test", file)
+
+    assert (failed.exit_code, passed.exit_code) == (1, 0), passed.output
+    assert "1 of 2 examples go to their route" in failed.output
+    assert [(d["expected"], d["route"], d["passed"]) for d in json.loads(details.output)] == [
+        ("billing", "billing", True),
+        ("refunds", "billing", False),
+    ]
+
+
+async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
+    file = tmp_path / "trial.yaml"
+    models = [Model("acme/fast", "f", input_price=1.0, output_price=1.0)]
+    file.write_text(yaml_text(catalog_document(models)) + "---\n" + BILLING)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        alone = sidecar("lint", file)
+        asked = await beside(api, "lint", file, "--by-model", "--output", "json")
+        strict = sidecar("lint", file, "--strict")
+
+    assert alone.exit_code == 0
+    assert "of its words in common with that of" in alone.output
+    assert strict.exit_code == 1
+    findings = [(f["path"], f["message"]) for f in json.loads(asked.output)]
+    paths = [path for path, _ in findings]
+    assert paths == [
+        "routes[1].description",
+        "routes[1].description",
+        "routes[1].examples[0]",
+        "routes[1]",
+    ]
+    assert "the routing model takes it for" in findings[1][1]
+    assert "no example reaches" in findings[3][1]

@@ -1,0 +1,75 @@
+"""What is kept is what was given: documents are read back as the same policy."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, is_dataclass
+
+import pytest
+
+from sidecar.core.policy import Model, Policy, Preference, Route
+from sidecar.policies import parse_policy_yaml
+from sidecar.policies.documents import (
+    UnreadableDocumentError,
+    catalog_document,
+    catalog_from,
+    policy_document,
+    policy_from,
+    yaml_text,
+)
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, policy
+
+
+def unlike_default(value: object) -> set[str]:
+    """Names of the fields that do not have their default value."""
+    assert is_dataclass(value)
+    found = set()
+    for field in fields(value):
+        default = field.default
+        if default is MISSING and field.default_factory is not MISSING:
+            default = field.default_factory()
+        if getattr(value, field.name) != default:
+            found.add(field.name)
+    return found
+
+
+def test_sample_uses_every_field() -> None:
+    """Else the tests below would not notice one that is forgotten."""
+    sample = policy(namespace="team")
+    used = unlike_default(sample.routes[1]) | unlike_default(sample.routes[0])
+
+    assert {field.name for field in fields(Route)} <= used
+    assert {field.name for field in fields(Model)} == unlike_default(LARGE)
+    assert {field.name for field in fields(Policy)} == unlike_default(sample)
+
+
+def test_policy_comes_back() -> None:
+    sample = policy(namespace="team")
+
+    assert policy_from(policy_document(sample)) == sample
+    assert parse_policy_yaml(yaml_text(policy_document(sample)), CATALOG).policy == sample
+
+
+def test_catalog_comes_back() -> None:
+    assert catalog_from(catalog_document([FAST, LARGE])) == (FAST, LARGE)
+
+
+def test_defaults_are_left_out() -> None:
+    document = catalog_document([FAST])
+
+    assert document["models"] == [{"id": "acme/fast", "upstream_model": "fast-1"}]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"colour": "red"}, {"name": 3}, {"kind": "ModelCatalog"}], ids=str
+)
+def test_document_of_a_newer_version_is_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(UnreadableDocumentError):
+        policy_from({**policy_document(policy()), **changed})
+
+
+def test_weights_of_one_are_written_where_they_count() -> None:
+    sample = policy()
+    models = policy_document(sample)["routes"][1]["models"]  # type: ignore[index]
+
+    assert sample.routes[1].models.preference is Preference.WEIGHTED
+    assert models == [{"model": "acme/fast", "weight": 9.0}, {"model": "acme/large", "weight": 1.0}]
