@@ -13,6 +13,8 @@ from rich.text import Text
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.conversations import Case, read_case_file
 from sidecar.cli.decision_view import Row, table
+from sidecar.cli.demo_gateway import print_reached, send_all, stub_providers
+from sidecar.cli.gateway import GatewayWish
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import EXAMPLES, check_policies, chosen_engine, with_policies
@@ -41,7 +43,8 @@ _BUDGET_MS = 10_000
     help="Engine that `sidecar model build` made; without it the model that comes along.",
 )
 def demo(conversations: Path, model: Path | None) -> None:
-    """Start Triton and the sidecar, route example conversations over gRPC, stop.
+    """Start Triton, the sidecar and Envoy, route example conversations over gRPC and as plain HTTP,
+    stop.
 
     Nothing is sent to any of the models that are chosen.
     """
@@ -51,11 +54,17 @@ def demo(conversations: Path, model: Path | None) -> None:
     steps = Steps()
     try:
         engine = chosen_engine(model, settings, steps)
-        with running(LocalStack(engine, settings, quiet=True, steps=steps)) as stack:
-            with steps.step(f"Routing {len(cases)} conversations over gRPC"):
-                rows = _route(stack, cases)
-            stack.check()
-            _print(rows, engine)
+        with stub_providers() as providers:
+            wish = GatewayWish(free_ports(1)[0], providers=providers)
+            stack = LocalStack(engine, settings, quiet=True, steps=steps, gateway=wish)
+            with running(stack):
+                with steps.step(f"Routing {len(cases)} conversations over gRPC"):
+                    rows = _route(stack, cases)
+                with steps.step("Sending them as plain HTTP through Envoy"):
+                    reached = send_all(wish.url, cases)
+                stack.check()
+                _print(rows, engine)
+                print_reached(reached, Console())
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -66,6 +75,7 @@ def _settings() -> Settings:
         "server": {"grpc_address": f"127.0.0.1:{free_ports(1)[0]}", "http_address": ""},
         # So that a slow or busy computer shows decisions and their times, not fallbacks.
         "routing": {"decision_budget_ms": _BUDGET_MS},
+        "ext_proc": {"message_timeout_ms": _BUDGET_MS + 1000},
     }
     return with_policies(load_settings(flags=flags, environ={}), ())
 
