@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,13 +40,11 @@ class EngineCheck:
 
     Args:
         model: the Hugging Face folder that the engine was made from.
-        tritonserver: instead of NVIDIA's.
     """
 
     asked: Sequence[Asked]
     model: Path
     tools: Toolchain
-    tritonserver: str = ""
 
     def __call__(self, engine: Path, repository: Path, work: Path, report: Report) -> Verification:
         """Raises EngineError if the reference or Triton fails, or a question is not answered."""
@@ -78,10 +77,9 @@ class EngineCheck:
         self, engine: Path, repository: Path, work: Path, report: Report
     ) -> tuple[list[Reading], list[ModelOutput]]:
         ports = free_ports(3)
-        argv = [self.tools.python, str(gpu_script("serve.py"))]
+        # By its path: the launcher does not search PATH.
+        argv = [shutil.which(self.tools.python) or self.tools.python, str(gpu_script("serve.py"))]
         argv += ["--engine", str(engine), "--repository", str(repository)]
-        if self.tritonserver:
-            argv += ["--tritonserver", self.tritonserver]
         argv += ["--", f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
         argv += [f"--metrics-port={ports[2]}"]
         report("starting Triton with the engine")

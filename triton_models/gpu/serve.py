@@ -48,6 +48,9 @@ PRODUCTION_FLAGS = (
 )
 
 
+_TRITONSERVER = "/opt/tritonserver/bin/tritonserver"
+
+
 class MismatchError(Exception):
     """The engine cannot be served here; the text says what to rebuild."""
 
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--tritonserver", default="/opt/tritonserver/bin/tritonserver")
+    parser.add_argument("--tritonserver", default=shutil.which("tritonserver") or _TRITONSERVER)
     parser.add_argument("--check-only", action="store_true", help="Do not start Triton.")
     parser.add_argument("extra", nargs="*", help="Further options of tritonserver, after --.")
     given = parser.parse_args(arguments)

@@ -51,7 +51,12 @@ def install(folder: Path) -> Toolchain:
         path.write_text(f"#!{sys.executable}\n{start}main({program!r}, sys.argv[1:])\n")
         _executable(path)
     python, nvidia_smi = folder / "bin" / "python3", folder / "bin" / "nvidia-smi"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
+    reference = folder / "reference.py"
+    reference.write_text(start.replace("main", "reference") + "reference(sys.argv[1:])\n")
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in */gpu/reference.py) shift; set -- {reference} "$@";; esac\n'
+        f'PYTHONPATH={packages} exec {sys.executable} "$@"\n'
+    )
     # The first two fields alone where the first two are asked for.
     nvidia_smi.write_text(
         '#!/bin/sh\ncase "$1" in *driver*) echo "$FAKE_GPU";;'

@@ -25,8 +25,6 @@ from tests.engines.trtllm.contract import parse
 
 REPO = Path(__file__).parents[3]
 GPU = "NVIDIA L40S, 8.9, 590.44.01, 46068, 45000"
-END_ID = 2
-"""Of the tiny models."""
 VERSIONS = {"tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48"}
 _ALGOS = {"fp8": "FP8", "int4_awq": "W4A16_AWQ"}
 _ARCHITECTURES = {"LlamaForCausalLM": "LlamaForCausalLM", "Qwen2ForCausalLM": "QWenForCausalLM"}
@@ -85,7 +83,8 @@ def build(given: Any) -> None:
 def xgrammar(given: Any) -> None:
     folder = Path(given.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"encoded_vocab": ["a"], "tokenizer_str": "{}", "stop_token_ids": [END_ID]}
+    end_id = json.loads((Path(given.model_dir) / "config.json").read_text())["eos_token_id"]
+    content = {"encoded_vocab": ["a"], "tokenizer_str": "{}", "stop_token_ids": [end_id]}
     (folder / "xgrammar_tokenizer_info.json").write_text(json.dumps(content))
 
 
@@ -118,3 +117,16 @@ def main(program: str, arguments: list[str]) -> None:
         os.kill(os.getppid(), signal.SIGKILL)
         sys.exit(1)
     PROGRAMS[program](given)
+
+
+def reference(arguments: list[str]) -> None:
+    """In the place of `triton_models/gpu/reference.py`, which needs torch: likes labels the more,
+    or with `FAKE_REFERENCE=contrary` the less, the higher their ids are."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert (Path(given["--model-dir"]) / "config.json").is_file()
+    sign = -1 if os.environ.get("FAKE_REFERENCE") == "contrary" else 1
+    with Path(given["--out"]).open("w") as out:
+        for line in Path(given["--questions"]).read_text().splitlines():
+            question = json.loads(line)
+            logits = [sign * token / 1000 for token in question["label_ids"]]
+            out.write(json.dumps({"id": question["id"], "logits": logits}) + "\n")

@@ -1,0 +1,126 @@
+"""`sidecar model build --target trtllm`, from the command line to a verified engine, with NVIDIA's
+programs faked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.cli import cli
+from sidecar.engines import EngineError, load_engine
+from tests.engines.tiny_models import LLAMA
+from tests.engines.trtllm import fake_nvidia
+from tests.engines.trtllm.conftest import Nvidia, nvidia
+from tests.prompts.vocabularies import qwen_tokenizer_json
+
+__all__ = ["nvidia"]
+
+END_ID = 151_645
+ROUTES = [
+    {"name": "billing", "description": "invoices and payments"},
+    {"name": "travel", "description": "flights and hotels"},
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with Qwen's vocabulary, in which words are tokens."""
+    shape = replace(LLAMA, hidden=16, heads=2, kv_heads=1, layers=1, vocab=151_936)
+    folder = shape.write(tmp_path_factory.mktemp("weights") / "tiny-router")
+    ids = {"eos_token_id": END_ID, "pad_token_id": 151_643, "max_position_embeddings": 2048}
+    (folder / "config.json").write_text(json.dumps(shape.config() | ids))
+    (folder / "tokenizer.json").write_text(json.dumps(qwen_tokenizer_json()))
+    return folder
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    lines = [
+        {
+            "id": f"{label}-{number}",
+            "conversation": [{"role": "user", "content": f"{label} question {number}"}],
+            "routes": ROUTES,
+            "label": label,
+        }
+        for label in ("billing", "travel")
+        for number in range(3)
+    ]
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def out_of(nvidia: Nvidia) -> Path:
+    return nvidia.log.parents[1] / "engine"
+
+
+def build(weights: Path, nvidia: Nvidia, *arguments: str | Path) -> Result:
+    start = f"import sys; sys.path.insert(0, {str(fake_nvidia.REPO)!r})\n"
+    start += "from tests.engines.trtllm.fake_tritonserver import main\nmain()\n"
+    triton = Path(nvidia.tools.python).with_name("tritonserver")
+    triton.write_text(f"#!{sys.executable}\n{start}")
+    triton.chmod(0o755)
+    command = ["model", "build", "--target", "trtllm", "--source", str(weights)]
+    command += ["--prompt-format", "compact-v1", "--examples", str(nvidia.tools.examples)]
+    command += ["--out", str(out_of(nvidia)), *map(str, arguments)]
+    return CliRunner().invoke(cli, command)
+
+
+def test_an_engine_that_decides_alike_is_verified_calibrated_and_published(
+    weights: Path, nvidia: Nvidia, cases: Path
+) -> None:
+    result = build(weights, nvidia, "--cases", cases)
+    assert result.exit_code == 0, (result.output, result.exception)
+    engine = load_engine(out_of(nvidia))
+    found = json.loads((engine.path / "verification.json").read_text())
+    assert (found["passed"], found["questions"], found["same"]) == (True, 6, 6)
+    assert found["latency_p50_ms"] > 0
+    assert engine.router.temperature == found["temperature"] != 1.0
+    assert "6 of 6 decided alike" in result.output
+
+
+def test_an_engine_that_decides_otherwise_is_not_published(
+    weights: Path, nvidia: Nvidia, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_REFERENCE", "contrary")
+    result = build(weights, nvidia, "--cases", cases)
+    assert isinstance(result.exception, EngineError)
+    assert "cases that the reference is sure of" in str(result.exception)
+    assert not out_of(nvidia).exists()
+
+
+def test_without_cases_it_wants_to_be_told_that_nothing_is_compared(
+    weights: Path, nvidia: Nvidia
+) -> None:
+    result = build(weights, nvidia)
+    assert isinstance(result.exception, EngineError)
+    assert "--no-verify" in str(result.exception)
+    assert nvidia.ran == []
+
+
+def test_a_dry_run_prints_commands_and_sizes_and_needs_no_gpu(
+    weights: Path, cases: Path, tmp_path: Path, nvidia: Nvidia
+) -> None:
+    policies = Path(__file__).parents[2] / "examples" / "policies"
+    result = build(weights, nvidia, "--dry-run", "--policies", policies, "--precision", "fp8")
+    assert result.exit_code == 0, result.exception
+    assert "quantize.py --model_dir" in result.output
+    assert "trtllm-build --checkpoint_dir" in result.output
+    assert "--gather_generation_logits" in result.output
+    assert "nothing was run" in result.output
+    assert nvidia.ran == []
+    # 1,024 tokens of conversation beside the longest route block, and not the default of 4,096.
+    longest = int(result.output.split("longest prompt")[1].split()[0])
+    assert 1024 < longest < 2048
+
+
+def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:
+    command = ["model", "build", "--source", str(weights), "--prompt-format", "compact-v1"]
+    result = CliRunner().invoke(cli, [*command, "--precision", "fp8", "--force"])
+    assert result.exit_code == 2
+    assert "--precision, --force: for --target trtllm, not for cpu" in result.output
