@@ -16,6 +16,7 @@ from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
 from sidecar.core.policy import (
     ApiDialect,
     Capability,
+    Catalog,
     Model,
     ModelList,
     Policy,
@@ -93,14 +94,19 @@ async def remembering() -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def a_world(cache: DecisionCache, pins: Pins | None = None) -> AsyncIterator[World]:
+async def a_world(
+    cache: DecisionCache,
+    pins: Pins | None = None,
+    catalog: Catalog = CATALOG,
+    budget_s: float = 0.1,
+) -> AsyncIterator[World]:
     model, sink = StubModel(), ListSink()
     registry = PolicyRegistry(
         [
             PolicyRecord(POLICY, 3, "e"),
             PolicyRecord(EMPTY, 1, "e"),
         ],
-        CATALOG,
+        catalog,
         StubPrompt,
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
@@ -114,7 +120,7 @@ async def a_world(cache: DecisionCache, pins: Pins | None = None) -> AsyncIterat
         registry,
         Targets([target]),
         sink,
-        RouterLimits(budget_s=0.1, reserve_s=0.01, max_waiting=4),
+        RouterLimits(budget_s=budget_s, reserve_s=0.01, max_waiting=4),
         RoutingModelRef("stub@1", "stub-v1"),
         lambda ids: f"{len(ids)} tokens",
         cache=cache,
