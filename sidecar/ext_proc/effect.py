@@ -18,6 +18,7 @@ class Effect:
             that goes on uncompressed.
         reroute: have Envoy choose the route anew, by these headers.
         metadata: dynamic metadata of the namespace `llm_router`.
+        clusters: Envoy's clusters to try, in this order; empty: left to Envoy's route.
         body: takes the place of the body; None leaves it as it came.
         stamp: set on the response as well.
     """
@@ -26,5 +27,6 @@ class Effect:
     remove: tuple[str, ...] = ()
     reroute: bool = False
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    clusters: tuple[str, ...] = ()
     body: bytes | None = None
     stamp: tuple[tuple[str, str], ...] = ()

@@ -31,6 +31,7 @@ from sidecar.ext_proc.messages import BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX, N
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason
 
 METADATA_NAMESPACE = "llm_router"
+FAILOVER_NAMESPACE = "llm_router_failover"
 
 Answers = tuple[pb.ProcessingResponse, ...]
 Step = Answers | HttpRequest
@@ -357,3 +358,5 @@ def _add_metadata(answer: pb.ProcessingResponse, effect: Effect, content_length:
         values["content_length"] = content_length
     if values:
         messages.set_metadata(answer, METADATA_NAMESPACE, values)
+    if effect.clusters:
+        messages.set_failover(answer, FAILOVER_NAMESPACE, effect.clusters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
@@ -142,3 +143,13 @@ def set_metadata(
     """Dynamic metadata: its first level is the namespace."""
     inner = answer.dynamic_metadata.get_or_create_struct(namespace)
     inner.update({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+
+def set_failover(answer: pb.ProcessingResponse, namespace: str, clusters: Sequence[str]) -> None:
+    """Clusters to try, as dynamic metadata that Envoy's cluster specifier `priority_group` takes in
+    place of its own groups (`PriorityGroupsOverride`, Envoy 1.40)."""
+    groups: list[dict[str, Any]] = [
+        {"name": str(number), "clusters": [{"cluster_name": cluster, "weight": 1}]}
+        for number, cluster in enumerate(clusters)
+    ]
+    answer.dynamic_metadata.get_or_create_struct(namespace).update({"priority_groups": groups})

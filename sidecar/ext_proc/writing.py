@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from sidecar.core.decision import Decision
+from sidecar.core.policy import Model
 from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.messages import MetadataValue
 from sidecar.ext_proc.options import NO_DECISION, OwnedHeader, Writing
@@ -34,7 +36,8 @@ def effect_of(
     if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
         body = _rewritten(decision, request, understood, splice)
     dropped = ("content-encoding",) if body is not None and understood.plain_body else ()
-    return _effect(_headers(decision), _metadata(decision), options, body, dropped)
+    effect = _effect(_headers(decision), _metadata(decision), options, body, dropped)
+    return replace(effect, clusters=_clusters(decision)) if options.metadata else effect
 
 
 def _rewritten(
@@ -60,6 +63,17 @@ def _headers(decision: Decision) -> dict[OwnedHeader, str]:
     }
 
 
+def _reachable(decision: Decision) -> tuple[Model, ...]:
+    """The fallbacks that Envoy can try: a model without a cluster is reached by other means."""
+    return tuple(model for model in decision.fallbacks if model.cluster)
+
+
+def _clusters(decision: Decision) -> tuple[str, ...]:
+    if not decision.model.cluster:
+        return ()
+    return (decision.model.cluster, *(model.cluster for model in _reachable(decision)))
+
+
 def _metadata(decision: Decision) -> dict[str, MetadataValue]:
     values: dict[str, MetadataValue] = {
         "route": decision.route,
@@ -67,8 +81,8 @@ def _metadata(decision: Decision) -> dict[str, MetadataValue]:
         "upstream_model": decision.model.upstream_model,
         "cluster": decision.model.cluster,
         "fallbacks": [model.id for model in decision.fallbacks],
-        "fallback_clusters": [model.cluster for model in decision.fallbacks],
-        "fallback_upstream_models": [model.upstream_model for model in decision.fallbacks],
+        # In the order in which Envoy tries their clusters.
+        "fallback_upstream_models": [model.upstream_model for model in _reachable(decision)],
         "decision_id": decision.id,
         "source": decision.source.value,
         "reason": decision.reason.value,

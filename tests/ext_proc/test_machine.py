@@ -174,6 +174,20 @@ def test_buffered_body_carries_headers_route_and_metadata() -> None:
     assert MessageToDict(answer.dynamic_metadata) == {"llm_router": {"model": "big/coder"}}
 
 
+def test_clusters_to_try_are_groups_of_envoys_cluster_specifier() -> None:
+    talk = Conversation()
+    talk.say(request_headers())
+    talk.ask(request_body(b"1234"))
+
+    (answer,) = talk.exchange.decided(Effect(clusters=("big", "small")))
+
+    groups = MessageToDict(answer.dynamic_metadata)["llm_router_failover"]["priority_groups"]
+    assert [each["clusters"] for each in groups] == [
+        [{"cluster_name": "big", "weight": 1}],
+        [{"cluster_name": "small", "weight": 1}],
+    ]
+
+
 def test_rewritten_body_has_the_content_length_that_envoy_compares() -> None:
     talk = Conversation()
     talk.say(request_headers(LENGTH))

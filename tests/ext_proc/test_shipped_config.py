@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,11 @@ def models_of(cluster: str) -> set[str]:
 def by_text(request: RoutingRequest) -> str:
     """The conversation says which model it is for."""
     return request.conversation.messages[-1].text
+
+
+def first_fallback(model: str) -> str:
+    """As the stand-in router has it."""
+    return next(other.id for other in CATALOG.values() if other.id != model)
 
 
 def providers() -> dict[str, Upstream]:
@@ -211,6 +216,66 @@ async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway
     assert entry["source"] == "model"
     assert entry["decision_id"] == "d-openai/gpt-5.5"
     assert entry["cluster"] == "openai"
+
+
+# --- Failover -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(gateway: Gateway) -> Iterator[Callable[[str, int], None]]:
+    """Has a provider answer with a status from now on; 0: it closes the connection."""
+
+    def fail(name: str, status: int) -> None:
+        upstream = gateway.providers[name]
+        upstream.status, upstream.reset = status or 200, status == 0
+
+    yield fail
+    for upstream in gateway.providers.values():
+        upstream.status, upstream.reset = 200, False
+        upstream.requests.clear()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_failed_request_goes_to_the_fallback_with_its_model(
+    gateway: Gateway, failing: Callable[[str, int], None], status: int
+) -> None:
+    failing("mistral", status)
+    body = chat("mistral/mistral-large-2512")
+
+    answer = await post(gateway.alive, body, headers=CREDENTIALS)
+
+    fallback = CATALOG[first_fallback("mistral/mistral-large-2512")]
+    (request,) = gateway.providers[fallback.cluster].requests
+    assert (answer.status, answer.json["model"]) == (200, fallback.upstream_model)
+    assert len(gateway.providers["mistral"].requests) == 1
+    assert request.body == body.replace(b'"auto"', f'"{fallback.upstream_model}"'.encode())
+    assert request.headers["content-length"] == str(len(request.body))
+    assert request.headers["host"] == fallback.host
+    assert request.headers["authorization"] == f"Bearer key-of-{fallback.cluster}"
+
+
+async def test_last_failure_is_the_clients_when_all_fail(
+    gateway: Gateway, failing: Callable[[str, int], None]
+) -> None:
+    for name in gateway.providers:
+        failing(name, 503)
+
+    answer = await post(gateway.alive, chat("mistral/mistral-large-2512"))
+
+    assert answer.status == 503
+    assert sum(len(up.requests) for up in gateway.providers.values()) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+async def test_error_of_the_client_is_not_tried_elsewhere(
+    gateway: Gateway, failing: Callable[[str, int], None], status: int
+) -> None:
+    failing("mistral", status)
+
+    answer = await post(gateway.alive, chat("mistral/mistral-large-2512"))
+
+    assert answer.status == status
+    assert sum(len(up.requests) for up in gateway.providers.values()) == 1
 
 
 # --- Without --------------------------------------------------------------------------------------

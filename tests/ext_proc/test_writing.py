@@ -73,8 +73,26 @@ def test_metadata_tells_the_decision_to_envoys_log() -> None:
 
     assert metadata["model"] == "big/coder"
     assert metadata["upstream_model"] == "coder-1"
-    assert metadata["fallback_clusters"] == ["small"]
+    assert metadata["fallback_upstream_models"] == ["mini-2"]
     assert metadata["confidence"] == 0.5
+
+
+def test_clusters_are_those_of_the_model_and_its_fallbacks() -> None:
+    assert effect().clusters == ("big", "small")
+    assert effect(Writing(metadata=False)).clusters == ()
+
+
+def test_fallback_without_a_cluster_is_not_for_envoy_to_try() -> None:
+    nowhere = replace(DECISION.fallbacks[0], cluster="")
+    decision = replace(DECISION, fallbacks=(nowhere, *DECISION.fallbacks))
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+
+    done = effect_of(
+        decision, HttpRequest(HEAD, BODY), understood, StubDialects().splice_model, Writing()
+    )
+
+    assert done.clusters == ("big", "small")
+    assert done.metadata["fallback_upstream_models"] == ["mini-2"]
 
 
 def test_model_of_the_body_is_replaced() -> None:
