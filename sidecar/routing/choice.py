@@ -41,7 +41,7 @@ def choose(answer: Answer, policy: Policy, min_confidence: float = 0.0) -> Choic
     if answer.problem is not None:
         return Choice(None, answer.problem, _PROBLEMS[answer.problem])
     own = {candidate.name: candidate.probability for candidate in answer.candidates}
-    summed = {name: p + _actions_share(name, policy, own) for name, p in own.items()}
+    summed = _summed(policy, own)
     candidates = tuple(
         Candidate(name, p) for name, p in sorted(summed.items(), key=lambda item: -item[1])
     )
@@ -58,24 +58,25 @@ _PROBLEMS = {
 }
 
 
-def _actions_share(name: str, policy: Policy, own: dict[str, float]) -> float:
-    return sum(own.get(action.name, 0.0) for action in policy.actions_of(name))
+def _summed(policy: Policy, own: dict[str, float]) -> dict[str, float]:
+    """Each candidate's probability and, for a domain, its actions'."""
+    summed = dict(own)
+    for route in policy.routes:
+        if route.domain in summed:
+            summed[route.domain] += own.get(route.name, 0.0)
+    return summed
 
 
 def _best(named: str, policy: Policy, own: dict[str, float], summed: dict[str, float]) -> str:
     if len(own) < 2:
         # The answer form gives the chosen route alone: nothing to compare.
         return named
-    tops = [name for name in own if name == OTHER or not _domain(name, policy)]
+    domains = {route.name: route.domain for route in policy.routes if route.domain}
+    tops = [name for name in own if name not in domains]
     # max() keeps the first of equals; the model's own order of candidates breaks ties.
     top = max(tops, key=lambda name: summed[name])
-    actions = [action.name for action in policy.actions_of(top) if action.name in own]
+    actions = [name for name, domain in domains.items() if domain == top and name in own]
     return max([top, *actions], key=lambda name: own[name])
-
-
-def _domain(name: str, policy: Policy) -> str:
-    route = policy.route(name)
-    return route.domain if route else ""
 
 
 def _accept(

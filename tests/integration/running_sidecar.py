@@ -26,11 +26,13 @@ async def sidecar_on(
     budget_s: float,
     policies: Path = POLICIES,
     prompt_format: str | None = None,
+    others: tuple[str, ...] = (),
 ) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
     """A stub of a sidecar that asks the Triton at `triton_address`.
 
     Args:
         prompt_format: instead of the engine's.
+        others: addresses of further Tritons.
     """
     settings = load_settings(
         flags={
