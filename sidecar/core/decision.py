@@ -178,6 +178,8 @@ class RoutingRequest:
         conversation_key: the caller's own id of the conversation, for pins; empty if none.
         caller: who asks, as far as the edge knows; equal keys of different callers are different
             conversations.
+        continues: id of what the provider itself keeps of the conversation; another provider does
+            not have it. Empty if there is none.
         keep_task: keep the route in a tool loop where the policy does not say otherwise, also
             without a key.
         min_confidence: raises the minimum confidence of every route; in 0..1.
@@ -189,6 +191,7 @@ class RoutingRequest:
     model: str = ""
     conversation_key: str = ""
     caller: str = ""
+    continues: str = ""
     keep_task: bool = False
     needs: Needs = field(default_factory=Needs)
     dialect: ApiDialect | None = None

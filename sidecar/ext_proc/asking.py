@@ -50,6 +50,7 @@ def asked(
         model=model,
         conversation_key=_key(head, understood, options),
         caller=head.header(options.caller_header) if options.caller_header else "",
+        continues=understood.previous_response_id,
         # A tool loop is many requests here, of clients that do not know of pins.
         keep_task=True,
         needs=understood.needs,

@@ -113,7 +113,8 @@ class Understood:
         stream: the client asked for a streamed answer.
         conversation_key: the client's own id of the conversation, from a field of the body that is
             configured to be one; empty if there is none.
-        previous_response_id: of the Responses API; empty if there is none.
+        previous_response_id: what the request goes on from that the provider keeps: a response or
+            a conversation of the Responses API; empty if there is none.
         plain_body: the body decoded; None if it came uncompressed. A body that is rewritten goes on
             like this, without `content-encoding`.
     """

@@ -80,7 +80,9 @@ class Subject:
 
 def pin_mode(request: RoutingRequest, policy: Policy) -> PinMode:
     """The policy's word; where it has none, a task keeps its route if the caller shows that it is
-    part of a conversation."""
+    part of a conversation. What a provider keeps a part of cannot go elsewhere."""
+    if request.continues and policy.pin is not PinMode.OFF:
+        return PinMode.CONVERSATION
     if policy.pin is not None:
         return policy.pin
     return PinMode.TASK if request.conversation_key or request.keep_task else PinMode.OFF
@@ -119,7 +121,9 @@ def _scope(request: RoutingRequest, compiled: CompiledPolicy) -> bytes:
     """Pins outlive revisions of a policy, so its name counts and not its digest; an inline policy
     has no other name than its content."""
     policy = compiled.ref.name or compiled.ref.digest
-    parts = (policy, request.caller, request.conversation_key)
+    # The same words that go on from something else are not the same conversation.
+    conversation = request.conversation_key or request.continues
+    parts = (policy, request.caller, conversation)
     return b"".join(_framed(part.encode(errors="replace")) for part in parts)
 
 

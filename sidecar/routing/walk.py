@@ -145,10 +145,9 @@ def _models(
     excluded: tuple[Excluded, ...] = ()
     if outcome.route is not None:
         selection = _select(walk, catalog, outcome.route)
-        if selection.models:
-            first = [model for model in selection.models if model.id == outcome.preferred]
-            others = [model for model in selection.models if model.id != outcome.preferred]
-            return outcome, (*first, *others), selection.excluded
+        models = _preferred_first(walk, outcome, catalog, selection.models)
+        if models:
+            return outcome, models, selection.excluded
         excluded = selection.excluded
         detail = f"No model of route {outcome.route.name} can take the request."
         outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
@@ -160,6 +159,21 @@ def _models(
     detail = f"No model of the policy can take the request; {last_resort.id} is the nearest."
     outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
     return outcome, (last_resort,), excluded
+
+
+def _preferred_first(
+    walk: Walk, outcome: Outcome, catalog: Catalog, models: tuple[Model, ...]
+) -> tuple[Model, ...]:
+    """`models`, the preferred one first if it is among them. Where its provider keeps a part of the
+    conversation: those that the same cluster reaches, and the preferred one at the least."""
+    preferred = catalog.get(outcome.preferred)
+    if preferred is None:
+        return models
+    if walk.request.continues:
+        models = tuple(model for model in models if model.cluster == preferred.cluster)
+        models = models or (preferred,)
+    others = tuple(model for model in models if model != preferred)
+    return (preferred, *others) if preferred in models else others
 
 
 def _last_resort(walk: Walk, catalog: Catalog) -> Model:

@@ -159,3 +159,14 @@ def test_caller_is_who_envoy_says() -> None:
 
     assert isinstance(request, RoutingRequest)
     assert request.caller == "team-a"
+
+
+def test_what_the_provider_keeps_is_told() -> None:
+    head = HttpHead("POST", "/v1/responses", "gateway", {})
+    understood = Understood(
+        ApiDialect.OPENAI_RESPONSES, "auto", TALK, previous_response_id="resp_1"
+    )
+    request = asked(head, understood, RouteSays(), OPTIONS, CATALOG)
+
+    assert isinstance(request, RoutingRequest)
+    assert request.continues == "resp_1"

@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.conversation import Conversation, Message, Role, ToolCall
 from sidecar.core.decision import Decision, Needs, PolicyRef, RoutingRequest
 from sidecar.core.model import InferenceFailure
-from sidecar.core.policy import Capability, PinMode, Policy
+from sidecar.core.policy import Capability, Model, PinMode, Policy
 from sidecar.routing import CompiledPolicy, DecisionCache, Pins
 from sidecar.routing import router as router_module
 from sidecar.routing.pins import Pin, Subject, pin_mode, subject
@@ -282,6 +282,37 @@ async def test_the_model_of_a_pin_is_first_wherever_it_can_take_the_request(
     ]
 
 
+async def test_what_a_provider_keeps_stays_with_its_cluster(pins: Pins) -> None:
+    """Also where another model of the route could do more, and among the fallbacks."""
+    catalog = {
+        "claude": Model("claude", "claude-1", "one", capabilities=frozenset(Capability)),
+        "gpt": Model("gpt", "gpt-1", "two"),
+        "mini": Model("mini", "mini-1", "two"),
+    }
+    route = replace(BY_TASK.routes[0], models=models("gpt", "claude", "mini"))
+    policy = replace(BY_TASK, routes=(route,))
+    images = Needs(frozenset({Capability.IMAGES}))
+    first = ask("review my code", policy=policy, conversation_key="c")
+    then = ask("look at this", policy=policy, conversation_key="c", continues="resp_1")
+
+    async with a_world(DecisionCache(0, 60), pins, catalog) as world:
+        world.model.logits = (9, 1)
+        await world.router.decide(first)
+        world.model.logits = (1, 9)
+        decisions = [
+            await world.router.decide(replace(then, needs=needs)) for needs in (Needs(), images)
+        ]
+
+    assert [said(decision) for decision in decisions] == [
+        ("pin", "pinned_conversation", "code"),
+        ("pin", "pinned_conversation", "code"),
+    ]
+    assert [[d.model.id, *(model.id for model in d.fallbacks)] for d in decisions] == [
+        ["gpt", "mini"],
+        ["gpt"],
+    ]
+
+
 async def test_a_pinned_route_without_a_capable_model_is_a_fallback(world: World) -> None:
     world.model.logits = TRAVEL
     await world.router.decide(FIRST)
@@ -388,11 +419,12 @@ def test_keys_are_of_one_namespace_policy_and_caller() -> None:
         keys(replace(FIRST, caller="a")).task,
         keys(replace(FIRST, conversation_key="a")).task,
         keys(replace(FIRST, caller="a", conversation_key="a")).task,
+        keys(replace(FIRST, continues="resp_1")).task,
         keys(FIRST, named(replace(POLICY, namespace="team"))).task,
         keys(FIRST, named(replace(POLICY, name="second"))).task,
     }
 
-    assert len(tasks) == 6
+    assert len(tasks) == 7
 
 
 def test_a_new_revision_has_the_pins_of_the_one_before() -> None:
@@ -407,6 +439,16 @@ MODES: dict[str, tuple[RoutingRequest, PinMode | None, PinMode]] = {
     "an edge that asks for it": (replace(FIRST, keep_task=True), None, PinMode.TASK),
     "the policy against it": (
         replace(FIRST, keep_task=True, conversation_key="c"),
+        PinMode.OFF,
+        PinMode.OFF,
+    ),
+    "a provider that keeps a part": (
+        replace(FIRST, continues="resp_1"),
+        PinMode.TASK,
+        PinMode.CONVERSATION,
+    ),
+    "a provider that keeps a part, the policy against it": (
+        replace(FIRST, continues="resp_1"),
         PinMode.OFF,
         PinMode.OFF,
     ),

@@ -8,6 +8,7 @@ import msgspec
 
 from sidecar.core.conversation import Message, Role, ToolCall
 from sidecar.ext_proc.dialects.json_fields import Fields
+from sidecar.ext_proc.dialects.keys import conversation_key
 from sidecar.ext_proc.dialects.parts import (
     Body,
     Part,
@@ -65,6 +66,8 @@ def read(fields: Fields, reading: Reading) -> Body:
         tuple(messages),
         tools=has_items(fields, "tools"),
         output_tokens=field_count(fields, "max_output_tokens"),
+        continues=field_text(fields, "previous_response_id")
+        or conversation_key(fields, ("conversation",)),
     )
 
 

@@ -33,11 +33,13 @@ class Body:
     Args:
         tools: it offers the model tools.
         output_tokens: the most that the answer may have; 0 if it does not say.
+        continues: id of what the provider keeps of the conversation; empty if there is none.
     """
 
     messages: tuple[Message, ...]
     tools: bool = False
     output_tokens: int = 0
+    continues: str = ""
 
 
 class Part(msgspec.Struct):

@@ -129,11 +129,7 @@ class LlmDialects:
             needs=Needs(capabilities, self._context_tokens(read, fields)),
             stream=bytes(memoryview(fields["stream"])) == _TRUE if "stream" in fields else False,
             conversation_key=conversation_key(fields, options.key_fields.get(dialect, ())),
-            previous_response_id=(
-                field_text(fields, "previous_response_id")
-                if dialect is ApiDialect.OPENAI_RESPONSES
-                else ""
-            ),
+            previous_response_id=read.continues,
             plain_body=plain,
         )
 

@@ -196,10 +196,20 @@ def test_responses_instructions_are_kept_from_the_router() -> None:
     assert read.shown_to_router() == (Message(USER, "Hi"),)
 
 
-def test_responses_note_what_they_continue() -> None:
-    read = understood({"previous_response_id": "resp_1", "input": "And then?"}, RESPONSES)
+@pytest.mark.parametrize(
+    ("field", "continued"),
+    [
+        ({"previous_response_id": "resp_1"}, "resp_1"),
+        ({"conversation": "conv_1"}, "conv_1"),
+        ({"conversation": {"id": "conv_1"}}, "conv_1"),
+        ({"previous_response_id": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_responses_note_what_they_continue(field: dict[str, object], continued: str) -> None:
+    read = understood({**field, "input": "And then?"}, RESPONSES)
 
-    assert read.previous_response_id == "resp_1"
+    assert read.previous_response_id == continued
 
 
 @pytest.mark.parametrize("field", [{"prompt": {"id": "pmpt_1"}}, {"previous_response_id": "r"}])
