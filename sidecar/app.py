@@ -35,6 +35,7 @@ from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
+from sidecar.inference.triton_text import TritonTextModel
 from sidecar.observability.background import logging_in_background
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
@@ -63,6 +64,9 @@ stands around it fewer than 32."""
 _CPU_CONVERSATION_TOKENS = 256
 """What two CPU cores read well within the default budget; it holds the newest message and usually
 several before it."""
+
+
+_TEXT_FORMATS = "arch-router/"
 
 
 class StartupError(Exception):
@@ -96,9 +100,15 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     tokenizer = _tokenizer(engine)
     registry = _registry(settings, engine, prompt_format, tokenizer)
     triton = settings.triton
+    if triton.interface == "llmapi" and not prompt_format.startswith(_TEXT_FORMATS):
+        raise StartupError(
+            f"triton.interface is llmapi, whose models answer in text; prompt format "
+            f"{prompt_format} asks for a label. Use a model whose format begins with "
+            f"{_TEXT_FORMATS}"
+        )
     targets = Targets(
         [
-            _target(address, settings, facts, registry)
+            _target(address, settings, facts, registry, tokenizer)
             for address in dict.fromkeys(triton.addresses or (triton.address,))
         ],
         triton.affinity,
@@ -124,7 +134,11 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
 
 
 def _target(
-    address: str, settings: Settings, facts: RouterFacts, registry: PolicyRegistry
+    address: str,
+    settings: Settings,
+    facts: RouterFacts,
+    registry: PolicyRegistry,
+    tokenizer: Tokenizer,
 ) -> Target:
     triton = settings.triton
     load = Load()
@@ -134,16 +148,17 @@ def _target(
         lambda: model.in_flight > 0,
         load=load,
     )
-    served = TritonModel(
-        TritonTarget(
-            address=address,
-            model=triton.model,
-            end_id=facts.end_id,
-            pad_id=facts.pad_id,
-            vocab_size=facts.vocab_size,
-            keepalive_ms=triton.keepalive_ms,
-            keepalive_timeout_ms=triton.keepalive_timeout_ms,
-        )
+    where = TritonTarget(
+        address=address,
+        model=triton.model,
+        end_id=facts.end_id,
+        pad_id=facts.pad_id,
+        vocab_size=facts.vocab_size,
+        keepalive_ms=triton.keepalive_ms,
+        keepalive_timeout_ms=triton.keepalive_timeout_ms,
+    )
+    served = (
+        TritonTextModel(where, tokenizer) if triton.interface == "llmapi" else TritonModel(where)
     )
     model = GuardedModel(
         served,
