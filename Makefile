@@ -65,7 +65,7 @@ test: $(INSTALLED) ## Run all tests
 .PHONY: prove
 prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an otherwise idle machine
 	@SIDECAR_PROVE=1 $(BIN)/python -m pytest -q -s tests/integration/test_outages.py \
-	    tests/integration/test_hostile_inputs.py \
+	    tests/integration/test_hostile_inputs.py tests/integration/test_envoy_outages.py \
 	    | grep -v 'decision_id='
 
 .PHONY: bench
