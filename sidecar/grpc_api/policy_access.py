@@ -25,6 +25,8 @@ from sidecar.policies.stores import (
 )
 
 _THREADS = 4
+_LONGEST_S = 10.0
+"""For one read or write; a database that works takes milliseconds."""
 
 T = TypeVar("T")
 
@@ -77,15 +79,13 @@ class PolicyAccess:
     async def read(self, question: Callable[[PolicyStore], T]) -> T:
         """What the store says, or while it is away what it said last."""
 
-        def ask() -> T:
-            try:
-                return question(self._policies.store)
-            except SidecarError as error:
-                if error.code is not ErrorCode.STORE_UNAVAILABLE:
-                    raise
-                return question(FixedStore(self._policies.feed.snapshot))
-
-        return await self._run(ask)
+        try:
+            return await self._run(lambda: question(self._policies.store))
+        except SidecarError as error:
+            if error.code is not ErrorCode.STORE_UNAVAILABLE:
+                raise
+        kept = FixedStore(self._policies.feed.snapshot)
+        return await asyncio.to_thread(question, kept)
 
     async def ask(self, question: Callable[[PolicyStore], T]) -> T:
         """What the store itself says. Raises SidecarError STORE_UNAVAILABLE."""
@@ -117,7 +117,17 @@ class PolicyAccess:
             raise SidecarError(ErrorCode.WRITES_REFUSED, refused)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                return await running
+        except TimeoutError:
+            # A server that hangs holds its connection's thread, and no timeout of its own helps.
+            raise SidecarError(
+                ErrorCode.STORE_UNAVAILABLE,
+                f"the policy store did not answer within {_LONGEST_S:g} s; a write may have been "
+                "made or not: send it again with the same request_id",
+            ) from None
 
 
 def _writable(store: PolicyStore) -> WritableStore:

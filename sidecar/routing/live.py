@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class LivePolicies:
         warm: called for a new revision of a policy that is in use, before it takes over.
         in_use: True if requests have used the policy lately.
         poll_s: how often the store is asked even though it did not say that anything happened.
+        longest_s: how long it may take to answer before it counts as away.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class LivePolicies:
         warm: Warm,
         in_use: Callable[[CompiledPolicy], bool],
         poll_s: float = 0.5,
+        longest_s: float = 10.0,
     ) -> None:
         self._store = store
         self._registry = registry
         self._warm = warm
         self._in_use = in_use
         self._poll_s = poll_s
+        self._longest_s = longest_s
         self._snapshot = Snapshot(0, CatalogRecord({}), {})
         self._refusals: dict[str, Refusal] = {}
         self._away = ""
@@ -118,13 +122,15 @@ class LivePolicies:
                 self._reached()
             except SidecarError as error:
                 self._failed(error.message)
+            except TimeoutError:
+                self._failed(f"the policy store did not answer within {self._longest_s:g} s")
             except Exception:
                 _log.exception("following the policy store failed")
                 self._failed("a defect; see the log")
             if self._away:
                 await asyncio.sleep(_AGAIN_S)
             else:
-                await self._ask(lambda: self._store.wait(self._poll_s))
+                await self._wait()
 
     async def beyond(self, number: int) -> None:
         """Returns when a change with a greater number has been seen."""
@@ -145,8 +151,14 @@ class LivePolicies:
         self._compiling.shutdown(wait=False, cancel_futures=True)
         self._asking.shutdown(wait=False, cancel_futures=True)
 
+    async def _wait(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await self._ask(lambda: self._store.wait(self._poll_s))
+
     async def _ask(self, question: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._asking, question)
+        """Raises TimeoutError: a server that hangs holds the thread until it answers."""
+        async with asyncio.timeout(self._longest_s + self._poll_s):
+            return await asyncio.get_running_loop().run_in_executor(self._asking, question)
 
     def _reached(self) -> None:
         if self._away:

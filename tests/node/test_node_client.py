@@ -8,16 +8,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from tests.grpc_api.standins import serving
+from tests.grpc_api.stored import stored
+from tests.policies.stores import parts
 
 HERE = Path(__file__).parent
 PROTO = HERE.parents[1] / "proto"
 
 
-async def run_client(node: Path, modules: Path, address: str) -> Any:
+async def run_client(node: Path, modules: Path, address: str, program: str = "client.cjs") -> Any:
     process = await asyncio.create_subprocess_exec(
         node,
-        HERE / "client.cjs",
+        HERE / program,
         address,
         PROTO,
         env={**os.environ, "NODE_PATH": str(modules)},
@@ -49,3 +53,20 @@ async def test_node_client_routes_and_streams(node: Path, modules: Path) -> None
     }
     assert stream["wrong"]["error"]["reason"] == "INVALID_REQUEST"
     assert stream["wrong"]["error"]["fieldViolations"][0]["field"] == "messages"
+
+
+async def test_node_client_changes_policies_and_resumes_watching(
+    node: Path, modules: Path, tmp_path: Path
+) -> None:
+    async with stored(parts.sqlite(tmp_path, parts.policy())) as api:
+        address = f"127.0.0.1:{api.server.port}"
+        result = await run_client(node, modules, address, "policies.cjs")
+
+    created, updated, back = (result[each] for each in ("created", "updated", "rolledBack"))
+    assert (created["revision"], updated["revision"], back["revision"]) == (1, 2, 3)
+    assert created["revisionInfo"]["author"] == "node"
+    assert (updated["description"], back["description"]) == ("second", "first")
+    assert result["conflict"]["code"] == grpc.StatusCode.ABORTED.value[0]
+    assert updated["etag"] in result["conflict"]["details"]
+    assert [each["number"] for each in result["before"]] == [1, 2, 3]
+    assert [(each["number"], each["revision"]) for each in result["resumed"]] == [(4, 2), (5, 3)]
