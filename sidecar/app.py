@@ -7,7 +7,8 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -42,6 +43,7 @@ from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState, TargetState
 from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
+from sidecar.prompts.second_opinion import Fusion, encoder_texts, with_second_opinion
 from sidecar.routing import (
     DecisionCache,
     Pins,
@@ -97,7 +99,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     engine = _engine(settings)
     facts = engine.router
     prompt_format = settings.routing_model.prompt_format or facts.prompt_format
-    tokenizer = _tokenizer(engine)
+    tokenizer = _tokenizer(engine.tokenizer_path)
     registry = _registry(settings, engine, prompt_format, tokenizer)
     triton = settings.triton
     if triton.interface == "llmapi" and not prompt_format.startswith(_TEXT_FORMATS):
@@ -193,9 +195,20 @@ def _engine(settings: Settings) -> EngineInfo:
         raise StartupError(f"routing_model.directory: {error}") from None
 
 
-def _tokenizer(engine: EngineInfo) -> Tokenizer:
+def _second_opinion(engine: EngineInfo) -> Callable[[CompiledPrompt, Policy], CompiledPrompt]:
+    """What adds the engine's sentence encoder to a compiled prompt. Raises SidecarError."""
+    second = engine.router.second_opinion
+    path = engine.second_opinion_tokenizer_path
+    if second is None or path is None:
+        return lambda compiled, policy: compiled
+    texts = encoder_texts(_tokenizer(path))
+    fusion = Fusion(**asdict(second.fusion))
+    return lambda compiled, policy: with_second_opinion(compiled, policy, texts, fusion)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
     try:
-        return HfTokenizer(engine.tokenizer_path)
+        return HfTokenizer(path)
     except (OSError, ValueError) as error:
         raise StartupError(f"routing_model.directory: {error}; build the model again") from None
 
@@ -212,14 +225,17 @@ def _registry(
         )
         chosen = get_format(prompt_format)
 
+        give_second_opinion = _second_opinion(engine)
+
         def compile_prompt(policy: Policy) -> CompiledPrompt:
-            return chosen.compile(
+            compiled = chosen.compile(
                 policy,
                 tokenizer,
                 max_tokens,
                 engine.router.temperature,
                 _conversation_tokens(settings, engine),
             )
+            return give_second_opinion(compiled, policy)
 
         registry = PolicyRegistry(
             (), {}, compile_prompt, default_policy=default, max_prompt_tokens=max_tokens

@@ -293,7 +293,7 @@ def _finished(wanted: Wanted, done: Done, complete: bool) -> Run:
         routing_model=done.routing_model,
         prompt_format=done.prompt_format,
         sidecar_version=__version__,
-        temperature=done.engine.router.temperature if done.engine else None,
+        temperature=done.engine.router.decision_temperature if done.engine else None,
         cases=len(wanted.cases),
         complete=complete,
         seconds=round(done.seconds, 1),

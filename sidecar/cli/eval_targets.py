@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import grpc
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc, routing_pb2_grpc
 from sidecar.app import Routing, build_routing
+from sidecar.app_policies import begin_live, open_policies
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
@@ -110,7 +111,10 @@ async def local_router(
     with tempfile.TemporaryDirectory(prefix="sidecar-eval-") as folder:
         policies = Path(folder) / "policies.yaml"
         policies.write_text(_POLICIES)
-        routing = build_routing(_settings(engine, triton_address, policies), _NoSink())
+        settings = _settings(engine, triton_address, policies)
+        routing = build_routing(settings, _NoSink())
+        with closing(open_policies(settings)) as store:
+            begin_live(store, routing.registry, routing.targets, settings)
     routing.start()
     try:
         await _until_ready(routing, check)

@@ -17,6 +17,7 @@ from sidecar.engines import (
     Adapter,
     EngineError,
     EngineInfo,
+    RouterFacts,
     build_cpu_engine,
     load_engine,
     open_adapter,
@@ -33,6 +34,7 @@ Report = Callable[[str], None]
 
 _BASE = "smollm2.gguf"
 _BASE_ID = "smollm2-135m-instruct"
+_ENCODER = "minilm"
 _BASE_FORMAT = "compact-v1"
 
 
@@ -42,6 +44,7 @@ class Recipe:
 
     Args:
         trained: whether the weights, with the adapter, were trained to route.
+        encoder: what the adapter's second opinion was trained from, where it has one.
     """
 
     source: Path
@@ -49,6 +52,7 @@ class Recipe:
     model_id: str
     prompt_format: str
     trained: bool
+    encoder: Path | None = None
 
 
 def default_model(report: Report) -> EngineInfo:
@@ -70,7 +74,21 @@ def default_recipe(report: Report) -> Recipe:
     if folder is None:
         return Recipe(base, None, _BASE_ID, _BASE_FORMAT, trained=False)
     adapter = open_adapter(folder)
-    return Recipe(base, adapter, adapter.facts.id, adapter.facts.prompt_format, trained=True)
+    return Recipe(
+        base,
+        adapter,
+        adapter.facts.id,
+        adapter.facts.prompt_format,
+        trained=True,
+        encoder=_encoder(adapter, None, report),
+    )
+
+
+def _encoder(adapter: Adapter, named: Path | None, report: Report) -> Path | None:
+    """The encoder that the adapter's second opinion was trained from; None if it has none."""
+    if adapter.facts.second_opinion is None:
+        return None
+    return named or data_file(_ENCODER, report)
 
 
 def engines_dir() -> Path:
@@ -97,6 +115,12 @@ def model() -> None:
     "Without --source and --adapter the model that comes with the sidecar is built.",
 )
 @click.option(
+    "--encoder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the sentence encoder that the adapter's second opinion was trained from; by "
+    "default that of the model that comes with the sidecar.",
+)
+@click.option(
     "--target",
     type=click.Choice(["cpu", "huggingface", "trtllm"]),
     default="cpu",
@@ -115,6 +139,7 @@ def model() -> None:
 def build(
     source: Path | None,
     adapter: Path | None,
+    encoder: Path | None,
     target: str,
     out: Path | None,
     prompt_format: str | None,
@@ -132,7 +157,7 @@ def build(
             + ", ".join(sorted(FORMATS))
         )
     with Steps().step("Building the model") as report:
-        recipe = _recipe(source, adapter, prompt_format, report)
+        recipe = _recipe(source, adapter, encoder, prompt_format, report)
         recipe = replace(recipe, model_id=name or recipe.model_id)
         if target == "huggingface":
             folder = out or cache_dir() / "checkpoints" / recipe.model_id
@@ -154,7 +179,11 @@ def build(
 
 
 def _recipe(
-    source: Path | None, adapter: Path | None, prompt_format: str | None, report: Report
+    source: Path | None,
+    adapter: Path | None,
+    encoder: Path | None,
+    prompt_format: str | None,
+    report: Report,
 ) -> Recipe:
     if source is None and adapter is None:
         recipe = default_recipe(report)
@@ -171,7 +200,9 @@ def _recipe(
     named = source if opened is None else opened.path
     assert named is not None
     model_id = opened.facts.id if opened and opened.path.is_dir() else _id_of(named)
-    return Recipe(source or data_file(_BASE, report), opened, model_id, chosen, trained=True)
+    base = source or data_file(_BASE, report)
+    second = _encoder(opened, encoder, report) if opened else None
+    return Recipe(base, opened, model_id, chosen, trained=True, encoder=second)
 
 
 @model.command("list")
@@ -210,7 +241,8 @@ def info(folder: Path) -> None:
         f"{architecture.kv_heads} of keys and values",
         "vocabulary": f"{facts.vocab_size} tokens",
         "context": f"{facts.context_length} tokens",
-        "temperature": facts.temperature,
+        "temperature": facts.decision_temperature,
+        "second opinion": _second_opinion(facts),
         "runtime": f"{facts.runtime} {facts.runtime_version}",
         "built by": f"sidecar {facts.sidecar_version}",
         "weights": f"sha256:{facts.weights_sha256}",
@@ -219,7 +251,18 @@ def info(folder: Path) -> None:
         "size": _size(engine),
         "files": "whole, as the manifest says",
     }.items():
-        click.echo(f"{name:15}{value}")
+        click.echo(f"{name:16}{value}")
+
+
+def _second_opinion(facts: RouterFacts) -> str:
+    second = facts.second_opinion
+    if second is None:
+        return "none"
+    fusion = second.fusion
+    return (
+        f"sha256:{second.adapter_sha256}; weights {fusion.language_model:.3g} of the language "
+        f"model, {fusion.encoder:.3g} of the encoder, {fusion.other_bias:+.3g} on other"
+    )
 
 
 def _build_engine(recipe: Recipe, out: Path, report: Report) -> EngineInfo:
@@ -231,6 +274,7 @@ def _build_engine(recipe: Recipe, out: Path, report: Report) -> EngineInfo:
             prompt_format=recipe.prompt_format,
             temperature=recipe.adapter.temperature(RUNTIME) if recipe.adapter else 1.0,
             adapter=recipe.adapter,
+            encoder=recipe.encoder,
             trained=recipe.trained,
             progress=report,
         )

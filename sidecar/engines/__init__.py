@@ -16,6 +16,7 @@ from sidecar.engines.cpu import build_cpu_engine
 from sidecar.engines.cpu_repository import CpuRepositoryOptions, render_cpu_repository
 from sidecar.engines.engine_directory import (
     EngineInfo,
+    FusionFacts,
     RouterFacts,
     WeightStorage,
     load_engine,
@@ -31,6 +32,7 @@ __all__ = [
     "CpuRepositoryOptions",
     "EngineError",
     "EngineInfo",
+    "FusionFacts",
     "RouterFacts",
     "WeightStorage",
     "build_cpu_engine",

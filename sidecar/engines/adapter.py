@@ -2,56 +2,37 @@
 
 An adapter is a folder:
 
-adapter.json          `AdapterFacts`
-adapter.safetensors   the change of the weights; adapter.json may name it otherwise
-MODEL_CARD.md         for people; checkpoints take it along
+adapter.json                 `AdapterFacts`
+adapter.safetensors          the change of the weights; adapter.json may name it otherwise
+second_opinion.safetensors   where it has one: that of a sentence encoder's
+MODEL_CARD.md                for people; checkpoints take it along
 
-The change of the weights is in the format `row-scaled-delta-v1`, a safetensors file whose metadata
-are `format`, `bits` (1 or 2) and `base_sha256`. A matrix's change is `NAME.codes`, uint8
-[rows, ceil(columns * bits / 8)], the first weight in the lowest bits, and `NAME.scale`, float16
-[rows]: a code stands for a level, in units of its row's scale, that is added to the base's weight.
-Any other tensor is a vector's new value, float32.
+The changes are in the format of `sidecar.engines.delta`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from sidecar.engines.engine_directory import sha256_of
+from sidecar.engines.delta import Delta, MergedWeights
+from sidecar.engines.encoder import EncoderSource, open_encoder
+from sidecar.engines.engine_directory import FusionFacts, sha256_of
 from sidecar.engines.errors import EngineError
-from sidecar.engines.safetensors_file import SafetensorsFile
 from sidecar.engines.sources import open_source, weight_files
-from sidecar.engines.weights import (
-    Architecture,
-    FloatArray,
-    ModelSource,
-    Weights,
-    tensor_shapes,
-    to_float16,
-)
+from sidecar.engines.weights import ModelSource, tensor_shapes
 
 SCHEMA_VERSION = 1
 """Of adapter.json. A reader refuses newer ones."""
 
-FORMAT = "row-scaled-delta-v1"
 FACTS = "adapter.json"
 WEIGHTS = "adapter.safetensors"
+SECOND_OPINION = "second_opinion.safetensors"
 MODEL_CARD = "MODEL_CARD.md"
-
-LEVELS: Mapping[int, npt.NDArray[np.float32]] = {
-    1: np.array([-1.0, 1.0], np.float32),
-    2: np.array([-1.510, -0.4528, 0.4528, 1.510], np.float32),
-}
-"""By bits: the level of every code. Two bits: the best four levels for a normal distribution (Max,
-"Quantizing for minimum distortion", 1960, table I)."""
 
 _SHIPPED = "router-135m"
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")  # names a folder of the cache, too
@@ -73,6 +54,23 @@ class BaseFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondOpinion:
+    """A sentence encoder that decides together with the routing model.
+
+    Args:
+        file: its weights' change within the adapter's folder.
+        sha256: of that file.
+        base: the encoder that it was trained from.
+        fusion: how the two opinions become one.
+    """
+
+    file: str
+    sha256: str
+    base: BaseFacts
+    fusion: FusionFacts
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterFacts:
     """Content of adapter.json.
 
@@ -84,6 +82,7 @@ class AdapterFacts:
         temperature: calibration by what computes the engine (`openvino`); 1 where it has none.
         licence: SPDX identifier.
         training: a record of how it was made, for people.
+        second_opinion: None where the routing model decides alone.
     """
 
     schema_version: int
@@ -95,6 +94,7 @@ class AdapterFacts:
     temperature: Mapping[str, float]
     licence: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    second_opinion: SecondOpinion | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -129,9 +129,27 @@ class Adapter:
             EngineError: the file is not in the format, or changes tensors that the source does not
                 have.
         """
-        delta = _Delta(self.weights)
-        delta.check(source.architecture)
-        return replace(source, weights=_Merged(source.weights, delta))
+        delta = Delta(self.weights)
+        delta.check(tensor_shapes(source.architecture))
+        return replace(source, weights=MergedWeights(source.weights, delta))
+
+    def apply_to_encoder(self, base: Path) -> EncoderSource:
+        """The encoder in the folder `base` with the change added, as `apply` adds it.
+
+        Raises:
+            EngineError: the adapter has no encoder, or one made from another base.
+        """
+        second = self.facts.second_opinion
+        if second is None:
+            raise EngineError(f"{self.path}: has no second opinion")
+        source = open_encoder(base)
+        actual = sha256_of(source.weights_file)
+        if actual != second.base.sha256:
+            raise EngineError(
+                f"{self.path}: its second opinion was made from {second.base.name or 'an encoder'} "
+                f"with sha256 {second.base.sha256}; {source.weights_file} has sha256 {actual}"
+            )
+        return source.changed_by(Delta(self.path / second.file))
 
 
 def shipped_adapter() -> Path | None:
@@ -155,24 +173,32 @@ def open_adapter(path: Path) -> Adapter:
         EngineError: a file is missing, damaged or changed, or is of a newer version.
     """
     if not path.is_dir():
-        delta = _Delta(path)
+        delta = Delta(path)
         return Adapter(path, path, _facts_of_file(path, delta))
     facts = _facts(path / FACTS)
     weights = path / facts.file
+    _check_weights(weights, facts.sha256, facts.base, "base.sha256")
+    second = facts.second_opinion
+    if second is not None:
+        where = "second_opinion.base.sha256"
+        _check_weights(path / second.file, second.sha256, second.base, where)
+    return Adapter(path, weights, facts)
+
+
+def _check_weights(weights: Path, sha256: str, base: BaseFacts, field_name: str) -> None:
     if not weights.is_file():
         raise EngineError(f"{weights}: missing; get the whole adapter again")
     actual = sha256_of(weights)
-    if actual != facts.sha256:
+    if actual != sha256:
         raise EngineError(
-            f"{weights}: sha256 is {actual}, {FACTS} says {facts.sha256}; get the adapter again"
+            f"{weights}: sha256 is {actual}, {FACTS} says {sha256}; get the adapter again"
         )
-    delta = _Delta(weights)
-    if delta.base_sha256 != facts.base.sha256:
+    made_for = Delta(weights).base_sha256
+    if made_for != base.sha256:
         raise EngineError(
-            f"{path / FACTS}: base.sha256 is {facts.base.sha256}, but {facts.file} was made for "
-            f"{delta.base_sha256}; get the adapter again"
+            f"{weights.parent / FACTS}: {field_name} is {base.sha256}, but {weights.name} was made "
+            f"for {made_for}; get the adapter again"
         )
-    return Adapter(path, weights, facts)
 
 
 def open_merged(source: Path, adapter: Adapter | None) -> ModelSource:
@@ -204,11 +230,18 @@ def describe_adapter(
     licence: str = "",
     temperature: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
+    fusion: FusionFacts | None = None,
+    encoder_base: BaseFacts | None = None,
 ) -> Adapter:
-    """Write adapter.json beside the adapter.safetensors in `folder`.
+    """Write adapter.json beside the adapter.safetensors in `folder`, and the
+    second_opinion.safetensors where there is one.
+
+    Args:
+        fusion: needed with a second opinion.
+        encoder_base: name and licence of what the encoder was trained from.
 
     Raises:
-        EngineError: there is none, or it is not in the format.
+        EngineError: there is none, it is not in the format, or a second opinion has no fusion.
     """
     weights = folder / WEIGHTS
     facts = AdapterFacts(
@@ -216,96 +249,29 @@ def describe_adapter(
         id=model_id,
         file=WEIGHTS,
         sha256=sha256_of(weights) if weights.is_file() else "",
-        base=BaseFacts(base_name, _Delta(weights).base_sha256, base_licence),
+        base=BaseFacts(base_name, Delta(weights).base_sha256, base_licence),
         prompt_format=prompt_format,
         temperature=temperature or {},
         licence=licence,
         training=training or {},
+        second_opinion=_describe_second_opinion(folder / SECOND_OPINION, fusion, encoder_base),
     )
     (folder / FACTS).write_text(facts.to_json(), encoding="utf-8")
     return open_adapter(folder)
 
 
-def decode_rows(
-    codes: npt.NDArray[np.uint8], scale: npt.NDArray[np.float16], bits: int, columns: int
-) -> npt.NDArray[np.float32]:
-    """The change of a matrix, [rows, columns], of packed codes [rows, bytes] and scales [rows]."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    unpacked = (codes[:, :, None] >> shifts) & np.uint8(2**bits - 1)
-    levels: npt.NDArray[np.float32] = LEVELS[bits][unpacked.reshape(len(codes), -1)[:, :columns]]
-    return levels * scale.astype(np.float32)[:, None]
+def _describe_second_opinion(
+    weights: Path, fusion: FusionFacts | None, base: BaseFacts | None
+) -> SecondOpinion | None:
+    if not weights.is_file():
+        return None
+    if fusion is None:
+        raise EngineError(f"{weights}: needs the weights of the fusion; fit them, or remove it")
+    named = replace(base or BaseFacts("", ""), sha256=Delta(weights).base_sha256)
+    return SecondOpinion(weights.name, sha256_of(weights), named, fusion)
 
 
-class _Delta:
-    """A file of the format. Raises EngineError if it is none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = SafetensorsFile(path)
-        metadata = self._file.metadata
-        if metadata.get("format") != FORMAT:
-            raise EngineError(
-                f"{path}: format is {metadata.get('format')!r}, this version reads {FORMAT!r}; "
-                "upgrade, or export the adapter again"
-            )
-        if metadata.get("bits") not in {str(bits) for bits in LEVELS}:
-            raise EngineError(f"{path}: bits is {metadata.get('bits')!r}; it must be 1 or 2")
-        self._bits = int(metadata["bits"])
-        self.base_sha256 = metadata.get("base_sha256", "")
-        names = self._file.names
-        self._coded = frozenset(n.removesuffix(".codes") for n in names if n.endswith(".codes"))
-        self._scales = frozenset(f"{name}.scale" for name in self._coded)
-        self._replaced = frozenset(n for n in names if not n.endswith(".codes")) - self._scales
-
-    def check(self, architecture: Architecture) -> None:
-        """Raises EngineError if a tensor does not match one of the decoder's."""
-        shapes = tensor_shapes(architecture)
-        names = set(self._file.names)
-        for name in sorted(self._coded | self._replaced):
-            shape = shapes.get(name)
-            if shape is None or len(shape) != (2 if name in self._coded else 1):
-                raise EngineError(f"{self.path}: changes {name!r}, which the base does not have")
-            for part, form in self._forms(name, shape).items():
-                actual = self._file.form(part) if part in names else None
-                if actual != form:
-                    raise EngineError(f"{self.path}: {part!r} is {actual}; expected {form}")
-
-    def _forms(
-        self, name: str, shape: tuple[int, ...]
-    ) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        if name in self._replaced:
-            return {name: ("F32", shape)}
-        rows, columns = shape
-        bytes_per_row = -(-columns * self._bits // 8)
-        return {
-            f"{name}.codes": ("U8", (rows, bytes_per_row)),
-            f"{name}.scale": ("F16", (rows,)),
-        }
-
-    def merged(self, name: str, base: Callable[[str], FloatArray]) -> FloatArray:
-        if name in self._replaced:
-            return to_float16(name, self._file.read(name))
-        weight = base(name)
-        if name not in self._coded:
-            return weight
-        codes = self._file.read_codes(f"{name}.codes")
-        scale = self._file.read(f"{name}.scale").astype(np.float16)
-        change = decode_rows(codes, scale, self._bits, weight.shape[1])
-        return to_float16(name, weight.astype(np.float32) + change)
-
-
-@dataclass(frozen=True, slots=True)
-class _Merged:
-    """`Weights` of base and change."""
-
-    base: Weights
-    delta: _Delta
-
-    def tensor(self, name: str) -> FloatArray:
-        return self.delta.merged(name, self.base.tensor)
-
-
-def _facts_of_file(path: Path, delta: _Delta) -> AdapterFacts:
+def _facts_of_file(path: Path, delta: Delta) -> AdapterFacts:
     base = BaseFacts(name="", sha256=delta.base_sha256)
     return AdapterFacts(
         schema_version=SCHEMA_VERSION,
@@ -322,7 +288,9 @@ def _facts(path: Path) -> AdapterFacts:
     content = _read_json(path)
     try:
         base = BaseFacts(**_only(BaseFacts, content["base"]))
-        facts = AdapterFacts(**{**_only(AdapterFacts, content), "base": base})
+        second = _second_opinion(content.get("second_opinion"))
+        known = {**_only(AdapterFacts, content), "base": base, "second_opinion": second}
+        facts = AdapterFacts(**known)
         temperature = {str(name): float(value) for name, value in facts.temperature.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"{path}: a fact is missing or of another kind ({error})") from error
@@ -336,12 +304,22 @@ def _facts(path: Path) -> AdapterFacts:
             f"{path}: id is {facts.id!r}; it must be of lower-case letters, digits, '.', '-' and "
             "'_', beginning with a letter or digit"
         )
-    if Path(facts.file).name != facts.file:
-        raise EngineError(f"{path}: file is {facts.file!r}; it must be a name within the folder")
+    for file in (facts.file, *((second.file,) if second else ())):
+        if Path(file).name != file:
+            raise EngineError(f"{path}: file is {file!r}; it must be a name within the folder")
     for name, value in temperature.items():
         if not 0 < value < float("inf"):
             raise EngineError(f"{path}: temperature.{name} is {value}; it must be above 0")
     return replace(facts, temperature=temperature)
+
+
+def _second_opinion(content: Mapping[str, Any] | None) -> SecondOpinion | None:
+    """Raises KeyError, TypeError or ValueError for facts that are none."""
+    if content is None:
+        return None
+    base = BaseFacts(**_only(BaseFacts, content["base"]))
+    fusion = FusionFacts.of(content["fusion"])
+    return SecondOpinion(str(content["file"]), str(content["sha256"]), base, fusion)
 
 
 def _only(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sidecar import __version__
 from sidecar.engines.adapter import Adapter, open_merged
+from sidecar.engines.encoder import EncoderSource
 from sidecar.engines.engine_directory import (
     GRAPH_VERSION,
     ROUTER,
     SCHEMA_VERSION,
     EngineInfo,
     RouterFacts,
+    SecondOpinionFacts,
     WeightStorage,
     compiled_folder,
     read_engine,
@@ -48,6 +51,7 @@ def build_cpu_engine(
     temperature: float = 1.0,
     weight_storage: WeightStorage = WeightStorage.F16,
     adapter: Adapter | None = None,
+    encoder: Path | None = None,
     trained: bool = True,
     progress: Progress = _silent,
 ) -> EngineInfo:
@@ -64,20 +68,30 @@ def build_cpu_engine(
         temperature: calibration of the label probabilities.
         weight_storage: trades rounding for memory.
         adapter: merged into the weights.
+        encoder: the folder of the encoder that the adapter's second opinion was trained from;
+            needed if it has one.
         trained: whether the weights, with the adapter, were trained to route.
 
     Raises:
         EngineError: the source cannot be read or is of an unsupported kind, the adapter was made
-            for other weights, `out` is something else than an engine, or the packages of the `cpu`
-            extra are not installed.
+            for other weights or needs an encoder, `out` is something else than an engine, or the
+            packages of the `cpu` extra are not installed.
     """
     refuse_foreign(out, ROUTER, "an engine directory")
     progress(f"checksum of {source.name}")
     merged = (adapter.weights,) if adapter else ()
     weights = sha256_of(*source_files(source), *merged)
     adapter_sha256 = adapter.facts.sha256 if adapter else ""
+    second = _second_opinion(adapter, encoder)
     inputs = _Inputs(
-        model_id, prompt_format, temperature, weight_storage, weights, adapter_sha256, trained
+        model_id,
+        prompt_format,
+        temperature,
+        weight_storage,
+        weights,
+        adapter_sha256,
+        trained,
+        second.facts if second else None,
     )
     existing = _reusable(out, inputs)
     if existing is not None:
@@ -85,7 +99,7 @@ def build_cpu_engine(
         return existing
     opened = open_merged(source, adapter)
     with staged(out) as staging:
-        _write(opened, _facts(opened, inputs), staging, progress)
+        _write(opened, second, _facts(opened, inputs), staging, progress)
         shutil.rmtree(compiled_folder(out), ignore_errors=True)
     return read_engine(out)
 
@@ -101,6 +115,36 @@ class _Inputs:
     weights_sha256: str
     adapter_sha256: str
     trained: bool
+    second_opinion: SecondOpinionFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class _SecondOpinion:
+    source: EncoderSource
+    facts: SecondOpinionFacts
+
+
+def _second_opinion(adapter: Adapter | None, encoder: Path | None) -> _SecondOpinion | None:
+    described = adapter.facts.second_opinion if adapter else None
+    if adapter is None or described is None:
+        return None
+    if encoder is None:
+        raise EngineError(
+            f"{adapter.path}: its second opinion needs the encoder that it was trained from, "
+            f"{described.base.name} with sha256 {described.base.sha256}"
+        )
+    source = adapter.apply_to_encoder(encoder)
+    facts = SecondOpinionFacts(
+        graph_file="second_opinion.xml",
+        tokenizer_file="second_opinion_tokenizer.json",
+        vocab_size=source.architecture.vocab_size,
+        max_tokens=source.architecture.positions,
+        scales=source.scales(),
+        fusion=described.fusion,
+        weights_sha256=described.base.sha256,
+        adapter_sha256=described.sha256,
+    )
+    return _SecondOpinion(source, facts)
 
 
 def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
@@ -124,6 +168,7 @@ def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
         architecture=source.architecture,
         trained=inputs.trained,
         adapter_sha256=inputs.adapter_sha256,
+        second_opinion=inputs.second_opinion,
     )
 
 
@@ -151,16 +196,24 @@ def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
         router.weights_sha256,
         router.adapter_sha256,
         router.trained,
+        router.second_opinion,
     )
     made_by = (router.graph_version, router.sidecar_version, router.runtime_version)
     current = (GRAPH_VERSION, __version__, _runtime_version())
     return info if made_from == inputs and made_by == current else None
 
 
-def _write(source: ModelSource, facts: RouterFacts, folder: Path, progress: Progress) -> None:
+def _write(
+    source: ModelSource,
+    second: _SecondOpinion | None,
+    facts: RouterFacts,
+    folder: Path,
+    progress: Progress,
+) -> None:
     try:
         import openvino
 
+        from sidecar.engines.encoder_graph import build_encoder_graph
         from sidecar.engines.graph import build_graph
     except ImportError as error:
         raise extra_missing(error) from error
@@ -168,8 +221,15 @@ def _write(source: ModelSource, facts: RouterFacts, folder: Path, progress: Prog
     progress(f"compiling {facts.architecture.layers} layers")
     model = build_graph(source.architecture, source.weights, facts.weight_storage)
     openvino.serialize(model, folder / facts.graph_file)
-    tokenizer = json.dumps(source.tokenizer, ensure_ascii=False)
-    (folder / facts.tokenizer_file).write_text(tokenizer, encoding="utf-8")
+    _write_json(folder / facts.tokenizer_file, source.tokenizer)
+    if second is not None:
+        progress("compiling the second opinion")
+        openvino.serialize(build_encoder_graph(second.source), folder / second.facts.graph_file)
+        _write_json(folder / second.facts.tokenizer_file, second.source.tokenizer)
     (folder / ROUTER).write_text(facts.to_json(), encoding="utf-8")
     progress("manifest")
     write_manifest(folder)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -23,6 +23,7 @@ class CpuRepositoryOptions:
         max_batch_size: requests that Triton hands over together.
         max_queue_size: requests that wait; more are answered UNAVAILABLE.
         prefix_cache_bytes: bound of the kept prefixes' keys and values.
+        route_cache_bytes: bound of the kept states of routes, for a second opinion.
         max_pass_tokens: new tokens of one pass over the graph. Where the CPU computes as fast as it
             reads the weights, a longer pass saves nothing and everybody waits for its end.
         max_output_tokens: longest answer.
@@ -37,6 +38,7 @@ class CpuRepositoryOptions:
     max_batch_size: int = 16
     max_queue_size: int = 64
     prefix_cache_bytes: int = 512 * 1024 * 1024
+    route_cache_bytes: int = 64 * 1024 * 1024
     max_pass_tokens: int = 256
     max_output_tokens: int = 256
     threads: int = 0

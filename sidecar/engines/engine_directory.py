@@ -4,12 +4,14 @@ manifest.json    sha256 and size of every other file
 router.json      what the sidecar and the model server must know (`RouterFacts`)
 tokenizer.json   as the `tokenizers` library reads it
 model.xml/.bin   OpenVINO IR
+second_opinion.xml/.bin, second_opinion_tokenizer.json   where it has a sentence encoder
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
@@ -42,6 +44,59 @@ class WeightStorage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class FusionFacts:
+    """How the language model's opinion and the encoder's become one: `language_model` * its
+    log-probabilities + `encoder` * the encoder's logits, + `other_bias` on `other`, all of it
+    divided by `temperature`, then the softmax."""
+
+    language_model: float
+    encoder: float
+    other_bias: float = 0.0
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> FusionFacts:
+        """Raises KeyError, TypeError or ValueError if `content` does not say it."""
+        fusion = cls(**{each.name: float(content[each.name]) for each in fields(cls)})
+        if not all(map(math.isfinite, asdict(fusion).values())) or fusion.temperature <= 0:
+            raise ValueError(f"fusion is {asdict(fusion)}")
+        return fusion
+
+
+@dataclass(frozen=True, slots=True)
+class SecondOpinionFacts:
+    """A sentence encoder that decides together with the language model.
+
+    Args:
+        graph_file, tokenizer_file: names within the directory.
+        vocab_size: of its tokenizer.
+        max_tokens: of one text.
+        scales: weights of the mean states' cosine, of the request's states against each route's,
+            and the other way round.
+        fusion: of its logits and the language model's.
+        weights_sha256: of the encoder that it was trained from.
+        adapter_sha256: of what training changed.
+    """
+
+    graph_file: str
+    tokenizer_file: str
+    vocab_size: int
+    max_tokens: int
+    scales: tuple[float, float, float]
+    fusion: FusionFacts
+    weights_sha256: str
+    adapter_sha256: str
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SecondOpinionFacts:
+        """Raises KeyError, TypeError or ValueError if `content` does not say it."""
+        first, second, third = map(float, content["scales"])
+        known = {each.name: content[each.name] for each in fields(cls)}
+        fusion = FusionFacts.of(content["fusion"])
+        return cls(**{**known, "scales": (first, second, third), "fusion": fusion})
+
+
+@dataclass(frozen=True, slots=True)
 class RouterFacts:
     """Content of router.json.
 
@@ -53,10 +108,12 @@ class RouterFacts:
         graph_file, tokenizer_file: names within the directory.
         end_id, pad_id: token ids.
         context_length: most tokens of prompt and answer together.
-        temperature: calibration; label logits are divided by it before the softmax.
+        temperature: calibration; label logits are divided by it before the softmax. A second
+            opinion's fusion has its own.
         weights_sha256: of the source files and the adapter, one after another.
         trained: whether the weights were trained to route.
         adapter_sha256: of the adapter that was merged; empty without one.
+        second_opinion: None where the language model decides alone.
     """
 
     schema_version: int
@@ -78,11 +135,19 @@ class RouterFacts:
     architecture: Architecture
     trained: bool = True
     adapter_sha256: str = ""
+    second_opinion: SecondOpinionFacts | None = None
 
     @property
     def build_id(self) -> str:
         """The model's id with what it was built from, so that two builds can be told apart."""
-        return f"{self.model_id}@{(self.adapter_sha256 or self.weights_sha256)[:12]}"
+        build = (self.adapter_sha256 or self.weights_sha256)[:12]
+        second = self.second_opinion
+        return f"{self.model_id}@{build}" + (f"+{second.adapter_sha256[:12]}" if second else "")
+
+    @property
+    def decision_temperature(self) -> float:
+        """The temperature that decisions are made at."""
+        return self.second_opinion.fusion.temperature if self.second_opinion else self.temperature
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -98,6 +163,11 @@ class EngineInfo:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / self.router.tokenizer_file
+
+    @property
+    def second_opinion_tokenizer_path(self) -> Path | None:
+        second = self.router.second_opinion
+        return self.path / second.tokenizer_file if second else None
 
     @property
     def graph_path(self) -> Path:
@@ -140,14 +210,15 @@ def load_engine(path: Path) -> EngineInfo:
 
 def read_routing_facts(path: Path) -> EngineInfo:
     """An engine as a sidecar needs it whose model server is elsewhere: manifest.json, router.json
-    and the tokenizer, of which the sha256 is compared. The graph may be missing.
+    and the tokenizers, of which the sha256 is compared. The graphs may be missing.
 
     Raises:
-        EngineError: one of the three is missing, was changed, or was written by a newer version.
+        EngineError: one of them is missing, was changed, or was written by a newer version.
     """
     facts = _router_facts(path / ROUTER)
     manifest = _manifest(path)
-    needed = (ROUTER, facts.tokenizer_file)
+    second = facts.second_opinion
+    needed = (ROUTER, facts.tokenizer_file, *((second.tokenizer_file,) if second else ()))
     for name in needed:
         if name not in manifest or not (path / name).is_file():
             raise EngineError(f"{path / name}: missing; copy it from the engine's folder")
@@ -211,6 +282,14 @@ def _router_facts(path: Path) -> RouterFacts:
         raise EngineError(f"{path}: {', '.join(missing)} missing; build the engine again")
     content["architecture"] = Architecture(**content["architecture"])
     content["weight_storage"] = WeightStorage(content["weight_storage"])
+    if (second := content.get("second_opinion")) is not None:
+        try:
+            content["second_opinion"] = SecondOpinionFacts.of(second)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{path}: second_opinion is not as this version knows it ({error}); "
+                "build the engine again"
+            ) from error
     return RouterFacts(**{name: content[name] for name in known & content.keys()})
 
 

@@ -27,19 +27,24 @@ float32, rotary embedding over halves, grouped-query attention, SwiGLU).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
 from sidecar.engines.engine_directory import WeightStorage
+from sidecar.engines.graph_nodes import (
+    Node,
+    constant,
+    decompressed,
+    float_,
+    int8_rows,
+    ints,
+    scalar,
+)
 from sidecar.engines.weights import Architecture, FloatArray, Weights, to_float16
 
 SHARED_SEGMENT = -1
 """Segment number of past tokens that every sequence sees."""
-
-Node = Any  # ov.Node and ov.Output are interchangeable as operands; the stubs say only one of them
 
 
 def build_graph(architecture: Architecture, weights: Weights, storage: WeightStorage) -> ov.Model:
@@ -72,14 +77,14 @@ class _Builder:
         rows = self._input("rows", [-1], np.int32)
         keep = self._input("keep", [1], np.int32)
         embedding = self._compressed("model.embed_tokens.weight")
-        hidden = ops.convert(ops.gather(embedding, ids, _ints(0)), np.float32)
+        hidden = ops.convert(ops.gather(embedding, ids, ints(0)), np.float32)
         mask = _attention_mask(segments, past_segments)
         rotary = self._rotary(positions)
         for layer in range(self.a.layers):
             hidden = self._layer(layer, hidden, mask, rotary, keep, rows)
         hidden = self._norm(hidden, "model.norm.weight")
         head = embedding if self.a.tied_embeddings else self._compressed("lm_head.weight")
-        logits = ops.matmul(hidden, _decompressed(head), False, True)
+        logits = ops.matmul(hidden, decompressed(head), False, True)
         self._output("logits", logits)
         self.results.insert(0, self.results.pop())
         return ov.Model(self.results, self.parameters, f"{self.a.family}-packed")
@@ -98,8 +103,8 @@ class _Builder:
         normed = self._norm(hidden, f"{name}.input_layernorm.weight")
         attended = self._attention(layer, normed, mask, rotary, keep)
         if last:  # nothing after the last attention looks at other positions
-            attended = ops.gather(attended, rows, _ints(0))
-            hidden = ops.gather(hidden, rows, _ints(0))
+            attended = ops.gather(attended, rows, ints(0))
+            hidden = ops.gather(hidden, rows, ints(0))
         hidden = ops.add(hidden, self._linear(attended, f"{name}.self_attn.o_proj"))
         normed = self._norm(hidden, f"{name}.post_attention_layernorm.weight")
         gate = ops.swish(self._linear(normed, f"{name}.mlp.gate_proj"))
@@ -121,26 +126,26 @@ class _Builder:
         # Grouped queries: the key/value heads stand in the batch dimension, so that each group of
         # query heads is a multi-query attention and no key is repeated.
         groups = a.heads // a.kv_heads
-        grouped = ops.reshape(query, _ints(a.kv_heads, groups, -1, a.head_dim), False)
+        grouped = ops.reshape(query, ints(a.kv_heads, groups, -1, a.head_dim), False)
         attended = ops.scaled_dot_product_attention(
             grouped,
-            ops.unsqueeze(all_keys, _ints(1)),
-            ops.unsqueeze(all_values, _ints(1)),
+            ops.unsqueeze(all_keys, ints(1)),
+            ops.unsqueeze(all_values, ints(1)),
             mask,
         )
-        by_token = ops.transpose(attended, _ints(2, 0, 1, 3))
-        return ops.reshape(by_token, _ints(-1, a.heads * a.head_dim), False)
+        by_token = ops.transpose(attended, ints(2, 0, 1, 3))
+        return ops.reshape(by_token, ints(-1, a.heads * a.head_dim), False)
 
     def _with_past(self, name: str, new: Node, keep: Node) -> Node:
         past = self._input(f"past_{name}", [self.a.kv_heads, -1, self.a.head_dim], np.float32)
-        kept = ops.slice(new, _ints(0), keep, _ints(1), _ints(1))
+        kept = ops.slice(new, ints(0), keep, ints(1), ints(1))
         self._output(f"present_{name}", kept)
         return ops.concat([past, new], 1)
 
     def _heads(self, projected: Node, heads: int) -> Node:
         """[S, heads * D] -> [heads, S, D]"""
-        split = ops.reshape(projected, _ints(-1, heads, self.a.head_dim), False)
-        return ops.transpose(split, _ints(1, 0, 2))
+        split = ops.reshape(projected, ints(-1, heads, self.a.head_dim), False)
+        return ops.transpose(split, ints(1, 0, 2))
 
     def _rotary(self, positions: Node) -> tuple[Node, Node]:
         """Cosines and sines, [S, D] each, from tables: sine and cosine of large angles lose
@@ -150,26 +155,26 @@ class _Builder:
         angles = np.arange(self.a.context_length, dtype=np.float64)[:, None] * inverse[None, :]
         tables = (np.cos(angles), np.sin(angles))
         cos, sin = (
-            ops.gather(_constant(table.astype(np.float32)), positions, _ints(0)) for table in tables
+            ops.gather(constant(table.astype(np.float32)), positions, ints(0)) for table in tables
         )
         return ops.concat([cos, cos], 1), ops.concat([sin, sin], 1)
 
     def _norm(self, hidden: Node, name: str) -> Node:
-        mean_square = ops.reduce_mean(ops.power(hidden, _float(2.0)), _ints(-1), True)
-        scaled = ops.divide(hidden, ops.sqrt(ops.add(mean_square, _float(self.a.rms_eps))))
-        return ops.multiply(scaled, _constant(self._read(name).astype(np.float32)))
+        mean_square = ops.reduce_mean(ops.power(hidden, float_(2.0)), ints(-1), True)
+        scaled = ops.divide(hidden, ops.sqrt(ops.add(mean_square, float_(self.a.rms_eps))))
+        return ops.multiply(scaled, constant(self._read(name).astype(np.float32)))
 
     def _linear(self, hidden: Node, name: str, bias: bool = False) -> Node:
         stored = self._compressed(f"{name}.weight", self.storage)
-        product = ops.matmul(hidden, _decompressed(stored), False, True)
+        product = ops.matmul(hidden, decompressed(stored), False, True)
         if not bias:
             return product
-        return ops.add(product, _constant(self._read(f"{name}.bias").astype(np.float32)))
+        return ops.add(product, constant(self._read(f"{name}.bias").astype(np.float32)))
 
     def _compressed(self, name: str, storage: WeightStorage = WeightStorage.F16) -> Node:
         """A weight matrix as a float16 node."""
         values = to_float16(name, self._read(name))
-        return _constant(values) if storage is WeightStorage.F16 else _int8(values)
+        return constant(values) if storage is WeightStorage.F16 else int8_rows(values)
 
     def _read(self, name: str) -> FloatArray:
         return self.weights.tensor(name)
@@ -190,50 +195,20 @@ def _attention_mask(segments: Node, past_segments: Node) -> Node:
     """Additive mask [1, 1, S, P + S]: 0 where a token may look, minus infinity elsewhere."""
     new = ops.shape_of(segments, "i32")
     past = ops.shape_of(past_segments, "i32")
-    zero, one = _scalar(0), _scalar(1)
-    new_length, past_length = ops.squeeze(new, _ints(0)), ops.squeeze(past, _ints(0))
-    queries = ops.unsqueeze(ops.add(ops.range(zero, new_length, one, "i32"), past_length), _ints(1))
+    zero, one = scalar(0), scalar(1)
+    new_length, past_length = ops.squeeze(new, ints(0)), ops.squeeze(past, ints(0))
+    queries = ops.unsqueeze(ops.add(ops.range(zero, new_length, one, "i32"), past_length), ints(1))
     keys = ops.range(zero, ops.add(past_length, new_length), one, "i32")
     key_segments = ops.concat([past_segments, segments], 0)
-    same = ops.equal(ops.unsqueeze(segments, _ints(1)), key_segments)
-    shared = ops.equal(key_segments, _ints(SHARED_SEGMENT))
+    same = ops.equal(ops.unsqueeze(segments, ints(1)), key_segments)
+    shared = ops.equal(key_segments, ints(SHARED_SEGMENT))
     visible = ops.logical_and(ops.logical_or(same, shared), ops.less_equal(keys, queries))
-    additive = ops.select(visible, _float(0.0), _float(float("-inf")))
-    return ops.unsqueeze(additive, _ints(0, 1))
+    additive = ops.select(visible, float_(0.0), float_(float("-inf")))
+    return ops.unsqueeze(additive, ints(0, 1))
 
 
 def _rotate(heads: Node, rotary: tuple[Node, Node], head_dim: int) -> Node:
     cos, sin = rotary
-    first, second = ops.split(heads, _scalar(2), 2).outputs()
+    first, second = ops.split(heads, scalar(2), 2).outputs()
     turned = ops.concat([ops.negative(second), first], 2)
     return ops.add(ops.multiply(heads, cos), ops.multiply(turned, sin))
-
-
-def _constant(values: FloatArray) -> Node:
-    return ops.constant(np.ascontiguousarray(values))
-
-
-def _int8(values: FloatArray) -> Node:
-    """Each row in steps of its largest value / 127. This form of operations is the one that the
-    CPU plugin computes with as it is, instead of unpacking it at load."""
-    wide = values.astype(np.float32)
-    step = np.maximum(np.abs(wide).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
-    steps = ops.constant(np.rint(wide / step).astype(np.int8))
-    return ops.multiply(ops.convert(steps, np.float16), _constant(step.astype(np.float16)))
-
-
-def _decompressed(compressed: Node) -> Node:
-    """Float32 view of stored float16 weights; the CPU plugin picks the arithmetic."""
-    return ops.convert(compressed, np.float32)
-
-
-def _ints(*values: int) -> Node:
-    return ops.constant(np.array(values, np.int32))
-
-
-def _scalar(value: int) -> Node:
-    return ops.constant(np.array(value, np.int32))
-
-
-def _float(value: float) -> Node:
-    return ops.constant(np.array(value, np.float32))

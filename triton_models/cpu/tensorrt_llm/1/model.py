@@ -13,12 +13,13 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cpu_engine.decisions import CancelledError, Decider, Outcome
-from cpu_engine.engine_files import open_engine
+from cpu_engine.engine_files import SecondOpinionFacts, open_engine
 from cpu_engine.errors import RefusedError
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
-from cpu_engine.requests import Asked, Limits, read_request
+from cpu_engine.requests import Asked, Limits, OpinionLimits, read_request
 from cpu_engine.responses import to_tensors
+from cpu_engine.second_opinion import Encoder, SecondOpinion
 from cpu_engine.vocabulary import Vocabulary
 
 
@@ -40,14 +41,19 @@ class TritonPythonModel:
             compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,
         )
         forward.warm_up()
+        second = engine.second_opinion
         self._limits = Limits(
-            engine.context_length, engine.vocab_size, int(settings["max_output_tokens"])
+            engine.context_length,
+            engine.vocab_size,
+            int(settings["max_output_tokens"]),
+            OpinionLimits(second.vocab_size, second.max_tokens) if second else None,
         )
         self._decider = Decider(
             forward,
             PrefixCache(int(settings["prefix_cache_bytes"])),
             _vocabulary(engine.tokenizer_path),
             int(settings["max_pass_tokens"]),
+            _second_opinion(second, settings) if second else None,
         )
 
     def execute(self, requests: list[Any]) -> None:
@@ -79,6 +85,15 @@ class TritonPythonModel:
         return read_request(
             tensors, request.requested_output_names(), self._limits, request.is_cancelled
         )
+
+
+def _second_opinion(facts: SecondOpinionFacts, settings: dict[str, str]) -> SecondOpinion:
+    encoder = Encoder(
+        facts.graph_path, threads=int(settings["threads"]), precision=settings["precision"]
+    )
+    second = SecondOpinion(encoder, facts.scales, int(settings["route_cache_bytes"]))
+    second.warm_up()
+    return second
 
 
 def _vocabulary(path: Path) -> Vocabulary | None:

@@ -16,7 +16,8 @@ from cpu_engine.answers import Answer, FreeAnswer, LiteralAnswer
 from cpu_engine.errors import RefusedError
 from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Pass
 from cpu_engine.prefix_cache import PrefixCache
-from cpu_engine.requests import Asked
+from cpu_engine.requests import Asked, Opinion
+from cpu_engine.second_opinion import SecondOpinion
 from cpu_engine.vocabulary import Vocabulary
 
 
@@ -31,11 +32,13 @@ class Outcome:
     Args:
         reused_tokens: leading prompt tokens whose keys and values were not computed again.
         logits: [1, vocabulary] for every chosen token, where asked for.
+        opinion: [routes + 1] logits of the encoder, where asked for.
     """
 
     answer: Answer
     reused_tokens: int
     logits: list[Floats] = field(default_factory=list)
+    opinion: Floats | None = None
 
 
 Result = tuple[Asked, Outcome | RefusedError | CancelledError]
@@ -105,17 +108,20 @@ class Decider:
         cache: PrefixCache,
         vocabulary: Vocabulary | None,
         max_pass_tokens: int,
+        second_opinion: SecondOpinion | None = None,
     ) -> None:
         """
         Args:
             vocabulary: None if the tokenizer's tokens have no bytes; text answers are refused.
             max_pass_tokens: bound of one pass, which bounds its memory and how long a
                 cancellation waits.
+            second_opinion: None if the engine has no encoder; requests for its opinion get none.
         """
         self._forward = forward
         self._cache = cache
         self._vocabulary = vocabulary
         self._max_pass_tokens = max_pass_tokens
+        self._second_opinion = second_opinion
 
     def decide(self, requests: Sequence[Asked]) -> Iterator[Result]:
         """Results as they come, one for each request."""
@@ -144,8 +150,23 @@ class Decider:
                     continue
                 sequences.append(sequence)
                 room -= len(sequence.pending)
+            self._add_opinions(sequences)
             yield from self._answer(sequences, prefix)
             reused = group[0].prefix_length
+
+    def _add_opinions(self, sequences: Sequence[_Sequence]) -> None:
+        if self._second_opinion is None:
+            return
+        wanted: list[tuple[Outcome, Opinion]] = []
+        for sequence in sequences:
+            opinion = sequence.asked.opinion
+            if opinion is not None and opinion.has_request:
+                wanted.append((sequence.outcome, opinion))
+            elif opinion is not None:
+                self._second_opinion.keep(opinion)
+        given = self._second_opinion.opinions([opinion for _, opinion in wanted])
+        for (outcome, _), logits in zip(wanted, given, strict=True):
+            outcome.opinion = logits
 
     def _begin(self, asked: Asked, reused: int, segment: int) -> _Sequence:
         outcome = Outcome(self._new_answer(asked), reused)

@@ -14,6 +14,16 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class SecondOpinionFacts:
+    """What the model server needs of the section `second_opinion`."""
+
+    graph_path: Path
+    vocab_size: int
+    max_tokens: int
+    scales: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What the model server needs of router.json."""
 
@@ -24,6 +34,7 @@ class EngineFacts:
     layers: int
     kv_heads: int
     head_dim: int
+    second_opinion: SecondOpinionFacts | None
 
 
 def open_engine(directory: Path) -> EngineFacts:
@@ -49,6 +60,19 @@ def open_engine(directory: Path) -> EngineFacts:
         layers=architecture["layers"],
         kv_heads=architecture["kv_heads"],
         head_dim=architecture["head_dim"],
+        second_opinion=_second_opinion(directory, router.get("second_opinion")),
+    )
+
+
+def _second_opinion(directory: Path, facts: dict[str, Any] | None) -> SecondOpinionFacts | None:
+    if facts is None:
+        return None
+    by_mean, by_request, by_route = facts["scales"]
+    return SecondOpinionFacts(
+        graph_path=directory / facts["graph_file"],
+        vocab_size=facts["vocab_size"],
+        max_tokens=facts["max_tokens"],
+        scales=(by_mean, by_request, by_route),
     )
 
 

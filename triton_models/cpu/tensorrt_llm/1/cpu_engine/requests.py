@@ -36,16 +36,46 @@ _FIXED: Mapping[str, float] = {
     "return_context_logits": False,
 }
 
+_OPINION = "second_opinion_"
+
 _RETENTION = tuple(f"retention_token_range_{name}" for name in ("starts", "ends", "priorities"))
 
 
 @dataclass(frozen=True, slots=True)
+class OpinionLimits:
+    """What the encoder can read: ids, and tokens of one text."""
+
+    vocab_size: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can hold, in tokens."""
+    """What the engine can hold, in tokens. Without `second_opinion` the engine has no encoder, and
+    what is sent for one is not read."""
 
     context_length: int
     vocab_size: int
     max_output_tokens: int
+    second_opinion: OpinionLimits | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opinion:
+    """What the encoder is asked.
+
+    Args:
+        request_ids, request_types: [tokens]; empty: the routes are only to be kept.
+        routes: ids of each, at least one.
+    """
+
+    request_ids: Ints
+    request_types: Ints
+    routes: tuple[Ints, ...]
+
+    @property
+    def has_request(self) -> bool:
+        return len(self.request_ids) > 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +89,7 @@ class Asked:
         literals: the texts the answer must be one of; None: free text.
         outputs: names of the requested outputs.
         is_cancelled: whether the caller has gone.
+        opinion: what the encoder is asked; None: nothing.
     """
 
     ids: Ints
@@ -72,6 +103,7 @@ class Asked:
     perf_metrics: bool
     outputs: frozenset[str]
     is_cancelled: Callable[[], bool]
+    opinion: Opinion | None = None
 
     @property
     def prefix(self) -> Ints:
@@ -122,6 +154,7 @@ def read_request(
         perf_metrics=_flag(tensors, "return_perf_metrics"),
         outputs=frozenset(outputs),
         is_cancelled=is_cancelled,
+        opinion=_opinion(tensors, limits.second_opinion),
     )
 
 
@@ -182,6 +215,49 @@ def _literals(tensors: Tensors) -> tuple[bytes, ...] | None:
     if value != "ebnf_grammar":
         raise RefusedError(f"{kind} is {value!r}; only 'ebnf_grammar' is supported")
     return read_literals(_text(tensors, guide))
+
+
+def _opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:
+    names = [name for name in tensors if name.startswith(_OPINION)]
+    if limits is None or not names:
+        return None
+    ids, lengths = (_integers(tensors, f"{_OPINION}route_{part}") for part in ("ids", "lengths"))
+    _check_texts(f"{_OPINION}route_lengths", lengths, limits)
+    if lengths.sum() != len(ids):
+        raise RefusedError(
+            f"{_OPINION}route_lengths add up to {lengths.sum()}; {_OPINION}route_ids has {len(ids)}"
+        )
+    _check_range(f"{_OPINION}route_ids", ids, limits.vocab_size)
+    routes = tuple(np.split(ids, np.cumsum(lengths)[:-1]))
+    request, types = f"{_OPINION}request_ids", f"{_OPINION}request_types"
+    if request not in tensors and types not in tensors:
+        nothing = np.zeros(0, np.int32)
+        return Opinion(nothing, nothing, routes)
+    request_ids, request_types = _integers(tensors, request), _integers(tensors, types)
+    _check_texts(request, np.array([len(request_ids)]), limits)
+    if len(request_types) != len(request_ids):
+        raise RefusedError(
+            f"{types} has {len(request_types)} elements; {request} {len(request_ids)}"
+        )
+    _check_range(request, request_ids, limits.vocab_size)
+    _check_range(types, request_types, 2)
+    return Opinion(request_ids, request_types, routes)
+
+
+def _integers(tensors: Tensors, name: str) -> Ints:
+    if name not in tensors:
+        raise RefusedError(f"{name} is not present in the request")
+    return np.ascontiguousarray(tensors[name].reshape(-1), np.int32)
+
+
+def _check_texts(name: str, lengths: npt.NDArray[Any], limits: OpinionLimits) -> None:
+    if not len(lengths) or lengths.min() < 1 or lengths.max() > limits.max_tokens:
+        raise RefusedError(f"{name}: a text must have 1..{limits.max_tokens} tokens")
+
+
+def _check_range(name: str, ids: Ints, end: int) -> None:
+    if ids.min() < 0 or ids.max() >= end:
+        raise RefusedError(f"{name} must be 0..{end - 1}")
 
 
 def _text(tensors: Tensors, name: str) -> str:

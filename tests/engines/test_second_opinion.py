@@ -1,0 +1,347 @@
+"""The sentence encoder: built from base and change, computed by the CPU model, compared with NumPy
+by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from cpu_engine.decisions import Decider
+from cpu_engine.engine_files import open_engine
+from cpu_engine.errors import RefusedError
+from cpu_engine.forward import Forward
+from cpu_engine.prefix_cache import PrefixCache
+from cpu_engine.requests import Asked, Limits, Opinion, OpinionLimits, read_request
+from cpu_engine.responses import to_tensors
+from cpu_engine.second_opinion import Encoder, SecondOpinion
+
+from sidecar.engines import EngineError, EngineInfo, build_cpu_engine, load_engine, open_adapter
+from sidecar.engines.delta import decode_rows
+from sidecar.engines.encoder import SCALES
+from tests.engines import tiny_adapter
+from tests.engines.parts import ask, outcomes
+from tests.engines.tiny_encoder import CLS, FUSION, SEP, TINY_ENCODER
+from tests.engines.tiny_models import LLAMA
+
+Array = npt.NDArray[np.float64]
+
+REQUEST = (CLS, 10, 11, 12, SEP, 20, 21, SEP)
+TYPES = (0, 0, 0, 0, 0, 1, 1, 1)
+ROUTES = ((CLS, 10, 12, SEP), (CLS, 30, 31, 32, 33, SEP), (CLS, 40, SEP))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with a second opinion, and what it was made from."""
+    folder = tmp_path_factory.mktemp("second-opinion")
+    base = LLAMA.write(folder / "base")
+    encoder = TINY_ENCODER.write(folder / "encoder")
+    section = TINY_ENCODER.write_second_opinion(folder / "adapter", encoder)
+    change = tiny_adapter.change_of(LLAMA)
+    tiny_adapter.write_adapter(folder / "adapter", base, change, second_opinion=section)
+    return folder
+
+
+def build(folder: Path, out: Path, encoder: Path | None) -> EngineInfo:
+    return build_cpu_engine(
+        folder / "base",
+        out,
+        model_id="tiny",
+        prompt_format="compact-v1",
+        adapter=open_adapter(folder / "adapter"),
+        encoder=encoder,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> EngineInfo:
+    return build(folder, folder / "engine", folder / "encoder")
+
+
+@pytest.fixture
+def second(engine: EngineInfo) -> SecondOpinion:
+    return new_second_opinion(engine)
+
+
+def new_second_opinion(engine: EngineInfo, route_bytes: int = 1 << 20) -> SecondOpinion:
+    facts = open_engine(engine.path).second_opinion
+    assert facts is not None
+    encoder = Encoder(facts.graph_path, threads=1, precision="f32")
+    return SecondOpinion(encoder, facts.scales, route_bytes)
+
+
+def opinion(request: tuple[int, ...] = REQUEST, routes: tuple[Any, ...] = ROUTES) -> Opinion:
+    types = TYPES if request == REQUEST else (0,) * len(request)
+    return Opinion(ids(request), ids(types), tuple(ids(route) for route in routes))
+
+
+def ids(values: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def changed() -> Mapping[str, Array]:
+    """The weights with the change added, by hand."""
+    weights = {name: values.astype(np.float64) for name, values in TINY_ENCODER.tensors().items()}
+    change = TINY_ENCODER.change()
+    for name, values in change.items():
+        if name.startswith("second_opinion."):
+            weights[name] = values.astype(np.float64)
+        elif name.endswith(".codes"):
+            matrix = name.removesuffix(".codes")
+            columns = weights[matrix].shape[1]
+            added = decode_rows(values, change[f"{matrix}.scale"], 4, columns)
+            weights[matrix] = (weights[matrix] + added).astype(np.float16).astype(np.float64)
+    return weights
+
+
+class ByHand:
+    """BERT and the comparison, one text at a time."""
+
+    def __init__(self) -> None:
+        self.w = changed()
+
+    def states(self, tokens: tuple[int, ...], types: tuple[int, ...]) -> Array:
+        w = self.w
+        x = (
+            w["embeddings.word_embeddings.weight"][list(tokens)]
+            + w["embeddings.position_embeddings.weight"][: len(tokens)]
+            + w["embeddings.token_type_embeddings.weight"][list(types)]
+        )
+        x = self.norm(x, "embeddings.LayerNorm")
+        for layer in range(TINY_ENCODER.layers):
+            name = f"encoder.layer.{layer}"
+            x = self.norm(x + self.attention(x, f"{name}.attention"), f"{name}.attention.output")
+            inner = self.linear(x, f"{name}.intermediate.dense")
+            inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
+            x = self.norm(x + self.linear(inner, f"{name}.output.dense"), f"{name}.output")
+        return x
+
+    def attention(self, x: Array, name: str) -> Array:
+        mixed = []
+        parts = [self.linear(x, f"{name}.self.{part}") for part in ("query", "key", "value")]
+        for q, k, v in zip(*(np.split(p, TINY_ENCODER.heads, axis=1) for p in parts), strict=True):
+            scores = np.exp(q @ k.T / math.sqrt(q.shape[1]))
+            mixed.append(scores / scores.sum(axis=1, keepdims=True) @ v)
+        return self.linear(np.concatenate(mixed, axis=1), f"{name}.output.dense")
+
+    def linear(self, x: Array, name: str) -> Array:
+        return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
+
+    def norm(self, x: Array, name: str) -> Array:
+        name = name if name.endswith("LayerNorm") else f"{name}.LayerNorm"
+        x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-12)
+        return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def logits(self, request: tuple[int, ...], types: tuple[int, ...]) -> list[float]:
+        w = self.w
+        asked = self.states(request, types)
+        gate = np.exp(asked @ w["second_opinion.request_gate"])
+        logits = []
+        for route in ROUTES:
+            offered = self.states(route, (0,) * len(route))
+            alike = unit(asked) @ unit(offered).T
+            route_gate = np.exp(offered @ w["second_opinion.route_gate"])
+            similarities = (
+                unit(asked.mean(axis=0)) @ unit(offered.mean(axis=0)),
+                alike.max(axis=1) @ gate / gate.sum(),
+                alike.max(axis=0) @ route_gate / route_gate.sum(),
+            )
+            logits.append(float(w[SCALES] @ similarities))
+        other = asked.mean(axis=0) @ w["second_opinion.other"]
+        return [*logits, float(other + w["second_opinion.other_bias"][0])]
+
+
+def unit(x: Array) -> Array:
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), np.float64)
+
+
+class TestNumbers:
+    def test_are_those_of_the_merged_weights(self, second: SecondOpinion) -> None:
+        (logits,) = second.opinions([opinion()])
+        np.testing.assert_allclose(logits, ByHand().logits(REQUEST, TYPES), atol=1e-3)
+
+    def test_do_not_depend_on_what_is_computed_along(self, second: SecondOpinion) -> None:
+        others = [opinion((CLS, 50, 51, SEP)), opinion((CLS, *range(60, 90), SEP))]
+        together = second.opinions([others[0], opinion(), others[1]])
+        (alone,) = second.opinions([opinion()])
+        np.testing.assert_allclose(together[1], alone, atol=1e-4)
+        assert np.abs(together[0] - together[1]).max() > 0.01
+
+    def test_do_not_depend_on_the_order_of_routes(self, second: SecondOpinion) -> None:
+        (one,) = second.opinions([opinion()])
+        (other,) = second.opinions([opinion(routes=ROUTES[::-1])])
+        np.testing.assert_allclose(one[:-1], other[:-1][::-1], atol=1e-4)
+        assert one[-1] == pytest.approx(other[-1], abs=1e-4)
+
+    def test_are_the_same_for_many_routes_in_several_passes(self, engine: EngineInfo) -> None:
+        second = new_second_opinion(engine)
+        many = tuple((CLS, *range(4, 4 + 1 + n % 30), SEP) for n in range(90))
+        (together,) = second.opinions([opinion(routes=many)])
+        (few,) = second.opinions([opinion(routes=many[60:63])])
+        assert second._encoder.passes > 3
+        np.testing.assert_allclose(together[60:63], few[:3], atol=1e-4)
+
+
+class TestRoutes:
+    def test_are_computed_once(self, second: SecondOpinion) -> None:
+        second.opinions([opinion()])
+        passes = second._encoder.passes
+        second.opinions([opinion()])
+        assert second._encoder.passes == passes + 1
+
+    def test_a_new_one_is_computed_alone(self, second: SecondOpinion) -> None:
+        second.opinions([opinion()])
+        new = (*ROUTES, (CLS, 77, SEP))
+        (logits,) = second.opinions([opinion(routes=new)])
+        assert len(logits) == 5
+        assert len(second._held) == 4
+
+    def test_are_kept_by_a_warming_call(self, second: SecondOpinion) -> None:
+        nothing = ids(())
+        second.keep(Opinion(nothing, nothing, opinion().routes))
+        passes = second._encoder.passes
+        second.opinions([opinion()])
+        assert second._encoder.passes == passes + 1
+
+    def test_are_bounded_in_bytes(self, engine: EngineInfo) -> None:
+        small = new_second_opinion(engine, route_bytes=1000)
+        (bounded,) = small.opinions([opinion()])
+        assert small._held.nbytes <= 1000
+        assert len(small._held) < len(ROUTES)
+        (unbounded,) = new_second_opinion(engine).opinions([opinion()])
+        np.testing.assert_allclose(bounded, unbounded, atol=1e-5)
+
+
+def test_the_engine_says_what_it_is_made_of(engine: EngineInfo, folder: Path) -> None:
+    second = load_engine(engine.path).router.second_opinion
+    assert second is not None
+    adapter = json.loads((folder / "adapter" / "adapter.json").read_text())["second_opinion"]
+    assert second.adapter_sha256 == adapter["sha256"]
+    assert second.weights_sha256 == adapter["base"]["sha256"]
+    assert second.scales == (3.0, 2.0, 1.0)
+    assert second.fusion.encoder == FUSION["encoder"]
+    assert engine.router.decision_temperature == FUSION["temperature"]
+    assert engine.router.build_id.endswith(f"+{adapter['sha256'][:12]}")
+
+
+def test_an_engine_is_built_again_when_the_fusion_changes(folder: Path, tmp_path: Path) -> None:
+    first = build(folder, tmp_path / "engine", folder / "encoder")
+    again = build(folder, tmp_path / "engine", folder / "encoder")
+    assert first == again
+    facts = folder / "adapter" / "adapter.json"
+    before = facts.read_text()
+    content = json.loads(before)
+    content["second_opinion"]["fusion"]["encoder"] = 5.0
+    try:
+        facts.write_text(json.dumps(content))
+        changed = build(folder, tmp_path / "engine", folder / "encoder").router.second_opinion
+    finally:
+        facts.write_text(before)
+    assert changed is not None
+    assert changed.fusion.encoder == 5.0
+
+
+def test_a_second_opinion_without_its_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"needs the encoder .* tiny encoder with sha256"):
+        build(folder, tmp_path / "engine", None)
+
+
+def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = replace(TINY_ENCODER, seed=9).write(tmp_path / "other")
+    with pytest.raises(EngineError, match="was made from tiny encoder with sha256"):
+        build(folder, tmp_path / "engine", other)
+
+
+LIMITS = Limits(64, LLAMA.vocab, 16, OpinionLimits(TINY_ENCODER.vocab, 8))
+NAMES = ("request_ids", "request_types", "route_ids", "route_lengths")
+
+
+def read(limits: Limits = LIMITS, **changes: tuple[int, ...] | None) -> Asked:
+    values: dict[str, tuple[int, ...] | None] = {
+        "request_ids": REQUEST,
+        "request_types": TYPES,
+        "route_ids": tuple(token for route in ROUTES for token in route),
+        "route_lengths": tuple(map(len, ROUTES)),
+        **changes,
+    }
+    tensors = {"input_ids": [[5, 6]], "input_lengths": [[2]], "request_output_len": [[1]]}
+    arrays = {name: np.array(value, np.int32) for name, value in tensors.items()}
+    given = {n: np.array([v], np.int32) for n, v in values.items() if v is not None}
+    arrays |= {f"second_opinion_{name}": array for name, array in given.items()}
+    return read_request(arrays, ("output_ids", "sequence_length"), limits, lambda: False)
+
+
+class TestRequests:
+    def test_are_read(self) -> None:
+        asked = read().opinion
+        assert asked is not None
+        assert tuple(asked.request_ids) == REQUEST
+        assert tuple(asked.request_types) == TYPES
+        assert [tuple(route) for route in asked.routes] == list(ROUTES)
+
+    def test_may_bring_routes_alone(self) -> None:
+        asked = read(request_ids=None, request_types=None).opinion
+        assert asked is not None
+        assert not asked.has_request
+        assert len(asked.routes) == 3
+
+    def test_are_not_read_by_an_engine_without_encoder(self) -> None:
+        assert read(replace(LIMITS, second_opinion=None), route_ids=(1,)).opinion is None
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"route_ids": None}, "second_opinion_route_ids is not present"),
+            ({"route_lengths": None}, "second_opinion_route_lengths is not present"),
+            ({"request_types": None}, "second_opinion_request_types is not present"),
+            ({"request_ids": None}, "second_opinion_request_ids is not present"),
+            ({"route_lengths": (4, 6)}, "add up to 10; second_opinion_route_ids has 13"),
+            ({"route_lengths": (4, 0, 9)}, "a text must have 1..8 tokens"),
+            ({"route_lengths": ()}, "a text must have 1..8 tokens"),
+            ({"request_ids": (CLS,) * 9, "request_types": (0,) * 9}, "must have 1..8 tokens"),
+            ({"request_types": (0, 1)}, "has 2 elements; second_opinion_request_ids 8"),
+            ({"request_types": (2,) * 8}, "request_types must be 0..1"),
+            ({"request_ids": (120,) * 8}, "request_ids must be 0..119"),
+            ({"route_ids": (-1,) * 13}, "route_ids must be 0..119"),
+        ],
+        ids=str,
+    )
+    def test_that_are_malformed_are_refused(self, changes: Any, message: str) -> None:
+        with pytest.raises(RefusedError, match=message.replace(".", r"\.")):
+            read(**changes)
+
+
+class TestDecider:
+    @pytest.fixture
+    def decider(self, second: SecondOpinion, forwards: Mapping[str, Forward]) -> Decider:
+        return Decider(forwards["llama"], PrefixCache(1 << 24), None, 512, second)
+
+    def test_adds_the_opinion_of_those_who_want_one(self, decider: Decider) -> None:
+        with_opinion = replace(ask([10, 11], [12, 13]), opinion=opinion())
+        answered = outcomes(decider, [ask([10, 11], [14]), with_opinion])
+        assert answered[0].opinion is None
+        assert answered[1].opinion is not None
+        expected = ByHand().logits(REQUEST, TYPES)
+        np.testing.assert_allclose(answered[1].opinion, expected, atol=1e-3)
+
+    def test_the_answer_has_a_row_of_logits(self, decider: Decider) -> None:
+        asked = replace(
+            ask([10, 11], [12, 13]),
+            opinion=opinion(),
+            outputs=frozenset({"second_opinion_logits"}),
+        )
+        tensors = to_tensors(asked, outcomes(decider, [asked])[0])
+        assert tensors["second_opinion_logits"].shape == (1, len(ROUTES) + 1)
+        assert tensors["second_opinion_logits"].dtype == np.float32
+
+    def test_without_encoder_there_is_none(self, forwards: Mapping[str, Forward]) -> None:
+        decider = Decider(forwards["llama"], PrefixCache(1 << 24), None, 512)
+        asked = replace(ask([10, 11], [12, 13]), opinion=opinion())
+        assert outcomes(decider, [asked])[0].opinion is None
