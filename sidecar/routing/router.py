@@ -29,7 +29,7 @@ from sidecar.core.model import (
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
 from sidecar.inference.load import work_of
-from sidecar.routing.cache import CacheKey, DecisionCache, cache_key
+from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
 from sidecar.routing.pins import Pinning, Pins, pin_mode, size_of, subject
@@ -197,10 +197,24 @@ class Router:
     def _from_cache(self, walk: Walk) -> Outcome | None:
         if self._cache is None:
             return None
-        self._render(walk)
-        answer = self._cache.get(self._key(walk))
+        # Who wants an explanation wants the prompt.
+        said = None if walk.request.explain else self._said_key(walk)
+        answer = self._cache.get(said) if said is not None else None
+        if answer is None:
+            key = self._key(walk)
+            answer = self._cache.get(key)
+            if answer is not None and said is not None:
+                self._cache.link(said, key)
         walk.finish_step("cache")
         return None if answer is None else self._chosen(walk, answer, Source.CACHE)
+
+    def _keep(self, walk: Walk, answer: Answer) -> None:
+        if self._cache is None:
+            return
+        key, said = self._key(walk), self._said_key(walk)
+        self._cache.put(key, answer)
+        if said is not None:
+            self._cache.link(said, key)
 
     async def _by_model(self, walk: Walk) -> Outcome:
         if self._waiting >= self._limits.max_waiting:
@@ -222,8 +236,8 @@ class Router:
         target.warmth.in_time(walk.compiled)
         answer = _prompt_of(walk).read(output)
         outcome = self._chosen(walk, answer, Source.MODEL)
-        if self._cache is not None and outcome.route is not None:
-            self._cache.put(self._key(walk), answer)
+        if outcome.route is not None:
+            self._keep(walk, answer)
         return outcome
 
     def _render(self, walk: Walk) -> Prompt:
@@ -236,6 +250,10 @@ class Router:
         ref = self._routing_model
         digest = walk.compiled.ref.digest
         return cache_key(digest, ref.prompt_format, ref.id, self._render(walk).asked)
+
+    def _said_key(self, walk: Walk) -> CacheKey | None:
+        ref = self._routing_model
+        return said_key(walk.compiled.ref.digest, ref.prompt_format, ref.id, walk.asked)
 
     def _chosen(self, walk: Walk, answer: Answer, source: Source) -> Outcome:
         """What the answer means for this request, whose minimum confidence is its own."""

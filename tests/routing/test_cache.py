@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Candidate
 from sidecar.core.model import Answer
-from sidecar.routing.cache import DecisionCache, cache_key
+from sidecar.routing.cache import DecisionCache, cache_key, said_key
+from tests.doubles import talk
 
 ANSWER = Answer("code", (Candidate("code", 0.8), Candidate("other", 0.2)), text="code")
 
@@ -48,6 +50,57 @@ def test_whatever_an_answer_depends_on_makes_another_key(
     other: tuple[str, str, str, tuple[int, ...]],
 ) -> None:
     assert cache_key(*other) != cache_key("sha256:a", "compact-v1", "model", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (("a", "b"), ("a", "b", "c")),
+        (("a", "b"), ("b", "a")),
+        (("a\0user\x001\0b",), ("a", "b")),
+        (("ab",), ("a", "b")),
+    ],
+    ids=["another turn", "other order", "a text with the separator", "joined"],
+)
+def test_other_words_have_another_key(left: tuple[str, ...], right: tuple[str, ...]) -> None:
+    keys = {said_key("sha256:a", "compact-v1", "model", talk(*texts)) for texts in (left, right)}
+
+    assert len(keys) == 2
+    assert None not in keys
+
+
+def test_what_the_router_is_not_shown_does_not_count() -> None:
+    hello = Message(Role.USER, "hello")
+    system = Message(Role.SYSTEM, "you are a pirate")
+    keys = {
+        said_key("sha256:a", "compact-v1", "model", Conversation(messages))
+        for messages in ((hello,), (system, hello))
+    }
+
+    assert len(keys) == 1
+
+
+def test_a_long_conversation_has_no_key_of_its_words() -> None:
+    assert said_key("sha256:a", "compact-v1", "model", talk("x" * 40_000)) is None
+
+
+def test_a_link_ends_when_what_it_links_to_would() -> None:
+    clock = Clock()
+    cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
+    cache.put(key(1), ANSWER)
+    clock.now = 8
+    cache.link(key(2), key(1))
+    linked = cache.get(key(2))
+    clock.now = 10
+
+    assert (linked, cache.get(key(2))) == (ANSWER, None)
+
+
+def test_a_link_to_nothing_is_nothing() -> None:
+    cache = DecisionCache(1 << 20, 60)
+    cache.link(key(2), key(1))
+
+    assert (cache.get(key(2)), cache.nbytes) == (None, 0)
 
 
 def test_an_answer_is_found_until_its_time_is_over() -> None:

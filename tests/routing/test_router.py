@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Needs, PolicyName, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
+from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, Prompt
 from sidecar.core.policy import (
     ApiDialect,
     Capability,
@@ -385,15 +385,35 @@ async def test_the_same_conversation_again_is_decided_by_the_cache(remembering: 
     assert (again.source.value, again.reason.value, again.route) == ("cache", "matched", "code")
     assert again.detail == f"Decided before: {first.detail}"
     assert (again.confidence, again.candidates) == (first.confidence, first.candidates)
-    assert [step.step for step in again.steps] == [
-        "prompt",
-        "cache",
-        "answer",
-        "selection",
-        "total",
-    ]
+    # The same words: there is nothing to tokenize.
+    assert [step.step for step in again.steps] == ["cache", "answer", "selection", "total"]
     assert remembering.model.calls == asked
     assert again.id != first.id
+
+
+async def test_another_conversation_that_reads_the_same_is_decided_by_the_cache(
+    remembering: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(self: StubPrompt, conversation: Conversation) -> Prompt:
+        return Prompt(self.prefix_ids, (7,), truncated=True)
+
+    monkeypatch.setattr(StubPrompt, "render", cut)
+    await remembering.router.decide(request(conversation=talk("first", "one", "same end")))
+    again = await remembering.router.decide(request(conversation=talk("other", "two", "same end")))
+    third = await remembering.router.decide(request(conversation=talk("other", "two", "same end")))
+
+    assert [again.source.value, third.source.value] == ["cache", "cache"]
+    assert "prompt" in [step.step for step in again.steps]
+    assert "prompt" not in [step.step for step in third.steps]
+
+
+async def test_a_cached_decision_is_explained_with_its_prompt(remembering: World) -> None:
+    await remembering.router.decide(HELLO)
+    explained = await remembering.router.decide(request(explain=True))
+
+    assert explained.source.value == "cache"
+    assert explained.explanation is not None
+    assert explained.explanation.prompt == "4 tokens"
 
 
 async def test_the_cache_answers_during_an_outage(remembering: World) -> None:

@@ -218,7 +218,7 @@ async def test_decisions_come_between_the_pieces_of_two_prefixes() -> None:
     warm, model = in_pieces(), StubModel()
     most = 0
 
-    async def counting(prefix_ids: object, timeout_s: float, routes: object) -> None:
+    async def counting(prefix_ids: object, timeout_s: float, routes: object = ()) -> None:
         nonlocal most
         running.append(prefix_ids)
         most = max(most, len(running))
@@ -280,7 +280,7 @@ async def test_warming_counts_as_work_of_the_server() -> None:
     warm, model = in_pieces(load), StubModel()
     seen: list[int] = []
 
-    async def looking(prefix_ids: object, timeout_s: float, routes: object) -> None:
+    async def looking(prefix_ids: object, timeout_s: float, routes: object = ()) -> None:
         seen.append(load.in_flight)
 
     model.warm = looking  # type: ignore[method-assign]
