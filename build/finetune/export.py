@@ -1,40 +1,102 @@
-r"""Write the adapter of a run, and apply one to a base. See README.md.
+r"""Write what training changed as an adapter's files. See README.md.
 
-    python build/finetune/export.py adapter --base BASE \
-        --checkpoint RUN/checkpoint.pt --out a.safetensors
-    python build/finetune/export.py merge --base BASE --adapter a.safetensors --out FOLDER
+    python build/finetune/export.py adapter --base BASE --checkpoint RUN/checkpoint.pt --out FOLDER
+    python build/finetune/export.py second-opinion --encoder ENCODER \
+        --checkpoint ENCODER_RUN/checkpoint.pt --out FOLDER
+    python build/finetune/export.py describe --id my-router --fusion fusion.json --out FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from router_training.base import read_base, write_hugging_face
+import torch
+from router_training.base import read_base
 from router_training.delta import sha256_of, write_delta
+from router_training.encoder_model import base_weights
 from router_training.loading import load_model, numpy_weights
+
+from sidecar.engines.adapter import SECOND_OPINION, WEIGHTS, BaseFacts, describe_adapter
+from sidecar.engines.encoder import ADDED, open_encoder
+from sidecar.engines.engine_directory import FusionFacts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("action", choices=["adapter", "merge"])
-    parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
-    parser.add_argument("--adapter", type=Path, help="merge: the adapter to apply")
-    parser.add_argument("--bits", type=int, choices=[1, 2], default=2)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    adapter = actions.add_parser("adapter", help="the language model's change")
+    adapter.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
+    adapter.add_argument("--checkpoint", type=Path, required=True)
+    adapter.add_argument("--bits", type=int, choices=[1, 2, 4], default=2)
+    second = actions.add_parser("second-opinion", help="the sentence encoder's change")
+    second.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
+    second.add_argument("--checkpoint", type=Path, required=True)
+    second.add_argument("--bits", type=int, choices=[1, 2, 4], default=4)
+    describe = actions.add_parser("describe", help="adapter.json over what was exported")
+    describe.add_argument("--id", required=True, help="lower-case letters, digits, . - _")
+    describe.add_argument("--prompt-format", default="compact-v1")
+    describe.add_argument("--fusion", type=Path, help="fit_fusion.py's; with a second opinion")
+    describe.add_argument(
+        "--temperature",
+        type=float,
+        help="of the language model alone; by default that of --fusion, or 1",
+    )
+    describe.add_argument("--base-name", default="SmolLM2-135M-Instruct, Q4_1")
+    describe.add_argument("--base-licence", default="Apache-2.0")
+    describe.add_argument("--encoder-name", default="all-MiniLM-L6-v2")
+    describe.add_argument("--encoder-licence", default="Apache-2.0")
+    describe.add_argument("--licence", default="Apache-2.0")
+    describe.add_argument("--training", type=Path, help="JSON file with a record for people")
+    for action in (adapter, second, describe):
+        action.add_argument("--out", type=Path, required=True, help="the adapter's folder")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    write = {"adapter": _adapter, "second-opinion": _second_opinion, "describe": _describe}
+    write[options.action](options)
+
+
+def _adapter(options: argparse.Namespace) -> None:
     base = read_base(options.base)
-    if options.action == "merge":
-        model = load_model(base, options.checkpoint, options.adapter)
-        write_hugging_face(options.out, model, base.tokenizer)
-        return
     tuned = numpy_weights(load_model(base, options.checkpoint))
     untuned = numpy_weights(base.model())
-    write_delta(options.out, untuned, tuned, options.bits, sha256_of(base.file))
+    write_delta(options.out / WEIGHTS, untuned, tuned, options.bits, sha256_of(base.file))
+
+
+def _second_opinion(options: argparse.Namespace) -> None:
+    source = open_encoder(options.encoder)
+    state = torch.load(options.checkpoint, map_location="cpu", weights_only=True)["model"]
+    tuned = {name: tensor.numpy() for name, tensor in state.items()}
+    added = {name: tuned.pop(name) for name in ADDED}
+    out = options.out / SECOND_OPINION
+    digest = sha256_of(source.weights_file)
+    write_delta(out, base_weights(source), tuned, options.bits, digest, added)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    fitted = _read(options.fusion) if options.fusion else {}
+    temperature = options.temperature or fitted.get("temperature", 1.0)
+    describe_adapter(
+        options.out,
+        model_id=options.id,
+        prompt_format=options.prompt_format,
+        base_name=options.base_name,
+        base_licence=options.base_licence,
+        licence=options.licence,
+        temperature={"openvino": temperature},
+        training=_read(options.training) if options.training else {},
+        fusion=FusionFacts.of(fitted["fusion"]) if fitted else None,
+        encoder_base=BaseFacts(options.encoder_name, "", options.encoder_licence),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from sidecar.engines.hf_source import open_hugging_face
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A starting point: its weights' file, sizes, weights under their Hugging Face names (float32),
-    tokenizer."""
+    """A starting point: where it was read from, its weights' file, sizes, weights under their
+    Hugging Face names (float32), tokenizer."""
 
+    path: Path
     file: Path
     shape: LlamaShape
     weights: dict[str, torch.Tensor]
@@ -60,9 +61,8 @@ def read_base(path: Path) -> Base:
     weights = {
         name: torch.from_numpy(np.array(source.weights.tensor(name), np.float32)) for name in names
     }
-    return Base(
-        weights_file(path), shape, weights, Tokenizer.from_str(json.dumps(source.tokenizer))
-    )
+    tokenizer = Tokenizer.from_str(json.dumps(source.tokenizer))
+    return Base(path, weights_file(path), shape, weights, tokenizer)
 
 
 def weights_file(path: Path) -> Path:

@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from router_training.base import Base
-from router_training.delta import merge_delta, sha256_of
 from router_training.llama import Llama
+from sidecar.engines.adapter import open_adapter, open_merged
 
 
 def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None = None) -> Llama:
-    """`base` as it is, with the weights of a `checkpoint.pt`, or with a delta applied.
+    """`base` as it is, with the weights of a `checkpoint.pt`, or with an adapter merged into it as
+    the sidecar merges it.
 
-    Raises ValueError for a delta that was made for another base.
+    Raises EngineError for an adapter that was made for another base.
     """
     model = base.model()
     if checkpoint:
@@ -25,7 +26,8 @@ def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None 
         for parameter, average in zip(trained_of(model, state), state["average"], strict=False):
             parameter.data.copy_(average)
     if adapter:
-        merged = merge_delta(adapter, numpy_weights(base.model()), sha256_of(base.file))
+        weights = open_merged(base.path, open_adapter(adapter)).weights
+        merged = {name: np.array(weights.tensor(name), np.float32) for name in base.weights}
         model.load_state_dict({name: torch.from_numpy(array) for name, array in merged.items()})
     return model
 

@@ -1,0 +1,129 @@
+r"""Fit how the language model's and the encoder's opinions become one. See README.md.
+
+    python build/finetune/fit_fusion.py --base BASE --adapter ADAPTER/adapter.safetensors \
+        --encoder ENCODER --second-opinion ADAPTER/second_opinion.safetensors \
+        --cases CASES --held-out --out fusion.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+from router_training import memory
+from router_training.base import read_base
+from router_training.cases import OTHER, Case, case_files, read_cases
+from router_training.corpus import read_corpus
+from router_training.encoder_draws import TextsEncoder, logits_of
+from router_training.encoder_model import load_second_opinion
+from router_training.encoding import Encoder
+from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
+from router_training.loading import load_model
+from router_training.scoring import Scored, score, stratified, summary
+
+from sidecar.engines.engine_directory import FusionFacts
+from sidecar.inference.tokenizer import HfTokenizer
+from sidecar.prompts.second_opinion import encoder_texts
+
+_LEAST_PROBABILITY = 1e-12
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
+    parser.add_argument("--adapter", type=Path, help="what export.py wrote")
+    parser.add_argument("--checkpoint", type=Path, help="instead: checkpoint.pt of a run")
+    parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
+    parser.add_argument("--second-opinion", type=Path, help="what export.py wrote")
+    parser.add_argument("--encoder-checkpoint", type=Path, help="instead: checkpoint.pt of a run")
+    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
+    parser.add_argument("--without", default="", help="with --held-out: families left out")
+    parser.add_argument("--per-family", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="JSON, for export.py describe")
+    return parser.parse_args()
+
+
+def main() -> None:
+    memory.keep_freed_memory()
+    options = arguments()
+    chosen = stratified(_cases(options), options.per_family, options.seed)
+    scored = _language_model(options, chosen)
+    opinions = _opinions(options, scored)
+    fusion, temperature = fit_fusion(list(opinions.values())), fit_temperature([*opinions.values()])
+    only_encoder = FusionFacts(language_model=0.0, encoder=1.0)
+    result = {
+        "fusion": asdict(fusion),
+        "temperature": temperature,
+        "cases": len(opinions),
+        "scores": {
+            "language_model": summary([one for one in scored if one.case.id in opinions]),
+            "encoder": summary(_decided(scored, opinions, only_encoder)),
+            "fused": summary(_decided(scored, opinions, fusion)),
+        },
+    }
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({**result, "scores": _short(result["scores"])}, indent=2))  # noqa: T201
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.held_out:
+        without = list(filter(None, options.without.split(",")))
+        return read_corpus(options.cases, None, without).held_out
+    return [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
+
+
+def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scored]:
+    base = read_base(options.base)
+    model = load_model(base, options.checkpoint, options.adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        base.tokenizer.save(f"{folder}/tokenizer.json")
+        encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
+    return score(model, encoder, cases, options.threads)
+
+
+def _opinions(options: argparse.Namespace, scored: list[Scored]) -> dict[str, Opinions]:
+    """By the case's id, of cases that both have an opinion of."""
+    model = load_second_opinion(options.encoder, options.second_opinion, options.encoder_checkpoint)
+    encoder = TextsEncoder(
+        encoder_texts(HfTokenizer(options.encoder / "tokenizer.json")), max_routes=1000
+    )
+    by_id = {one.case.id: one for one in scored}
+    opinions = {}
+    for case, logits in logits_of(model, encoder, [one.case for one in scored]):
+        names = (*(route.name for route in case.routes), OTHER)
+        probabilities = np.maximum(by_id[case.id].probabilities, _LEAST_PROBABILITY)
+        right = np.array([name in case.request.right for name in names])
+        opinions[case.id] = Opinions(case.family, np.log(probabilities), logits, right)
+    return opinions
+
+
+def _decided(
+    scored: list[Scored], opinions: dict[str, Opinions], fusion: FusionFacts
+) -> list[Scored]:
+    decided = []
+    for one in scored:
+        if one.case.id in opinions:
+            probabilities = fused(opinions[one.case.id], fusion)
+            names = (*(route.name for route in one.case.routes), OTHER)
+            decided.append(Scored(one.case, names[int(probabilities.argmax())], probabilities))
+    return decided
+
+
+def _short(scores: Any) -> dict[str, Any]:
+    keys = ("turn_accuracy", "macro_turn_accuracy", "other_accuracy", "ece", "log_loss")
+    return {name: {key: each[key] for key in keys} for name, each in scores.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The second opinion in PyTorch: a BERT whose states of request and routes are compared.
+
+Parameters have the names of the base's file, those of `sidecar.engines.encoder` beside them. What
+is computed is what the CPU model computes (its `second_opinion.py` describes it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from sidecar.engines.delta import Delta
+from sidecar.engines.encoder import ADDED, EncoderArchitecture, EncoderSource, open_encoder
+
+Text = tuple[Sequence[int], Sequence[int]]
+"""Ids and types."""
+
+# Texts of one batch differ in length by little more than a third, so that little is padded.
+_LENGTH_RATIO = 1.35
+_LENGTH_SLACK = 4
+
+
+class SecondOpinionModel(nn.Module):
+    """Logits of routes and `other` for requests."""
+
+    def __init__(self, architecture: EncoderArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.embeddings = _Embeddings(architecture)
+        self.encoder = nn.Module()
+        layers = (_Layer(architecture) for _ in range(architecture.layers))
+        self.encoder.layer = nn.ModuleList(layers)
+        self.second_opinion = _Heads(architecture.hidden_size)
+
+    def forward(self, requests: Sequence[Text], routes: Sequence[Text]) -> Tensor:
+        """[requests, routes + 1]"""
+        states = self.states([*requests, *routes])
+        asked, asked_there = _stacked(states[: len(requests)])
+        offered, offered_there = _stacked(states[len(requests) :])
+        asked_mean, offered_mean = _mean(asked, asked_there), _mean(offered, offered_there)
+        heads = self.second_opinion
+        by_mean = F.normalize(asked_mean, dim=-1) @ F.normalize(offered_mean, dim=-1).T
+        alike = _alike(asked, offered).masked_fill(~offered_there[None, None], -1.0)
+        asked_weights = _weights(asked @ heads.request_gate, asked_there)
+        by_request = (alike.amax(3) * asked_weights[:, :, None]).sum(1)
+        nearest = alike.masked_fill(~asked_there[:, :, None, None], -1.0).amax(1)
+        by_route = (nearest * _weights(offered @ heads.route_gate, offered_there)[None]).sum(2)
+        scales = heads.scales
+        logits = scales[0] * by_mean + scales[1] * by_request + scales[2] * by_route
+        other = asked_mean @ heads.other + heads.other_bias
+        return torch.cat([logits, other[:, None]], 1)
+
+    def states(self, texts: Sequence[Text]) -> list[Tensor]:
+        """[tokens, hidden] of each text, of the last layer."""
+        states: list[Tensor] = [torch.empty(0)] * len(texts)
+        for group in _of_like_length(texts):
+            ids, types, there = _padded([texts[index] for index in group])
+            hidden = self.embeddings(ids, types)
+            for layer in self.encoder.layer:
+                hidden = layer(hidden, there)
+            for row, index in enumerate(group):
+                states[index] = hidden[row, : len(texts[index][0])]
+        return states
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What the base has not."""
+        return list(self.second_opinion.parameters())
+
+    def body_parameters(self) -> list[nn.Parameter]:
+        """What of the base is trained: all but the words."""
+        heads = {id(parameter) for parameter in self.head_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in heads]
+
+
+def untrained(base: Path) -> tuple[SecondOpinionModel, EncoderSource]:
+    """A model that begins with the weights of the encoder in the folder `base`. Raises
+    EngineError."""
+    source = open_encoder(base)
+    model = SecondOpinionModel(source.architecture)
+    weights = base_weights(source)
+    tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+    model.load_state_dict(tensors, strict=False)
+    return model, source
+
+
+def base_weights(
+    source: EncoderSource,
+) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    """What the source has of a model's parameters, float32."""
+    names = (name for name in source.architecture.shapes() if name not in ADDED)
+    return {name: np.array(source.weights.tensor(name), np.float32) for name in names}
+
+
+def load_second_opinion(
+    base: Path, delta: Path | None, checkpoint: Path | None
+) -> SecondOpinionModel:
+    """The encoder in the folder `base` with an adapter's change merged into it as the sidecar
+    merges it, or with the weights of a `checkpoint.pt`.
+
+    Raises EngineError for a delta of another base.
+    """
+    model, source = untrained(base)
+    if delta:
+        change = Delta(delta)
+        weights = source.changed_by(change).weights
+        state = {
+            name: change.vector(name) if name in ADDED else np.array(weights.tensor(name))
+            for name in source.architecture.shapes()
+        }
+        model.load_state_dict({n: torch.from_numpy(v.astype(np.float32)) for n, v in state.items()})
+    if checkpoint:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+    model.eval()
+    return model
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, a: EncoderArchitecture) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(a.vocab_size, a.hidden_size)
+        self.word_embeddings.weight.requires_grad_(False)
+        self.position_embeddings = nn.Embedding(a.positions, a.hidden_size)
+        self.token_type_embeddings = nn.Embedding(a.types, a.hidden_size)
+        self.LayerNorm = nn.LayerNorm(a.hidden_size, eps=a.norm_eps)
+
+    def forward(self, ids: Tensor, types: Tensor) -> Tensor:
+        positions = self.position_embeddings.weight[: ids.shape[1]]
+        summed = self.word_embeddings(ids) + positions + self.token_type_embeddings(types)
+        normed: Tensor = self.LayerNorm(summed)
+        return normed
+
+
+class _Layer(nn.Module):
+    def __init__(self, a: EncoderArchitecture) -> None:
+        super().__init__()
+        hidden, inner = a.hidden_size, a.intermediate_size
+        self._heads = a.heads
+        self.attention = nn.Module()
+        self.attention.self = nn.Module()
+        for name in ("query", "key", "value"):
+            setattr(self.attention.self, name, nn.Linear(hidden, hidden))
+        self.attention.output = _output(hidden, hidden, a.norm_eps)
+        self.intermediate = nn.Module()
+        self.intermediate.dense = nn.Linear(hidden, inner)
+        self.output = _output(inner, hidden, a.norm_eps)
+
+    def forward(self, hidden: Tensor, there: Tensor) -> Tensor:
+        own = self.attention.self
+
+        def heads(linear: nn.Module) -> Tensor:
+            rows, length, _ = hidden.shape
+            split: Tensor = linear(hidden).view(rows, length, self._heads, -1)
+            return split.transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(
+            heads(own.query), heads(own.key), heads(own.value), attn_mask=there[:, None, None, :]
+        )
+        joined = attended.transpose(1, 2).reshape(hidden.shape)
+        output = self.attention.output
+        hidden = output.LayerNorm(hidden + output.dense(joined))
+        inner = F.gelu(self.intermediate.dense(hidden))
+        normed: Tensor = self.output.LayerNorm(hidden + self.output.dense(inner))
+        return normed
+
+
+def _output(inner: int, hidden: int, eps: float) -> nn.Module:
+    module = nn.Module()
+    module.dense = nn.Linear(inner, hidden)
+    module.LayerNorm = nn.LayerNorm(hidden, eps=eps)
+    return module
+
+
+class _Heads(nn.Module):
+    """Begins as a mixture of the three similarities that a trained sentence encoder is good for."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.tensor([15.0, 8.0, 8.0]))
+        self.request_gate = nn.Parameter(torch.zeros(hidden))
+        self.route_gate = nn.Parameter(torch.zeros(hidden))
+        self.other = nn.Parameter(torch.zeros(hidden))
+        self.other_bias = nn.Parameter(torch.tensor([8.0]))
+
+
+def _of_like_length(texts: Sequence[Text]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    shortest = 0
+    for index in sorted(range(len(texts)), key=lambda i: len(texts[i][0])):
+        length = len(texts[index][0])
+        if not groups or length > _LENGTH_RATIO * shortest + _LENGTH_SLACK:
+            groups.append([])
+            shortest = length
+        groups[-1].append(index)
+    return groups
+
+
+def _padded(texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, types, and where there is a token: [texts, longest] each."""
+    ids, there = _stacked([torch.tensor(ids) for ids, _ in texts])
+    types, _ = _stacked([torch.tensor(types) for _, types in texts])
+    return ids, types, there
+
+
+def _stacked(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[rows, longest, ...] and where it is no filler: [rows, longest]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    there = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), there
+
+
+def _mean(states: Tensor, there: Tensor) -> Tensor:
+    return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+
+
+def _weights(gates: Tensor, there: Tensor) -> Tensor:
+    return gates.masked_fill(~there, -1e9).softmax(1)
+
+
+def _alike(asked: Tensor, offered: Tensor) -> Tensor:
+    """Cosine of every two tokens: [requests, tokens, routes, tokens]."""
+    one, two = F.normalize(asked, dim=-1), F.normalize(offered, dim=-1)
+    products = one.flatten(0, 1) @ two.flatten(0, 1).T
+    return products.view(*asked.shape[:2], *offered.shape[:2])

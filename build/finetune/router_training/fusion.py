@@ -1,0 +1,95 @@
+"""Fits how the language model's opinion and the encoder's become one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sidecar.engines.engine_directory import FusionFacts
+
+_ITERATIONS = 200
+_SHRINKAGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """Of one case, over its routes and `other`.
+
+    Args:
+        language_model: log-probabilities.
+        encoder: logits.
+        right: where an answer is right.
+    """
+
+    family: str
+    language_model: NDArray[np.float64]
+    encoder: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
+
+def fit_fusion(cases: Sequence[Opinions]) -> FusionFacts:
+    """The factors with the least log loss, every family counting as much as every other. Raises
+    ValueError for no cases."""
+    factors = _fit(cases, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+    language_model, encoder, other_bias = factors.tolist()
+    return FusionFacts(language_model, encoder, other_bias)
+
+
+def fit_temperature(cases: Sequence[Opinions]) -> float:
+    """For the language model alone: what divides its logits. Raises ValueError for no cases."""
+    alone = [Opinions(c.family, c.language_model, 0 * c.encoder, c.right) for c in cases]
+    start = torch.tensor([1.0], dtype=torch.float64)
+    return 1.0 / float(_fit(alone, start)[0])
+
+
+def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
+    """Probabilities."""
+    logits = fusion.language_model * case.language_model + fusion.encoder * case.encoder
+    logits[-1] += fusion.other_bias
+    exp = np.exp((logits - logits.max()) / fusion.temperature)
+    probabilities: NDArray[np.float64] = exp / exp.sum()
+    return probabilities
+
+
+def _fit(cases: Sequence[Opinions], start: Tensor) -> Tensor:
+    """Factors of the language model, the encoder and `other`'s bias, as many as `start` has."""
+    if not cases:
+        raise ValueError("there are no cases to fit the fusion to")
+    counts = Counter(case.family for case in cases)
+    weights = torch.tensor([1 / counts[case.family] / len(counts) for case in cases])
+    features, right = _tensors(cases)
+    factors = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([factors], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = (features[..., : len(start)] @ factors).masked_fill(features[..., 3] == 0, -1e9)
+        right_log_prob = logits.log_softmax(-1).masked_fill(~right, -1e9).logsumexp(-1)
+        total: Tensor = -(weights * right_log_prob).sum() + _SHRINKAGE * factors.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return factors.detach()
+
+
+def _tensors(cases: Sequence[Opinions]) -> tuple[Tensor, Tensor]:
+    """[cases, candidates, 4]: two opinions, whether it is `other`, whether there is a candidate;
+    and where an answer is right."""
+    longest = max(len(case.right) for case in cases)
+    features = np.zeros((len(cases), longest, 4))
+    right = np.zeros((len(cases), longest), np.bool_)
+    for row, case in enumerate(cases):
+        count = len(case.right)
+        features[row, :count, 0] = case.language_model
+        features[row, :count, 1] = case.encoder
+        features[row, count - 1, 2] = 1
+        features[row, :count, 3] = 1
+        right[row, :count] = case.right
+    return torch.from_numpy(features), torch.from_numpy(right)
