@@ -3,7 +3,9 @@ stub, for its answers and faults."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -353,6 +355,21 @@ def test_the_longest_unused_goes_first() -> None:
     pins.put(b"3", Pin("code", "gpt"))
 
     assert [pins.get(key, POLICY) is not None for key in (b"1", b"2", b"3")] == [True, False, True]
+
+
+def test_a_pin_takes_as_much_memory_as_the_settings_say() -> None:
+    pins = Pins(5_000, 60)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            # As after a decision: the names are those of the policy, the key is a new one.
+            pins.put(hashlib.sha256(str(number).encode()).digest(), Pin("code", "gpt"))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(pins) == 5_000
+    assert used / len(pins) < 400
 
 
 def test_a_pin_is_kept_for_a_time_after_its_last_use() -> None:

@@ -52,11 +52,16 @@ CODING_AGENTS: tuple[HarnessBlock, ...] = (
     tag("command-name"),
     tag("command-message"),
     tag("user-prompt-submit-hook"),
-    # Codex CLI: codex-rs/core, environment_context.rs and user_instructions.rs.
+    tag("task-notification"),
+    tag("bash-stdout"),
+    tag("bash-stderr"),
+    tag("ide_opened_file"),
+    # Codex CLI.
     tag("environment_context"),
     tag("user_instructions"),
     HarnessBlock("# AGENTS.md instructions for ", "</INSTRUCTIONS>"),
     tag("permissions instructions"),
+    tag("skills_instructions"),
     tag("turn_aborted"),
     # Cline and Roo Code.
     tag("environment_details"),
@@ -65,11 +70,14 @@ CODING_AGENTS: tuple[HarnessBlock, ...] = (
     tag("workspace_info"),
     tag("editorContext"),
     tag("reminderInstructions"),
-    tag("reminder"),
     # Cursor.
+    tag("system_reminder"),
     tag("additional_data"),
     tag("user_info"),
     tag("open_and_recently_viewed_files"),
+    tag("git_status"),
+    tag("agent_transcripts"),
+    tag("agent_skills"),
     # Pochi and forks of Cline.
     tag("user-reminder"),
 )
