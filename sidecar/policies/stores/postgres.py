@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
+import weakref
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
 from sidecar.policies.stores.sql import SqlStore
@@ -52,6 +55,8 @@ class PostgresStore(SqlStore):
             # All reads of a transaction see the same moment; a writer's see what the last one did.
             isolation_level="REPEATABLE READ",
         )
+        self._connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
+        event.listen(engine, "connect", lambda connection, _: self._connections.add(connection))
         super().__init__(engine, _shown(address))
         self._address = address.set(drivername="postgresql")
         self._writer = engine.execution_options(isolation_level="READ COMMITTED", writes=True)
@@ -73,7 +78,10 @@ class PostgresStore(SqlStore):
             self._closed.wait(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
+        """As `PolicyStore`; ends threads that wait for a server which hangs, too."""
         self._closed.set()
+        for connection in list(self._connections):
+            _cut_off(connection)
         super().close()
 
     def _listening(self) -> psycopg.Connection[Any]:
@@ -81,6 +89,7 @@ class PostgresStore(SqlStore):
             address = self._address.render_as_string(hide_password=False)
             listener = psycopg.connect(address, autocommit=True, **_CONNECT)
             listener.execute(f"LISTEN {_CHANNEL}")
+            self._connections.add(listener)
             self._listener = listener
         return self._listener
 
@@ -96,6 +105,14 @@ class PostgresStore(SqlStore):
             text("SELECT pg_notify(:channel, :number)"),
             {"channel": _CHANNEL, "number": str(number)},
         )
+
+
+def _cut_off(connection: psycopg.Connection[Any]) -> None:
+    """Whoever waits for an answer gets an error instead: libpq has no time limit for that."""
+    with contextlib.suppress(OSError, psycopg.Error):
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        with duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _shown(address: URL) -> str:

@@ -1,0 +1,148 @@
+"""What is of databases alone: tables and their versions, addresses, servers that hang."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.local import PostgresServer
+from sidecar.policies.stores import ChangeKind, StoreUrlError, check_url, open_store
+from sidecar.policies.stores.tables import metadata
+from tests.policies.stores import parts
+from tests.policies.stores.parts import name_of, policy, write
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'policies.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    parts.empty_tables(server.url)
+    return server.url
+
+
+def plain_url(url: str) -> str:
+    """As SQLAlchemy spells it."""
+    if url.startswith("sqlite:"):
+        return url.replace("sqlite:", "sqlite:///", 1)
+    return url.replace("postgresql:", "postgresql+psycopg:", 1)
+
+
+def test_migrations_make_the_tables_that_the_code_has(url: str) -> None:
+    open_store(url).close()
+    engine = create_engine(plain_url(url))
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, metadata)
+    engine.dispose()
+
+    assert differences == []
+
+
+def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
+    open_store(url).close()
+    engine = create_engine(plain_url(url))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(SidecarError, match="'9999' by a newer version") as caught:
+        open_store(url)
+
+    assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+
+
+def test_policy_of_a_newer_version_is_named_and_leaves_the_others(url: str) -> None:
+    store = parts.seeded(open_store(url), policy(), policy("other"))
+    engine = create_engine(plain_url(url))
+    with engine.begin() as connection:
+        newer = "UPDATE changes SET content = replace(content, '\"name\"', '\"colour\"')"
+        connection.execute(text(f"{newer} WHERE name LIKE '%/support'"))
+    engine.dispose()
+
+    snapshot = store.snapshot()
+
+    assert list(snapshot.records) == [name_of("other")]
+    assert "colour" in snapshot.unreadable[name_of("support")]
+    with pytest.raises(SidecarError, match="newer version"):
+        store.policy(name_of("support"))
+    store.close()
+
+
+def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
+    failures: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            open_store(url).close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not failures
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:", "names no file"),
+        ("mysql://localhost/policies", "'mysql' is no kind of store"),
+        ("postgresql://me:secret@db/policies", "PGPASSWORD"),
+        ("postgresql://me@db", "names no database"),
+        ("postgresql://me@db:port/policies", "is not an address"),
+    ],
+)
+def test_address_that_no_store_has_is_refused(url: str, says: str) -> None:
+    with pytest.raises(StoreUrlError, match=says) as caught:
+        check_url(url)
+
+    assert "secret" not in str(caught.value)
+
+
+def test_file_that_is_no_database_says_which(tmp_path: Path) -> None:
+    file = tmp_path / "policies.db"
+    file.write_text("this is not a database, and long enough to be looked at as one" * 20)
+
+    with pytest.raises(SidecarError, match=r"policies\.db cannot be used now") as caught:
+        open_store(f"sqlite:{file}")
+
+    assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+
+
+def test_closing_ends_what_waits_for_a_server_that_hangs(postgres: PostgresServer) -> None:
+    parts.empty_tables(postgres.url)
+    store = parts.seeded(open_store(postgres.url), policy())
+    outcome: list[object] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(write(store, ChangeKind.UPDATE, policy()))
+        except SidecarError as error:
+            outcome.append(error.code)
+
+    asking = threading.Thread(target=ask)
+    postgres.pause()
+    try:
+        asking.start()
+        asking.join(0.3)
+        assert asking.is_alive()
+        store.close()
+        asking.join(30)
+    finally:
+        postgres.resume()
+
+    assert outcome == [ErrorCode.STORE_UNAVAILABLE]
