@@ -184,7 +184,10 @@ def _measure(made: Bench, stack: LocalStack) -> None:
     with ExitStack() as servers:
         # Started from the main thread, whose end is theirs.
         echoes = servers.enter_context(_echoes(made)) if "echo" in made.groups else None
-        asyncio.run(_of_sidecar(made, stack, prompt, words))
+        try:
+            asyncio.run(_of_sidecar(made, stack, prompt, words))
+        except own.TooSlowError as error:
+            raise Failure(str(error)) from None
         if echoes is not None:
             tokens = len(prompt.prefix_ids) + 60
             message = traffic.request(1, words, "routes-20").SerializeToString()
