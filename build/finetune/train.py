@@ -8,10 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
-import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from router_training.encoding import Encoder
 from router_training.llama import Llama
 from router_training.loop import Plan, Trainer
 from router_training.mixture import build_mixture
+from router_training.record import write_record
 from router_training.scoring import score, stratified, summary
 
 from sidecar.inference.tokenizer import HfTokenizer
@@ -89,7 +87,8 @@ def main() -> None:
     chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
     scores = summary(score(model, encoder, chosen, plan.threads)) if chosen else {}
     log.info("held out: %s", json.dumps(scores))
-    _record(options, plan, corpus, scores)
+    facts = {"plan": asdict(plan), "base": str(options.base), "files": corpus.files}
+    write_record(options.out, {**facts, "device": options.device, "held_out": scores})
 
 
 def _train(
@@ -106,34 +105,6 @@ def _train(
     progress = trainer.run()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     return model, encoder
-
-
-def _record(
-    options: argparse.Namespace, plan: Plan, corpus: Corpus, scores: dict[str, object]
-) -> None:
-    """What was run: one file per sitting, so that a resumed run keeps its history."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    record = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
-        "plan": asdict(plan),
-        "base": str(options.base),
-        "files": corpus.files,
-        "revision": revision.stdout.strip(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": options.device,
-        "progress": json.loads((options.out / "progress.json").read_text()),
-        "held_out": scores,
-    }
-    name = time.strftime("run-%Y%m%dT%H%M%SZ.json", time.gmtime())
-    (options.out / name).write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

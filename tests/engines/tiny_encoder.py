@@ -31,7 +31,7 @@ class TinyEncoder:
     intermediate: int = 48
     layers: int = 2
     heads: int = 3
-    positions: int = 40
+    positions: int = 128
 
     @property
     def architecture(self) -> EncoderArchitecture:

@@ -31,7 +31,7 @@ def test_the_error_is_that_of_the_best_quantiser(bits: int, best: float) -> None
     delta = normal(64, 501) * np.linspace(0.1, 10, 64, dtype=np.float32)[:, None]
     back = decoded(encode_rows(delta, bits), bits, 501)
     error = ((back - delta) ** 2).sum(1) / (delta**2).sum(1)
-    assert error.mean() == pytest.approx(best, rel=0.03)
+    assert error.mean() == pytest.approx(best, rel=0.08)
 
 
 @pytest.mark.parametrize("bits", [1, 2])

@@ -14,7 +14,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed; only tr
 
 import torch
 from router_training.cases import Case, Request, RouteText
-from router_training.encoding import Encoder
+from router_training.encoding import EncodedDraw, Encoder
 from router_training.llama import Llama, LlamaShape, blocks_of_sight
 from router_training.loop import Plan, Trainer, candidate_log_probs
 from router_training.mixture import Mixture, build_mixture
@@ -67,7 +67,7 @@ def forty_cases() -> list[Case]:
 
 
 @pytest.fixture
-def mixture(tokenizer: HfTokenizer) -> Mixture:
+def mixture(tokenizer: HfTokenizer) -> Mixture[EncodedDraw]:
     encoder = Encoder(tokenizer, max_prompt=512, max_pack=512)
     return build_mixture({"own": forty_cases()}, [], encoder, seed=0)
 
@@ -82,7 +82,7 @@ def tiny_model() -> Llama:
 PLAN = Plan(minutes=5, steps=10, packs_per_step=8, rate=5e-3, warmup=0, decay=0, frozen_layers=0)
 
 
-def test_the_loss_falls_in_ten_steps(mixture: Mixture, tmp_path: Path) -> None:
+def test_the_loss_falls_in_ten_steps(mixture: Mixture[EncodedDraw], tmp_path: Path) -> None:
     losses: list[float] = []
 
     class Watched(Trainer):
@@ -95,7 +95,9 @@ def test_the_loss_falls_in_ten_steps(mixture: Mixture, tmp_path: Path) -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(mixture: Mixture, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_where_it_stopped(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
     Trainer(tiny_model(), mixture, PLAN, tmp_path).run()
     second = Trainer(tiny_model(), mixture, PLAN, tmp_path)
     second.resume(tmp_path / "checkpoint.pt")
@@ -104,7 +106,9 @@ def test_a_resumed_run_goes_on_where_it_stopped(mixture: Mixture, tmp_path: Path
     assert json.loads((tmp_path / "progress.json").read_text())["packs"] == 160
 
 
-def test_frozen_layers_and_embeddings_stay_as_they_are(mixture: Mixture, tmp_path: Path) -> None:
+def test_frozen_layers_and_embeddings_stay_as_they_are(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
     model, before = tiny_model(), tiny_model().state_dict()
     plan = Plan(minutes=5, steps=2, packs_per_step=2, frozen_layers=1)
     Trainer(model, mixture, plan, tmp_path).run()
@@ -113,7 +117,7 @@ def test_frozen_layers_and_embeddings_stay_as_they_are(mixture: Mixture, tmp_pat
     assert all(name.startswith(("model.layers.1.", "model.norm.")) for name in changed)
 
 
-def test_draws_depend_on_their_number_alone(mixture: Mixture) -> None:
+def test_draws_depend_on_their_number_alone(mixture: Mixture[EncodedDraw]) -> None:
     first = [mixture.draw(number).pack.ids.tolist() for number in (3, 4)]
     again = [mixture.draw(number).pack.ids.tolist() for number in (4, 3)]
     assert first == again[::-1]
@@ -143,7 +147,7 @@ def test_blocks_leave_out_only_what_no_row_sees() -> None:
     assert torch.equal(rebuilt, mask)
 
 
-def test_probabilities_are_over_the_labels_of_the_draw(mixture: Mixture) -> None:
+def test_probabilities_are_over_the_labels_of_the_draw(mixture: Mixture[EncodedDraw]) -> None:
     encoded = mixture.draw(0)
     with torch.inference_mode():
         log_probs = candidate_log_probs(tiny_model(), encoded, torch.device("cpu"))

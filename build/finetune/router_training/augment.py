@@ -10,8 +10,7 @@ from random import Random
 
 from router_training import phrases
 from router_training.cases import OTHER, Draw, Request, RouteText
-
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
+from sidecar.prompts.second_opinion import name_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +39,6 @@ _ANYTHING = re.compile(
 def takes_anything(route: RouteText) -> bool:
     """A route for what no other takes, or for talk: nothing can be said to be none of its."""
     return bool(_ANYTHING.search(f"{route.name} {route.description}"))
-
-
-def name_words(name: str) -> list[str]:
-    return _WORD.findall(name)
 
 
 def shuffled(draw: Draw, rng: Random) -> Draw:

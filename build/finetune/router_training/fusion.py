@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,18 +35,15 @@ class Opinions:
 
 
 def fit_fusion(cases: Sequence[Opinions]) -> FusionFacts:
-    """The factors with the least log loss, every family counting as much as every other. Raises
-    ValueError for no cases."""
-    factors = _fit(cases, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
-    language_model, encoder, other_bias = factors.tolist()
+    """The factors with the least log loss, every family counting as much as every other: those of
+    the opinions above 0, whatever few cases say. Raises ValueError for no cases."""
+    language_model, encoder, other_bias = _fit(cases, [math.log(0.5), math.log(0.5), 0.0])
     return FusionFacts(language_model, encoder, other_bias)
 
 
 def fit_temperature(cases: Sequence[Opinions]) -> float:
     """For the language model alone: what divides its logits. Raises ValueError for no cases."""
-    alone = [Opinions(c.family, c.language_model, 0 * c.encoder, c.right) for c in cases]
-    start = torch.tensor([1.0], dtype=torch.float64)
-    return 1.0 / float(_fit(alone, start)[0])
+    return 1.0 / _fit(cases, [0.0])[0]
 
 
 def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
@@ -57,26 +55,33 @@ def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
     return probabilities
 
 
-def _fit(cases: Sequence[Opinions], start: Tensor) -> Tensor:
-    """Factors of the language model, the encoder and `other`'s bias, as many as `start` has."""
+def _fit(cases: Sequence[Opinions], start: Sequence[float]) -> list[float]:
+    """Factors of the language model and the encoder, of which `start` has the logarithms, and the
+    bias of `other`: as many as `start` has."""
     if not cases:
         raise ValueError("there are no cases to fit the fusion to")
     counts = Counter(case.family for case in cases)
     weights = torch.tensor([1 / counts[case.family] / len(counts) for case in cases])
     features, right = _tensors(cases)
-    factors = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([factors], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    found = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([found], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = (features[..., : len(start)] @ factors).masked_fill(features[..., 3] == 0, -1e9)
+        logits = features[..., : len(start)] @ _factors(found)
+        logits = logits.masked_fill(features[..., 3] == 0, -1e9)
         right_log_prob = logits.log_softmax(-1).masked_fill(~right, -1e9).logsumexp(-1)
-        total: Tensor = -(weights * right_log_prob).sum() + _SHRINKAGE * factors.square().sum()
+        total: Tensor = -(weights * right_log_prob).sum() + _SHRINKAGE * found.square().sum()
         total.backward()
         return total
 
     optimizer.step(loss)
-    return factors.detach()
+    factors: list[float] = _factors(found).tolist()
+    return factors
+
+
+def _factors(found: Tensor) -> Tensor:
+    return torch.cat([found[:2].exp(), found[2:]])
 
 
 def _tensors(cases: Sequence[Opinions]) -> tuple[Tensor, Tensor]:

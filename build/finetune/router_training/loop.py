@@ -7,7 +7,6 @@ that wastes less than dividing each matrix product between them.
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from router_training.encoding import EncodedDraw
 from router_training.llama import Llama
+from router_training.running_time import RunningTime
 
 
 class Draws(Protocol):
@@ -126,7 +126,6 @@ class Trainer:
         )
         self._average: list[Tensor] = []
         self._recent: deque[Outcome] = deque(maxlen=20 * plan.packs_per_step)
-        self._started = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, path: Path) -> None:
@@ -152,34 +151,31 @@ class Trainer:
 
     def run(self) -> Progress:
         """Train until the budget is spent; saves at the end and every `save_minutes`."""
-        self._started = time.monotonic()
-        saved = self._started
-        before = self.progress.seconds
-        first = self.progress.step
+        before, first, saved = self.progress.seconds, self.progress.step, 0.0
         torch.set_num_threads(1 if self.plan.threads > 1 else torch.get_num_threads())
         bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
-        with bar, ThreadPoolExecutor(self.plan.threads) as workers:
-            while self._share_spent(first) < 1.0:
-                outcomes = self._step(workers, self._rate(first))
-                self.progress.seconds = before + time.monotonic() - self._started
+        with bar, RunningTime() as time, ThreadPoolExecutor(self.plan.threads) as workers:
+            while (spent := self._share_spent(time.seconds, first)) < 1.0:
+                outcomes = self._step(workers, self._rate(spent))
+                self.progress.seconds = before + time.seconds
                 self._note(outcomes)
                 self._show(bar, before)
-                if time.monotonic() - saved > 60 * self.plan.save_minutes:
+                if time.seconds - saved > 60 * self.plan.save_minutes:
                     self.save()
-                    saved = time.monotonic()
+                    saved = time.seconds
         if self._average:
             self._adopt_average()
         self.save()
         return self.progress
 
-    def _share_spent(self, first: int) -> float:
-        minutes = (time.monotonic() - self._started) / 60
-        return max(minutes / self.plan.minutes, (self.progress.step - first) / self.plan.steps)
+    def _share_spent(self, seconds: float, first: int) -> float:
+        steps = self.progress.step - first
+        return max(seconds / 60 / self.plan.minutes, steps / self.plan.steps)
 
-    def _rate(self, first: int) -> float:
+    def _rate(self, spent: float) -> float:
         plan = self.plan
         warm = min(1.0, (self.progress.step + 1) / plan.warmup) if plan.warmup else 1.0
-        left = 1.0 - self._share_spent(first)
+        left = 1.0 - spent
         cooled = max(0.1, left / plan.decay) if plan.decay and left < plan.decay else 1.0
         return plan.rate * warm * cooled
 

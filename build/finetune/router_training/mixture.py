@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Generic, Protocol, TypeVar
 
 from router_training.augment import Rates, renamed, shuffled, with_conversation_moves
 from router_training.cases import Case, Draw, WrittenPolicy
-from router_training.encoding import EncodedDraw, Encoder
 from router_training.sources import FamilySource, Foreigners, Limits, Source, WrittenSource
 
 MEASURE_ONLY = frozenset({"t0"})
@@ -34,18 +34,30 @@ OWN_WEIGHT = 0.5
 _UNANSWERABLE = {("metatool", "wordsneak")}
 
 
+Encoded = TypeVar("Encoded")
+Out = TypeVar("Out", covariant=True)
+
+
+class DrawEncoder(Protocol[Out]):
+    """What a model reads of a draw."""
+
+    def encode(self, draw: Draw) -> Out | None:
+        """None if it cannot take the draw."""
+        ...
+
+
 @dataclass(slots=True)
-class Mixture:
+class Mixture(Generic[Encoded]):
     """Draw `number` depends on the seed and the number alone, so a run can be resumed."""
 
     sources: Sequence[Source]
     weights: Sequence[float]
-    encoder: Encoder
+    encoder: DrawEncoder[Encoded]
     seed: int
     rates: Rates = field(default_factory=Rates)
     pasted_texts: Sequence[str] = ()
 
-    def draw(self, number: int) -> EncodedDraw:
+    def draw(self, number: int) -> Encoded:
         rng = Random(f"{self.seed}:{number}")  # noqa: S311
         while True:
             source = rng.choices(self.sources, self.weights)[0]
@@ -63,10 +75,10 @@ class Mixture:
 def build_mixture(
     families: Mapping[str, Sequence[Case]],
     written: Sequence[WrittenPolicy],
-    encoder: Encoder,
+    encoder: DrawEncoder[Encoded],
     seed: int,
     limits: Limits | None = None,
-) -> Mixture:
+) -> Mixture[Encoded]:
     """The stream over hand-written policies and families of cases (none of `MEASURE_ONLY`).
 
     Raises ValueError if there is nothing to train on.

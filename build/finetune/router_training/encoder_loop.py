@@ -1,0 +1,162 @@
+"""Training of the second opinion: draws in, steps out, within a time budget, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from router_training.encoder_draws import EncodedTexts
+from router_training.encoder_model import SecondOpinionModel
+from router_training.loop import Outcome, Progress, recent_means
+from router_training.running_time import RunningTime
+
+
+class TextDraws(Protocol):
+    def draw(self, number: int) -> EncodedTexts: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderPlan:
+    """How to train.
+
+    Args:
+        minutes, steps: stop at whichever comes first.
+        draws_per_step: draws whose gradients make one step; every draw counts the same.
+        rate: peak learning rate of the encoder: warmed up over `warmup` steps, kept, and brought
+            down over the last `decay` of the budget, at most to a fiftieth.
+        head_rate: of what the base has not.
+        threads: of computation.
+        save_minutes: time between checkpoints.
+    """
+
+    minutes: float = 60.0
+    steps: int = 1_000_000
+    draws_per_step: int = 2
+    rate: float = 1e-4
+    head_rate: float = 5e-3
+    warmup: int = 30
+    decay: float = 0.6
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    threads: int = 2
+    save_minutes: float = 10.0
+    seed: int = 0
+
+
+class EncoderTrainer:
+    """Trains `model` in place. `folder` receives `checkpoint.pt`, `progress.json`."""
+
+    def __init__(
+        self, model: SecondOpinionModel, draws: TextDraws, plan: EncoderPlan, folder: Path
+    ) -> None:
+        self.model = model
+        self.draws = draws
+        self.plan = plan
+        self.folder = folder
+        self.progress = Progress()
+        self._body = model.body_parameters()
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": self._body, "weight_decay": plan.weight_decay},
+                {"params": model.head_parameters(), "weight_decay": 0.0},
+            ],
+            lr=plan.rate,
+            betas=(0.9, 0.98),
+        )
+        self._recent: deque[Outcome] = deque(maxlen=20 * plan.draws_per_step)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def save(self) -> None:
+        """Written beside and renamed, so that a stop in between leaves the last one whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "plan": asdict(self.plan),
+        }
+        beside = self.folder / "checkpoint.pt.part"
+        torch.save(state, beside)
+        beside.replace(self.folder / "checkpoint.pt")
+        (self.folder / "progress.json").write_text(json.dumps(asdict(self.progress)) + "\n")
+
+    def run(self) -> Progress:
+        """Train until the budget is spent; saves at the end and every `save_minutes`."""
+        torch.set_num_threads(self.plan.threads)
+        self.model.train()
+        before, first, saved = self.progress.seconds, self.progress.step, 0.0
+        bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
+        with bar, RunningTime() as time:
+            while (spent := self._share_spent(time.seconds, first)) < 1.0:
+                self._note(self._step(self._share_of_rate(spent)))
+                self.progress.seconds = before + time.seconds
+                self._show(bar, time.seconds)
+                if time.seconds - saved > 60 * self.plan.save_minutes:
+                    self.save()
+                    saved = time.seconds
+        self.model.eval()
+        self.save()
+        return self.progress
+
+    def _share_spent(self, seconds: float, first: int) -> float:
+        steps = self.progress.step - first
+        return max(seconds / 60 / self.plan.minutes, steps / self.plan.steps)
+
+    def _share_of_rate(self, spent: float) -> float:
+        plan = self.plan
+        warm = min(1.0, (self.progress.step + 1) / plan.warmup) if plan.warmup else 1.0
+        left = (1.0 - spent) / plan.decay if plan.decay else 1.0
+        return warm * max(0.02, min(1.0, left))
+
+    def _step(self, share: float) -> list[Outcome]:
+        outcomes = [self._work(self.progress.packs + n) for n in range(self.plan.draws_per_step)]
+        torch.nn.utils.clip_grad_norm_(self._body, self.plan.clip)
+        rates = (self.plan.rate, self.plan.head_rate)
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.progress.step += 1
+        self.progress.packs += len(outcomes)
+        self.progress.tokens += sum(outcome.tokens for outcome in outcomes)
+        self.progress.decisions += sum(outcome.decisions for outcome in outcomes)
+        return outcomes
+
+    def _work(self, number: int) -> Outcome:
+        """Adds the gradients of one draw."""
+        encoded = self.draws.draw(number)
+        logits: Tensor = self.model(encoded.requests, encoded.routes)
+        right = torch.from_numpy(encoded.right)
+        losses = -logits.log_softmax(-1).masked_fill(~right, float("-inf")).logsumexp(-1)
+        (losses.mean() / self.plan.draws_per_step).backward()
+        hits = right.gather(1, logits.argmax(-1, keepdim=True)).sum()
+        return Outcome(losses.sum().item(), int(hits), len(right), encoded.tokens)
+
+    def _note(self, outcomes: list[Outcome]) -> None:
+        self._recent.extend(outcomes)
+        if self.progress.step % 20 == 0:
+            loss, accuracy = recent_means(self._recent)
+            self.progress.losses.append((self.progress.step, round(loss, 4), round(accuracy, 4)))
+
+    def _show(self, bar: tqdm[Any], seconds: float) -> None:
+        loss, accuracy = recent_means(self._recent)
+        bar.n = min(round(seconds), bar.total)
+        rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
+        bar.set_postfix_str(
+            f"step {self.progress.step} loss {loss:.3f} right {accuracy:.3f} {rate:.0f} tokens/s "
+            f"{self.progress.decisions} decisions",
+            refresh=False,
+        )
+        bar.update(0)

@@ -1,0 +1,96 @@
+"""Train the sentence encoder that gives the second opinion. See README.md.
+
+python build/finetune/train_encoder.py --encoder all-MiniLM-L6-v2 --cases CASES --out RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from router_training import memory
+from router_training.cases import OTHER, Case
+from router_training.corpus import read_corpus
+from router_training.encoder_draws import TextsEncoder, logits_of
+from router_training.encoder_loop import EncoderPlan, EncoderTrainer
+from router_training.encoder_model import SecondOpinionModel, untrained
+from router_training.mixture import build_mixture
+from router_training.record import write_record
+from router_training.scoring import Scored, stratified, summary
+
+from sidecar.inference.tokenizer import HfTokenizer
+from sidecar.prompts.second_opinion import encoder_texts
+
+log = logging.getLogger("train_encoder")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    plan = EncoderPlan()
+    parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
+    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
+    parser.add_argument("--written", type=Path, help="hand-written policies (.jsonl[.gz])")
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--without", default="", help="families to leave out, comma-separated")
+    parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
+    for field in fields(plan):
+        value = getattr(plan, field.name)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--requests-per-draw", type=int, default=24)
+    parser.add_argument(
+        "--score-cases",
+        type=int,
+        default=40,
+        help="held-out cases a family to score at the end; 0 scores none",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    memory.keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = arguments()
+    plan = EncoderPlan(
+        **{field.name: getattr(options, field.name) for field in fields(EncoderPlan)}
+    )
+    torch.manual_seed(plan.seed)
+    without = list(filter(None, options.without.split(",")))
+    corpus = read_corpus(options.cases, options.written, without)
+    sizes = {name: len(cases) for name, cases in corpus.families.items()}
+    log.info("%d written policies, cases: %s", len(corpus.written), sizes)
+    model, _ = untrained(options.encoder)
+    texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
+    encoder = TextsEncoder(texts, options.requests_per_draw)
+    mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed)
+    trainer = EncoderTrainer(model, mixture, plan, options.out)
+    if options.resume:
+        trainer.resume(options.resume)
+    progress = trainer.run()
+    log.info("step %d, %d decisions", progress.step, progress.decisions)
+    chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
+    scores = summary(_scored(model, encoder, chosen)) if chosen else {}
+    log.info("held out: %s", json.dumps(scores))
+    facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
+    write_record(options.out, {**facts, "held_out": scores})
+
+
+def _scored(model: SecondOpinionModel, encoder: TextsEncoder, cases: list[Case]) -> list[Scored]:
+    scored = []
+    for case, logits in logits_of(model, encoder, cases):
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        names = (*(route.name for route in case.routes), OTHER)
+        scored.append(Scored(case, names[int(logits.argmax())], probabilities))
+    return scored
+
+
+if __name__ == "__main__":
+    main()

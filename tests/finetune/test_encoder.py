@@ -1,0 +1,147 @@
+"""Ten steps of training of a tiny second opinion, its export, and the fusion. Skipped where torch
+is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; only training needs it")
+pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
+
+import torch
+from router_training.cases import Case, Request, RouteText
+from router_training.delta import write_delta
+from router_training.encoder_draws import EncodedTexts, TextsEncoder, logits_of
+from router_training.encoder_loop import EncoderPlan, EncoderTrainer
+from router_training.encoder_model import (
+    SecondOpinionModel,
+    base_weights,
+    load_second_opinion,
+    untrained,
+)
+from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
+from router_training.mixture import Mixture, build_mixture
+
+from sidecar.engines.encoder import ADDED, open_encoder
+from sidecar.engines.engine_directory import sha256_of
+from sidecar.inference.tokenizer import HfTokenizer
+from sidecar.prompts.second_opinion import encoder_texts
+from tests.engines.tiny_encoder import TINY_ENCODER
+
+WORDS = ("bill", "trip", "code", "song", "meal", "game")
+PLAN = EncoderPlan(minutes=5, steps=10, draws_per_step=4, rate=3e-3, warmup=0, decay=0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY_ENCODER.write(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def encoder(base: Path) -> TextsEncoder:
+    return TextsEncoder(encoder_texts(HfTokenizer(base / "tokenizer.json")), max_requests=6)
+
+
+def cases() -> list[Case]:
+    rng = Random(0)
+    made = []
+    for number in range(40):
+        names = rng.sample(WORDS, 3)
+        label = names[0] if number % 5 else "other"
+        routes = tuple(RouteText(name, name) for name in sorted(names))
+        turns = (("user", label if label != "other" else "zzz"),)
+        request = Request(turns, frozenset({label}))
+        made.append(
+            Case(f"c{number}", "own", "mixed", routes, request, label, f"d{number}", frozenset())
+        )
+    return made
+
+
+@pytest.fixture
+def mixture(encoder: TextsEncoder) -> Mixture[EncodedTexts]:
+    return build_mixture({"own": cases()}, [], encoder, seed=0)
+
+
+def tiny_model(base: Path) -> SecondOpinionModel:
+    torch.manual_seed(0)
+    model, _ = untrained(base)
+    return model
+
+
+def test_the_loss_falls_in_ten_steps(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    losses: list[float] = []
+
+    class Watched(EncoderTrainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            decisions = sum(outcome.decisions for outcome in outcomes)
+            losses.append(sum(outcome.loss for outcome in outcomes) / decisions)
+
+    assert Watched(tiny_model(base), mixture, PLAN, tmp_path).run().step == 10
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path).run()
+    second = EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path)
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.progress.step == 10
+    assert second.run().step == 20
+
+
+def test_words_stay_as_they_are(base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path) -> None:
+    model, before = tiny_model(base), tiny_model(base).state_dict()
+    EncoderTrainer(model, mixture, EncoderPlan(minutes=5, steps=2, threads=1), tmp_path).run()
+    same = {name for name, t in model.state_dict().items() if torch.equal(t, before[name])}
+    assert same == {"embeddings.word_embeddings.weight"}
+
+
+def test_what_is_exported_decides_as_what_was_trained(
+    base: Path, encoder: TextsEncoder, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    trained = tiny_model(base)
+    EncoderTrainer(trained, mixture, PLAN, tmp_path).run()
+    tuned = {name: tensor.numpy() for name, tensor in trained.state_dict().items()}
+    added = {name: tuned.pop(name) for name in ADDED}
+    source = open_encoder(base)
+    path = tmp_path / "second_opinion.safetensors"
+    write_delta(path, base_weights(source), tuned, 4, sha256_of(source.weights_file), added)
+    shipped = load_second_opinion(base, path, None)
+    pairs = zip(
+        logits_of(trained, encoder, cases()), logits_of(shipped, encoder, cases()), strict=True
+    )
+    for (case, before), (same_case, after) in pairs:
+        assert case.id == same_case.id
+        assert after == pytest.approx(before, abs=0.1 * np.ptp(before))
+
+
+def opinions(weight: float) -> list[Opinions]:
+    """Right by `weight` times what the encoder says, whatever the language model does."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(400):
+        encoder, language_model = rng.normal(size=4), np.log(rng.dirichlet(np.ones(4)))
+        probabilities = np.exp(weight * encoder) / np.exp(weight * encoder).sum()
+        right = np.arange(4) == rng.choice(4, p=probabilities)
+        made.append(Opinions(f"f{number % 2}", language_model, encoder, right))
+    return made
+
+
+def test_the_fusion_trusts_who_is_right() -> None:
+    found = fit_fusion(opinions(3.0))
+    assert found.encoder == pytest.approx(3.0, rel=0.2)
+    assert 0 < found.language_model < 0.3
+    assert abs(found.other_bias) < 0.5
+    assert fused(opinions(3.0)[0], found).sum() == pytest.approx(1)
+
+
+def test_a_language_model_that_knows_nothing_is_believed_little() -> None:
+    assert fit_temperature(opinions(3.0)) > 5
