@@ -216,8 +216,8 @@ class RoutingSettings(_Section):
     max_waiting: int = _setting(
         64,
         "Decisions that may wait for the routing model at once. More are fallbacks with reason "
-        "`overloaded`, and so is, at once, what could not be answered within its budget by the time "
-        "that decisions took lately.",
+        "`overloaded`, and so is, at once, what could not be answered within its budget by the "
+        "time that decisions took lately.",
         "decisions",
         ge=1,
     )
