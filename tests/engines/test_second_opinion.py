@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,22 @@ from cpu_engine.requests import Asked, Limits, Opinion, OpinionLimits, read_requ
 from cpu_engine.responses import to_tensors
 from cpu_engine.second_opinion import Encoder, SecondOpinion
 
-from sidecar.engines import EngineError, EngineInfo, build_cpu_engine, load_engine, open_adapter
-from sidecar.engines.delta import decode_rows
-from sidecar.engines.encoder import SCALES
+from sidecar.engines import (
+    BaseFacts,
+    EngineError,
+    EngineInfo,
+    FusionFacts,
+    build_cpu_engine,
+    describe_adapter,
+    load_engine,
+    open_adapter,
+    read_engine,
+)
+from sidecar.engines.delta import Delta, decode_rows
+from sidecar.engines.encoder import SCALES, open_encoder
+from sidecar.engines.engine_directory import write_manifest
+from sidecar.evaluation.engine_temperature import write_temperature
+from tests.engines import second_opinion_reference as reference
 from tests.engines import tiny_adapter
 from tests.engines.parts import ask, outcomes
 from tests.engines.tiny_encoder import CLS, FUSION, SEP, TINY_ENCODER
@@ -167,6 +181,12 @@ class TestNumbers:
         (logits,) = second.opinions([opinion()])
         np.testing.assert_allclose(logits, ByHand().logits(REQUEST, TYPES), atol=1e-3)
 
+    def test_are_those_of_pytorch(self, second: SecondOpinion) -> None:
+        routes = tuple(map(ids, reference.ROUTES))
+        wanted = [Opinion(ids(text), ids(types), routes) for text, types in reference.REQUESTS]
+        expected = json.loads(reference.FIXTURE.read_text())["logits"]
+        np.testing.assert_allclose(second.opinions(wanted), expected, atol=2e-3)
+
     def test_do_not_depend_on_what_is_computed_along(self, second: SecondOpinion) -> None:
         others = [opinion((CLS, 50, 51, SEP)), opinion((CLS, *range(60, 90), SEP))]
         together = second.opinions([others[0], opinion(), others[1]])
@@ -246,6 +266,113 @@ def test_an_engine_is_built_again_when_the_fusion_changes(folder: Path, tmp_path
         facts.write_text(before)
     assert changed is not None
     assert changed.fusion.encoder == 5.0
+
+
+def cut_file(adapter: Path) -> str:
+    (adapter / "second_opinion.safetensors").unlink()
+    return r"second_opinion\.safetensors: missing"
+
+
+def other_file(adapter: Path) -> str:
+    change_facts(adapter, sha256="0" * 64)
+    return r"second_opinion\.safetensors: sha256 is .*, adapter\.json says 0000"
+
+
+def other_base(adapter: Path) -> str:
+    change_facts(adapter, base={"name": "", "sha256": "1" * 64})
+    return r"second_opinion\.base\.sha256 is 1111.*, but second_opinion\.safetensors was made for"
+
+
+def no_fusion(adapter: Path) -> str:
+    change_facts(adapter, fusion={"language_model": 1.0})
+    return "a fact is missing or of another kind"
+
+
+def cold_fusion(adapter: Path) -> str:
+    change_facts(adapter, fusion={**FUSION, "temperature": 0})
+    return "a fact is missing or of another kind .fusion is"
+
+
+def file_elsewhere(adapter: Path) -> str:
+    change_facts(adapter, file="../second_opinion.safetensors")
+    return "must be a name within the folder"
+
+
+def change_facts(adapter: Path, **changes: Any) -> None:
+    content = json.loads((adapter / "adapter.json").read_text())
+    content["second_opinion"] |= changes
+    (adapter / "adapter.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_file, other_file, other_base, no_fusion, cold_fusion, file_elsewhere]
+)
+def test_a_damaged_second_opinion_is_named(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
+    adapter = Path(shutil.copytree(folder / "adapter", tmp_path / "adapter"))
+    expected = damage(adapter)
+    with pytest.raises(EngineError, match=expected):
+        open_adapter(adapter)
+
+
+def test_describing_an_adapter_finds_its_second_opinion(folder: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(folder / "adapter", tmp_path / "adapter"))
+    before = open_adapter(adapter).facts.second_opinion
+    (adapter / "adapter.json").unlink()
+    fusion = FusionFacts.of(FUSION)
+    base = BaseFacts("tiny encoder", "")
+    described = describe_adapter(
+        adapter, model_id="a", prompt_format="compact-v1", fusion=fusion, encoder_base=base
+    )
+    assert described.facts.second_opinion == before
+    with pytest.raises(EngineError, match="needs the weights of the fusion"):
+        describe_adapter(adapter, model_id="a", prompt_format="compact-v1")
+
+
+def test_an_adapter_alone_has_none(folder: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter.write_adapter(
+        tmp_path / "adapter", folder / "base", tiny_adapter.change_of(LLAMA)
+    )
+    assert open_adapter(adapter).facts.second_opinion is None
+
+
+def test_a_change_without_heads_is_refused(folder: Path, tmp_path: Path) -> None:
+    encoder = open_encoder(folder / "encoder")
+    change = TINY_ENCODER.change()
+    del change[SCALES]
+    metadata = {**tiny_adapter.METADATA, "bits": "4"}
+    path = tiny_adapter.write_weights(tmp_path / "a.safetensors", change, metadata)
+    with pytest.raises(EngineError, match=r"has no 'second_opinion\.scales'"):
+        encoder.changed_by(Delta(path))
+
+
+def test_an_encoder_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+    encoder = Path(shutil.copytree(folder / "encoder", tmp_path / "encoder"))
+    config = {**TINY_ENCODER.config(), "model_type": "roberta"}
+    (encoder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match="model_type is 'roberta'"):
+        open_encoder(encoder)
+
+
+def test_a_fitted_temperature_goes_where_decisions_are_made(
+    engine: EngineInfo, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(engine.path, tmp_path / "engine"))
+    write_temperature(copy, 3.5)
+    router = load_engine(copy).router
+    assert router.decision_temperature == 3.5
+    assert router.temperature == engine.router.temperature
+
+
+def test_facts_that_are_none_are_refused(engine: EngineInfo, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(engine.path, tmp_path / "engine"))
+    content = json.loads((copy / "router.json").read_text())
+    content["second_opinion"]["scales"] = [1.0]
+    (copy / "router.json").write_text(json.dumps(content))
+    write_manifest(copy)
+    with pytest.raises(EngineError, match="second_opinion is not as this version knows it"):
+        read_engine(copy)
 
 
 def test_a_second_opinion_without_its_encoder_is_refused(folder: Path, tmp_path: Path) -> None:

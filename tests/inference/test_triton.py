@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from sidecar.core.model import (
     LabelAnswer,
     LabelLogits,
     Prompt,
+    SecondOpinionIds,
     TextAnswer,
     TextOutput,
 )
@@ -115,6 +117,62 @@ async def test_warm_up_marks_the_whole_prefix() -> None:
     tensors = sent(fake.requests[0])
     assert tensors["input_ids"] == [7, 8, 9, 9]
     assert tensors["retention_token_range_ends"] == [3]
+
+
+SECOND = SecondOpinionIds((7, 8, 9), (0, 0, 1), ((1, 2), (3,)))
+BOTH = replace(PROMPT, second_opinion=SECOND)
+LABELS_3 = LabelAnswer((5, 3, 1))
+
+
+def with_opinion(*values: float, shape: tuple[int, ...] = (1, 3)) -> Tensors:
+    opinion = np.array(values, np.float32).reshape(shape)
+    return {**logits(1, 1, 1, VOCABULARY), "second_opinion_logits": opinion}
+
+
+async def test_a_second_opinion_is_asked_for_along_with_the_labels() -> None:
+    fake = FakeTriton(with_opinion(0.5, 1.5, 2.5))
+    async with model_of(fake) as model:
+        output = await model.infer(BOTH, LABELS_3, 5)
+
+    assert output == LabelLogits((5.0, 3.0, 1.0), (0.5, 1.5, 2.5))
+    tensors = sent(fake.requests[0])
+    assert tensors["second_opinion_request_ids"] == [7, 8, 9]
+    assert tensors["second_opinion_request_types"] == [0, 0, 1]
+    assert tensors["second_opinion_route_ids"] == [1, 2, 3]
+    assert tensors["second_opinion_route_lengths"] == [2, 1]
+    assert fake.requests[0].outputs[-1].name == "second_opinion_logits"
+
+
+async def test_a_server_without_encoder_gives_no_second_opinion() -> None:
+    async with model_of(FakeTriton(logits(1, 1, 1, VOCABULARY))) as model:
+        assert await model.infer(BOTH, LABELS_3, 5) == LabelLogits((5.0, 3.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        with_opinion(1, 2, shape=(1, 2)),
+        with_opinion(1, 2, 3, shape=(3,)),
+        with_opinion(1, 2, np.nan),
+    ],
+    ids=["too few", "flat", "not finite"],
+)
+async def test_a_bad_second_opinion_is_a_model_error(answer: Tensors) -> None:
+    async with model_of(FakeTriton(answer)) as model:
+        with pytest.raises(InferenceError, match="second_opinion_logits") as caught:
+            await model.infer(BOTH, LABELS_3, 5)
+
+    assert caught.value.failure is InferenceFailure.ERROR
+
+
+async def test_routes_are_warmed_with_the_prefix() -> None:
+    fake = FakeTriton(ids(1))
+    async with model_of(fake) as model:
+        await model.warm((7, 8, 9), 5, SECOND.routes)
+
+    tensors = sent(fake.requests[0])
+    assert tensors["second_opinion_route_ids"] == [1, 2, 3]
+    assert "second_opinion_request_ids" not in tensors
 
 
 NOT_FINITE = {**logits(1, 1, 1, VOCABULARY), "generation_logits": np.full((1, 1, 1, 8), np.nan)}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.decision import PolicyRef
-from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput
+from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, RouteTexts
 from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
 from sidecar.inference.load import Load
 from sidecar.routing import CompiledPolicy, Warmth
@@ -212,6 +212,31 @@ async def test_a_long_prefix_is_computed_in_pieces() -> None:
     await settle()
 
     assert [len(ids) for ids in model.warmed] == [10, 20, 25]
+
+
+async def test_routes_of_a_second_opinion_are_divided_among_the_pieces() -> None:
+    warm, model = in_pieces(), StubModel()
+    shares: list[RouteTexts] = []
+
+    async def noting(prefix_ids: object, timeout_s: float, routes: RouteTexts = ()) -> None:
+        shares.append(routes)
+
+    model.warm = noting  # type: ignore[method-assign]
+    policy = long_policy(25)
+    routes = tuple((number,) for number in range(7))
+    assert isinstance(policy.prompt, StubPrompt)
+    policy = replace(policy, prompt=replace(policy.prompt, route_texts=routes))
+    warm.request(policy, model)
+    await settle()
+
+    assert len(shares) == 3
+    assert [route for share in shares for route in share] == list(routes)
+
+
+async def test_without_any_policy_an_outage_ends_at_once() -> None:
+    warm, model = Warmth(list, timeout_s=1, busy=lambda: False), StubModel()
+    await warm.recover(model, only_late=False)
+    assert model.calls == 0
 
 
 async def test_decisions_come_between_the_pieces_of_two_prefixes() -> None:
