@@ -61,7 +61,7 @@ async def model_alone(
     await call(0)
     tokens = len(prompt.prefix_ids) + len(prompt.render(conversation(1, words)).suffix_ids)
     for concurrency in (1, 4, 8):
-        calls = max(scale.samples, 2) * min(concurrency, 4)
+        calls = scale.samples * min(concurrency, 4)
         measured = await closed_loop(call, concurrency, calls)
         best.append(len(measured.samples) / measured.seconds)
         yield row(

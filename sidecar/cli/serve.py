@@ -27,7 +27,12 @@ from sidecar.config import load_settings
 @click.option(
     "--model", type=click.Path(path_type=Path), help=described("routing_model", "directory")
 )
-@click.option("--triton", metavar="HOST:PORT", help=described("triton", "address"))
+@click.option(
+    "--triton",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="gRPC address of Triton. May be given more than once. Setting triton.addresses.",
+)
 @click.option("--address", metavar="HOST:PORT", help=described("server", "grpc_address"))
 @click.option("--http-address", metavar="HOST:PORT", help=described("server", "http_address"))
 @click.option("--uds", type=click.Path(path_type=Path), help=described("server", "uds_path"))
@@ -37,7 +42,7 @@ def serve(
     config: Path | None,
     policies: tuple[Path, ...],
     model: Path | None,
-    triton: str | None,
+    triton: tuple[str, ...],
     address: str | None,
     http_address: str | None,
     uds: Path | None,
@@ -58,7 +63,8 @@ def serve(
             },
             "policies": {"paths": policies or None},
             "routing_model": {"directory": model},
-            "triton": {"address": triton},
+            # Whatever the file says: what is given here is what is asked.
+            "triton": {"addresses": triton or None},
         },
     )
     run(settings, lambda _: started_file.touch() if started_file is not None else None)
