@@ -89,7 +89,7 @@ async def world() -> AsyncIterator[World]:
 
 @pytest.fixture
 async def remembering() -> AsyncIterator[World]:
-    async with a_world(DecisionCache(100_000, 60)) as made:
+    async with a_world(DecisionCache(100_000, 60), budget_s=10) as made:
         yield made
 
 

@@ -66,7 +66,7 @@ async def two_servers(*, affinity: bool = False) -> AsyncIterator[World]:
     )
     made = [target(name, model, registry) for name, model in zip("ab", models, strict=True)]
     targets = Targets(made, affinity)
-    limits = RouterLimits(budget_s=0.2, reserve_s=0.01, max_waiting=64)
+    limits = RouterLimits(budget_s=10, reserve_s=0.01, max_waiting=64)
     ref = RoutingModelRef("stub@1", "stub-v1")
     router = Router(registry, targets, ListSink(), limits, ref, lambda ids: "")
     for each in made:
