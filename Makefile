@@ -63,9 +63,11 @@ test: $(INSTALLED) ## Run all tests
 	@$(BIN)/python -m pytest -q -rs
 
 .PHONY: prove
-prove: $(INSTALLED) ## Hold the promises about outages by the clock; needs an otherwise idle machine
+prove: $(INSTALLED) ## Hold the promises about outages and lost writes; needs an otherwise idle machine
 	@SIDECAR_PROVE=1 $(BIN)/python -m pytest -q -s tests/integration/test_outages.py \
 	    tests/integration/test_hostile_inputs.py tests/integration/test_envoy_outages.py \
+	    tests/integration/test_policy_fleet.py tests/policies/stores/test_durability.py \
+	    tests/policies/stores/test_model.py \
 	    | grep -v 'decision_id='
 
 .PHONY: bench

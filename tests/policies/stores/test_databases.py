@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.local import PostgresServer
-from sidecar.policies.stores import ChangeKind, StoreUrlError, check_url, open_store
+from sidecar.policies.stores import ChangeKind, StoreUrlError, check_url, migrations, open_store
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
 from tests.policies.stores.parts import name_of, policy, write
@@ -44,6 +46,13 @@ def test_migrations_make_the_tables_that_the_code_has(url: str) -> None:
     engine.dispose()
 
     assert differences == []
+
+
+def test_head_is_the_last_step() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
 
 
 def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:

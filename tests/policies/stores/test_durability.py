@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -28,7 +29,7 @@ CRASHES = 20 if PROVE else 2
 SUPPORT = name_of("support")
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.timeout(3600 if PROVE else 120)
+pytestmark = pytest.mark.timeout(3600 if PROVE else 300)
 
 
 class Writer:
@@ -44,23 +45,31 @@ class Writer:
             text=True,
             bufsize=1,
         )
+        self._child = 0
 
     def begin(self) -> int:
         """The process id of a new child, which is writing."""
         assert self._program.stdin is not None
         self._program.stdin.write("go\n")
-        return int(self._line().removeprefix("pid "))
+        self._child = int(self._line().removeprefix("pid "))
+        return self._child
 
     def acks(self) -> Iterator[tuple[int, int, str]]:
         """Change, revision and digest of each acknowledged write, until the child is gone."""
         while (line := self._line()) != "gone":
+            assert line.startswith("ack "), line
             number, revision, digest = line.removeprefix("ack ").split()
             yield int(number), int(revision), digest
+        # From now on another process may have its id.
+        self._child = 0
 
     def close(self) -> None:
-        assert self._program.stdin is not None
-        self._program.stdin.close()
-        self._program.wait(30)
+        """Leaves nothing running, whatever a test did or failed to do."""
+        self._program.kill()
+        if self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+        self._program.communicate()
 
     def _line(self) -> str:
         assert self._program.stdout is not None

@@ -12,6 +12,9 @@ from __future__ import annotations
 import os
 import sys
 
+# What a store imports when it is opened, before there are children.
+import sidecar.policies.stores.postgres
+import sidecar.policies.stores.sqlite  # noqa: F401
 from sidecar.policies.stores import ChangeKind, open_store
 from tests.policies.stores.parts import policy, write
 

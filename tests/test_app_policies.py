@@ -1,0 +1,203 @@
+"""The whole sidecar with a policy store: what is written through it is what it decides by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import ClientSession
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
+from sidecar.app import Sidecar, StartupError
+from sidecar.config import Settings, SettingsError, load_settings
+from sidecar.engines import EngineInfo
+from sidecar.grpc_api.health import POLICY_STORE
+from sidecar.grpc_api.listening import is_loopback
+from sidecar.local import free_ports
+from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.stores import ChangeKind, open_store
+from tests.grpc_api.standins import route_request, until
+from tests.policies.stores.parts import CATALOG, name_of, policy, write
+
+Flags = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def flags(cpu_engine: EngineInfo, tmp_path: Path) -> Flags:
+    """Settings of a sidecar with a store, whose model server is not there."""
+    seeds = tmp_path / "seeds.yaml"
+    documents = catalog_document(CATALOG.values()), policy_document(policy("default"))
+    seeds.write_text(yaml_text(*documents))
+    return {
+        "server": {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0"},
+        "policies": {"paths": [seeds]},
+        "policy_store": {"url": f"sqlite:{tmp_path / 'policies.db'}", "poll_ms": 50},
+        "routing_model": {"directory": cpu_engine.path},
+        "triton": {"address": f"127.0.0.1:{free_ports(1)[0]}"},
+    }
+
+
+def settings(flags: Mapping[str, Mapping[str, object]]) -> Settings:
+    return load_settings(flags=flags, environ={})
+
+
+def channel_to(sidecar: Sidecar) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}")
+
+
+def loaded(sidecar: Sidecar) -> dict[str, int]:
+    return {each.name.rpartition("/")[2]: each.revision for each in sidecar.state().policies}
+
+
+def update(description: str) -> policy_pb2.UpdatePolicyRequest:
+    models = policy_pb2.ModelList(models=[policy_pb2.WeightedModel(model="acme/large")])
+    content = policy_pb2.Policy(
+        name=name_of("default"), description=description, default_models=models
+    )
+    return policy_pb2.UpdatePolicyRequest(policy=content)
+
+
+async def test_store_is_filled_from_files_once_and_changed_through_the_api(flags: Flags) -> None:
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    async with channel_to(sidecar) as channel:
+        before = (await RoutingServiceStub(channel).Route(route_request())).decision
+        await PolicyServiceStub(channel).UpdatePolicy(update("no routes any more"))
+        await until(lambda: loaded(sidecar) == {"default": 2})
+        after = (await RoutingServiceStub(channel).Route(route_request())).decision
+    await sidecar.stop(0)
+
+    assert (before.policy_revision, after.policy_revision) == (1, 2)
+    assert after.model.model == "acme/large"
+    again = Sidecar(settings(flags))
+    assert loaded(again) == {"default": 2}
+    await again.stop(0)
+
+
+async def test_revision_that_is_too_large_for_the_routing_model_is_shown(flags: Flags) -> None:
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    # Written beside the sidecars, as by a tool that does not know their routing model.
+    store = open_store(flags["policy_store"]["url"])
+    write(store, ChangeKind.UPDATE, too_large())
+    store.close()
+    await until(lambda: bool(sidecar.state().policy_store.problem))
+    async with (
+        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
+        http.get("/status") as status,
+        http.get("/metrics") as metrics,
+        channel_to(sidecar) as channel,
+    ):
+        shown, text = (await status.json())["policy_store"], await metrics.text()
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        await until_not_serving(health)
+        whole = await health.Check(health_pb2.HealthCheckRequest())
+    in_force = loaded(sidecar)
+    await sidecar.stop(0)
+
+    assert in_force == {"default": 1}
+    refused = shown["refused"][0]
+    assert (refused["revision"], refused["in_force"]) == (2, 1)
+    assert "tokens" in refused["why"]
+    assert "llmrouter_policies_refused 1.0" in text
+    assert "llmrouter_policy_store_up 0.0" in text
+    # The sidecar itself serves: no probe may stop it for this.
+    assert whole.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def too_large() -> Any:
+    content = policy("default")
+    words = "a description that goes on and on about invoices, refunds and payments; " * 25
+    routes = tuple(
+        type(route)(f"route-{number}", words[:1900], route.models)
+        for number in range(200)
+        for route in content.routes[:1]
+    )
+    return type(content)(content.name, routes, content.default)
+
+
+async def until_not_serving(health: Any) -> None:
+    request = health_pb2.HealthCheckRequest(service=POLICY_STORE)
+    async with asyncio.timeout(10):
+        while (await health.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+            await asyncio.sleep(0.05)
+
+
+async def test_empty_store_starts_and_waits_for_its_first_policy(flags: Flags) -> None:
+    del flags["policies"]
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    async with channel_to(sidecar) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await RoutingServiceStub(channel).Route(route_request())
+    await sidecar.stop(0)
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_writes_are_off_on_an_address_that_others_can_reach(
+    flags: Flags, tmp_path: Path
+) -> None:
+    flags["server"] |= {"grpc_address": "0.0.0.0:0", "uds_path": tmp_path / "s.sock"}
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    async with channel_to(sidecar) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await PolicyServiceStub(channel).UpdatePolicy(update("by TCP"))
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's.sock'}") as channel:
+        made = await PolicyServiceStub(channel).UpdatePolicy(update("by the socket"))
+    await sidecar.stop(0)
+
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "server.uds_path" in str(caught.value.details())
+    assert made.revision == 2
+
+
+async def test_writes_can_be_switched_off(flags: Flags, tmp_path: Path) -> None:
+    flags["policy_store"]["writes"] = False
+    flags["server"]["uds_path"] = tmp_path / "s.sock"
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    for address in (f"127.0.0.1:{sidecar.grpc.port}", f"unix:{tmp_path / 's.sock'}"):
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await PolicyServiceStub(channel).UpdatePolicy(update("no"))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await sidecar.stop(0)
+
+
+def test_store_that_cannot_be_reached_is_named_at_the_start(flags: Flags) -> None:
+    flags["policy_store"]["url"] = "sqlite:/no/such/folder/policies.db"
+
+    with pytest.raises(StartupError, match=r"/no/such/folder/policies\.db cannot be used now"):
+        Sidecar(settings(flags))
+
+
+def test_address_of_no_store_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match=r"policy_store\.url: 'mysql' is no kind of store"):
+        load_settings(environ={"SIDECAR_POLICY_STORE__URL": "mysql://x/y"})
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example.com:1", False),
+    ],
+)
+def test_loopback(address: str, expected: bool) -> None:
+    assert is_loopback(address) is expected
