@@ -33,8 +33,8 @@ from pydantic_settings import (
 from sidecar.config_ext_proc import ExtProcSettings
 from sidecar.config_fields import Section as _Section
 from sidecar.config_fields import setting as _setting
+from sidecar.config_policy_store import PolicyStoreSettings
 from sidecar.policies.findings import closest, quoted
-from sidecar.policies.stores import StoreUrlError, check_url
 from sidecar.policies.yaml_source import Document, decode, read_documents
 
 ENV_PREFIX = "SIDECAR_"
@@ -151,43 +151,6 @@ class PolicySettings(_Section):
     )
     default_policy: PolicyId = _setting(
         "default", "The policy of requests that name none: an id, or a resource name."
-    )
-
-
-def _store_url(value: str) -> str:
-    if not value:
-        return value
-    try:
-        return check_url(value)
-    except StoreUrlError as error:
-        raise ValueError(str(error)) from None
-
-
-StoreUrl = Annotated[str, AfterValidator(_store_url)]
-
-
-class PolicyStoreSettings(_Section):
-    """Where policies are kept and changed."""
-
-    url: StoreUrl = _setting(
-        "",
-        "Database of policies and model catalog: `sqlite:FILE`, or "
-        "`postgresql://USER@HOST:PORT/DATABASE` with the password in `PGPASSWORD` or a password "
-        "file. An empty one is filled from `policies.paths` at the first start. Without a database "
-        "the files of `policies.paths` are the store: they are watched, and the API does not "
-        "change them.",
-    )
-    poll_ms: int = _setting(
-        500,
-        "How often a store is asked for changes, in case it has not told of one.",
-        "ms",
-        ge=10,
-        le=60_000,
-    )
-    writes: bool = _setting(
-        True,
-        "Take changes through the API. They are taken on a Unix domain socket, and on TCP if "
-        "`server.grpc_address` is a loopback address, since callers are not authenticated.",
     )
 
 

@@ -28,7 +28,8 @@ ALLOWED = {
     "grpc_api": CORE | {"policies", "grpc_api", "_generated"},
     "evaluation": CORE | {"policies", "engines", "evaluation"},
     "ext_proc": CORE | {"ext_proc", "_generated"},
-    "config": {"policies", "config_ext_proc", "config_fields"},
+    "config": {"policies", "config_ext_proc", "config_fields", "config_policy_store"},
+    "config_policy_store": {"policies", "config_fields"},
     "config_ext_proc": CORE | {"policies", "config_fields"},
     "config_fields": set(),
 }
