@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sidecar.core.decision import PolicyName, RoutingRequest
@@ -12,6 +12,7 @@ from sidecar.ext_proc.dialects.keys import bounded_key
 from sidecar.ext_proc.options import Asking
 from sidecar.ext_proc.request import HttpHead, Passed, PassReason, Understood
 
+_PORT = re.compile(r":\d+$")
 _NAME = re.compile(
     r"(?:namespaces/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/policies/)?([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)"
 )
@@ -25,8 +26,14 @@ class RouteSays:
     policy: str = ""
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str], options: Asking) -> RouteSays:
-        return cls(metadata.get(options.policy_header, "") if options.policy_header else "")
+    def of(cls, metadata: Iterable[tuple[str, str | bytes]], options: Asking) -> RouteSays:
+        for key, value in metadata:
+            if key == options.policy_header and isinstance(value, str):
+                return cls(value)
+        return _NOTHING_SAID
+
+
+_NOTHING_SAID = RouteSays()
 
 
 def asked(
@@ -86,8 +93,9 @@ def _named(head: HttpHead, options: Asking) -> str | None:
     prefixes = [prefix for prefix in options.paths if head.path.startswith(prefix)]
     if prefixes:
         return options.paths[max(prefixes, key=len)]
-    authority = re.sub(r":\d+$", "", head.authority).lower()
-    return options.authorities.get(authority)
+    if not options.authorities:
+        return None
+    return options.authorities.get(_PORT.sub("", head.authority).lower())
 
 
 def _key(head: HttpHead, understood: Understood, options: Asking) -> str:

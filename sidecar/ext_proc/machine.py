@@ -199,8 +199,16 @@ class Exchange:
         return length.isdecimal() and int(length) <= self._rules.bufferable_bytes
 
     def _ask_for_body(self) -> pb.ProcessingResponse:
-        spoofed = tuple(name for name in self._rules.owned if name in self._head.headers)
-        answer = self._head_answer(Effect(remove=spoofed, reroute=bool(spoofed)))
+        self._head_answered = True
+        spoofed = [name for name in self._rules.owned if name in self._head.headers]
+        if self._mode == BUFFERED and not spoofed:
+            return _CONTINUE
+        answer = messages.headers_answer(
+            pb.CommonResponse(
+                header_mutation=messages.header_mutation((), spoofed),
+                clear_route_cache=bool(spoofed),
+            )
+        )
         if self._mode != BUFFERED:
             messages.override_body_mode(answer, BUFFERED, self._response_mode)
         return answer
@@ -342,6 +350,7 @@ class Exchange:
         return pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=common))
 
 
+_CONTINUE = messages.headers_answer()
 _TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
 
 
@@ -353,9 +362,9 @@ def _common(headers: tuple[tuple[str, str], ...], effect: Effect) -> pb.CommonRe
 
 
 def _add_metadata(answer: pb.ProcessingResponse, effect: Effect, content_length: str = "") -> None:
-    values = dict(effect.metadata)
+    values = effect.metadata
     if content_length:
-        values["content_length"] = content_length
+        values = {**values, "content_length": content_length}
     if values:
         messages.set_metadata(answer, METADATA_NAMESPACE, values)
     if effect.clusters:

@@ -76,12 +76,16 @@ class Writing:
     reroute: bool = True
     metadata: bool = True
 
-    def name(self, header: OwnedHeader) -> str:
-        return self.prefix + header.value
+    names: Mapping[OwnedHeader, str] = field(init=False)
+    """Whole names of all of them."""
+
+    def __post_init__(self) -> None:
+        names = {header: self.prefix + header.value for header in OwnedHeader}
+        object.__setattr__(self, "names", MappingProxyType(names))
 
     @property
     def owned(self) -> tuple[str, ...]:
-        return tuple(self.name(header) for header in OwnedHeader)
+        return tuple(self.names.values())
 
 
 @dataclass(frozen=True, slots=True)

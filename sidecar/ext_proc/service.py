@@ -94,7 +94,8 @@ class ExtProcService(ExternalProcessorServicer):
             while not exchange.settled:
                 if not await self._step(exchange, context):
                     return
-        await self._follow(exchange, context, self._drain)
+        if not exchange.finished:
+            await self._follow(exchange, context, self._drain)
 
     async def _step(self, exchange: Exchange, context: Context) -> bool:
         """Takes a message and answers it; False at the end of the stream."""
@@ -145,13 +146,9 @@ class ExtProcService(ExternalProcessorServicer):
             reading.cancel()
 
     async def _effect(self, exchange: Exchange, request: HttpRequest, context: Context) -> Effect:
-        said = {
-            key: value
-            for key, value in context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
+        route = RouteSays.of(context.invocation_metadata() or (), self._asking)
         budget = self._waiting.budget_s if exchange.timed else None
-        deciding = self._decider.decide(request, RouteSays.of(said, self._asking), budget)
+        deciding = self._decider.decide(request, route, budget)
         after = self._waiting.ask_for_more_after_s
         if after is None or not exchange.timed:
             return await deciding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from sidecar.core.decision import Decision
 from sidecar.core.policy import Model
@@ -36,8 +35,8 @@ def effect_of(
     if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
         body = _rewritten(decision, request, understood, splice)
     dropped = ("content-encoding",) if body is not None and understood.plain_body else ()
-    effect = _effect(_headers(decision), _metadata(decision), options, body, dropped)
-    return replace(effect, clusters=_clusters(decision)) if options.metadata else effect
+    clusters = _clusters(decision) if options.metadata else ()
+    return _effect(_headers(decision), _metadata(decision), options, body, dropped, clusters)
 
 
 def _rewritten(
@@ -100,19 +99,23 @@ def _effect(
     options: Writing,
     body: bytes | None = None,
     dropped: tuple[str, ...] = (),
+    clusters: tuple[str, ...] = (),
 ) -> Effect:
-    headers = tuple(
-        (options.name(header), value)
-        for header, value in values.items()
+    headers: list[tuple[str, str]] = []
+    remove = list(dropped)
+    for header, name in options.names.items():
+        value = values.get(header)
         # An empty header is dropped by some Envoys and kept by others.
-        if value and header in options.headers
-    )
-    set_names = {name for name, _ in headers}
+        if value and header in options.headers:
+            headers.append((name, value))
+        else:
+            remove.append(name)
     return Effect(
-        headers=headers,
-        remove=(*(name for name in options.owned if name not in set_names), *dropped),
+        headers=tuple(headers),
+        remove=tuple(remove),
         reroute=options.reroute,
         metadata=metadata if options.metadata else {},
+        clusters=clusters,
         body=body,
-        stamp=headers,
+        stamp=tuple(headers),
     )

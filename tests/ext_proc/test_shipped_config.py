@@ -367,7 +367,7 @@ SPOOFED = {
 async def test_header_of_a_client_never_decides_the_route(
     gateway: Gateway, owned: OwnedHeader, life: str
 ) -> None:
-    name = Writing().name(owned)
+    name = Writing().names[owned]
     spoofed = {name: SPOOFED.get(owned, "spoofed")}
 
     answer = await post(getattr(gateway, life), chat("openai/gpt-5.5"), headers=spoofed)
