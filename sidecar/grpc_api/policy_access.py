@@ -36,6 +36,7 @@ class StillFeed:
 
     def __init__(self, store: PolicyStore) -> None:
         self.snapshot = store.snapshot()
+        self.away = ""
         self.problem = ""
 
     async def beyond(self, number: int) -> None:
@@ -80,7 +81,9 @@ class PolicyAccess:
         """What the store says, or while it is away what it said last."""
 
         try:
-            return await self._run(lambda: question(self._policies.store))
+            # A store that is known to be away is not asked: the answer would be late, and the same.
+            if not self._policies.feed.away:
+                return await self._run(lambda: question(self._policies.store))
         except SidecarError as error:
             if error.code is not ErrorCode.STORE_UNAVAILABLE:
                 raise

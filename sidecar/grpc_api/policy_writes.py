@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,8 +25,11 @@ from sidecar.grpc_api.convert.violations import Violations, shown
 from sidecar.grpc_api.policy_access import PolicyAccess
 from sidecar.grpc_api.protocols import Router
 from sidecar.policies.editing import PolicyEditing, RefusedPolicyError
-from sidecar.policies.examples import ExampleResult, examples_of, result_of
+from sidecar.policies.examples import Example, ExampleResult, examples_of, result_of
 from sidecar.policies.stores import PolicyStore, WriteNote
+
+_TRIES = 5
+_AGAIN_S = 0.5
 
 Change = Callable[[PolicyEditing, WriteNote, bool], PolicyRecord]
 """Makes the change, or with True says what it would make."""
@@ -168,14 +172,26 @@ class PolicyWrites:
             await self._require_examples(tested.policy)
         return record_to_proto(await make(note, only=request.validate_only))
 
+    async def _routed(self, example: Example, policy: Policy) -> ExampleResult:
+        """What becomes of an example; asked again where the routing model, which reads the policy
+        for the first time, was late."""
+        request = RoutingRequest(example.conversation, policy=policy)
+        for attempt in range(_TRIES):
+            result = result_of(example, await self._router.decide(request))
+            if result.decided or attempt == _TRIES - 1:
+                return result
+            await asyncio.sleep(_AGAIN_S)
+        raise AssertionError("returned in the last round")
+
     async def _require_examples(self, policy: Policy) -> None:
         """Raises SidecarError EXAMPLES_FAILED."""
         failed: list[ExampleResult] = []
         for example in examples_of(policy):
-            request = RoutingRequest(example.conversation, policy=policy)
-            result = result_of(example, await self._router.decide(request))
+            result = await self._routed(example, policy)
             if not result.passed:
                 failed.append(result)
+            if not result.decided:
+                break  # Nor will the others be, and each would be waited for.
         if failed:
             count = len(failed)
             raise SidecarError(

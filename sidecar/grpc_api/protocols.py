@@ -70,6 +70,11 @@ class ChangeFeed(Protocol):
         ...
 
     @property
+    def away(self) -> str:
+        """Why the store cannot be reached; empty if it can."""
+        ...
+
+    @property
     def problem(self) -> str:
         """Why what is in force may be out of date; empty if nothing is known to be wrong."""
         ...

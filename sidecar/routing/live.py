@@ -90,6 +90,11 @@ class LivePolicies:
         return self._refusals
 
     @property
+    def away(self) -> str:
+        """Why the store cannot be reached; empty if it can."""
+        return self._away
+
+    @property
     def problem(self) -> str:
         """Why what is in force may be out of date; empty if nothing is known to be wrong."""
         if self._away or self._store.problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,29 @@ def test_a_policy_without_routes_has_no_prompt() -> None:
     empty = replace(POLICY, routes=())
 
     assert registry(Compiler(), empty).get(PolicyName()).prompt is None
+
+
+def test_policy_of_a_model_that_has_left_the_catalog_is_refused() -> None:
+    changed = registry(Compiler(), POLICY)
+    changed.put_catalog({"n": Model("n", "n-1")}, kept={POLICY.resource_name})
+
+    with pytest.raises(SidecarError, match="'m' is not in the catalog any more") as caught:
+        changed.compile(POLICY)
+
+    assert caught.value.code is ErrorCode.INVALID_POLICY
+    # What is in force goes on with the catalog that it was checked against.
+    assert "m" in changed.get(PolicyName()).catalog
+
+
+def test_inline_policies_are_compiled_anew_for_a_new_catalog() -> None:
+    async def compiled_twice() -> int:
+        compiler = Compiler()
+        changed = registry(compiler, POLICY)
+        inline = replace(POLICY, name="inline")
+        await changed.compile_inline(inline)
+        changed.put_catalog({"m": Model("m", "m-2")})
+        await changed.compile_inline(inline)
+        assert (await changed.compile_inline(inline)).catalog["m"].upstream_model == "m-2"
+        return compiler.compiled
+
+    assert asyncio.run(compiled_twice()) == 3
