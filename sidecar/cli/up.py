@@ -15,7 +15,8 @@ from sidecar.cli.model import default_model
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import Settings, load_settings
-from sidecar.engines import EngineInfo, read_engine
+from sidecar.engines import EngineError, EngineInfo, read_engine
+from sidecar.engines.cpu import RUNTIME
 from sidecar.policies import load_policies
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -121,9 +122,19 @@ def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> Engin
     """The engine that was named, or else the default one. Raises EngineError or LocalError."""
     folder = model or settings.routing_model.directory
     if folder is not None:
-        return read_engine(folder)
+        return _for_this_machine(read_engine(folder))
     with steps.step("Preparing the routing model") as report:
         return default_model(report)
+
+
+def _for_this_machine(engine: EngineInfo) -> EngineInfo:
+    """Raises EngineError for one that runs on GPUs alone."""
+    if engine.router.runtime != RUNTIME:
+        raise EngineError(
+            f"{engine.path}: an engine of {engine.router.runtime}, for GPUs; serve it with Triton "
+            "there (docs/gpu.md) and run `sidecar serve`"
+        )
+    return engine
 
 
 def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None) -> None:

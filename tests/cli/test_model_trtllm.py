@@ -12,11 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import cli
+from sidecar.cli.steps import Steps
+from sidecar.cli.up import chosen_engine
+from sidecar.config import load_settings
 from sidecar.engines import EngineError, load_engine
 from tests.engines.tiny_models import LLAMA
 from tests.engines.trtllm import fake_nvidia
 from tests.engines.trtllm.conftest import Nvidia, nvidia
-from tests.prompts.vocabularies import qwen_tokenizer_json
+from tests.prompts.vocabularies import qwen_tokenizer_text
 
 __all__ = ["nvidia"]
 
@@ -34,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shape.write(tmp_path_factory.mktemp("weights") / "tiny-router")
     ids = {"eos_token_id": END_ID, "pad_token_id": 151_643, "max_position_embeddings": 2048}
     (folder / "config.json").write_text(json.dumps(shape.config() | ids))
-    (folder / "tokenizer.json").write_text(json.dumps(qwen_tokenizer_json()))
+    (folder / "tokenizer.json").write_text(qwen_tokenizer_text())
     return folder
 
 
@@ -124,3 +127,9 @@ def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:
     result = CliRunner().invoke(cli, [*command, "--precision", "fp8", "--force"])
     assert result.exit_code == 2
     assert "--precision, --force: for --target trtllm, not for cpu" in result.output
+
+
+def test_up_says_where_an_engine_for_gpus_runs(weights: Path, nvidia: Nvidia) -> None:
+    build(weights, nvidia, "--no-verify")
+    with pytest.raises(EngineError, match="an engine of tensorrt_llm, for GPUs"):
+        chosen_engine(out_of(nvidia), load_settings(environ={}), Steps())

@@ -68,18 +68,22 @@ def definitions(version: str) -> Any:
     return Resource.from_contents(content, default_specification=DRAFT202012)
 
 
+@cache
+def validator(kind: str, group: str, number: str, version: str) -> Any:
+    family = f"{group.split('.')[0]}-" if group else ""
+    folder = data_file("kubernetes-schemas") / f"{version}-local-strict"
+    schema = json.loads((folder / f"{kind.lower()}-{family}{number}.json").read_text())
+    registry: Any = Registry().with_resource("_definitions.json", definitions(version))
+    return jsonschema.validators.Draft202012Validator(schema, registry=registry)
+
+
 def check(manifest: Manifest, version: str) -> None:
     group, _, number = manifest["apiVersion"].rpartition("/")
     if group in OTHERS:
         assert manifest["metadata"]["name"]
         return
-    family = f"{group.split('.')[0]}-" if group else ""
-    folder = data_file("kubernetes-schemas") / f"{version}-local-strict"
-    schema = json.loads((folder / f"{manifest['kind'].lower()}-{family}{number}.json").read_text())
-    registry: Any = Registry().with_resource("_definitions.json", definitions(version))
-    validator = jsonschema.validators.Draft202012Validator(schema, registry=registry)
-    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
-    assert problems == []
+    errors = validator(manifest["kind"], group, number, version).iter_errors(manifest)
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 
 @pytest.mark.parametrize("path", list(plain_files()), ids=lambda p: str(p.relative_to(KUBERNETES)))

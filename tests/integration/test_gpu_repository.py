@@ -32,7 +32,7 @@ from tests.engines.tiny_models import QWEN2
 from tests.integration.gpu_stand_in import production_flags, stand_in_repository
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
 from tests.integration.test_cpu_model import MANDATORY, Call, Client, status_of
-from tests.prompts.vocabularies import qwen_tokenizer_json
+from tests.prompts.vocabularies import qwen_tokenizer_text
 
 END_ID, PAD_ID = 151_645, 151_643
 SHAPE = replace(QWEN2, tied=True, hidden=32, heads=4, vocab=151_936)
@@ -55,7 +55,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     weights = SHAPE.write(folder / "weights")
     ids = {"eos_token_id": END_ID, "pad_token_id": PAD_ID, "max_position_embeddings": 8192}
     (weights / "config.json").write_text(json.dumps(SHAPE.config() | ids))
-    (weights / "tokenizer.json").write_text(json.dumps(qwen_tokenizer_json()))
+    (weights / "tokenizer.json").write_text(qwen_tokenizer_text())
     engine = build_cpu_engine(
         weights, folder / "engine", model_id="stand-in", prompt_format="compact-v1"
     )

@@ -19,7 +19,7 @@ from sidecar.inference.triton_text import TritonTextModel
 from sidecar.local import TritonServer
 from tests.engines.tiny_models import QWEN2
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
-from tests.prompts.vocabularies import qwen, qwen_tokenizer_json
+from tests.prompts.vocabularies import qwen, qwen_tokenizer_text
 
 REPOSITORY = Path(__file__).parent / "llmapi_repository"
 TEXT = "llmapi"
@@ -39,7 +39,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
     weights = shape.write(folder / "weights")
     ids = {"eos_token_id": 151_645, "pad_token_id": 151_643, "max_position_embeddings": 4096}
     (weights / "config.json").write_text(json.dumps(shape.config() | ids))
-    (weights / "tokenizer.json").write_text(json.dumps(qwen_tokenizer_json()))
+    (weights / "tokenizer.json").write_text(qwen_tokenizer_text())
     return build_cpu_engine(
         weights, folder / "e", model_id="text", prompt_format="arch-router/archgw-v1"
     )

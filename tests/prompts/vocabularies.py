@@ -50,6 +50,12 @@ def qwen_as_servers_use_it() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(_path("qwen2.5")))
 
 
+def qwen_tokenizer_text() -> str:
+    """`qwen_tokenizer_json` as text, which is made once and kept."""
+    qwen()
+    return _path("qwen2.5").read_text(encoding="utf-8")
+
+
 def qwen_tokenizer_json() -> Mapping[str, Any]:
     """Content of a `tokenizer.json` that gives Qwen2.5's ids, made from `qwen.tiktoken`.
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sidecar.engines.errors import EngineError
@@ -60,12 +61,16 @@ def run_stages(stages: Sequence[Stage], record: Path, report: Report) -> None:
         report(stage.name)
         shutil.rmtree(stage.folder, ignore_errors=True)
         stage.folder.mkdir(parents=True)
-        stage.run(lambda line, name=stage.name: report(f"{name}: {line}"))  # type: ignore[misc]
+        stage.run(partial(_report_as, stage.name, report))
         missing = [str(file) for file in stage.produces if not file.is_file()]
         if missing:
             raise EngineError(f"{stage.name} ended well and did not write {', '.join(missing)}")
         done[stage.name] = _entry(chain, stage.produces)
         _write(record, done)
+
+
+def _report_as(name: str, report: Report, line: str) -> None:
+    report(f"{name}: {line}")
 
 
 def run_command(command: Command, log: Path, report: Report) -> None:
