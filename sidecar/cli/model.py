@@ -251,7 +251,7 @@ def info(folder: Path) -> None:
         "size": _size(engine),
         "files": "whole, as the manifest says",
     }.items():
-        click.echo(f"{name:16}{value}")
+        click.echo(f"{name:15}{value}")
 
 
 def _second_opinion(facts: RouterFacts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sidecar.engines.adapter import shipped_adapter
 from sidecar.engines.hf_source import open_hugging_face
 from sidecar.local import CACHE_VARIABLE
 from tests.engines.tiny_adapter import change_of, write_adapter
+from tests.engines.tiny_encoder import TINY_ENCODER
 from tests.engines.tiny_models import LLAMA
 
 
@@ -21,7 +23,8 @@ from tests.engines.tiny_models import LLAMA
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny base in the place of the one that comes along, and a cache of its own."""
     folder = LLAMA.write(tmp_path / "base")
-    monkeypatch.setattr(model, "data_file", lambda name, report: folder)
+    places = {"smollm2.gguf": folder, "minilm": TINY_ENCODER.write(tmp_path / "encoder")}
+    monkeypatch.setattr(model, "data_file", lambda name, report: places[name])
     monkeypatch.setattr(model, "shipped_adapter", lambda: None)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return folder
@@ -30,6 +33,14 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "adapter", base, change_of(LLAMA))
+
+
+@pytest.fixture
+def fused(base: Path, tmp_path: Path) -> Path:
+    """An adapter with a second opinion."""
+    folder = tmp_path / "fused"
+    section = TINY_ENCODER.write_second_opinion(folder, tmp_path / "encoder")
+    return write_adapter(folder, base, change_of(LLAMA), second_opinion=section)
 
 
 def build(*arguments: str | Path) -> Result:
@@ -130,6 +141,28 @@ def test_info_names_the_adapter(adapter: Path) -> None:
     assert "trained        to route" in result.stdout
 
 
+def test_a_second_opinion_is_built_from_the_encoder_that_comes_along(fused: Path) -> None:
+    folder = build("--adapter", fused).stdout.splitlines()[0]
+    second = load_engine(Path(folder)).router.second_opinion
+    assert second is not None
+    result = CliRunner().invoke(cli, ["model", "info", folder])
+    assert f"second opinion sha256:{second.adapter_sha256}; weights 0.5 of" in result.stdout
+    assert "temperature    1.5" in result.stdout
+
+
+def test_another_encoder_can_be_named(fused: Path, tmp_path: Path) -> None:
+    other = replace(TINY_ENCODER, seed=9).write(tmp_path / "other")
+    result = build("--adapter", fused, "--encoder", other)
+    assert isinstance(result.exception, EngineError)
+    assert f"{other}" in str(result.exception)
+
+
+def test_a_checkpoint_is_written_without_the_second_opinion(fused: Path, tmp_path: Path) -> None:
+    result = build("--adapter", fused, "--target", "huggingface", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert open_hugging_face(tmp_path / "out").architecture.layers == LLAMA.layers
+
+
 def test_the_shipped_adapter_is_whole_and_small() -> None:
     folder = shipped_adapter()
     if folder is None:
@@ -137,4 +170,4 @@ def test_the_shipped_adapter_is_whole_and_small() -> None:
     adapter = open_adapter(folder)
     assert adapter.model_card is not None
     assert adapter.facts.licence
-    assert adapter.weights.stat().st_size <= 25_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 25_000_000
