@@ -76,6 +76,7 @@ async def test_status_tells_what_is_running(running: Running) -> None:
         "degraded": "Triton cannot be reached",
         "cached": 0,
         "cached_bytes": 0,
+        "pinned": 0,
         "targets": [],
         "routing_model": "smol",
         "prompt_format": "compact-v1",
