@@ -1,0 +1,71 @@
+"""The shipped configuration made to fit a machine, and Envoy as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.local import EnvoyServer, GatewayOptions, LocalError, adapted, shipped_config
+
+SHIPPED = shipped_config().read_text()
+
+
+def made(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    given = {"port": 12345, "sidecar": tmp_path / "s", **options}
+    resources: dict[str, Any] = json.loads(adapted(SHIPPED, GatewayOptions(**given)))
+    return resources["static_resources"]  # type: ignore[no-any-return]
+
+
+def cluster(resources: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in resources["clusters"] if each["name"] == name)
+
+
+def test_port_socket_and_timeout_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    resources = made(tmp_path, message_timeout_s=2.5)
+
+    text = json.dumps(resources)
+    assert resources["listeners"][0]["address"]["socket_address"]["port_value"] == 12345
+    assert str(tmp_path / "s") in text
+    assert '"message_timeout": "2.5s"' in text
+
+
+def test_key_is_read_without_the_newline_that_editors_add(tmp_path: Path) -> None:
+    (tmp_path / "openai").write_text("sk-1\n")
+
+    resources = made(tmp_path, keys=tmp_path)
+
+    (secret,) = resources["secrets"]
+    assert secret["name"] == "openai"
+    assert secret["generic_secret"]["secret"]["inline_string"] == "sk-1"
+
+
+def test_provider_without_a_key_gets_none_and_others_keep_theirs(tmp_path: Path) -> None:
+    (tmp_path / "openai").write_text("sk-1")
+
+    resources = made(tmp_path, keys=tmp_path)
+
+    injector = "credential_injector"
+    assert injector in json.dumps(cluster(resources, "openai"))
+    assert injector not in json.dumps(cluster(resources, "mistral"))
+
+
+def test_provider_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="no cluster 'opnai'; there are llm_router, openai"):
+        made(tmp_path, providers={"opnai": "http://127.0.0.1:1"})
+
+
+def test_file_that_is_not_shipped_is_named() -> None:
+    with pytest.raises(LocalError, match=r"docker/envoy/variants/none\.yaml"):
+        shipped_config("variants/none.yaml")
+
+
+def test_configuration_that_envoy_refuses_is_an_error_with_what_it_says() -> None:
+    envoy = EnvoyServer('{"static_resources": {"listeners": [{"name": "without an address"}]}}')
+
+    with pytest.raises(LocalError, match="ended with code 1") as refused:
+        envoy.start()
+
+    assert "address" in str(refused.value).lower()
