@@ -266,7 +266,7 @@ async def test_a_request_that_is_too_large_is_refused_before_it_is_decoded() -> 
     # Not a message at all: whoever decoded it would have answered INVALID_ARGUMENT.
     garbage = b"\xff" * (RequestLimits().max_request_bytes + 1)
     async with serving() as (_, channel):
-        route = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
+        route: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await route(garbage)
 
