@@ -24,6 +24,7 @@ from sidecar.config import load_settings
     multiple=True,
     help=described("policies", "paths") + " May be given more than once.",
 )
+@click.option("--store", metavar="URL", help=described("policy_store", "url"))
 @click.option(
     "--model", type=click.Path(path_type=Path), help=described("routing_model", "directory")
 )
@@ -41,6 +42,7 @@ from sidecar.config import load_settings
 def serve(
     config: Path | None,
     policies: tuple[Path, ...],
+    store: str | None,
     model: Path | None,
     triton: tuple[str, ...],
     address: str | None,
@@ -62,6 +64,7 @@ def serve(
                 "uds_path": uds,
             },
             "policies": {"paths": policies or None},
+            "policy_store": {"url": store},
             "routing_model": {"directory": model},
             # Whatever the file says: what is given here is what is asked.
             "triton": {"addresses": triton or None},

@@ -18,7 +18,8 @@ from sidecar.policies.stores.sql import SqlStore
 
 _CHANNEL = "llmrouter_policies"
 _CONNECT_S = 3
-_STATEMENT_MS = 5_000
+_POOL_S = 30
+_STATEMENT_MS = 10_000
 _SLICE_S = 0.2
 """How long closing waits for a thread that listens."""
 
@@ -30,8 +31,10 @@ _CONNECT: dict[str, Any] = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    # A writer waits for the others' lock, but not for ever.
-    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
+    # A writer waits for the others' lock, but not for ever: one that stops in the middle, with the
+    # lock, is thrown out.
+    "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS} "
+    f"-c idle_in_transaction_session_timeout={_STATEMENT_MS}",
 }
 
 
@@ -51,7 +54,7 @@ class PostgresStore(SqlStore):
             pool_pre_ping=True,
             pool_size=4,
             max_overflow=4,
-            pool_timeout=_CONNECT_S,
+            pool_timeout=_POOL_S,
             # All reads of a transaction see the same moment; a writer's see what the last one did.
             isolation_level="REPEATABLE READ",
         )

@@ -165,8 +165,8 @@ def test_stores_do_not_diverge_from_the_model(postgres: PostgresServer) -> None:
     run_state_machine_as_test(
         StoresFollowTheModel,
         settings=settings(
-            max_examples=200 if os.environ.get("SIDECAR_PROVE") else 8,
-            stateful_step_count=15,
+            max_examples=200 if os.environ.get("SIDECAR_PROVE") else 6,
+            stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
