@@ -334,7 +334,7 @@ REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
     "author": (
         "UpdatePolicy",
         policy_pb2.UpdatePolicyRequest(
-            policy=policy(NAME), note=policy_pb2.ChangeNote(author="x" * 201, message="\0")
+            policy=policy(NAME), note=policy_pb2.ChangeNote(author="two\nlines", message="\0")
         ),
         "INVALID_REQUEST",
         ("note.author", "note.message"),

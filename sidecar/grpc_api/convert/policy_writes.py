@@ -49,9 +49,9 @@ class WriteRequest(Protocol):
 def write_note(request: WriteRequest, etag: str, violations: Violations) -> WriteNote:
     """The note of a write whose author is what the caller says it is."""
     author, message = request.note.author, request.note.message
-    if len(author) > MAX_AUTHOR or _CONTROL.search(author):
+    if len(author) > MAX_AUTHOR or (author and not author.isprintable()):
         violations.add(
-            "note.author", f"must have at most {MAX_AUTHOR} characters and no control characters"
+            "note.author", f"must have at most {MAX_AUTHOR} characters, all of them printable"
         )
     if len(message) > MAX_NOTE or _CONTROL.search(message):
         violations.add(
