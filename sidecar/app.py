@@ -287,7 +287,7 @@ class Sidecar:
                 reflection=server.reflection,
                 channelz=server.channelz,
             ),
-            mounted=build_ext_proc(settings, self._routing.router, self._routing.registry),
+            mounted=build_ext_proc(settings, self._routing.router, self._routing.registry, metrics),
             policies=api_policies(settings, self._store, self._live),
         )
         metrics.watch(self.state)

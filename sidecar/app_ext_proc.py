@@ -5,7 +5,7 @@ from __future__ import annotations
 from sidecar.config import Settings
 from sidecar.config_ext_proc import BY_BODY, CODING_AGENTS, ExtProcSettings
 from sidecar.core.policy import ApiDialect
-from sidecar.ext_proc.deciding import Models, Router
+from sidecar.ext_proc.deciding import Models, PassObserver, Router
 from sidecar.ext_proc.dialects import (
     BY_SHAPE,
     DialectOptions,
@@ -21,14 +21,17 @@ _ENVELOPE_BYTES = 64 * 1024
 """Of a message around a body."""
 
 
-def build_ext_proc(settings: Settings, router: Router, models: Models) -> list[ExtProcService]:
+def build_ext_proc(
+    settings: Settings, router: Router, models: Models, observer: PassObserver
+) -> list[ExtProcService]:
     """The service, if it is switched on."""
     section = settings.ext_proc
     if not section.enabled:
         return []
     dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
-    return [ExtProcService(router, models, dialects, ext_proc_options(section, largest))]
+    options = ext_proc_options(section, largest)
+    return [ExtProcService(router, models, dialects, options, observer)]
 
 
 def dialect_options(section: ExtProcSettings) -> DialectOptions:

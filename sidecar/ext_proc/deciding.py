@@ -45,17 +45,31 @@ class Models(Protocol):
     def catalog(self) -> Catalog: ...
 
 
+class PassObserver(Protocol):
+    """Counts the requests that nothing was decided for."""
+
+    def passed_on(self, reason: str) -> None:
+        """`reason`: the value of a `PassReason`."""
+        ...
+
+
 class RequestDecider:
     """Reads a request, decides, and writes down what to do to it. Never fails: what cannot be
     decided is passed on."""
 
     def __init__(
-        self, router: Router, models: Models, dialects: Dialects, options: ExtProcOptions
+        self,
+        router: Router,
+        models: Models,
+        dialects: Dialects,
+        options: ExtProcOptions,
+        observer: PassObserver | None = None,
     ) -> None:
         self._router = router
         self._models = models
         self._dialects = dialects
         self._options = options
+        self._observer = observer
 
     def recognise(self, head: HttpHead) -> Passed | None:
         """Why the body of such a request is not wanted; None if it is."""
@@ -64,6 +78,8 @@ class RequestDecider:
 
     def passing(self, passed: Passed) -> Effect:
         """What is done to a request that is passed on."""
+        if self._observer is not None:
+            self._observer.passed_on(passed.reason.value)
         _log.debug("passed on", reason=passed.reason.value, detail=passed.detail)
         return effect_of_passing(passed, self._options.writing)
 

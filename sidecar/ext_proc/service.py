@@ -16,7 +16,7 @@ from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc im
 )
 from sidecar.ext_proc import messages
 from sidecar.ext_proc.asking import RouteSays
-from sidecar.ext_proc.deciding import Models, RequestDecider, Router
+from sidecar.ext_proc.deciding import Models, PassObserver, RequestDecider, Router
 from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.machine import Answers, Exchange, Rules
 from sidecar.ext_proc.options import ExtProcOptions
@@ -54,13 +54,18 @@ class ExtProcService(ExternalProcessorServicer):
     """
 
     def __init__(
-        self, router: Router, models: Models, dialects: Dialects, options: ExtProcOptions
+        self,
+        router: Router,
+        models: Models,
+        dialects: Dialects,
+        options: ExtProcOptions,
+        observer: PassObserver | None = None,
     ) -> None:
         self._waiting = options.waiting
         self._asking = options.asking
         self._drain: Drain | None = None
         self._served = False
-        self._decider = RequestDecider(router, models, dialects, options)
+        self._decider = RequestDecider(router, models, dialects, options, observer)
         self._rules = Rules(
             max_body_bytes=options.max_body_bytes,
             owned=options.writing.owned,

@@ -71,6 +71,12 @@ class Metrics:
             buckets=DECISION_BUCKETS,
             registry=self.registry,
         )
+        self._passed_on = Counter(
+            "llmrouter_envoy_passed_on",
+            "HTTP requests from Envoy that nothing was decided for, and why.",
+            ("reason",),
+            registry=self.registry,
+        )
         self._calls = Counter(
             "llmrouter_grpc_requests",
             "gRPC calls that have ended, by method and how they ended.",
@@ -105,6 +111,10 @@ class Metrics:
         for each in decision.steps:
             if each.step != "total":
                 self._step_seconds.labels(step=each.step).observe(each.ms / 1000)
+
+    def passed_on(self, reason: str) -> None:
+        """An HTTP request from Envoy goes on without a decision."""
+        self._passed_on.labels(reason).inc()
 
     def call_started(self, method: str) -> None:
         self._in_flight.labels(method=method).inc()

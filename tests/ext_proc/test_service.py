@@ -16,8 +16,10 @@ from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 
 from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
     ExternalProcessorStub,
 )
+from sidecar.ext_proc.deciding import RequestDecider
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
+from sidecar.ext_proc.request import Passed, PassReason
 from tests.ext_proc.parts import (
     kinds,
     request_body,
@@ -25,7 +27,7 @@ from tests.ext_proc.parts import (
     set_headers,
     streamed,
 )
-from tests.ext_proc.standins import RunningService, StubRouter, chat, service_on
+from tests.ext_proc.standins import RunningService, StubDialects, StubRouter, chat, service_on
 
 JSON = {"content-type": "application/json"}
 
@@ -247,3 +249,16 @@ async def test_server_waits_for_requests_that_are_not_answered(socket: Path) -> 
         await envoy.hear()
         async with asyncio.timeout(20):
             await idle
+
+
+def test_request_that_is_passed_on_is_counted_by_its_reason() -> None:
+    class Counted(list[str]):
+        def passed_on(self, reason: str) -> None:
+            self.append(reason)
+
+    counted, router = Counted(), StubRouter()
+    decider = RequestDecider(router, router, StubDialects(), ExtProcOptions(), counted)
+
+    decider.passing(Passed(PassReason.SLOW_BODY))
+
+    assert counted == ["slow_body"]

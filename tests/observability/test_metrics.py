@@ -105,3 +105,15 @@ async def test_calls_are_counted_by_method_and_how_they_ended() -> None:
         if sample.name == "llmrouter_grpc_requests_total"
     }
     assert counted == {(ROUTE, "ok"): 1, (ROUTE, "invalid_request"): 1, (ROUTE, "cancelled"): 1}
+
+
+def test_requests_that_are_passed_on_are_counted_by_reason() -> None:
+    metrics = Metrics()
+
+    metrics.passed_on("malformed_body")
+    metrics.passed_on("malformed_body")
+
+    counted = metrics.registry.get_sample_value(
+        "llmrouter_envoy_passed_on_total", {"reason": "malformed_body"}
+    )
+    assert counted == 2
