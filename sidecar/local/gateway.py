@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ruamel.yaml import YAML
 
 from sidecar.local.errors import LocalError
 
@@ -87,6 +86,9 @@ def adapted(shipped: str, options: GatewayOptions) -> str:
 
 def _load(text: str) -> Any:
     """Without the aliases of the YAML, so that changing one place does not change others."""
+    # Not at the top: `make` imports this package with a Python that has nothing installed yet.
+    from ruamel.yaml import YAML
+
     return json.loads(json.dumps(YAML(typ="safe", pure=True).load(text)))
 
 

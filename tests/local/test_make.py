@@ -25,8 +25,8 @@ def test_make_alone_lists_the_targets(tmp_path: Path) -> None:
         assert f"\n  {target} " in result.stdout
 
 
-def test_the_python_of_these_tests_fits() -> None:
-    subprocess.run([sys.executable, str(CHECK)], check=True)
+def test_the_python_of_these_tests_fits_before_anything_is_installed() -> None:
+    subprocess.run([sys.executable, "-I", "-S", str(CHECK)], check=True)
 
 
 def test_without_a_python_that_fits_make_says_why_and_what_to_do(tmp_path: Path) -> None:
