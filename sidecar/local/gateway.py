@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-
 from sidecar.local.errors import LocalError
 
 _FOLDERS = (
