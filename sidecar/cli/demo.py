@@ -106,7 +106,11 @@ def _print(rows: list[Row], engine: EngineInfo) -> None:
     console.print(table(rows, console))
     judged = [row for row in rows if row.right is not None]
     right = sum(row.right is True for row in judged)
-    by_model = sum(row.decision.source is Source.MODEL for row in rows)
+    # That no route fits is the model's decision, too.
+    by_model = sum(
+        row.decision.source is Source.MODEL or row.decision.reason is Reason.NO_MATCH
+        for row in rows
+    )
     console.print(
         f"\n{right} of {len(judged)} as a person would route them; {by_model} of {len(rows)} "
         "decided by the routing model. The models that were chosen have not been called.",

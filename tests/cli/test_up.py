@@ -148,7 +148,7 @@ def _triton_log(up: Up) -> Path:
 
 
 def _check_answers(up: Up, tmp_path: Path) -> None:
-    text = sidecar("route", "Fix this Python function, please.", "--address", up.address)
+    text = sidecar("route", "Fix this shell script, please.", "--address", up.address)
     assert text.returncode == 0
     assert re.search(r"^source +model, matched", text.stdout, re.MULTILINE)
 
