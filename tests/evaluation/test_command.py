@@ -36,7 +36,8 @@ REQUESTS = {
     "code": ["Fix this Python function.", "Why does my loop never end?"],
     "weather": ["Will it rain tomorrow?"],
     "billing": ["I was charged twice."],
-    "other": ["Thanks, bye!"],
+    # The last is labelled wrongly, so that a good model, too, has a miss to report.
+    "other": ["Thanks, bye!", "Fix this Rust function."],
 }
 # A shell script that starts the tests in the background has them ignore Ctrl-C, and all they start.
 INTERRUPTIBLE = """
