@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from sidecar.cli.bench import GROUPS, bench
+from sidecar.cli.bench import GROUPS
 from sidecar.engines import EngineInfo
+from tests.cli.test_commands import sidecar
 
 
 @pytest.fixture(scope="module")
 def ran(cpu_engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What it printed, and its JSON."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
-    result = CliRunner().invoke(bench, ["--tiny", "--json", str(path)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output, path
+    result = sidecar("bench", "--tiny", "--json", str(path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout, path
 
 
 def test_every_row_states_its_size_and_who_decided(ran: tuple[str, Path]) -> None:

@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from sidecar.bench.faults import FAULTS
 from sidecar.bench.measuring import Sample
 from sidecar.bench.soak import Called, Soaked, Window
-from sidecar.cli.soak import soak
 from sidecar.engines import EngineInfo
+from tests.cli.test_commands import sidecar
 
 FAST = sorted(set(FAULTS) - {"Triton killed", "Triton frozen"})
 
@@ -23,14 +22,11 @@ FAST = sorted(set(FAULTS) - {"Triton killed", "Triton frozen"})
 def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path: Path) -> None:
     path = tmp_path / "soak.json"
     given = [part for name in FAST for part in ("--fault", name)]
-    result = CliRunner().invoke(
-        soak,
-        ["--minutes=0", "--every=1", "--hold=0.7", "--rate=3", "--json", str(path), *given],
-        catch_exceptions=False,
-    )
-    found = json.loads(path.read_text())
+    options = ("--minutes=0", "--every=1", "--hold=0.7", "--rate=3", "--json", str(path))
+    result = sidecar("soak", *options, *given)
 
-    assert result.exit_code == 0, result.output
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(path.read_text())
     assert found["failed"] == 0
     assert [window["fault"] for window in found["windows"]] == FAST
     assert all(window["recovery_s"] is not None for window in found["windows"])

@@ -170,7 +170,7 @@ def test_what_was_decided_before_a_sidecar_died_is_shown(
     arguments = ["eval", "--cases", cases, "--target", "a:1", "--json", results]
     done = CliRunner().invoke(cli, [*map(str, arguments), "--concurrency", "1"])
     assert done.exit_code == 1
-    assert "Interrupted: 3 of 5 cases were asked." in done.output
+    assert "Interrupted: 3 of 6 cases were asked." in done.output
     assert "Error: it has died" in done.output
     assert json.loads(results.read_text())["overall"]["cases"] == 3
 
