@@ -114,9 +114,9 @@ async def test_killed_triton(cpu_repository: Path, cpu_engine: EngineInfo) -> No
 async def back_after_thaw(triton: TritonServer, load: Load) -> float:
     """Seconds to the first decision by the model; from a new start if Triton does not survive.
 
-    Once thawed, Triton 2.51 may find that its Python process missed its heartbeat, answer what is in
-    flight with an error, and crash in TRITONBACKEND_ResponseSend when the late response comes, too:
-    the more likely the longer it was frozen. Where it matters something starts it again.
+    Once thawed, Triton 2.51 may find that its Python process missed its heartbeat, answer what is
+    in flight with an error, and crash in TRITONBACKEND_ResponseSend when the late response comes,
+    too: the more likely the longer it was frozen. Where it matters something starts it again.
     """
     back = asyncio.create_task(load.until(decision_pb2.DECISION_SOURCE_MODEL, time.monotonic()))
     while not back.done():
