@@ -43,6 +43,7 @@ from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState, TargetState
 from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
+from sidecar.prompts.budget import fixed_tokens, surely_fits
 from sidecar.prompts.second_opinion import Fusion, encoder_texts, with_second_opinion
 from sidecar.routing import (
     DecisionCache,
@@ -237,8 +238,15 @@ def _registry(
             )
             return give_second_opinion(compiled, policy)
 
+        fixed = fixed_tokens(compile_prompt)
         registry = PolicyRegistry(
-            (), {}, compile_prompt, default_policy=default, max_prompt_tokens=max_tokens
+            (),
+            {},
+            compile_prompt,
+            default_policy=default,
+            max_prompt_tokens=max_tokens,
+            surely_fits=lambda policy: surely_fits(policy, fixed, max_tokens),
+            compiled_bytes=settings.policies.compiled_max_bytes,
         )
     except SidecarError as error:
         raise StartupError(error.message) from None
@@ -316,6 +324,8 @@ class Sidecar:
                 for each in routing.targets
             ),
             pinned=len(routing.pins or ()),
+            compiled=routing.registry.compiled_policies,
+            compiled_bytes=routing.registry.compiled_bytes,
             cached=len(routing.cache or ()),
             cached_bytes=routing.cache.nbytes if routing.cache else 0,
         )

@@ -110,7 +110,7 @@ def begin_live(
 
 
 def _holds(target: Target, compiled: CompiledPolicy) -> bool:
-    return compiled.prompt is not None and target.warmth.cold_tokens(compiled) == 0
+    return target.warmth.holds(compiled.ref.digest)
 
 
 async def _warm_at(target: Target, compiled: CompiledPolicy, end: float) -> None:

@@ -152,6 +152,14 @@ class PolicySettings(_Section):
     default_policy: PolicyId = _setting(
         "default", "The policy of requests that name none: an id, or a resource name."
     )
+    compiled_max_bytes: int = _setting(
+        128 * 1024 * 1024,
+        "Memory for compiled policies, by estimate; one of 34 routes takes some 80 kB. Those used "
+        "least recently go first and are compiled again when they are needed, in milliseconds. "
+        "Inline policies have a small memory of their own.",
+        "bytes",
+        ge=0,
+    )
 
 
 class RoutingSettings(_Section):

@@ -179,6 +179,7 @@ class SidecarState:
         waiting: decisions that wait for the routing model.
         cached: decisions kept, of `cached_bytes` by estimate.
         pinned: routes kept by tasks and conversations.
+        compiled: named policies kept compiled, of `compiled_bytes` by estimate.
     """
 
     ready: bool
@@ -192,6 +193,8 @@ class SidecarState:
     cached: int = 0
     cached_bytes: int = 0
     pinned: int = 0
+    compiled: int = 0
+    compiled_bytes: int = 0
 
 
 class _StateCollector(Collector):
@@ -224,6 +227,16 @@ class _StateCollector(Collector):
             "llmrouter_cached_decisions_bytes",
             "Memory of the decisions kept, by estimate.",
             value=float(state.cached_bytes),
+        )
+        yield GaugeMetricFamily(
+            "llmrouter_compiled_policies",
+            "Policies kept compiled in memory.",
+            value=float(state.compiled),
+        )
+        yield GaugeMetricFamily(
+            "llmrouter_compiled_policies_bytes",
+            "Memory of the compiled policies, by estimate.",
+            value=float(state.compiled_bytes),
         )
         yield GaugeMetricFamily(
             "llmrouter_pins",

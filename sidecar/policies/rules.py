@@ -59,7 +59,7 @@ def check_policy(policy: Policy, catalog: Catalog | None) -> tuple[Finding, ...]
     Args:
         catalog: None if there is none, and models are not looked up.
     """
-    errors = limited(_policy_errors(policy, catalog))
+    errors = limited(policy_errors(policy, catalog))
     if errors or catalog is None:
         return errors
     return limited(_policy_warnings(policy, catalog))
@@ -83,7 +83,9 @@ def limited(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 # --- Errors of a policy ---------------------------------------------------------------------------
 
 
-def _policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]:
+def policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]:
+    """What is wrong with `policy`, one after the other: who only wants to know whether anything is
+    needs the first alone. `catalog` as in `check_policy`."""
     yield from _label_errors("name", policy.name)
     yield from _label_errors("namespace", policy.namespace)
     if policy.description:

@@ -6,12 +6,13 @@ by characters before anything is tokenized: the work is bounded by the budget, n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
-from sidecar.core.conversation import Message, Role
+from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import Tokenizer
-from sidecar.core.policy import Policy
+from sidecar.core.model import CompiledPrompt, Tokenizer
+from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
 
 GAP = "\n…\n"
 """Stands for what was cut out of the middle of a message."""
@@ -22,6 +23,13 @@ MIN_CONVERSATION_TOKENS = 64
 # More than prose (4 to 5) and code have. A text with more, such as long runs of blanks, which merge
 # into few tokens, is cut although it might just have fitted.
 _CHARS_PER_TOKEN = 8
+
+_ROUTE_FRAME = 64
+"""Bytes around a route's name and description: its label, the keys of a JSON object. More than any
+format has."""
+
+_SEAM_TOKENS = 32
+"""Where texts are joined, a word can take a few tokens more than it takes alone."""
 
 Encode = Callable[[str], list[int]]
 
@@ -93,3 +101,31 @@ def check_room(
         f"{MIN_CONVERSATION_TOKENS}: shorten descriptions, remove routes, or use a routing model "
         f"with a longer context",
     )
+
+
+def fixed_tokens(compile_prompt: Callable[[Policy], CompiledPrompt]) -> int:
+    """What a prompt takes beside its routes, or a little more: all that the smallest one takes.
+    Raises SidecarError as `compile_prompt` does."""
+    models = ModelList((WeightedModel("any"),))
+    smallest = compile_prompt(Policy("smallest", (Route("a", "b", models),), models))
+    prompt = smallest.render(Conversation((Message(Role.USER, "c"),)))
+    return len(prompt.prefix_ids) + len(prompt.suffix_ids)
+
+
+def surely_fits(policy: Policy, fixed: int, max_tokens: int) -> bool:
+    """True only if `check_room` would not refuse the policy; known without tokenizing it.
+
+    Tokenizers of the models here take at least one byte for a token, and no format writes a text
+    in more bytes than JSON with its non-ASCII characters escaped.
+
+    Args:
+        fixed: what the prompt takes beside the routes and the conversation.
+    """
+    # A `</` may be escaped as well.
+    routes = sum(
+        len(json.dumps(text)) + text.count("</")
+        for route in policy.routes
+        for text in (route.name, route.description)
+    )
+    most = fixed + _SEAM_TOKENS + routes + _ROUTE_FRAME * len(policy.routes)
+    return max_tokens - most >= MIN_CONVERSATION_TOKENS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,10 +13,10 @@ import structlog
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, PolicyRecord
-from sidecar.policies.findings import Severity
-from sidecar.policies.rules import check_policy
+from sidecar.policies.rules import policy_errors
 from sidecar.policies.stores.contract import PolicyStore, Snapshot, with_changes
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry, missing_models
+from sidecar.routing.warmth import WARMED_AT_RECOVERY
 
 _log = structlog.get_logger(__name__)
 
@@ -25,6 +25,11 @@ _CHANGES_AT_ONCE = 200
 
 _AGAIN_S = 0.5
 """How long after a failure the store is asked again."""
+
+_COMPILED_AT_START = WARMED_AT_RECOVERY
+"""Policies compiled before the start is over: those whose prefixes are then computed. Others that
+surely can be are compiled when they are needed, or thousands would hold up the start for minutes
+and fill the memory."""
 
 T = TypeVar("T")
 
@@ -108,14 +113,23 @@ class LivePolicies:
         """Bring everything into force at the start, cold: nothing is served yet."""
         self._snapshot = snapshot
         self._registry.put_catalog(snapshot.catalog.models)
-        accepted = []
-        for record in snapshot.records.values():
-            try:
-                accepted.append((record, self._compiled(record, snapshot.catalog)))
-            except SidecarError as error:
-                self._refuse(record.policy.resource_name, record.revision, error.message)
-        self._registry.put(accepted)
+        self._registry.put(list(self._accepted(snapshot)))
         self._note_unreadable()
+
+    def _accepted(self, snapshot: Snapshot) -> Iterator[tuple[PolicyRecord, CompiledPolicy]]:
+        default = self._registry.default_name
+        names = sorted(snapshot.records, key=lambda name: name != default)
+        for place, name in enumerate(names):
+            record = snapshot.records[name]
+            try:
+                _check(record, snapshot.catalog)
+                if place < _COMPILED_AT_START or not self._registry.surely_fits(record.policy):
+                    accept = self._registry.compile_record
+                else:
+                    accept = self._registry.accept_record
+                yield record, accept(record, snapshot.catalog.models)
+            except SidecarError as error:
+                self._refuse(name, record.revision, error.message)
 
     async def follow(self) -> None:
         """Runs until cancelled."""
@@ -272,14 +286,7 @@ class LivePolicies:
 
     def _compiled(self, record: PolicyRecord, catalog: CatalogRecord) -> CompiledPolicy:
         """Raises SidecarError for what cannot be used."""
-        errors = [
-            finding
-            for finding in check_policy(record.policy, catalog.models)
-            if finding.severity is Severity.ERROR
-        ]
-        if errors:
-            text = f"{errors[0].path}: {errors[0].message}"
-            raise SidecarError(ErrorCode.INVALID_POLICY, text)
+        _check(record, catalog)
         return self._registry.compile_record(record, catalog.models)
 
     def _refuse(self, name: str, revision: int, why: str) -> None:
@@ -289,3 +296,9 @@ class LivePolicies:
         if self._refusals.get(name) != refusal:
             _log.error("policy refused", policy=name, revision=revision, in_force=in_force, why=why)
         self._refusals[name] = refusal
+
+
+def _check(record: PolicyRecord, catalog: CatalogRecord) -> None:
+    """Raises SidecarError INVALID_POLICY with the first error."""
+    for finding in policy_errors(record.policy, catalog.models):
+        raise SidecarError(ErrorCode.INVALID_POLICY, f"{finding.path}: {finding.message}")

@@ -11,15 +11,26 @@ from sidecar.core.decision import PolicyName, PolicyRef
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Catalog, Policy, PolicyRecord
+from sidecar.routing.compiled import CompiledPrompts, prompt_bytes
 
 _INLINE_KEPT = 64
 """Compiled inline policies kept: callers send the same few again and again, and compiling one
 costs milliseconds."""
 
+_INLINE_BYTES = 16 * 1024 * 1024
+"""Most memory for them, by estimate. It is apart from that of named policies, so that callers who
+make up policies never take the place of those that were accepted."""
+
+COMPILED_BYTES = 128 * 1024 * 1024
+"""Memory for compiled named policies; one of 34 routes takes some 80 kB."""
+
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """A policy ready to decide. `prompt` is None for a policy without routes.
+    """A policy that decides.
+
+    `prompt` is None for a policy without routes. Of a named policy it is None as well until
+    `PolicyRegistry.ready` gives it, where it was not needed before or its memory was.
 
     `catalog` is the one that the policy was checked against: a request that began under it ends
     under it.
@@ -38,6 +49,15 @@ class CompiledPolicy:
 CompilePrompt = Callable[[Policy], CompiledPrompt]
 """Raises SidecarError POLICY_TOO_LARGE. Called from several threads."""
 
+SurelyFits = Callable[[Policy], bool]
+"""True only for a policy that compiles without an error; takes no more than microseconds a route.
+Compiling it can wait until it is needed."""
+
+
+def never_sure(policy: Policy) -> bool:
+    """Every policy is compiled when it is accepted."""
+    return False
+
 
 @dataclass(frozen=True, slots=True)
 class _InForce:
@@ -53,6 +73,10 @@ class PolicyRegistry:
 
     A request takes its policy once and keeps it; a change is one assignment, so no request waits
     for it and none sees half of it. Changes are made in the event loop alone.
+
+    Args:
+        surely_fits: which policies need not be compiled to know that they can be.
+        compiled_bytes: bound of the named policies' compiled prompts, by estimate.
     """
 
     def __init__(
@@ -63,11 +87,19 @@ class PolicyRegistry:
         *,
         default_policy: PolicyName,
         max_prompt_tokens: int,
+        surely_fits: SurelyFits = never_sure,
+        compiled_bytes: int = COMPILED_BYTES,
     ) -> None:
         self.max_prompt_tokens = max_prompt_tokens
+        self.surely_fits = surely_fits
         self._compile_prompt = compile_prompt
         self._default = default_policy
         self._inline: OrderedDict[Policy, CompiledPolicy] = OrderedDict()
+        self._inline_bytes = 0
+        self._prompts = CompiledPrompts(compiled_bytes)
+        self._compiling: dict[str, asyncio.Task[CompiledPrompt]] = {}
+        # One at a time: every thread that computes makes the event loop wait for the interpreter.
+        self._turn = asyncio.Lock()
         self._in_force = _InForce(catalog, {}, {})
         self.put([(record, self.compile_record(record, catalog)) for record in records])
 
@@ -86,11 +118,21 @@ class PolicyRegistry:
         records = self._in_force.records
         return [records[name] for name in sorted(records)]
 
+    @property
+    def compiled_policies(self) -> int:
+        """Named policies whose compiled prompts are in memory."""
+        return len(self._prompts)
+
+    @property
+    def compiled_bytes(self) -> int:
+        """Memory of those, by estimate."""
+        return self._prompts.nbytes
+
     def named(self) -> Sequence[CompiledPolicy]:
-        """All named policies compiled, the default policy first."""
+        """All named policies, the default policy first."""
         default = self.default_name
-        named = self._in_force.named.values()
-        return sorted(named, key=lambda compiled: compiled.ref.name != default)
+        named = sorted(self._in_force.named.values(), key=lambda each: each.ref.name != default)
+        return [_with(each, self._prompts.peek(each.ref.digest)) for each in named]
 
     def get_default(self) -> CompiledPolicy:
         """The policy of requests that name none. Raises SidecarError POLICY_NOT_FOUND."""
@@ -98,27 +140,39 @@ class PolicyRegistry:
 
     def find(self, name: str) -> CompiledPolicy | None:
         """The policy of that resource name; None if there is none in force."""
-        return self._in_force.named.get(name)
+        found = self._in_force.named.get(name)
+        return None if found is None else _with(found, self._prompts.peek(found.ref.digest))
 
     def compile_record(self, record: PolicyRecord, catalog: Catalog) -> CompiledPolicy:
         """A named policy, ready for `put`; takes milliseconds and changes nothing. Raises
         SidecarError POLICY_TOO_LARGE."""
-        digest = record.policy.digest()
-        ref = PolicyRef(record.policy.resource_name, record.revision, digest)
-        return self._compiled(record.policy, ref, catalog)
+        return self._compiled(record.policy, _ref_of(record), catalog)
+
+    def accept_record(self, record: PolicyRecord, catalog: Catalog) -> CompiledPolicy:
+        """As `compile_record`, where `surely_fits` says that it would raise nothing: at once, and
+        compiled when it is needed."""
+        return CompiledPolicy(record.policy, _ref_of(record), None, catalog)
 
     def put(self, policies: Sequence[tuple[PolicyRecord, CompiledPolicy]]) -> None:
         """From now on these decide, instead of those of the same names."""
         before = self._in_force
         records = {record.policy.resource_name: record for record, _ in policies}
-        named = {compiled.ref.name: compiled for _, compiled in policies}
+        named = {compiled.ref.name: _with(compiled, None) for _, compiled in policies}
         self._in_force = _InForce(
             before.catalog, {**before.records, **records}, {**before.named, **named}
         )
+        for _, compiled in policies:
+            replaced = before.named.get(compiled.ref.name)
+            if replaced is not None and replaced.ref.digest != compiled.ref.digest:
+                self._prompts.drop(replaced.ref.digest)
+            if compiled.prompt is not None:
+                self._prompts.put(compiled.ref.digest, compiled.prompt)
 
     def remove(self, name: str) -> None:
         """From now on there is no policy of that resource name."""
         before = self._in_force
+        if (removed := before.named.get(name)) is not None:
+            self._prompts.drop(removed.ref.digest)
         self._in_force = _InForce(
             before.catalog,
             {each: record for each, record in before.records.items() if each != name},
@@ -135,18 +189,44 @@ class PolicyRegistry:
         }
         self._in_force = _InForce(catalog, before.records, named)
         self._inline.clear()
+        self._inline_bytes = 0
 
     def get(self, name: PolicyName) -> CompiledPolicy:
         """Raises SidecarError POLICY_NOT_FOUND."""
         resource = self._resource_name(name)
         try:
-            return self._in_force.named[resource]
+            found = self._in_force.named[resource]
+            return _with(found, self._prompts.get(found.ref.digest))
         except KeyError:
             known = ", ".join(sorted(self._in_force.named)[:10]) or "none"
             raise SidecarError(
                 ErrorCode.POLICY_NOT_FOUND,
                 f"there is no policy {resource}; the first of those loaded: {known}",
             ) from None
+
+    async def ready(self, compiled: CompiledPolicy, within_s: float) -> CompiledPolicy | None:
+        """A named policy with its prompt, compiled in a thread, once for all who wait for it.
+
+        Returns:
+            None if it took longer than `within_s`; it goes on and the next request finds it.
+        """
+        digest = compiled.ref.digest
+        task = self._compiling.get(digest)
+        if task is None:
+            task = asyncio.create_task(self._compile_needed(compiled), name="compile-policy")
+            self._compiling[digest] = task
+            task.add_done_callback(lambda _: self._compiling.pop(digest))
+        await asyncio.wait({task}, timeout=max(within_s, 0))
+        return _with(compiled, task.result()) if task.done() else None
+
+    async def _compile_needed(self, compiled: CompiledPolicy) -> CompiledPrompt:
+        async with self._turn:
+            prompt = await asyncio.to_thread(self._compile_prompt, compiled.policy)
+        named = self._in_force.named.get(compiled.ref.name)
+        # A revision that was replaced meanwhile ends with the requests that began under it.
+        if named is not None and named.ref.digest == compiled.ref.digest:
+            self._prompts.put(compiled.ref.digest, prompt)
+        return prompt
 
     def compile(self, policy: Policy) -> CompiledPolicy:
         """Compile a policy that is not in the registry; takes milliseconds.
@@ -169,12 +249,18 @@ class PolicyRegistry:
         if compiled is None:
             compiled = await asyncio.to_thread(self.compile, policy)
             if compiled.catalog is self.catalog:
-                self._inline[policy] = compiled
-            if len(self._inline) > _INLINE_KEPT:
-                self._inline.popitem(last=False)
+                self._remember_inline(policy, compiled)
         else:
             self._inline.move_to_end(policy)
         return compiled
+
+    def _remember_inline(self, policy: Policy, compiled: CompiledPolicy) -> None:
+        if self._inline.pop(policy, None) is None:
+            self._inline_bytes += _bytes_of(compiled)
+        self._inline[policy] = compiled
+        while len(self._inline) > _INLINE_KEPT or self._inline_bytes > _INLINE_BYTES:
+            _, dropped = self._inline.popitem(last=False)
+            self._inline_bytes -= _bytes_of(dropped)
 
     def _compiled(self, policy: Policy, ref: PolicyRef, catalog: Catalog) -> CompiledPolicy:
         prompt = self._compile_prompt(policy) if policy.routes else None
@@ -183,6 +269,22 @@ class PolicyRegistry:
     def _resource_name(self, name: PolicyName) -> str:
         named = name if name.name else self._default
         return f"namespaces/{named.namespace}/policies/{named.name}"
+
+
+def _ref_of(record: PolicyRecord) -> PolicyRef:
+    # What a store keeps is what it computed when the revision was made.
+    digest = record.digest or record.policy.digest()
+    return PolicyRef(record.policy.resource_name, record.revision, digest)
+
+
+def _with(compiled: CompiledPolicy, prompt: CompiledPrompt | None) -> CompiledPolicy:
+    if compiled.prompt is prompt:
+        return compiled
+    return CompiledPolicy(compiled.policy, compiled.ref, prompt, compiled.catalog)
+
+
+def _bytes_of(compiled: CompiledPolicy) -> int:
+    return 0 if compiled.prompt is None else prompt_bytes(compiled.prompt)
 
 
 def missing_models(policy: Policy, catalog: Catalog) -> list[str]:

@@ -161,7 +161,12 @@ class Router:
 
     async def _answered(self, walk: Walk) -> Outcome:
         try:
-            return self._unroutable(walk) or self._from_cache(walk) or await self._by_model(walk)
+            return (
+                self._unroutable(walk)
+                or await self._uncompiled(walk)
+                or self._from_cache(walk)
+                or await self._by_model(walk)
+            )
         except InferenceError as error:
             return fallback(error.failure.value, f"The routing model gave no answer: {error}")
 
@@ -187,11 +192,22 @@ class Router:
         return kept
 
     def _unroutable(self, walk: Walk) -> Outcome | None:
-        if walk.compiled.prompt is None:
+        if not walk.compiled.policy.routes:
             return fallback(Reason.NOTHING_TO_ROUTE, "The policy has no routes.")
         if not walk.asked.shown_to_router():
             detail = "The conversation has no user or assistant text."
             return fallback(Reason.NOTHING_TO_ROUTE, detail)
+        return None
+
+    async def _uncompiled(self, walk: Walk) -> Outcome | None:
+        """Has the policy compiled, where that was not needed before."""
+        if walk.compiled.prompt is not None:
+            return None
+        compiled = await self._registry.ready(walk.compiled, walk.remaining_s)
+        walk.finish_step("compile")
+        if compiled is None:
+            return fallback(Reason.WARMING, "The policy is being compiled.")
+        walk.compiled = compiled
         return None
 
     def _from_cache(self, walk: Walk) -> Outcome | None:

@@ -108,6 +108,10 @@ class Warmth:
         """A decision was not late, so its prefix is there now."""
         self._computed(compiled.ref.digest)
 
+    def holds(self, digest: str) -> bool:
+        """True if the prefix of the policy with that digest was computed since the last outage."""
+        return digest in self._warm
+
     def cold_tokens(self, compiled: CompiledPolicy) -> int:
         """Tokens of the prefix that the next decision has to wait for, as far as is known."""
         if compiled.prompt is None or compiled.ref.digest in self._warm:
@@ -176,7 +180,8 @@ class Warmth:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _most_used(self) -> list[CompiledPolicy]:
-        named = {compiled.ref.digest: compiled for compiled in self._policies()}
+        # One that is not compiled was not asked for lately.
+        named = {each.ref.digest: each for each in self._policies() if each.prompt is not None}
         recent = [named[digest] for digest in reversed(self._asked) if digest in named]
         others = [named[digest] for digest in named if digest not in self._asked]
         return (recent + others)[:WARMED_AT_RECOVERY]

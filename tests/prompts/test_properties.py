@@ -18,6 +18,7 @@ from sidecar.core.model import CompiledPrompt, LabelLogits, Prompt, TextOutput
 from sidecar.core.policy import OTHER, Policy
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts import FORMATS, get_format
+from sidecar.prompts.budget import fixed_tokens, surely_fits
 from tests.doubles import talk
 from tests.prompts.samples import (
     CODING,
@@ -98,6 +99,29 @@ def test_prefix_and_suffix_are_the_ids_of_the_whole(
 
     for run in runs_of_text(prompt, tokenizer):
         assert tokenizer.encode(tokenizer.decode(run)) == run
+
+
+@every_format
+@thorough
+@given(policy=policies, max_tokens=st.integers(300, 4000))
+def test_policy_that_surely_fits_is_never_too_large(
+    name: str, vocabulary: Vocabulary, policy: Policy, max_tokens: int
+) -> None:
+    tokenizer = vocabulary()
+    fixed = fixed_tokens(lambda each: compiled_with(name, tokenizer, each))
+    assume(surely_fits(policy, fixed, max_tokens))
+
+    compiled_with(name, tokenizer, policy, max_tokens)
+
+
+@every_format
+def test_policy_of_34_routes_surely_fits(name: str, vocabulary: Vocabulary) -> None:
+    tokenizer = vocabulary()
+    fixed = fixed_tokens(lambda each: compiled_with(name, tokenizer, each))
+    sentence = "Drafting and revising documents of that kind with a clear tone and a call to act."
+
+    assert surely_fits(policy_of({f"route_{n}": sentence for n in range(34)}), fixed, 8000)
+    assert not surely_fits(policy_of({f"route_{n}": sentence for n in range(512)}), fixed, 8000)
 
 
 @every_format

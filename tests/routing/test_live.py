@@ -161,6 +161,38 @@ async def test_policy_that_comes_too_large_is_refused_at_the_start(tmp_path: Pat
         assert made.live.refusals[name_of("b")].in_force == 0
 
 
+async def test_of_many_policies_those_that_surely_fit_are_compiled_when_they_are_needed(
+    tmp_path: Path,
+) -> None:
+    compiled: list[str] = []
+
+    def compile_counted(each: Policy) -> CompiledPrompt:
+        compiled.append(each.name)
+        return compile_prompt(each)
+
+    many = [policy(f"p-{n:02}") for n in range(30)]
+    unsure, broken = policy("z-unsure"), policy("z-huge", description="huge")
+    store = parts.sqlite(tmp_path, policy(), *many, unsure, broken)
+    registry = PolicyRegistry(
+        (),
+        {},
+        compile_counted,
+        default_policy=PolicyName("support"),
+        max_prompt_tokens=512,
+        surely_fits=lambda each: each.name.startswith("p-"),
+    )
+    world = World(store, registry)
+    world.live.begin(store.snapshot())
+
+    assert compiled[0] == "support"
+    assert compiled[1:] == [*(f"p-{n:02}" for n in range(15)), "z-huge", "z-unsure"]
+    # All are in force, and what cannot be is known at once.
+    assert len(registry.named()) == 32
+    assert list(world.live.refusals) == [name_of("z-huge")]
+    await world.live.close()
+    store.close()
+
+
 async def test_deleted_policy_goes_and_the_default_stays(world: World) -> None:
     write(world.store, ChangeKind.DELETE, "other")
     write(world.store, ChangeKind.DELETE, "support")

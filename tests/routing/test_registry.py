@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
-from sidecar.routing import PolicyRegistry
+from sidecar.routing import CompiledPolicy, PolicyRegistry
+from sidecar.routing.compiled import prompt_bytes
 from tests.doubles import StubPrompt
 
 MODELS = ModelList((WeightedModel("m"),))
@@ -80,6 +82,102 @@ async def test_an_inline_policy_is_compiled_once() -> None:
     assert first is second
     assert first.inline
     assert compiler.compiled == 2
+
+
+def many(compiler: Compiler, count: int, compiled_bytes: int) -> PolicyRegistry:
+    """Policies `p-0`, `p-1`, …, none of them compiled yet."""
+    made = PolicyRegistry(
+        (),
+        {"m": Model("m", "m-1")},
+        compiler,
+        default_policy=PolicyName("p-0"),
+        max_prompt_tokens=100,
+        surely_fits=lambda policy: True,
+        compiled_bytes=compiled_bytes,
+    )
+    records = [PolicyRecord(replace(POLICY, name=f"p-{n}"), 1, "e") for n in range(count)]
+    made.put([(record, made.accept_record(record, made.catalog)) for record in records])
+    return made
+
+
+async def use(policies: PolicyRegistry, number: int) -> CompiledPolicy:
+    compiled = policies.get(PolicyName(f"p-{number}"))
+    if compiled.prompt is not None:
+        return compiled
+    ready = await policies.ready(compiled, 10)
+    assert ready is not None
+    return ready
+
+
+async def test_policy_is_compiled_once_for_all_who_need_it_at_the_same_time() -> None:
+    compiler = Compiler()
+    policies = many(compiler, 3, 10**6)
+    before = compiler.compiled
+
+    made = await asyncio.gather(*(use(policies, 1) for _ in range(8)))
+
+    assert (before, compiler.compiled) == (0, 1)
+    assert {each.policy.name for each in made if each.prompt is not None} == {"p-1"}
+    assert policies.get(PolicyName("p-1")).prompt is made[0].prompt
+
+
+async def test_compiled_policies_are_kept_within_a_bound_of_bytes() -> None:
+    compiler = Compiler()
+    size = prompt_bytes(StubPrompt(POLICY))
+    policies = many(compiler, 10, 3 * size)
+    for number in (0, 1, 2, 0, 3):
+        await use(policies, number)
+        assert policies.compiled_bytes <= 3 * size
+
+    # The one that was not used for longest went, and comes back when it is needed.
+    kept = [each.policy.name for each in policies.named() if each.prompt is not None]
+    assert kept == ["p-0", "p-2", "p-3"]
+    await use(policies, 1)
+    assert compiler.compiled == 5
+
+
+async def test_inline_policies_never_take_the_place_of_named_ones() -> None:
+    policies = many(Compiler(), 2, prompt_bytes(StubPrompt(POLICY)))
+    await use(policies, 1)
+    for number in range(200):
+        await policies.compile_inline(replace(POLICY, name=f"inline-{number}"))
+
+    assert policies.get(PolicyName("p-1")).prompt is not None
+
+
+async def test_revision_that_was_replaced_while_it_was_compiled_does_not_come_back() -> None:
+    gate = threading.Event()
+
+    def slow(policy: Policy) -> CompiledPrompt:
+        assert gate.wait(10)
+        return StubPrompt(policy)
+
+    policies = many(Compiler(), 1, 10**6)
+    policies._compile_prompt = slow
+    begun = asyncio.create_task(use(policies, 0))
+    await asyncio.sleep(0.01)
+    record = PolicyRecord(replace(POLICY, name="p-0", description="new"), 2, "e")
+    policies.put([(record, policies.accept_record(record, policies.catalog))])
+    gate.set()
+
+    assert (await begun).ref.revision == 1
+    assert policies.compiled_policies == 0
+    assert policies.get(PolicyName()).ref.revision == 2
+
+
+async def test_who_cannot_wait_is_told_so_and_the_next_finds_it_compiled() -> None:
+    gate = threading.Event()
+
+    def slow(policy: Policy) -> CompiledPrompt:
+        assert gate.wait(10)
+        return StubPrompt(policy)
+
+    policies = many(Compiler(), 1, 10**6)
+    policies._compile_prompt = slow
+    assert await policies.ready(policies.get(PolicyName()), 0.01) is None
+    gate.set()
+
+    assert (await use(policies, 0)).prompt is not None
 
 
 async def test_inline_policies_are_kept_within_a_bound() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import Needs, PolicyName, RoutingRequest
+from sidecar.core.decision import Needs, PolicyName, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, Prompt
 from sidecar.core.policy import (
@@ -132,6 +132,26 @@ async def a_world(
     yield made
     await warmth.close()
     await guard.close()
+
+
+async def test_policy_that_is_not_compiled_yet_is_compiled_by_its_first_request(
+    world: World,
+) -> None:
+    late = replace(POLICY, name="late")
+    record = PolicyRecord(late, 1, "e")
+    world.registry.put([(record, world.registry.accept_record(record, CATALOG))])
+
+    decision = await world.router.decide(request(policy=PolicyName("late")))
+
+    # Its prefix is cold, as that of any policy that was not asked for before.
+    assert (decision.reason, decision.policy.name) == (Reason.WARMING, late.resource_name)
+    assert "compile" in [step.step for step in decision.steps]
+    async with asyncio.timeout(10):
+        while (
+            await world.router.decide(request(policy=PolicyName("late")))
+        ).reason is decision.reason:
+            await asyncio.sleep(0.01)
+    assert world.sink.decisions[-1].source is Source.MODEL
 
 
 def request(**changes: object) -> RoutingRequest:
