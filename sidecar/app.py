@@ -36,7 +36,7 @@ from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
-from sidecar.inference.triton_text import TritonTextModel
+from sidecar.inference.triton_text import TritonTextModel, TritonVllmModel
 from sidecar.observability.background import logging_in_background
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
@@ -71,6 +71,8 @@ several before it."""
 
 _TEXT_FORMATS = "arch-router/"
 
+_TEXT_MODELS = {"llmapi": TritonTextModel, "vllm": TritonVllmModel}
+
 
 class StartupError(Exception):
     """The sidecar cannot start; the text says what to do."""
@@ -103,9 +105,9 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     tokenizer = _tokenizer(engine.tokenizer_path)
     registry = _registry(settings, engine, prompt_format, tokenizer)
     triton = settings.triton
-    if triton.interface == "llmapi" and not prompt_format.startswith(_TEXT_FORMATS):
+    if triton.interface in _TEXT_MODELS and not prompt_format.startswith(_TEXT_FORMATS):
         raise StartupError(
-            f"triton.interface is llmapi, whose models answer in text; prompt format "
+            f"triton.interface is {triton.interface}, whose models answer in text; prompt format "
             f"{prompt_format} asks for a label. Use a model whose format begins with "
             f"{_TEXT_FORMATS}"
         )
@@ -160,9 +162,8 @@ def _target(
         keepalive_ms=triton.keepalive_ms,
         keepalive_timeout_ms=triton.keepalive_timeout_ms,
     )
-    served = (
-        TritonTextModel(where, tokenizer) if triton.interface == "llmapi" else TritonModel(where)
-    )
+    text_model = _TEXT_MODELS.get(triton.interface)
+    served = text_model(where, tokenizer) if text_model else TritonModel(where)
     model = GuardedModel(
         served,
         CircuitBreaker(triton.breaker_failures),

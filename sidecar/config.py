@@ -258,11 +258,11 @@ class TritonSettings(_Section):
         "that many policies share the memory that Tritons have for prefixes.",
     )
     model: str = _setting("tensorrt_llm", "Name of the model in Triton's repository.", min_length=1)
-    interface: Literal["tensorrt_llm", "llmapi"] = _setting(
+    interface: Literal["tensorrt_llm", "llmapi", "vllm"] = _setting(
         "tensorrt_llm",
         "What the model takes. `tensorrt_llm`: token ids, as TensorRT-LLM's engines and the CPU "
-        "model do. `llmapi`: text, as TensorRT-LLM's `llmapi` model does, for Arch-Router's "
-        "formats alone; what is lost is in docs/gpu.md.",
+        "model do. `llmapi` and `vllm`: text, as TensorRT-LLM's `llmapi` model and Triton's vLLM "
+        "models do, for Arch-Router's formats alone; what is lost is in docs/gpu.md.",
     )
     warm_timeout_ms: int = _setting(
         30_000, "Longest the first pass over a policy's routes may take.", "ms", ge=1

@@ -8,7 +8,7 @@ The tensors are those of the TensorRT-LLM backend's `tensorrt_llm` model
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -53,6 +53,13 @@ SECOND_OPINION = "second_opinion_logits"
 """Output of the CPU model alone, where its engine has a sentence encoder."""
 
 _QUEUE_FULL = "Exceeds maximum queue size"
+
+_STREAM_HEADERS = {"triton_grpc_error": "true"}
+"""Errors of a stream as gRPC's status, by which they are told apart, instead of as a text
+(docs/customization_guide/inference_protocols.md of triton-inference-server/server)."""
+
+_NOT_SERVED = ("is not found", "has no available versions")
+"""What streams say as a text even so: the model is unknown, unloaded or not loaded yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +197,39 @@ class TritonModel:
             # gRPC gives None for a message that it cannot decode.
             raise _undecodable()
         return result
+
+    async def _call_stream(
+        self, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
+    ) -> list[InferResult]:
+        """As `_call`, of a model that Triton serves as a stream; at least one result."""
+        request: dict[str, object] = {
+            "model_name": self._target.model,
+            "inputs": inputs,
+            "outputs": outputs,
+            "request_id": str(random.getrandbits(63)),
+        }
+        results: list[InferResult] = []
+        try:
+            stream = self._connected().stream_infer(
+                _only(request), stream_timeout=timeout_s, headers=_STREAM_HEADERS
+            )
+            try:
+                async for result, error in stream:
+                    if error is not None:
+                        raise _inference_error(error)
+                    results.append(result)
+            finally:
+                # Of a call that is over nothing; of one whose waiter has gone, the computation.
+                stream.cancel()
+        except grpc.aio.AioRpcError as error:
+            raise _failed(str(error.code()), error.details() or "") from None
+        except grpc.aio.UsageError as error:
+            raise _inference_error(error) from None
+        except AttributeError:
+            raise _undecodable() from None
+        if not results:
+            raise InferenceError(InferenceFailure.ERROR, "the model server's stream had no answer")
+        return results
 
     def _common_inputs(self, output_len: int) -> list[InferInput]:
         return [
@@ -332,8 +372,17 @@ def _undecodable() -> InferenceError:
 def _inference_error(error: Exception) -> InferenceError:
     if not isinstance(error, InferenceServerException):
         return InferenceError(InferenceFailure.UNAVAILABLE, "the channel is closed")
-    message = error.message() or ""
+    return _failed(error.status() or "", error.message() or "")
+
+
+def _failed(status: str, message: str) -> InferenceError:
     if _QUEUE_FULL in message:
         return InferenceError(InferenceFailure.OVERLOADED, "the model server's queue is full")
-    failure = _FAILURES.get(error.status() or "", InferenceFailure.ERROR)
-    return InferenceError(failure, f"{error.status()}: {message[:200]}")
+    failure = _FAILURES.get(status, InferenceFailure.ERROR)
+    if not status and any(part in message for part in _NOT_SERVED):
+        failure = InferenceFailure.UNAVAILABLE
+    return InferenceError(failure, f"{status or 'error'}: {message[:200]}")
+
+
+async def _only(request: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+    yield request

@@ -28,20 +28,25 @@ async def sidecar_on(
     prompt_format: str | None = None,
     others: tuple[str, ...] = (),
     interface: str = "tensorrt_llm",
+    model: str = "tensorrt_llm",
 ) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
     """A stub of a sidecar that asks the Triton at `triton_address`.
 
     Args:
         prompt_format: instead of the engine's.
         others: addresses of further Tritons.
-        interface: what the model in Triton takes.
+        interface, model: what the model in Triton takes, and its name.
     """
     settings = load_settings(
         flags={
             "server": {"grpc_address": "127.0.0.1:0", "http_address": ""},
             "policies": {"paths": (policies,)},
             "routing": {"decision_budget_ms": int(budget_s * 1000)},
-            "triton": {"addresses": (*others, triton_address), "interface": interface},
+            "triton": {
+                "addresses": (*others, triton_address),
+                "interface": interface,
+                "model": model,
+            },
             "routing_model": {"directory": engine.path, "prompt_format": prompt_format},
         },
         environ={},

@@ -1,8 +1,9 @@
-"""A routing model that takes text: a sidecar, a real Triton, and a stand-in with the tensors of
-TensorRT-LLM's `llmapi` model, which needs a GPU."""
+"""Routing models that take text: a sidecar, a real Triton, and stand-ins with the tensors of
+TensorRT-LLM's `llmapi` model and of Triton's vLLM models, which need a GPU."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -12,11 +13,19 @@ import pytest
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
 from sidecar.app import StartupError
-from sidecar.core.model import InferenceError, LabelAnswer, Prompt, TextAnswer, TextOutput
+from sidecar.core.model import (
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    Prompt,
+    TextAnswer,
+    TextOutput,
+)
 from sidecar.engines import EngineInfo, build_cpu_engine
 from sidecar.inference.triton import TritonTarget
-from sidecar.inference.triton_text import TritonTextModel
+from sidecar.inference.triton_text import TritonTextModel, TritonVllmModel
 from sidecar.local import TritonServer
+from sidecar.prompts.answers import literal_guide
 from tests.engines.tiny_models import QWEN2
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
 from tests.prompts.vocabularies import qwen, qwen_tokenizer_text
@@ -88,6 +97,73 @@ async def test_what_follows_the_end_of_the_turn_is_not_the_answer(model: TritonT
     assert sum(output.log_probs) == -0.25
 
 
+@pytest.fixture
+async def vllm(triton: TritonServer) -> AsyncIterator[TritonVllmModel]:
+    target = TritonTarget(triton.grpc_address, "vllm_model", 151_645, 151_643, 151_936)
+    model = TritonVllmModel(target, qwen())
+    yield model
+    await model.close()
+
+
+GUIDE = literal_guide(
+    ["{'route': 'hotels'}", "{'route': 'user\\'s \"own\"'}", "{'route': 'other'}"]
+)
+
+
+async def asked(vllm: TritonVllmModel, text: str, timeout_s: float = 20) -> TextOutput:
+    prompt = Prompt((), tuple(qwen().encode(f"<conversation>\n{text}\n</conversation>")))
+    output = await vllm.infer(prompt, TextAnswer(GUIDE, 20), timeout_s)
+    assert isinstance(output, TextOutput)
+    return output
+
+
+async def test_a_sidecar_decides_by_a_stream_within_the_grammar(
+    triton: TritonServer, engine: EngineInfo
+) -> None:
+    async with sidecar_on(
+        triton.grpc_address, engine, budget_s=20, interface="vllm", model="vllm_model"
+    ) as stub:
+        await decides_by_model(stub, "travel")
+        decision = (await stub.Route(request("hotels in Rome", "travel", explain=True))).decision
+    assert decision.route == "hotels"
+    assert decision.explanation.answer == "{'route': 'hotels'}"
+    assert decision.confidence == pytest.approx(0.7788, abs=1e-3)  # exp(-0.25)
+
+
+async def test_pieces_of_a_stream_are_one_answer(vllm: TritonVllmModel) -> None:
+    output = await asked(vllm, "hotels in pieces")
+    assert qwen().decode(output.token_ids) == "{'route': 'hotels'}"
+    assert sum(output.log_probs) == -0.25
+
+
+async def test_an_error_in_a_stream_is_told_by_its_status(vllm: TritonVllmModel) -> None:
+    with pytest.raises(InferenceError, match="engine is gone") as error:
+        await asked(vllm, "broken")
+    assert error.value.failure is InferenceFailure.UNAVAILABLE
+
+
+async def test_a_stream_ends_at_its_deadline_and_with_its_waiter(vllm: TritonVllmModel) -> None:
+    with pytest.raises(InferenceError) as error:
+        await asked(vllm, "endless", 0.3)
+    assert error.value.failure is InferenceFailure.DEADLINE
+    waiter = asyncio.create_task(asked(vllm, "endless"))
+    await asyncio.sleep(0.3)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    async with asyncio.timeout(20):
+        while sum((await asked(vllm, "how many")).log_probs) < 2:
+            await asyncio.sleep(0.05)
+
+
+async def test_an_unknown_model_is_unavailable(triton: TritonServer) -> None:
+    target = TritonTarget(triton.grpc_address, "no_such_model", 151_645, 151_643, 151_936)
+    model = TritonVllmModel(target, qwen())
+    with pytest.raises(InferenceError) as error:
+        await asked(model, "hotels")
+    await model.close()
+    assert error.value.failure is InferenceFailure.UNAVAILABLE
+
+
 async def test_labels_cannot_be_asked_for(model: TritonTextModel) -> None:
     with pytest.raises(InferenceError, match="no logits"):
         await model.infer(Prompt((1,), (2,)), LabelAnswer((3,)), 1)
@@ -98,6 +174,6 @@ async def test_a_format_with_labels_is_refused_at_the_start(
 ) -> None:
     with pytest.raises(StartupError, match="compact-v1 asks for a label"):
         async with sidecar_on(
-            triton.grpc_address, engine, budget_s=1, prompt_format="compact-v1", interface=TEXT
+            triton.grpc_address, engine, budget_s=1, prompt_format="compact-v1", interface="vllm"
         ):
             pass
