@@ -9,22 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.config import RoutingSettings
 from sidecar.core.decision import RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
+from tests.clients.patient import ROOT, SERVICE_CONFIG, patient
 from tests.grpc_api.standins import StandInRouter, serving
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "proto/llmrouter/v1/routing_grpc_service_config.json"
+CONFIG = ROOT / SERVICE_CONFIG
+EXAMPLE = "python/route.py"
 NOBODY = "127.0.0.1:1"
 
 
-def example() -> Any:
-    path = ROOT / "examples/clients/python/route.py"
+def loaded(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("route_example", path)
     assert spec is not None
     assert spec.loader is not None
@@ -33,8 +32,19 @@ def example() -> Any:
     return module
 
 
-async def choose(address: str) -> str:
-    models = example().Models(address, "my-default")
+@pytest.fixture
+def published() -> Any:
+    return loaded(ROOT / "examples/clients" / EXAMPLE)
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Any:
+    """As published, but patient."""
+    return loaded(patient(EXAMPLE, tmp_path))
+
+
+async def choose(example: Any, address: str) -> str:
+    models = example.Models(address, "my-default")
     return str(await asyncio.to_thread(models.choose, "Where is my invoice?"))
 
 
@@ -53,15 +63,24 @@ def test_callers_wait_longer_than_a_decision_may_take() -> None:
     assert method["waitForReady"] is False
 
 
-async def test_the_example_uses_the_sidecars_model() -> None:
+def test_the_timeout_is_given_with_the_call_and_the_rest_as_published(published: Any) -> None:
+    """See https://github.com/grpc/grpc/issues/34547."""
+    config, timeout_s = published.service_config()
+    whole = json.loads(CONFIG.read_text())
+    timeout = whole["methodConfig"][0].pop("timeout")
+
+    assert (json.loads(config), f"{timeout_s}s") == (whole, timeout)
+
+
+async def test_the_example_uses_the_sidecars_model(example: Any) -> None:
     async with serving() as (server, _):
-        assert await choose(f"127.0.0.1:{server.port}") == "fast-1"
+        assert await choose(example, f"127.0.0.1:{server.port}") == "fast-1"
 
 
 async def test_the_example_has_a_model_without_a_sidecar(
-    caplog: pytest.LogCaptureFixture,
+    example: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await choose(NOBODY) == "my-default"
+    assert await choose(example, NOBODY) == "my-default"
     assert caplog.messages == ["no routing: UNAVAILABLE"]
 
 
@@ -69,13 +88,13 @@ async def test_the_example_has_a_model_without_a_sidecar(
     ("code", "calls"), [(ErrorCode.DRAINING, 2), (ErrorCode.INVALID_REQUEST, 1)]
 )
 async def test_what_may_be_answered_elsewhere_is_asked_once_more(
-    code: ErrorCode, calls: int
+    example: Any, code: ErrorCode, calls: int
 ) -> None:
     seen: list[RoutingRequest] = []
     router = StandInRouter()
     router.behavior = refusing(code, seen)
     async with serving(router) as (server, _):
-        chosen = await choose(f"127.0.0.1:{server.port}")
+        chosen = await choose(example, f"127.0.0.1:{server.port}")
 
     assert (chosen, len(seen)) == ("my-default", calls)
 
@@ -88,21 +107,15 @@ def refusing(code: ErrorCode, seen: list[RoutingRequest]) -> Callable[[RoutingRe
     return behavior
 
 
-async def test_a_sidecar_that_hangs_is_given_up() -> None:
+async def test_a_sidecar_that_hangs_is_given_up(
+    published: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     router = StandInRouter()
     router.behavior = hanging
     async with serving(router) as (server, _):
-        options = [("grpc.service_config", CONFIG.read_text())]
-        address = f"127.0.0.1:{server.port}"
-        async with grpc.aio.insecure_channel(address, options) as channel:
-            route: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
-            message = routing_pb2.Message(role=routing_pb2.ROLE_USER)
-            message.parts.add(text="hi")
-            request = routing_pb2.RouteRequest(messages=[message])
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await route(request.SerializeToString())
+        assert await choose(published, f"127.0.0.1:{server.port}") == "my-default"
 
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "no routing: DEADLINE_EXCEEDED" in caplog.messages
 
 
 async def hanging(request: RoutingRequest) -> None:

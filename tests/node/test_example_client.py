@@ -6,17 +6,26 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
+from tests.clients.patient import patient
 from tests.grpc_api.standins import serving
 
-EXAMPLE = Path(__file__).parents[2] / "examples/clients/node/route.cjs"
+EXAMPLE = "node/route.cjs"
 NOBODY = "127.0.0.1:1"
 
 
-async def choose(node: Path, modules: Path, address: str) -> tuple[str, str]:
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """As published, but patient."""
+    return patient(EXAMPLE, tmp_path)
+
+
+async def choose(node: Path, modules: Path, example: Path, address: str) -> tuple[str, str]:
     """Standard output and error."""
     process = await asyncio.create_subprocess_exec(
         node,
-        EXAMPLE,
+        example,
         address,
         "my-default",
         "Where is my invoice?",
@@ -28,10 +37,14 @@ async def choose(node: Path, modules: Path, address: str) -> tuple[str, str]:
     return out.decode().strip(), err.decode().strip()
 
 
-async def test_the_example_uses_the_sidecars_model(node: Path, modules: Path) -> None:
+async def test_the_example_uses_the_sidecars_model(
+    node: Path, modules: Path, example: Path
+) -> None:
     async with serving() as (server, _):
-        assert await choose(node, modules, f"127.0.0.1:{server.port}") == ("fast-1", "")
+        assert await choose(node, modules, example, f"127.0.0.1:{server.port}") == ("fast-1", "")
 
 
-async def test_the_example_has_a_model_without_a_sidecar(node: Path, modules: Path) -> None:
-    assert await choose(node, modules, NOBODY) == ("my-default", "no routing: UNAVAILABLE")
+async def test_the_example_has_a_model_without_a_sidecar(
+    node: Path, modules: Path, example: Path
+) -> None:
+    assert await choose(node, modules, example, NOBODY) == ("my-default", "no routing: UNAVAILABLE")
