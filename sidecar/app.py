@@ -391,12 +391,17 @@ async def serve(
     asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     stopping = stop or asyncio.Event()
     with _signals(stopping) as forced:
-        sidecar = Sidecar(settings)
-        await sidecar.start()
-        # What was made until now stays for good; left out of collections, which visit it all, these
-        # hold up the event loop for a few milliseconds instead of fifty.
-        gc.collect()
-        gc.freeze()
+        # Thousands of policies are read: collections in between would visit them all each time.
+        gc.disable()
+        try:
+            sidecar = Sidecar(settings)
+            await sidecar.start()
+            # What was made until now stays for good; left out of collections, which visit it all,
+            # these hold up the event loop for a few milliseconds instead of fifty.
+            gc.collect()
+            gc.freeze()
+        finally:
+            gc.enable()
         started(sidecar)
         await stopping.wait()
         grace = settings.server.drain_seconds

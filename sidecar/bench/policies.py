@@ -1,0 +1,329 @@
+"""Many policies, and policies that change: `python -m sidecar.bench.policies`.
+
+`many`: a sidecar with 2,000 policies of 34 routes beside one with a single policy. What a sidecar
+takes for itself is measured in front of a real Triton whose model answers at once, so that the
+model does not hide it; both sidecars in turns, so that the machine's moods fall on both. Policies
+are drawn by Zipf's law. Then the same draws with the real routing model: the share that was cold.
+
+`reload`: decisions at half of the capacity while a policy is changed again and again, and without.
+
+The machine must be idle otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sidecar.bench import own, served, traffic
+from sidecar.bench.measuring import Call, Measured, Sample, closed_loop
+from sidecar.bench.reload import Changes, reloads
+from sidecar.bench.rows import Row, percentile, row, table
+from sidecar.bench.scale import Scale
+from sidecar.bench.served import Served
+from sidecar.cli.bench import wide_console
+from sidecar.cli.model import default_model
+from sidecar.engines import CpuRepositoryOptions, EngineInfo, read_engine
+from sidecar.local.process import children
+
+_WORDS = 15
+_MANY = "Many policies: the sidecar's own share"
+_START = "Many policies: start and memory"
+_COLD = "Many policies: with the routing model"
+_TURNS = 6
+"""Measurements of each sidecar, in turns."""
+
+
+_SCALE = Scale(1, 1, 1, (served.ROUTES,), (_WORDS,), 1)
+"""Of subjects that are only warmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Args:
+        policies: of the large sidecar.
+        calls: of one sidecar in one turn.
+        seconds: with the routing model.
+        changes: of the part `reload`.
+    """
+
+    policies: int
+    calls: int
+    seconds: float
+    changes: Changes
+
+
+FULL = Size(2000, 1000, 120, Changes(60, 2))
+QUICK = Size(2000, 100, 10, Changes(10, 1))
+TINY = Size(40, 10, 1, Changes(2, 1))
+
+
+@dataclass(slots=True)
+class Run:
+    """One run and what it found."""
+
+    engine: EngineInfo
+    size: Size
+    folder: Path
+    console: Console
+    rows: list[Row]
+
+    def show(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+        if rows:
+            self.console.print(table(rows[0].group, rows), "")
+
+
+def many(run: Run) -> None:
+    """Start, memory, own share, cold share."""
+    count = run.size.policies
+    documents = [served.document("default", served.ROUTES, 0)]
+    documents += [served.document(f"many-{n}", served.ROUTES, n + 1) for n in range(count - 1)]
+    urls = [served.filled_store(run.folder / f"{n}.db", documents[:n]) for n in (1, len(documents))]
+    files = _written(run.folder / "files", documents)
+    instant = run.folder / "instant"
+    with served.model_server(run.engine, instant, instant=True) as triton:
+        with ExitStack() as stack:
+            few, all_ = (
+                stack.enter_context(
+                    served.serving(
+                        run.engine,
+                        triton.grpc_address,
+                        run.folder / f"sidecar-{number}",
+                        policy_store={"url": url},
+                        # Every decision asks the model.
+                        cache={"max_bytes": 0},
+                    )
+                )
+                for number, url in enumerate(urls)
+            )
+            started = [_started("1 policy, SQLite", few), _started(f"{count}, SQLite", all_)]
+            asyncio.run(_own_share(run, few, all_))
+            started.append(_memory(f"{count}, SQLite, after the calls", all_))
+        with served.serving(
+            run.engine, triton.grpc_address, run.folder / "files-sidecar", policies={"paths": files}
+        ) as of_files:
+            started.append(_started(f"{count}, YAML files", of_files))
+    run.show(started)
+    _with_model(run, urls[1])
+
+
+def _written(folder: Path, documents: Sequence[dict[str, object]]) -> list[str]:
+    """YAML files as people write them, a policy each."""
+    folder.mkdir()
+    (folder / "models.yaml").write_text(_yaml(served.catalog_document()))
+    for each in documents:
+        (folder / f"{each['name']}.yaml").write_text(_yaml(each))
+    return [str(folder)]
+
+
+def _yaml(value: object, indent: str = "") -> str:
+    """Block style. `documents.yaml_text` writes the same, for one policy in the time of this for
+    a hundred."""
+    if isinstance(value, dict):
+        parts = []
+        for key, each in value.items():
+            nested = isinstance(each, list | dict)
+            parts.append(f"{indent}{key}:" + ("\n" if nested else " ") + _yaml(each, indent + "  "))
+        return "\n".join(parts)
+    if isinstance(value, list):
+        return "\n".join(f"{indent}- {_yaml(each, indent + '  ').lstrip()}" for each in value)
+    text = str(value)
+    return json.dumps(text) if ": " in text else text
+
+
+def _started(name: str, sidecar: Served) -> Row:
+    resident = sidecar.resident_bytes() / 2**20
+    note = (
+        f"{sidecar.start_s:.1f} s until it serves, {sidecar.start_cpu_s:.1f} s of processor time; "
+        f"{resident:,.0f} MiB resident"
+    )
+    return Row(_START, name, note=note)
+
+
+def _memory(name: str, sidecar: Served) -> Row:
+    return Row(_START, name, note=f"{sidecar.resident_bytes() / 2**20:,.0f} MiB resident")
+
+
+async def _own_share(run: Run, few: Served, all_: Served) -> None:
+    count, calls = run.size.policies, run.size.calls
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(own.calling(few.address))
+        other = await stack.enter_async_context(own.calling(all_.address))
+        for each in (one, other):
+            await own.Subject(each, each, _SCALE).warm("default")
+        drawn = _drawn(count, calls * (_TURNS + 1))
+        before = all_.cpu_s()
+        first = await closed_loop(_asking(other, drawn[:calls]), 1, calls)
+        size = traffic.request(1, _WORDS, "default").ByteSize()
+        rows = [
+            row(
+                _MANY,
+                f"{count} policies, the first calls",
+                first,
+                message_bytes=size,
+                concurrency=1,
+                note=_cost(all_.cpu_s() - before, calls),
+            )
+        ]
+        # Every policy of the measured draws has been asked for: what is left is looking it up.
+        await _all_warm(other, set(drawn))
+        taken: list[list[Sample]] = [[], []]
+        cpu = [0.0, 0.0]
+        for turn in range(_TURNS):
+            part = drawn[(turn + 1) * calls : (turn + 2) * calls]
+            for place, (sidecar, call) in enumerate(
+                ((few, _asking(one, ["default"] * calls)), (all_, _asking(other, part)))
+            ):
+                began = sidecar.cpu_s()
+                taken[place] += (await closed_loop(call, 1, calls)).samples
+                cpu[place] += sidecar.cpu_s() - began
+        total = calls * _TURNS
+        for name, samples, seconds in zip(
+            ("1 policy", f"{count} policies, Zipf"), taken, cpu, strict=True
+        ):
+            rows.append(
+                row(
+                    _MANY,
+                    name,
+                    Measured(_without_model(samples)),
+                    message_bytes=size,
+                    concurrency=1,
+                    note=_cost(seconds, total),
+                )
+            )
+    run.show([*rows, _ratios(taken, cpu)])
+
+
+def _drawn(count: int, draws: int) -> list[str]:
+    """Names of policies by Zipf's law; the most frequent is `default`."""
+    return [f"many-{n - 1}" if n else "default" for n in traffic.zipf(count, draws)]
+
+
+def _asking(routes: own.Routes, policies: Sequence[str]) -> Call:
+    order = iter(policies)
+
+    async def call(number: int) -> Sample:
+        return await routes.route(traffic.request(number, _WORDS, next(order)))
+
+    return call
+
+
+async def _all_warm(routes: own.Routes, policies: set[str]) -> None:
+    subject = own.Subject(routes, routes, _SCALE)
+    for policy in sorted(policies):
+        await subject.warm(policy)
+
+
+def _without_model(samples: Sequence[Sample]) -> list[Sample]:
+    return [
+        Sample(each.seconds - each.model_s, each.source, each.by_model)
+        for each in samples
+        if each.by_model
+    ]
+
+
+def _cost(cpu_s: float, calls: int) -> str:
+    return f"{cpu_s / calls * 1000:.2f} ms of processor time a call"
+
+
+def _ratios(taken: Sequence[Sequence[Sample]], cpu: Sequence[float]) -> Row:
+    ordered = [sorted(each.seconds for each in _without_model(samples)) for samples in taken]
+    p50, p99 = (percentile(ordered[1], at) / percentile(ordered[0], at) for at in (50, 99))
+    note = f"{p50:.2f} times at p50, {p99:.2f} at p99; processor time {cpu[1] / cpu[0]:.2f} times"
+    return Row(_MANY, "many to one", note=f"{note} (aim: 1.1)")
+
+
+def _with_model(run: Run, url: str) -> None:
+    folder = run.folder / "real"
+    with (
+        served.model_server(run.engine, folder / "repository", instant=False) as triton,
+        served.serving(
+            run.engine, triton.grpc_address, folder / "sidecar", policy_store={"url": url}
+        ) as sidecar,
+    ):
+        models = sum(served.resident_bytes(pid) for pid in children(triton.pid))
+        asyncio.run(run_cold(run, sidecar))
+        after = sum(served.resident_bytes(pid) for pid in children(triton.pid))
+    note = f"{models / 2**20:,.0f} MiB resident before the calls, {after / 2**20:,.0f} after"
+    run.show([Row(_COLD, "the model's process", note=note)])
+
+
+async def run_cold(run: Run, sidecar: Served) -> None:
+    drawn = _drawn(run.size.policies, 100_000)
+    async with own.calling(sidecar.address) as routes:
+        await own.Subject(routes, routes, _SCALE).warm("default")
+        asked = _asking(routes, drawn)
+        measured = await closed_loop(asked, 1, seconds=run.size.seconds)
+    calls = len(measured.samples)
+    cold = sum(each.source == "fallback:warming" for each in measured.samples) / calls
+    distinct = len(set(drawn[:calls]))
+    run.show(
+        [
+            row(
+                _COLD,
+                f"{run.size.policies} policies, Zipf",
+                measured,
+                message_bytes=traffic.request(1, _WORDS, "default").ByteSize(),
+                concurrency=1,
+                note=f"cold {cold:.0%}; {distinct} policies asked for, {_kv(run)}",
+            )
+        ]
+    )
+
+
+def _kv(run: Run) -> str:
+    shape = run.engine.router.architecture
+    token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
+    bound = CpuRepositoryOptions().prefix_cache_bytes
+    return f"{token:,} bytes of keys and values a token, at most {bound / 2**20:,.0f} MiB are held"
+
+
+PARTS = ("many", "reload")
+
+
+@click.command()
+@click.option("--quick", "size", flag_value="quick", help="Minutes: few calls of each.")
+@click.option("--full", "size", flag_value="full", default="full", help="The default.")
+@click.option("--tiny", "size", flag_value="tiny", hidden=True)
+@click.option("--only", type=click.Choice(PARTS), help="This part alone.")
+@click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+def main(size: str, only: str | None, model: Path | None, json_path: Path | None) -> None:
+    """Measure many policies, and policies that change under load, on this machine."""
+    console = wide_console()
+    engine = read_engine(model) if model is not None else default_model(console.print)
+    with tempfile.TemporaryDirectory() as name:
+        sizes = {"full": FULL, "quick": QUICK, "tiny": TINY}
+        run = Run(engine, sizes[size], Path(name), console, [])
+        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+        try:
+            if only in (None, "many"):
+                many(run)
+            if only in (None, "reload"):
+                reloads(engine, run.folder, run.size.changes, run.show)
+        except (own.TooSlowError, served.StartError) as error:
+            raise click.ClickException(str(error)) from None
+    if json_path is not None:
+        found = {
+            "size": asdict(run.size),
+            "load_per_core_before": round(busy, 2),
+            "routing_model": engine.router.build_id,
+            "rows": [each.as_json() for each in run.rows],
+        }
+        json_path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
