@@ -16,10 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 from router_training.base import read_base
 from router_training.delta import sha256_of, write_delta
-from router_training.encoder_model import base_weights
+from router_training.encoder_model import base_weights, blended, trained_weights
 from router_training.loading import load_model, numpy_weights
 
 from sidecar.engines.adapter import SECOND_OPINION, WEIGHTS, BaseFacts, describe_adapter
@@ -38,6 +37,9 @@ def main() -> None:
     second.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
     second.add_argument("--checkpoint", type=Path, required=True)
     second.add_argument("--bits", type=int, choices=[1, 2, 4], default=4)
+    second.add_argument(
+        "--blend", type=float, default=1.0, help="share of the change that is kept (default all)"
+    )
     describe = actions.add_parser("describe", help="adapter.json over what was exported")
     describe.add_argument("--id", required=True, help="lower-case letters, digits, . - _")
     describe.add_argument("--prompt-format", default="compact-v1")
@@ -70,12 +72,14 @@ def _adapter(options: argparse.Namespace) -> None:
 
 def _second_opinion(options: argparse.Namespace) -> None:
     source = open_encoder(options.encoder)
-    state = torch.load(options.checkpoint, map_location="cpu", weights_only=True)["model"]
-    tuned = {name: tensor.numpy() for name, tensor in state.items()}
+    trained = trained_weights(options.checkpoint)
+    tuned = {name: tensor.numpy() for name, tensor in trained.items()}
     added = {name: tuned.pop(name) for name in ADDED}
     out = options.out / SECOND_OPINION
     digest = sha256_of(source.weights_file)
-    write_delta(out, base_weights(source), tuned, options.bits, digest, added)
+    untuned = base_weights(source)
+    kept = blended(untuned, tuned, options.blend)
+    write_delta(out, untuned, kept, options.bits, digest, added)
 
 
 def _describe(options: argparse.Namespace) -> None:

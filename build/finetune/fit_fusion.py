@@ -26,6 +26,7 @@ from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
 from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
+from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
 from router_training.scoring import Scored, score, stratified, summary
 
@@ -48,6 +49,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument("--per-family", type=int, default=150)
+    parser.add_argument(
+        "--keep-scores",
+        type=Path,
+        help="JSON file for the language model's scores, read where it exists: "
+        "fits again after training the encoder alone within a minute",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="JSON, for export.py describe")
@@ -84,12 +91,18 @@ def _cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scored]:
-    base = read_base(options.base)
-    model = load_model(base, options.checkpoint, options.adapter)
-    with tempfile.TemporaryDirectory() as folder:
-        base.tokenizer.save(f"{folder}/tokenizer.json")
-        encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
-    return score(model, encoder, cases, options.threads)
+    def computed(missing: list[Case]) -> list[Scored]:
+        base = read_base(options.base)
+        model = load_model(base, options.checkpoint, options.adapter)
+        with tempfile.TemporaryDirectory() as folder:
+            base.tokenizer.save(f"{folder}/tokenizer.json")
+            encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
+        return score(model, encoder, missing, options.threads)
+
+    if not options.keep_scores:
+        return computed(cases)
+    weights = options.checkpoint or options.adapter or options.base
+    return kept_scores(options.keep_scores, weights, cases, computed)
 
 
 def _opinions(options: argparse.Namespace, scored: list[Scored]) -> dict[str, Opinions]:

@@ -41,6 +41,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--without", default="", help="families to leave out, comma-separated")
     parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
+    parser.add_argument("--start", type=Path, help="checkpoint.pt to begin with the weights of")
+    parser.add_argument(
+        "--weight",
+        type=family_weight,
+        action="append",
+        default=[],
+        metavar="FAMILY=NUMBER",
+        help="share of a family in the draws, instead of that in mixture.py; repeatable",
+    )
     for field in fields(plan):
         value = getattr(plan, field.name)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
@@ -52,6 +61,12 @@ def arguments() -> argparse.Namespace:
         help="held-out cases a family to score at the end; 0 scores none",
     )
     return parser.parse_args()
+
+
+def family_weight(text: str) -> tuple[str, float]:
+    """`written=0.45`. Raises ValueError."""
+    family, _, number = text.partition("=")
+    return family, float(number)
 
 
 def main() -> None:
@@ -69,14 +84,17 @@ def main() -> None:
     model, _ = untrained(options.encoder)
     texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
     encoder = TextsEncoder(texts, options.requests_per_draw)
-    mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed)
+    weights = dict(options.weight)
+    mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed, weights=weights)
     trainer = EncoderTrainer(model, mixture, plan, options.out)
+    if options.start:
+        trainer.start_from(options.start)
     if options.resume:
         trainer.resume(options.resume)
     progress = trainer.run()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
-    scores = summary(_scored(model, encoder, chosen)) if chosen else {}
+    scores = summary(_scored(trainer.averaged.module, encoder, chosen)) if chosen else {}
     log.info("held out: %s", json.dumps(scores))
     facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
     write_record(options.out, {**facts, "held_out": scores})

@@ -21,7 +21,9 @@ from router_training.encoder_loop import EncoderPlan, EncoderTrainer
 from router_training.encoder_model import (
     SecondOpinionModel,
     base_weights,
+    blended,
     load_second_opinion,
+    trained_weights,
     untrained,
 )
 from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
@@ -121,6 +123,46 @@ def test_what_is_exported_decides_as_what_was_trained(
     for (case, before), (same_case, after) in pairs:
         assert case.id == same_case.id
         assert after == pytest.approx(before, abs=0.1 * np.ptp(before))
+
+
+def test_texts_that_are_computed_together_are_as_each_alone(base: Path) -> None:
+    model = tiny_model(base).eval()
+    texts = [((1, *range(5, 5 + length)), (0,) * (length + 1)) for length in (3, 9, 1, 4, 9)]
+    with torch.inference_mode():
+        together = model.states(texts)
+        for text, states in zip(texts, together, strict=True):
+            assert torch.allclose(states, model.states([text])[0], atol=1e-5)
+
+
+def test_the_average_lags_behind_the_weights_and_is_what_a_run_ends_with(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    model, before = tiny_model(base), tiny_model(base).state_dict()
+    plan = EncoderPlan(minutes=5, steps=4, warmup=0, decay=0, average=0.9, threads=1)
+    EncoderTrainer(model, mixture, plan, tmp_path).run()
+    ended = trained_weights(tmp_path / "checkpoint.pt")
+    moved, lagging = (
+        sum(float((w[name] - before[name]).norm()) for name in before)
+        for w in (model.state_dict(), ended)
+    )
+    assert 0 < lagging < moved
+
+
+def test_a_run_can_begin_with_what_another_ended_with(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path).run()
+    second = EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path / "second")
+    second.start_from(tmp_path / "checkpoint.pt")
+    ended = trained_weights(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(w, ended[name]) for name, w in second.model.state_dict().items())
+    assert second.progress.step == 0
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)])
+def test_a_blend_lies_between_untuned_and_tuned(share: float, expected: float) -> None:
+    untuned, tuned = {"w": np.array([1.0], np.float32)}, {"w": np.array([3.0], np.float32)}
+    assert blended(untuned, tuned, share)["w"] == pytest.approx([expected])
 
 
 def opinions(weight: float) -> list[Opinions]:

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from router_training.encoder_draws import EncodedTexts
-from router_training.encoder_model import SecondOpinionModel
+from router_training.encoder_model import SecondOpinionModel, trained_weights
 from router_training.loop import Outcome, Progress, recent_means
 from router_training.running_time import RunningTime
 
@@ -32,6 +33,8 @@ class EncoderPlan:
         rate: peak learning rate of the encoder: warmed up over `warmup` steps, kept, and brought
             down over the last `decay` of the budget, at most to a fiftieth.
         head_rate: of what the base has not.
+        average: of the running average of the weights, what a step leaves of it. It is saved beside
+            the weights, and what is scored and exported.
         threads: of computation.
         save_minutes: time between checkpoints.
     """
@@ -45,6 +48,7 @@ class EncoderPlan:
     decay: float = 0.6
     weight_decay: float = 0.01
     clip: float = 1.0
+    average: float = 0.99
     threads: int = 2
     save_minutes: float = 10.0
     seed: int = 0
@@ -61,6 +65,7 @@ class EncoderTrainer:
         self.plan = plan
         self.folder = folder
         self.progress = Progress()
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.average))
         self._body = model.body_parameters()
         self._optimizer = torch.optim.AdamW(
             [
@@ -73,9 +78,17 @@ class EncoderTrainer:
         self._recent: deque[Outcome] = deque(maxlen=20 * plan.draws_per_step)
         folder.mkdir(parents=True, exist_ok=True)
 
+    def start_from(self, path: Path) -> None:
+        """The weights that another run ended with; progress and optimizer begin anew."""
+        weights = trained_weights(path)
+        self.model.load_state_dict(weights)
+        self.averaged.module.load_state_dict(weights)
+
     def resume(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.averaged.module.load_state_dict(state["averaged"])
+        self.averaged.n_averaged.fill_(state["progress"]["step"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
@@ -83,6 +96,7 @@ class EncoderTrainer:
         """Written beside and renamed, so that a stop in between leaves the last one whole."""
         state = {
             "model": self.model.state_dict(),
+            "averaged": self.averaged.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "progress": asdict(self.progress),
             "plan": asdict(self.plan),
@@ -128,6 +142,7 @@ class EncoderTrainer:
             group["lr"] = rate * share
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self.averaged.update_parameters(self.model)
         self.progress.step += 1
         self.progress.packs += len(outcomes)
         self.progress.tokens += sum(outcome.tokens for outcome in outcomes)

@@ -6,23 +6,26 @@ is computed is what the CPU model computes (its `second_opinion.py` describes it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sidecar.engines.delta import Delta
 from sidecar.engines.encoder import ADDED, EncoderArchitecture, EncoderSource, open_encoder
 
+FloatArray = NDArray[np.float32]
+
 Text = tuple[Sequence[int], Sequence[int]]
 """Ids and types."""
 
-# Texts of one batch differ in length by little more than a third, so that little is padded.
-_LENGTH_RATIO = 1.35
-_LENGTH_SLACK = 4
+# Texts of one group differ little in length, so that little is padded.
+_LENGTH_RATIO = 1.15
+_LENGTH_SLACK = 1
 
 
 class SecondOpinionModel(nn.Module):
@@ -57,14 +60,16 @@ class SecondOpinionModel(nn.Module):
 
     def states(self, texts: Sequence[Text]) -> list[Tensor]:
         """[tokens, hidden] of each text, of the last layer."""
+        groups = _of_like_length(texts)
+        padded = [_padded([texts[index] for index in group]) for group in groups]
+        hidden = torch.cat([self.embeddings(ids, types).flatten(0, 1) for ids, types, _ in padded])
+        there = [tokens for _, _, tokens in padded]
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, there)
         states: list[Tensor] = [torch.empty(0)] * len(texts)
-        for group in _of_like_length(texts):
-            ids, types, there = _padded([texts[index] for index in group])
-            hidden = self.embeddings(ids, types)
-            for layer in self.encoder.layer:
-                hidden = layer(hidden, there)
+        for group, rows in zip(groups, _unstacked(hidden, there), strict=True):
             for row, index in enumerate(group):
-                states[index] = hidden[row, : len(texts[index][0])]
+                states[index] = rows[row, : len(texts[index][0])]
         return states
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -88,12 +93,25 @@ def untrained(base: Path) -> tuple[SecondOpinionModel, EncoderSource]:
     return model, source
 
 
-def base_weights(
-    source: EncoderSource,
-) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+def base_weights(source: EncoderSource) -> dict[str, FloatArray]:
     """What the source has of a model's parameters, float32."""
     names = (name for name in source.architecture.shapes() if name not in ADDED)
     return {name: np.array(source.weights.tensor(name), np.float32) for name in names}
+
+
+def trained_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """What a run ended with: the running average, where it kept one."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = state.get("averaged", state["model"])
+    return weights
+
+
+def blended(
+    untuned: Mapping[str, FloatArray], tuned: Mapping[str, FloatArray], share: float
+) -> dict[str, FloatArray]:
+    """`untuned` with a `share` of the change that training made: less of it keeps more of what the
+    base knows of what training has not shown it (WiSE-FT, arXiv 2109.01903)."""
+    return {name: old + np.float32(share) * (tuned[name] - old) for name, old in untuned.items()}
 
 
 def load_second_opinion(
@@ -114,8 +132,7 @@ def load_second_opinion(
         }
         model.load_state_dict({n: torch.from_numpy(v.astype(np.float32)) for n, v in state.items()})
     if checkpoint:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(trained_weights(checkpoint))
     model.eval()
     return model
 
@@ -150,23 +167,37 @@ class _Layer(nn.Module):
         self.intermediate.dense = nn.Linear(hidden, inner)
         self.output = _output(inner, hidden, a.norm_eps)
 
-    def forward(self, hidden: Tensor, there: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, there: Sequence[Tensor]) -> Tensor:
+        """The tokens of all texts at once, [tokens, hidden], since larger products are faster; only
+        attention goes group by group.
+
+        Args:
+            there: of each group, where it has a token: [texts, longest].
+        """
         own = self.attention.self
-
-        def heads(linear: nn.Module) -> Tensor:
-            rows, length, _ = hidden.shape
-            split: Tensor = linear(hidden).view(rows, length, self._heads, -1)
-            return split.transpose(1, 2)
-
-        attended = F.scaled_dot_product_attention(
-            heads(own.query), heads(own.key), heads(own.value), attn_mask=there[:, None, None, :]
+        projected = (own.query(hidden), own.key(hidden), own.value(hidden))
+        joined = torch.cat(
+            [
+                self._attended(query, key, value, tokens)
+                for tokens, query, key, value in zip(
+                    there, *(_unstacked(one, there) for one in projected), strict=True
+                )
+            ]
         )
-        joined = attended.transpose(1, 2).reshape(hidden.shape)
         output = self.attention.output
         hidden = output.LayerNorm(hidden + output.dense(joined))
         inner = F.gelu(self.intermediate.dense(hidden))
         normed: Tensor = self.output.LayerNorm(hidden + self.output.dense(inner))
         return normed
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, there: Tensor) -> Tensor:
+        rows, length, _ = query.shape
+        query, key, value = (
+            one.view(rows, length, self._heads, -1).transpose(1, 2) for one in (query, key, value)
+        )
+        mask = None if there.all() else there[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _output(inner: int, hidden: int, eps: float) -> nn.Module:
@@ -212,6 +243,12 @@ def _stacked(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     there = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), there
+
+
+def _unstacked(hidden: Tensor, there: Sequence[Tensor]) -> list[Tensor]:
+    """[tokens, hidden] as [texts, longest, hidden] of each group."""
+    pieces = hidden.split([tokens.numel() for tokens in there])
+    return [piece.view(*tokens.shape, -1) for piece, tokens in zip(pieces, there, strict=True)]
 
 
 def _mean(states: Tensor, there: Tensor) -> Tensor:

@@ -78,12 +78,17 @@ def build_mixture(
     encoder: DrawEncoder[Encoded],
     seed: int,
     limits: Limits | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Mixture[Encoded]:
     """The stream over hand-written policies and families of cases (none of `MEASURE_ONLY`).
+
+    Args:
+        weights: of families, instead of those in `WEIGHTS`.
 
     Raises ValueError if there is nothing to train on.
     """
     limits = limits or Limits()
+    shares = {**WEIGHTS, **(weights or {})}
     foreigners = Foreigners.of(written)
     sources: list[Source] = [WrittenSource(written, foreigners, limits)] if written else []
     for name, cases in families.items():
@@ -94,7 +99,7 @@ def build_mixture(
         raise ValueError("no cases to train on")
     return Mixture(
         sources,
-        [WEIGHTS.get(source.name, OWN_WEIGHT) for source in sources],
+        [shares.get(source.name, OWN_WEIGHT) for source in sources],
         encoder,
         seed,
         pasted_texts=_pasted_texts(written),

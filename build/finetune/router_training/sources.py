@@ -15,8 +15,9 @@ from itertools import islice
 from random import Random
 from typing import Protocol
 
-from router_training.augment import name_words, takes_anything
+from router_training.augment import takes_anything
 from router_training.cases import OTHER, Case, Draw, Request, RouteText, Turn, WrittenPolicy
+from sidecar.prompts.second_opinion import name_words
 
 _FLAT_LEVELS = frozenset({"action", "domain", "opaque"})
 """Levels without parent routes: a removed route leaves its requests to nobody."""

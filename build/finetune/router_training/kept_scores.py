@@ -1,0 +1,45 @@
+"""Scores of a language model kept in a file: computing them takes minutes, and they are the same
+whatever the encoder beside it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from router_training.cases import OTHER, Case
+from router_training.delta import sha256_of
+from router_training.scoring import Scored
+
+
+def kept_scores(
+    file: Path, model: Path, cases: Sequence[Case], score: Callable[[list[Case]], list[Scored]]
+) -> list[Scored]:
+    """Scores of `cases` from `file`; those that it lacks are computed with `score` and added.
+
+    Args:
+        file: JSON, `{"model": sha256, "probabilities": {case id: [routes in order, other]}}`.
+        model: weights of the language model.
+
+    Raises ValueError if the file is one of another model.
+    """
+    digest = sha256_of(model)
+    known: dict[str, list[float]] = {}
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["model"] != digest:
+            raise ValueError(f"{file}: has the scores of another model than {model}; delete it")
+        known = kept["probabilities"]
+    if missing := [case for case in cases if case.id not in known]:
+        known |= {one.case.id: one.probabilities.tolist() for one in score(missing)}
+        kept = {"model": digest, "probabilities": known}
+        file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    return [_scored(case, known[case.id]) for case in cases if case.id in known]
+
+
+def _scored(case: Case, probabilities: Sequence[float]) -> Scored:
+    names = (*(route.name for route in case.routes), OTHER)
+    row = np.array(probabilities)
+    return Scored(case, names[int(row.argmax())], row)

@@ -1,0 +1,58 @@
+"""The language model's scores in a file, so that a fusion is fitted again without computing them.
+Skipped where torch is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; only training needs it")
+pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
+
+from router_training.cases import Case, Request, RouteText
+from router_training.kept_scores import kept_scores
+from router_training.scoring import Scored
+
+
+def case(name: str) -> Case:
+    request = Request((("user", "hello"),), frozenset({"a"}))
+    routes = (RouteText("a", "first"), RouteText("b", "second"))
+    return Case(name, "own", "mixed", routes, request, "a", name, frozenset())
+
+
+class Model:
+    """Stands in for the language model: notes what it is asked, and cannot read `unread`."""
+
+    def __init__(self, folder: Path, content: str = "weights") -> None:
+        self.asked: list[str] = []
+        self.path = folder / "model"
+        self.path.write_text(content)
+
+    def scores(self, file: Path, *names: str) -> dict[str, str]:
+        cases = [case(name) for name in names]
+        return {one.case.id: one.answer for one in kept_scores(file, self.path, cases, self._score)}
+
+    def _score(self, cases: list[Case]) -> list[Scored]:
+        self.asked += [one.id for one in cases]
+        row = np.array([0.25, 0.5, 0.25])
+        return [Scored(one, "b", row) for one in cases if one.id != "unread"]
+
+
+def test_only_what_the_file_lacks_is_computed(tmp_path: Path) -> None:
+    model, file = Model(tmp_path), tmp_path / "scores.json"
+    assert model.scores(file, "one") == {"one": "b"}
+    assert model.scores(file, "one", "two") == {"one": "b", "two": "b"}
+    assert model.asked == ["one", "two"]
+
+
+def test_cases_that_the_model_cannot_read_have_no_score(tmp_path: Path) -> None:
+    assert Model(tmp_path).scores(tmp_path / "scores.json", "unread", "one") == {"one": "b"}
+
+
+def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    Model(tmp_path).scores(file, "one")
+    with pytest.raises(ValueError, match=r"scores\.json: has the scores of another model"):
+        Model(tmp_path, "other weights").scores(file, "one")
