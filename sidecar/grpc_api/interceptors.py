@@ -1,9 +1,10 @@
 """What happens around every call, whatever the service.
 
-Interceptors are written as context managers around the handler, so that one text serves unary and
-streaming calls. Handlers that are async generators (those of the reflection service) are turned
-into coroutines that write: a generator whose caller cancels is otherwise closed only by the
-garbage collector (https://github.com/grpc/grpc/issues/43360).
+gRPC sees one interceptor, which puts its layers around a method's handler once: what `grpc.aio`
+does for an interceptor at every call takes longer than many a decision. Handlers that are async
+generators (those of the reflection service) are turned into coroutines that write: a generator
+whose caller cancels is otherwise closed only by the garbage collector
+(https://github.com/grpc/grpc/issues/43360).
 
 CancelledError always passes through: a handler that swallows it keeps the call, and everything it
 holds, alive for ever (same issue).
@@ -15,8 +16,8 @@ import abc
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -31,11 +32,31 @@ from sidecar.grpc_api.errors import DEFECT, status_of
 
 _log = structlog.get_logger(__name__)
 
-Around = Callable[[str, Context], AbstractAsyncContextManager[None]]
+Behavior = Callable[[Any, Context], Awaitable[Any]]
+"""What serves a call: gets the request (of a stream: an iterator) and the context."""
 
 
-class AroundInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
-    """Runs every handler inside `around(method, context)`; `method` is `package.Service/Method`."""
+class Layer(Protocol):
+    """Something that happens around every call."""
+
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        """`behavior` with the layer around it; `method` is `package.Service/Method`."""
+        ...
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Puts layers around every handler.
+
+    Args:
+        layers: the first is the outermost.
+        max_bytes: of a single request, by method; those of other methods are bounded by the
+            server's largest message alone.
+    """
+
+    def __init__(self, layers: Sequence[Layer], max_bytes: Mapping[str, int] | None = None) -> None:
+        self._layers = tuple(layers)
+        self._max_bytes = max_bytes or {}
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
         self,
@@ -46,38 +67,53 @@ class AroundInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
         if handler is None:
             # No service has such a method; gRPC answers UNIMPLEMENTED.
             return None
-        return self.wrapped(handler, handler_call_details.method.removeprefix("/"))
+        path = handler_call_details.method
+        known = self._wrapped.get(path)
+        if known is None or known[0] is not handler:
+            # Bounded: only methods that there are get here.
+            known = self._wrapped[path] = (handler, self._wrap(handler, path.removeprefix("/")))
+        return known[1]
 
-    def wrapped(self, handler: Handler, method: str) -> Handler:
-        return _wrapped(handler, method, self.around, handler.request_deserializer)
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        kind = (
+            f"{'stream' if handler.request_streaming else 'unary'}_"
+            f"{'stream' if handler.response_streaming else 'unary'}"
+        )
+        behavior = _decoded(_writing(getattr(handler, kind)))
+        for layer in reversed(self._layers):
+            behavior = layer.put_around(behavior, method)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped: Handler = make(
+            behavior,
+            request_deserializer=_checked_deserializer(handler, self._max_bytes.get(method)),
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
 
-    @abc.abstractmethod
-    def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]: ...
+
+def _writing(behavior: Any) -> Behavior:
+    """A generator as a coroutine that writes what it yields; others as they are."""
+    if not inspect.isasyncgenfunction(behavior):
+        made: Behavior = behavior
+        return made
+
+    async def write(request: Any, context: Context) -> None:
+        async with aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return write
 
 
-def _wrapped(handler: Handler, method: str, around: Around, deserializer: Any) -> Handler:
-    kind = (
-        f"{'stream' if handler.request_streaming else 'unary'}_"
-        f"{'stream' if handler.response_streaming else 'unary'}"
-    )
-    inner = getattr(handler, kind)
+def _decoded(behavior: Behavior) -> Behavior:
+    """Raises the error that stands in place of a request that could not be decoded."""
 
-    async def behavior(request: Any, context: Context) -> Any:
-        async with around(method, context):
-            _refuse_undecodable(request)
-            if not inspect.isasyncgenfunction(inner):
-                return await inner(request, context)
-            async with aclosing(inner(request, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
+    async def decoded(request: Any, context: Context) -> Any:
+        if isinstance(request, SidecarError):
+            raise SidecarError(request.code, request.message)
+        return await behavior(request, context)
 
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    wrapped: Handler = make(
-        behavior,
-        request_deserializer=deserializer,
-        response_serializer=handler.response_serializer,
-    )
-    return wrapped
+    return decoded
 
 
 _UNDECODABLE = SidecarError(
@@ -85,11 +121,6 @@ _UNDECODABLE = SidecarError(
     "the request is not a message of the method's type; "
     "generate the client from the .proto files of this API",
 )
-
-
-def _refuse_undecodable(request: object) -> None:
-    if isinstance(request, SidecarError):
-        raise SidecarError(request.code, request.message)
 
 
 def _checked_deserializer(handler: Handler, max_bytes: int | None) -> Callable[[bytes], Any]:
@@ -123,33 +154,39 @@ def _checked_deserializer(handler: Handler, max_bytes: int | None) -> Callable[[
     return deserialize
 
 
-class ErrorInterceptor(AroundInterceptor):
-    """Makes a status of every exception.
+class Errors:
+    """Makes a status of every exception."""
 
-    Args:
-        max_bytes: of a single request, by method; those of other methods are bounded by the
-            server's largest message alone.
-    """
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        async def with_status(request: Any, context: Context) -> Any:
+            try:
+                return await behavior(request, context)
+            except SidecarError as error:
+                await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            except grpc.aio.BaseError:
+                # The call has ended already: aborted by the handler, or its caller has gone.
+                raise
+            except Exception:
+                _log.exception("call failed", method=method)
+                await context.abort_with_status(rpc_status.to_status(status_of(DEFECT)))
 
-    def __init__(self, max_bytes: Mapping[str, int] | None = None) -> None:
-        self._max_bytes = max_bytes or {}
+        return with_status
 
-    def wrapped(self, handler: Handler, method: str) -> Handler:
-        deserializer = _checked_deserializer(handler, self._max_bytes.get(method))
-        return _wrapped(handler, method, self.around, deserializer)
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
-        try:
-            yield
-        except SidecarError as error:
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
-        except grpc.aio.BaseError:
-            # The call has ended already: aborted by the handler, or its caller has gone.
-            raise
-        except Exception:
-            _log.exception("call failed", method=method)
-            await context.abort_with_status(rpc_status.to_status(status_of(DEFECT)))
+class _Around(abc.ABC):
+    """A layer that is a context manager."""
+
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        around = self.around
+
+        async def inside(request: Any, context: Context) -> Any:
+            with around(method, context):
+                return await behavior(request, context)
+
+        return inside
+
+    @abc.abstractmethod
+    def around(self, method: str, context: Context) -> AbstractContextManager[None]: ...
 
 
 class CallObserver(Protocol):
@@ -162,14 +199,14 @@ class CallObserver(Protocol):
         ...
 
 
-class MetricsInterceptor(AroundInterceptor):
+class CallMetrics(_Around):
     """Tells an observer of every call and how it ended."""
 
     def __init__(self, observer: CallObserver) -> None:
         self._observer = observer
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+    @contextmanager
+    def around(self, method: str, context: Context) -> Iterator[None]:
         self._observer.call_started(method)
         started = time.perf_counter()
         code = "ok"
@@ -202,20 +239,21 @@ def _error_label(error: BaseException, context: Context) -> str:
     return ErrorCode.INTERNAL.label
 
 
-class LoggingInterceptor(AroundInterceptor):
+class CallLog(_Around):
     """Binds what every log line of the call carries, and logs calls that were refused."""
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
-        with structlog.contextvars.bound_contextvars(method=method, **_request_id(context)):
-            try:
-                yield
-            except SidecarError as error:
-                _log.info("call refused", code=error.code.label, why=error.message)
-                raise
+    @contextmanager
+    def around(self, method: str, context: Context) -> Iterator[None]:
+        # Never unbound: every call runs in a task of its own, and what is bound there ends with it.
+        structlog.contextvars.bind_contextvars(method=method, **_request_id(context))
+        try:
+            yield
+        except SidecarError as error:
+            _log.info("call refused", code=error.code.label, why=error.message)
+            raise
 
 
-class DrainInterceptor(AroundInterceptor):
+class DrainRefusal:
     """Counts the calls of the API in flight, and refuses new ones once the drain has begun.
 
     Health stays available: it is how callers learn of the drain.
@@ -224,13 +262,16 @@ class DrainInterceptor(AroundInterceptor):
     def __init__(self, drain: Drain) -> None:
         self._drain = drain
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
-        if method.startswith(_API):
-            with self._drain.call():
-                yield
-        else:
-            yield
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        if not method.startswith(_API):
+            return behavior
+        drain = self._drain
+
+        async def counted(request: Any, context: Context) -> Any:
+            with drain.call():
+                return await behavior(request, context)
+
+        return counted
 
 
 _API = "llmrouter."

@@ -26,11 +26,12 @@ from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 from sidecar.grpc_api.interceptors import (
+    CallInterceptor,
+    CallLog,
+    CallMetrics,
     CallObserver,
-    DrainInterceptor,
-    ErrorInterceptor,
-    LoggingInterceptor,
-    MetricsInterceptor,
+    DrainRefusal,
+    Errors,
 )
 from sidecar.grpc_api.listening import listen_tcp, listen_unix
 from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
@@ -119,7 +120,7 @@ class GrpcServer:
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
         self._server = grpc.aio.server(
-            interceptors=_interceptors(observer, self._drain, options.limits),
+            interceptors=[_interceptor(observer, self._drain, options.limits)],
             options=_channel_options(options),
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
@@ -195,21 +196,21 @@ class GrpcServer:
         self._grace_ended.set()
 
 
-def _interceptors(
+def _interceptor(
     observer: CallObserver, drain: Drain, limits: RequestLimits
-) -> list[grpc.aio.ServerInterceptor]:
-    """The first is the outermost."""
-    return [
-        # Outermost, so that an exception of any other interceptor becomes a status too.
-        ErrorInterceptor({f"{ROUTING}/Route": limits.max_request_bytes}),
+) -> grpc.aio.ServerInterceptor:
+    layers = (
+        # Outermost, so that an exception of any other layer becomes a status too.
+        Errors(),
         # Inside the errors: it still sees which error it was, not the status made of it; outside
         # the logging, so that it times what the caller waits for.
-        MetricsInterceptor(observer),
+        CallMetrics(observer),
         # Around everything that the handler does, so that what it binds is bound there.
-        LoggingInterceptor(),
+        CallLog(),
         # Innermost: a call that it refuses is counted and logged like any other refusal.
-        DrainInterceptor(drain),
-    ]
+        DrainRefusal(drain),
+    )
+    return CallInterceptor(layers, {f"{ROUTING}/Route": limits.max_request_bytes})
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

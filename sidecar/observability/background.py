@@ -2,18 +2,28 @@
 
 Whoever reads standard error may stall: a full pipe holds the writer, and in the event loop that is
 every request. What is not taken for too long is dropped and counted.
+
+The thread is not woken for each entry, and writes many at once: each time it runs, the event loop
+has to wait until it gets the interpreter back.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 MAX_ENTRIES = 10_000
 """That wait to be written: some megabytes, and minutes of decisions."""
+
+_PAUSE_S = 0.02
+"""How long entries are collected."""
+
+_AT_ONCE = 64
+"""Entries of one write."""
 
 _END_S = 2.0
 """How long the end of the process waits for what is not written yet."""
@@ -24,23 +34,36 @@ class _Waiting(logging.Handler):
 
     def __init__(self, max_entries: int) -> None:
         super().__init__()
-        self.records: queue.Queue[logging.LogRecord | None] = queue.Queue(max_entries)
-        self.dropped = 0
+        self.records: deque[logging.LogRecord] = deque()
+        self.some = threading.Event()
+        self.ended = threading.Event()
+        self._max_entries = max_entries
+        self._dropped = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.records.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Not `emit`, around which there is a lock: the deque needs none.
+        if len(self.records) >= self._max_entries:
+            with self._lock():
+                self._dropped += 1
+            return True
+        self.records.append(record)
+        if not self.some.is_set():
+            self.some.set()
+        return True
 
     def take_dropped(self) -> int:
         """How many were dropped since the last call."""
-        self.acquire()  # as around every `emit`
+        with self._lock():
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.acquire()
         try:
-            dropped, self.dropped = self.dropped, 0
+            yield
         finally:
             self.release()
-        return dropped
 
 
 @contextmanager
@@ -60,24 +83,53 @@ def logging_in_background(max_entries: int = MAX_ENTRIES) -> Iterator[None]:
         yield
     finally:
         root.handlers = handlers
-        try:
-            waiting.records.put(None, timeout=_END_S)
-            thread.join(_END_S)
-        except queue.Full:
-            pass
+        waiting.ended.set()
+        waiting.some.set()
+        thread.join(_END_S)
 
 
-def _write(waiting: _Waiting, handlers: list[logging.Handler]) -> None:
-    while (record := waiting.records.get()) is not None:
-        _handle(record, handlers)
-        if waiting.dropped:
-            _handle(_told(waiting.take_dropped()), handlers)
+def _write(waiting: _Waiting, handlers: Sequence[logging.Handler]) -> None:
+    while not waiting.ended.is_set():
+        waiting.some.wait()
+        waiting.ended.wait(_PAUSE_S)
+        waiting.some.clear()
+        while count := min(len(waiting.records), _AT_ONCE):
+            # They leave when they are written: until then they count as waiting.
+            _handle([waiting.records[index] for index in range(count)], handlers)
+            for _ in range(count):
+                waiting.records.popleft()
+            if dropped := waiting.take_dropped():
+                _handle([_told(dropped)], handlers)
 
 
-def _handle(record: logging.LogRecord, handlers: list[logging.Handler]) -> None:
+def _handle(records: Sequence[logging.LogRecord], handlers: Sequence[logging.Handler]) -> None:
     for handler in handlers:
-        if record.levelno >= handler.level:
-            handler.handle(record)
+        wanted = [record for record in records if record.levelno >= handler.level]
+        if type(handler) is logging.StreamHandler:
+            _handle_at_once(wanted, handler)
+        else:
+            for record in wanted:
+                handler.handle(record)
+
+
+def _handle_at_once(
+    records: Sequence[logging.LogRecord], handler: logging.StreamHandler[Any]
+) -> None:
+    """As the handler does it for each of them."""
+    lines: list[str] = []
+    for record in records:
+        try:
+            if handler.filter(record):
+                lines.append(handler.format(record) + handler.terminator)
+        except Exception:
+            handler.handleError(record)
+    if not lines:
+        return
+    try:
+        handler.stream.write("".join(lines))
+        handler.flush()
+    except Exception:
+        handler.handleError(records[-1])
 
 
 def _told(dropped: int) -> logging.LogRecord:

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import structlog
 
 from sidecar.core.conversation import Role
 from sidecar.core.decision import Decision, DecisionSink, RoutingRequest
 from sidecar.core.policy import Policy
+from sidecar.observability.logging import log_info
 
 _log = structlog.get_logger(__name__)
 
 
 def total_ms(decision: Decision) -> float:
     """Time of the whole decision in milliseconds."""
-    return next((each.ms for each in decision.steps if each.step == "total"), 0.0)
+    last = decision.steps[-1] if decision.steps else None
+    return last.ms if last is not None and last.step == "total" else 0.0
 
 
 class DecisionLog:
     """Logs one `decision` entry for each decision."""
 
     def __init__(self, log_message_text: bool = False) -> None:
+        self._logger = logging.getLogger(__name__)
         self._log_message_text = log_message_text
 
     def record(self, request: RoutingRequest, decision: Decision) -> None:
-        text = {"text": _newest_user_text(request)} if self._log_message_text else {}
-        _log.info(
-            "decision",
-            decision_id=decision.id,
-            source=str(decision.source),
-            reason=str(decision.reason),
-            route=decision.route,
-            model=decision.model.id,
-            policy=decision.policy.name or "inline",
-            policy_revision=decision.policy.revision,
-            confidence=None if decision.confidence is None else round(decision.confidence, 4),
-            ms=round(total_ms(decision), 2),
-            **text,
-        )
+        if not self._logger.isEnabledFor(logging.INFO):
+            return
+        entry: dict[str, Any] = {
+            "decision_id": decision.id,
+            "source": decision.source.value,
+            "reason": decision.reason.value,
+            "route": decision.route,
+            "model": decision.model.id,
+            "policy": decision.policy.name or "inline",
+            "policy_revision": decision.policy.revision,
+            "confidence": None if decision.confidence is None else round(decision.confidence, 4),
+            "ms": round(total_ms(decision), 2),
+        }
+        if self._log_message_text:
+            entry["text"] = _newest_user_text(request)
+        log_info(self._logger, "decision", entry)
 
 
 def _newest_user_text(request: RoutingRequest) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 from prometheus_client import (
@@ -37,6 +38,23 @@ DECISION_BUCKETS = (
 INLINE = "inline"
 
 
+Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+
+
+class _Children(dict[tuple[str, ...], Instrument]):
+    """What an instrument counts, by the values of its labels. Its own `labels` checks and copies
+    them under a lock each time, which takes longer than counting."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__()
+        self._instrument: Instrument = instrument
+
+    def __missing__(self, values: tuple[str, ...]) -> Instrument:
+        child: Instrument = self._instrument.labels(*values)
+        self[values] = child
+        return child
+
+
 class Metrics:
     """All instruments. Takes decisions as a `DecisionSink` and calls as a `CallObserver`."""
 
@@ -51,78 +69,87 @@ class Metrics:
                 "grpc": grpc.__version__,
             }
         )
-        self._decisions = Counter(
-            "llmrouter_decisions",
-            "Decisions by the step that made them and why.",
-            ("source", "reason", "policy", "route"),
-            registry=self.registry,
+        self._decisions = _Children(
+            Counter(
+                "llmrouter_decisions",
+                "Decisions by the step that made them and why.",
+                ("source", "reason", "policy", "route"),
+                registry=self.registry,
+            )
         )
-        self._decision_seconds = Histogram(
-            "llmrouter_decision_duration_seconds",
-            "Time of a whole decision.",
-            ("source",),
-            buckets=DECISION_BUCKETS,
-            registry=self.registry,
+        self._decision_seconds = _Children(
+            Histogram(
+                "llmrouter_decision_duration_seconds",
+                "Time of a whole decision.",
+                ("source",),
+                buckets=DECISION_BUCKETS,
+                registry=self.registry,
+            )
         )
-        self._step_seconds = Histogram(
-            "llmrouter_decision_step_duration_seconds",
-            "Time of a step of a decision.",
-            ("step",),
-            buckets=DECISION_BUCKETS,
-            registry=self.registry,
+        self._step_seconds = _Children(
+            Histogram(
+                "llmrouter_decision_step_duration_seconds",
+                "Time of a step of a decision.",
+                ("step",),
+                buckets=DECISION_BUCKETS,
+                registry=self.registry,
+            )
         )
-        self._passed_on = Counter(
-            "llmrouter_envoy_passed_on",
-            "HTTP requests from Envoy that nothing was decided for, and why.",
-            ("reason",),
-            registry=self.registry,
+        self._passed_on = _Children(
+            Counter(
+                "llmrouter_envoy_passed_on",
+                "HTTP requests from Envoy that nothing was decided for, and why.",
+                ("reason",),
+                registry=self.registry,
+            )
         )
-        self._calls = Counter(
-            "llmrouter_grpc_requests",
-            "gRPC calls that have ended, by method and how they ended.",
-            ("method", "code"),
-            registry=self.registry,
+        self._calls = _Children(
+            Counter(
+                "llmrouter_grpc_requests",
+                "gRPC calls that have ended, by method and how they ended.",
+                ("method", "code"),
+                registry=self.registry,
+            )
         )
-        self._call_seconds = Histogram(
-            "llmrouter_grpc_request_duration_seconds",
-            "Time of a gRPC call; for streams from opening to end.",
-            ("method",),
-            buckets=DECISION_BUCKETS,
-            registry=self.registry,
+        self._call_seconds = _Children(
+            Histogram(
+                "llmrouter_grpc_request_duration_seconds",
+                "Time of a gRPC call; for streams from opening to end.",
+                ("method",),
+                buckets=DECISION_BUCKETS,
+                registry=self.registry,
+            )
         )
-        self._in_flight = Gauge(
-            "llmrouter_grpc_requests_in_flight",
-            "gRPC calls being served.",
-            ("method",),
-            registry=self.registry,
+        self._in_flight = _Children(
+            Gauge(
+                "llmrouter_grpc_requests_in_flight",
+                "gRPC calls being served.",
+                ("method",),
+                registry=self.registry,
+            )
         )
 
     def record(self, request: RoutingRequest, decision: Decision) -> None:
         inline = is_inline(request)
-        self._decisions.labels(
-            source=str(decision.source),
-            reason=str(decision.reason),
-            policy=INLINE if inline else decision.policy.name,
-            route="" if inline else decision.route,
-        ).inc()
-        self._decision_seconds.labels(source=str(decision.source)).observe(
-            total_ms(decision) / 1000
-        )
+        policy = INLINE if inline else decision.policy.name
+        route = "" if inline else decision.route
+        self._decisions[decision.source, decision.reason, policy, route].inc()
+        self._decision_seconds[decision.source,].observe(total_ms(decision) / 1000)
         for each in decision.steps:
             if each.step != "total":
-                self._step_seconds.labels(step=each.step).observe(each.ms / 1000)
+                self._step_seconds[each.step,].observe(each.ms / 1000)
 
     def passed_on(self, reason: str) -> None:
         """An HTTP request from Envoy goes on without a decision."""
-        self._passed_on.labels(reason).inc()
+        self._passed_on[reason,].inc()
 
     def call_started(self, method: str) -> None:
-        self._in_flight.labels(method=method).inc()
+        self._in_flight[method,].inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
-        self._in_flight.labels(method=method).dec()
-        self._calls.labels(method=method, code=code).inc()
-        self._call_seconds.labels(method=method).observe(seconds)
+        self._in_flight[method,].dec()
+        self._calls[method, code].inc()
+        self._call_seconds[method,].observe(seconds)
 
     def watch(self, state: Callable[[], SidecarState]) -> None:
         """Adds gauges of `state`, which is asked at every scrape."""
