@@ -22,6 +22,7 @@ from sidecar.app_policies import (
     open_policies,
     store_state,
 )
+from sidecar.app_selection import call_selection
 from sidecar.config import Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
@@ -40,13 +41,20 @@ from sidecar.inference.triton_text import TritonTextModel, TritonVllmModel
 from sidecar.observability.background import logging_in_background
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
-from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState, TargetState
+from sidecar.observability.metrics import (
+    LoadedPolicy,
+    MeasuredLatency,
+    Metrics,
+    SidecarState,
+    TargetState,
+)
 from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
 from sidecar.prompts.budget import fixed_tokens, surely_fits
 from sidecar.prompts.second_opinion import Fusion, encoder_texts, with_second_opinion
 from sidecar.routing import (
     DecisionCache,
+    Latencies,
     Pins,
     PolicyRegistry,
     Router,
@@ -73,6 +81,10 @@ _TEXT_FORMATS = "arch-router/"
 
 _TEXT_MODELS = {"llmapi": TritonTextModel, "vllm": TritonVllmModel}
 
+_MEASURED_MODELS = 1024
+_MEASUREMENTS_FORGOTTEN_S = 600.0
+"""A provider's bad hour comes in pieces; each is believed this long after the last request."""
+
 
 class StartupError(Exception):
     """The sidecar cannot start; the text says what to do."""
@@ -87,6 +99,7 @@ class Routing:
     targets: Targets
     cache: DecisionCache | None
     pins: Pins | None
+    latencies: Latencies | None
     ref: RoutingModelRef
 
     def start(self) -> None:
@@ -121,6 +134,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
     ref = RoutingModelRef(facts.build_id, prompt_format)
     cache = _cache(settings)
     pins = _pins(settings)
+    latencies = _latencies(settings)
     router = Router(
         registry,
         targets,
@@ -134,8 +148,9 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         tokenizer.decode,
         cache=cache,
         pins=pins,
+        latencies=latencies,
     )
-    return Routing(registry, router, targets, cache, pins, ref)
+    return Routing(registry, router, targets, cache, pins, latencies, ref)
 
 
 def _target(
@@ -183,6 +198,13 @@ def _pins(settings: Settings) -> Pins | None:
     if settings.pins.max_entries == 0:
         return None
     return Pins(settings.pins.max_entries, settings.pins.ttl_seconds)
+
+
+def _latencies(settings: Settings) -> Latencies | None:
+    section = settings.ext_proc
+    if not (section.enabled and section.measure_latency):
+        return None
+    return Latencies(_MEASURED_MODELS, _MEASUREMENTS_FORGOTTEN_S)
 
 
 def _engine(settings: Settings) -> EngineInfo:
@@ -295,8 +317,15 @@ class Sidecar:
                 max_concurrent_calls=server.max_concurrent_calls,
                 reflection=server.reflection,
                 channelz=server.channelz,
+                selection=call_selection(settings),
             ),
-            mounted=build_ext_proc(settings, self._routing.router, self._routing.registry, metrics),
+            mounted=build_ext_proc(
+                settings,
+                self._routing.router,
+                self._routing.registry,
+                metrics,
+                self._routing.latencies,
+            ),
             policies=api_policies(settings, self._store, self._live),
         )
         metrics.watch(self.state)
@@ -329,6 +358,12 @@ class Sidecar:
             compiled_bytes=routing.registry.compiled_bytes,
             cached=len(routing.cache or ()),
             cached_bytes=routing.cache.nbytes if routing.cache else 0,
+            latencies=tuple(
+                MeasuredLatency(model, whole, seconds)
+                for (model, whole), seconds in (
+                    routing.latencies.measured() if routing.latencies else {}
+                ).items()
+            ),
         )
 
     async def start(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from sidecar.app_selection import policy_rules
 from sidecar.config import Settings
 from sidecar.config_ext_proc import BY_BODY, CODING_AGENTS, ExtProcSettings
+from sidecar.core.naming import PolicyRule, PolicySelection
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.deciding import Models, PassObserver, Router
 from sidecar.ext_proc.dialects import (
@@ -16,13 +18,18 @@ from sidecar.ext_proc.dialects import (
 from sidecar.ext_proc.dialects import CODING_AGENTS as KNOWN_HARNESS
 from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
 from sidecar.ext_proc.service import ExtProcService
+from sidecar.ext_proc.timing import LatencyObserver
 
 _ENVELOPE_BYTES = 64 * 1024
 """Of a message around a body."""
 
 
 def build_ext_proc(
-    settings: Settings, router: Router, models: Models, observer: PassObserver
+    settings: Settings,
+    router: Router,
+    models: Models,
+    observer: PassObserver,
+    latencies: LatencyObserver | None = None,
 ) -> list[ExtProcService]:
     """The service, if it is switched on."""
     section = settings.ext_proc
@@ -30,8 +37,8 @@ def build_ext_proc(
         return []
     dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
-    options = ext_proc_options(section, largest)
-    return [ExtProcService(router, models, dialects, options, observer)]
+    options = ext_proc_options(section, largest, policy_rules(settings))
+    return [ExtProcService(router, models, dialects, options, observer, latencies)]
 
 
 def dialect_options(section: ExtProcSettings) -> DialectOptions:
@@ -58,11 +65,14 @@ def _harness_blocks(entry: str) -> tuple[HarnessBlock, ...]:
     return (HarnessBlock(begin, end),) if arrow else (tag(entry),)
 
 
-def ext_proc_options(section: ExtProcSettings, largest_body: int) -> ExtProcOptions:
-    """`largest_body`: bytes that a message of the server can carry."""
+def ext_proc_options(
+    section: ExtProcSettings, largest_body: int, rules: tuple[PolicyRule, ...] = ()
+) -> ExtProcOptions:
+    """`largest_body`: bytes that a message of the server can carry; `rules`: which policy decides
+    requests with certain headers."""
     return ExtProcOptions(
         asking=Asking(
-            policy_header=section.policy_header,
+            selection=PolicySelection(section.policy_header, rules),
             key_header=section.conversation_header,
             caller_header=section.caller_header,
             paths=_pairs(section.paths),
@@ -89,6 +99,7 @@ def ext_proc_options(section: ExtProcSettings, largest_body: int) -> ExtProcOpti
         max_body_bytes=min(section.max_body_bytes, largest_body),
         stamp_response=section.stamp_response,
         bufferable_bytes=section.bufferable_bytes,
+        measure_latency=section.measure_latency,
     )
 
 

@@ -44,6 +44,8 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _POLICY = re.compile(
     r"(namespaces/[a-z0-9]([a-z0-9-]*[a-z0-9])?/policies/)?[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 )
+_RULE = re.compile(r"[a-z0-9!#$&'*+.^_`|~-]+=(?:(?!=>)[ -~])+=>(.+)")
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9._-]+(?<!-bin)")
 
 
 class SettingsError(Exception):
@@ -77,6 +79,26 @@ def _policy(value: str) -> str:
     return value
 
 
+def _rule(value: str) -> str:
+    match = _RULE.fullmatch(value)
+    if match is None:
+        raise ValueError(
+            f"{quoted(value)} is not HEADER=VALUE=>POLICY, with the header in lower case, such as "
+            "x-team=search=>search-team"
+        )
+    _policy(match[1])
+    return value
+
+
+def _metadata_key(value: str) -> str:
+    if value and not _METADATA_KEY.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a key of gRPC metadata: lower-case letters, digits and -_., "
+            "not beginning with grpc- and not ending in -bin"
+        )
+    return value
+
+
 def _paths(value: object) -> object:
     """Environment variables and flags give one string."""
     if isinstance(value, str):
@@ -96,6 +118,8 @@ Addresses = Annotated[tuple[Address, ...], BeforeValidator(_addresses)]
 OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
 PolicyId = Annotated[str, AfterValidator(_policy)]
+Rules = Annotated[tuple[Annotated[str, AfterValidator(_rule)], ...], BeforeValidator(_addresses)]
+MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
 
 
 class ServerSettings(_Section):
@@ -124,6 +148,11 @@ class ServerSettings(_Section):
         "calls",
         ge=1,
     )
+    policy_metadata: MetadataKey = _setting(
+        "x-llm-policy",
+        "Key of a gRPC call's metadata that names the policy of requests that name none. Empty: "
+        "none.",
+    )
     drain_seconds: float = _setting(
         10.0,
         "On stop, health flips first; calls in flight then have this long to end.",
@@ -151,6 +180,12 @@ class PolicySettings(_Section):
     )
     default_policy: PolicyId = _setting(
         "default", "The policy of requests that name none: an id, or a resource name."
+    )
+    rules: Rules = _setting(
+        (),
+        "HEADER=VALUE=>POLICY: requests with that value of the header are decided by that policy, "
+        "if they name none; the first that fits counts. HTTP headers of what comes through Envoy, "
+        "metadata of gRPC calls; in the environment separated by commas.",
     )
     compiled_max_bytes: int = _setting(
         128 * 1024 * 1024,

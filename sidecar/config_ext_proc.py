@@ -162,7 +162,13 @@ class ExtProcSettings(Section):
     stamp_response: bool = setting(
         False,
         "Set the headers on the response too. Needs `response_header_mode: SEND` in Envoy, and "
-        "keeps a stream open for as long as the response lasts.",
+        "keeps a stream open until the response begins.",
+    )
+    measure_latency: bool = setting(
+        False,
+        "Time how long each model takes from the request to the headers of its response, for the "
+        "preference `fastest`. Needs `response_header_mode: SEND` in Envoy, and keeps a stream "
+        "open until the response begins.",
     )
     message_timeout_ms: int = setting(
         1200,

@@ -136,6 +136,10 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             "`default`, or namespaces/<namespace>/policies/<policy>",
         ),
         (
+            "server: {policy_metadata: grpc-policy}",
+            '1: server.policy_metadata: "grpc-policy" is not a key of gRPC metadata: lower-case',
+        ),
+        (
             "logging: {level: info}\nlogging: {}",
             '2: logging: duplicate key "logging", first on line 1; keep one',
         ),
@@ -162,6 +166,16 @@ def test_wrong_value_in_the_file_is_named_with_its_line(
             {BUDGET: "fast"},
             f"{BUDGET}: routing.decision_budget_ms: must be a valid integer, unable to parse "
             'string as an integer, not "fast"',
+        ),
+        (
+            {"SIDECAR_POLICIES__RULES": "X-Team=a=>b"},
+            'policies.rules.0: "X-Team=a=>b" is not HEADER=VALUE=>POLICY, '
+            "with the header in lower case, such as x-team=search=>search-team",
+        ),
+        (
+            {"SIDECAR_POLICIES__RULES": "x-team=a=>b,x-team=c=>My Policy"},
+            'policies.rules.1: "My Policy" is not a policy; write an id '
+            "of the namespace `default`, or namespaces/<namespace>/policies/<policy>",
         ),
         ({"SIDECAR_CONFIG": "none.yaml"}, "none.yaml: cannot be read: No such file or directory"),
     ],

@@ -183,6 +183,8 @@ class RoutingRequest:
         keep_task: keep the route in a tool loop where the policy does not say otherwise, also
             without a key.
         min_confidence: raises the minimum confidence of every route; in 0..1.
+        whole_answer: the caller takes the model's answer as a whole instead of as a stream, so that
+            it waits for the last token and not for the first.
         budget_s: seconds the caller still waits; None: the configured budget alone.
     """
 
@@ -196,6 +198,7 @@ class RoutingRequest:
     needs: Needs = field(default_factory=Needs)
     dialect: ApiDialect | None = None
     min_confidence: float = 0.0
+    whole_answer: bool = False
     budget_s: float | None = None
     explain: bool = False
 

@@ -28,7 +28,7 @@ class RouteSays:
     @classmethod
     def of(cls, metadata: Iterable[tuple[str, str | bytes]], options: Asking) -> RouteSays:
         for key, value in metadata:
-            if key == options.policy_header and isinstance(value, str):
+            if key == options.selection.header and isinstance(value, str):
                 return cls(value)
         return _NOTHING_SAID
 
@@ -62,6 +62,7 @@ def asked(
         keep_task=True,
         needs=understood.needs,
         dialect=understood.dialect,
+        whole_answer=not understood.stream,
     )
 
 
@@ -87,9 +88,10 @@ def concrete(name: str, dialect: ApiDialect, catalog: Catalog) -> Model | None:
 
 
 def _named(head: HttpHead, options: Asking) -> str | None:
-    """The policy that header, path or authority name; None if none of them does."""
-    if options.policy_header and (value := head.header(options.policy_header)):
-        return value.strip()
+    """The policy that headers, path or authority name; None if none of them does."""
+    by, policy = options.selection.chosen(head.header)
+    if by:
+        return policy
     prefixes = [prefix for prefix in options.paths if head.path.startswith(prefix)]
     if prefixes:
         return options.paths[max(prefixes, key=len)]

@@ -21,6 +21,8 @@ class Effect:
         clusters: Envoy's clusters to try, in this order; empty: left to Envoy's route.
         body: takes the place of the body; None leaves it as it came.
         stamp: set on the response as well.
+        model: id of the model that the request goes to; empty where nothing was decided.
+        whole_answer: the client does not want the answer as a stream.
     """
 
     headers: tuple[tuple[str, str], ...] = ()
@@ -30,3 +32,5 @@ class Effect:
     clusters: tuple[str, ...] = ()
     body: bytes | None = None
     stamp: tuple[tuple[str, str], ...] = ()
+    model: str = ""
+    whole_answer: bool = False

@@ -50,6 +50,7 @@ class Rules:
         recognise: by the head alone, whether the body is wanted; Passed if it is not.
         passing: the effect on a request that goes on without a decision.
         stamp: set the decision on the response as well, where Envoy shows its headers.
+        timed_response: wait for the headers of the response, to see when they come.
         bufferable_bytes: longest body that Envoy can be told to buffer where it is set up
             otherwise.
     """
@@ -60,6 +61,7 @@ class Rules:
     passing: Callable[[Passed], Effect]
     stamp: bool = False
     bufferable_bytes: int = 32 * 1024
+    timed_response: bool = False
 
 
 class _State(Enum):
@@ -90,6 +92,7 @@ class Exchange:
         self._trailers = False
         self._effect = Effect()
         self._given_up = False
+        self._responded = False
 
     @property
     def timed(self) -> bool:
@@ -113,7 +116,12 @@ class Exchange:
         # Chunks that Envoy holds for an answer are lost likewise.
         passing = self._state is _State.PASSING and self._mode != STREAMED
         ended = self._state is _State.ENDED or passing
-        return ended and self.timed and not self._rules.stamp and self._response_mode == NONE
+        awaited = self._response_awaited and not self._responded
+        return ended and self.timed and not awaited and self._response_mode == NONE
+
+    @property
+    def _response_awaited(self) -> bool:
+        return self._rules.stamp or (self._rules.timed_response and self._effect.model != "")
 
     @property
     def settled(self) -> bool:
@@ -345,6 +353,7 @@ class Exchange:
     # --- Response ---------------------------------------------------------------------------------
 
     def _response_headers(self) -> pb.ProcessingResponse:
+        self._responded = True
         stamp = self._effect.stamp if self._rules.stamp else ()
         common = pb.CommonResponse(header_mutation=messages.header_mutation(stamp))
         return pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=common))

@@ -54,6 +54,14 @@ def read_head(headers: HeaderMap) -> HttpHead:
     )
 
 
+def header_of(headers: HeaderMap, name: str) -> str:
+    """The first value of a header; empty if it is not there."""
+    for header in headers.headers:
+        if header.key == name:
+            return header.raw_value.decode("latin-1") or header.value
+    return ""
+
+
 def header_mutation(
     headers: Iterable[tuple[str, str]], remove: Iterable[str] = ()
 ) -> pb.HeaderMutation | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from sidecar.core.naming import PolicySelection
+
 
 class OwnedHeader(StrEnum):
     """Headers that only the sidecar sets; the value is the name behind the prefix."""
@@ -34,12 +36,12 @@ NO_DECISION = "none"
 class Asking:
     """How a request says that it wants to be routed, and by which policy.
 
-    The first of these that a request has names the policy: what Envoy's route says, the header, the
-    path, the authority, an alias in place of a model. All but the alias route whatever model the
-    body names.
+    The first of these that a request has names the policy: what Envoy's route says, the headers,
+    the path, the authority, an alias in place of a model. All but the alias route whatever model
+    the body names.
 
     Args:
-        policy_header: a client's header with a policy's id or resource name; empty for none.
+        selection: by headers. Its header is also the key by which Envoy's route says so.
         key_header: a client's header with its id of the conversation; empty for none.
         caller_header: a header that says who the client is, for Envoy to set; empty for none.
         paths: prefix of the path -> policy; the longest that fits counts.
@@ -49,7 +51,7 @@ class Asking:
             model is kept.
     """
 
-    policy_header: str = "x-llm-policy"
+    selection: PolicySelection = field(default_factory=PolicySelection)
     key_header: str = "x-llm-conversation"
     caller_header: str = ""
     paths: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -129,6 +131,7 @@ class ExtProcOptions:
         stamp_response: set the decision's headers on the response too, where Envoy shows it.
         bufferable_bytes: longest body that Envoy is told to buffer where it is set up otherwise;
             at most the listener's `per_connection_buffer_limit_bytes`.
+        measure_latency: time how long models take to begin their answers, where Envoy shows them.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -137,3 +140,4 @@ class ExtProcOptions:
     max_body_bytes: int = 12 * 1024 * 1024
     stamp_response: bool = False
     bufferable_bytes: int = 32 * 1024
+    measure_latency: bool = False

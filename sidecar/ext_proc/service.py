@@ -21,6 +21,7 @@ from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.machine import Answers, Exchange, Rules
 from sidecar.ext_proc.options import ExtProcOptions
 from sidecar.ext_proc.request import Dialects, HttpRequest, PassReason
+from sidecar.ext_proc.timing import LatencyObserver, ResponseTimer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 
@@ -60,8 +61,11 @@ class ExtProcService(ExternalProcessorServicer):
         dialects: Dialects,
         options: ExtProcOptions,
         observer: PassObserver | None = None,
+        latencies: LatencyObserver | None = None,
     ) -> None:
+        """`latencies`: gets what `options.measure_latency` has measured."""
         self._waiting = options.waiting
+        self._latencies = latencies if options.measure_latency else None
         self._asking = options.asking
         self._drain: Drain | None = None
         self._served = False
@@ -73,6 +77,7 @@ class ExtProcService(ExternalProcessorServicer):
             passing=self._decider.passing,
             stamp=options.stamp_response,
             bufferable_bytes=options.bufferable_bytes,
+            timed_response=self._latencies is not None,
         )
 
     name = SERVICE
@@ -95,25 +100,34 @@ class ExtProcService(ExternalProcessorServicer):
         assert self._drain is not None, "add_to was called"
         self._served = True
         exchange = Exchange(self._rules)
+        timer = ResponseTimer(self._latencies)
         with self._drain.work():
             while not exchange.settled:
-                if not await self._step(exchange, context):
+                if not await self._step(exchange, timer, context):
                     return
         if not exchange.finished:
-            await self._follow(exchange, context, self._drain)
+            await self._follow(exchange, timer, context, self._drain)
 
-    async def _step(self, exchange: Exchange, context: Context) -> bool:
+    async def _step(self, exchange: Exchange, timer: ResponseTimer, context: Context) -> bool:
         """Takes a message and answers it; False at the end of the stream."""
         message = await self._next(exchange, context)
         if message is None:
             return False
         step = exchange.feed(message)
-        if isinstance(step, HttpRequest):
-            step = exchange.decided(await self._effect(exchange, step, context))
-        await _write(context, step)
+        if not isinstance(step, HttpRequest):
+            await _write(context, step)
+            return True
+        effect = await self._effect(exchange, step, context)
+        answers = exchange.decided(effect)
+        await _write(context, answers)
+        if answers:
+            # Where requests are only observed, they go elsewhere.
+            timer.sent(effect)
         return True
 
-    async def _follow(self, exchange: Exchange, context: Context, drain: Drain) -> None:
+    async def _follow(
+        self, exchange: Exchange, timer: ResponseTimer, context: Context, drain: Drain
+    ) -> None:
         """What comes after the request has been answered: its response, or just the end. It can
         take as long as the response does; a drain ends it."""
         draining = asyncio.Event()
@@ -130,6 +144,7 @@ class ExtProcService(ExternalProcessorServicer):
                     message = reading.result()
                     if message is None:
                         return
+                    timer.heard(message)
                     step = exchange.feed(message)
                     assert not isinstance(step, HttpRequest), "the request has been answered"
                     await _write(context, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from sidecar.core.decision import Decision
 from sidecar.core.policy import Model
@@ -36,7 +37,8 @@ def effect_of(
         body = _rewritten(decision, request, understood, splice)
     dropped = ("content-encoding",) if body is not None and understood.plain_body else ()
     clusters = _clusters(decision) if options.metadata else ()
-    return _effect(_headers(decision), _metadata(decision), options, body, dropped, clusters)
+    effect = _effect(_headers(decision), _metadata(decision), options, body, dropped, clusters)
+    return replace(effect, model=decision.model.id, whole_answer=not understood.stream)
 
 
 def _rewritten(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
@@ -11,7 +11,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.grpc_api.convert.decisions import decision_to_proto
 from sidecar.grpc_api.errors import DEFECT, route_error_of
 from sidecar.grpc_api.protocols import Router
-from sidecar.grpc_api.request_reader import RequestReader
+from sidecar.grpc_api.request_reader import Call, RequestReader
 
 _log = structlog.get_logger(__name__)
 
@@ -27,20 +27,18 @@ class Deciding:
         """Raises SidecarError REQUEST_TOO_LARGE if the requests are too much together."""
         self._reader.check_batch(messages)
 
-    async def decide(
-        self, message: routing_pb2.RouteRequest, time_remaining: Callable[[], float | None]
-    ) -> decision_pb2.Decision:
+    async def decide(self, message: routing_pb2.RouteRequest, call: Call) -> decision_pb2.Decision:
         """The decision. Raises SidecarError for wrong input."""
-        request = await self._reader.read(message, time_remaining)
+        request = await self._reader.read(message, call)
         return decision_to_proto(await self._router.decide(request))
 
     async def decide_one_of_many(
-        self, message: routing_pb2.RouteRequest, time_remaining: Callable[[], float | None]
+        self, message: routing_pb2.RouteRequest, call: Call
     ) -> decision_pb2.Decision | routing_pb2.RouteError:
         """The decision, or what is wrong; raises nothing but CancelledError, since a bad request
         must not fail the rest of its batch or stream."""
         try:
-            return await self.decide(message, time_remaining)
+            return await self.decide(message, call)
         except SidecarError as error:
             return route_error_of(error)
         except Exception:

@@ -13,6 +13,7 @@ from sidecar.grpc_api.convert.violations import invalid, shown
 from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.errors import route_error_of
+from sidecar.grpc_api.request_reader import Call
 
 MAX_REQUEST_ID_BYTES = 128
 
@@ -28,6 +29,7 @@ class RouteStream:
     def __init__(self, deciding: Deciding, context: Context, max_in_flight: int) -> None:
         self._deciding = deciding
         self._context = context
+        self._call = Call.of(context)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._ids: set[str] = set()
         # gRPC allows one write at a time on a call.
@@ -76,9 +78,7 @@ class RouteStream:
             return route_error_of(wrong)
         self._ids.add(message.request_id)
         try:
-            return await self._deciding.decide_one_of_many(
-                message.request, self._context.time_remaining
-            )
+            return await self._deciding.decide_one_of_many(message.request, self._call)
         finally:
             self._ids.discard(message.request_id)
 

@@ -10,6 +10,7 @@ from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.request_reader import Call
 from sidecar.grpc_api.route_stream import RouteStream
 
 MAX_BATCH = 256
@@ -36,7 +37,7 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         request: routing_pb2.RouteRequest,
         context: Context,
     ) -> routing_pb2.RouteResponse:
-        decision = await self._deciding.decide(request, context.time_remaining)
+        decision = await self._deciding.decide(request, Call.of(context))
         return routing_pb2.RouteResponse(decision=decision)
 
     async def BatchRoute(  # noqa: N802
@@ -48,11 +49,12 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         if not 1 <= count <= MAX_BATCH:
             raise invalid("requests", f"{count} requests; send 1 to {MAX_BATCH}")
         self._deciding.check_batch(request.requests)
+        call = Call.of(context)
         slots = asyncio.Semaphore(self._concurrency.batch)
 
         async def result(each: routing_pb2.RouteRequest) -> routing_pb2.BatchRouteResult:
             try:
-                outcome = await self._deciding.decide_one_of_many(each, context.time_remaining)
+                outcome = await self._deciding.decide_one_of_many(each, call)
             finally:
                 slots.release()
             if isinstance(outcome, decision_pb2.Decision):

@@ -21,6 +21,7 @@ from sidecar._generated.llmrouter.v1 import (
     routing_pb2,
     routing_pb2_grpc,
 )
+from sidecar.core.naming import PolicySelection
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
@@ -68,6 +69,7 @@ class ServerOptions:
         socket: path of a Unix domain socket, besides the address; None for none.
         max_message_bytes: of a message in either direction.
         max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
+        selection: of the policy, by a call's metadata, for requests that name none.
     """
 
     address: str = "127.0.0.1:0"
@@ -78,6 +80,7 @@ class ServerOptions:
     channelz: bool = True
     limits: RequestLimits = field(default_factory=RequestLimits)
     concurrency: Concurrency = field(default_factory=Concurrency)
+    selection: PolicySelection = field(default_factory=PolicySelection)
 
 
 class MountedService(Protocol):
@@ -124,7 +127,8 @@ class GrpcServer:
             options=_channel_options(options),
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
-        deciding = Deciding(router, RequestReader(registry, options.limits))
+        reader = RequestReader(registry, options.limits, options.selection)
+        deciding = Deciding(router, reader)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingService(deciding, options.concurrency, self._drain), self._server
         )

@@ -177,6 +177,16 @@ class TargetState:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredLatency:
+    """Mean time until a model of the catalog begins to answer; `whole`: answers that are no
+    streams."""
+
+    model: str
+    whole: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedPolicy:
     """A revision that is not in force, and why. `in_force`: the one that is; 0: none."""
 
@@ -207,6 +217,7 @@ class SidecarState:
         cached: decisions kept, of `cached_bytes` by estimate.
         pinned: routes kept by tasks and conversations.
         compiled: named policies kept compiled, of `compiled_bytes` by estimate.
+        latencies: as far as they are measured.
     """
 
     ready: bool
@@ -222,6 +233,7 @@ class SidecarState:
     pinned: int = 0
     compiled: int = 0
     compiled_bytes: int = 0
+    latencies: tuple[MeasuredLatency, ...] = ()
 
 
 class _StateCollector(Collector):
@@ -271,6 +283,7 @@ class _StateCollector(Collector):
             value=float(state.pinned),
         )
         yield from _of_targets(state.targets)
+        yield _of_latencies(state.latencies)
         yield from _of_policy_store(state.policy_store)
         policies = GaugeMetricFamily(
             "llmrouter_policy_info",
@@ -280,6 +293,18 @@ class _StateCollector(Collector):
         for policy in state.policies:
             policies.add_metric((policy.name, str(policy.revision), policy.digest), 1)
         yield policies
+
+
+def _of_latencies(latencies: Iterable[MeasuredLatency]) -> Metric:
+    # Ids come from the catalog: a closed set.
+    seconds = GaugeMetricFamily(
+        "llmrouter_model_latency_seconds",
+        "Measured time until a model begins to answer, which the preference `fastest` orders by.",
+        labels=("model", "answer"),
+    )
+    for each in latencies:
+        seconds.add_metric((each.model, "whole" if each.whole else "streamed"), each.seconds)
+    return seconds
 
 
 def _of_policy_store(store: PolicyStoreState) -> Iterator[Metric]:

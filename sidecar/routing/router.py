@@ -32,6 +32,7 @@ from sidecar.inference.load import work_of
 from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
+from sidecar.routing.latencies import Latencies
 from sidecar.routing.pins import Pinning, Pins, pin_mode, size_of, subject
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
 from sidecar.routing.targets import Refusal, Target, Targets, takes_over
@@ -71,6 +72,7 @@ class Router:
     Args:
         cache: None: every decision asks the model.
         pins: None: nothing keeps its route, whatever policies say.
+        latencies: None: the fastest model is the one that is so in the catalog.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class Router:
         *,
         cache: DecisionCache | None = None,
         pins: Pins | None = None,
+        latencies: Latencies | None = None,
     ) -> None:
         self._registry = registry
         self._targets = targets
         self._cache = cache
         self._pins = pins
+        self._latencies = latencies
         self._sink = sink
         self._limits = limits
         self._routing_model = routing_model
@@ -145,7 +149,8 @@ class Router:
         shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
         budget = request.budget_s if shortened else self._limits.budget_s
         assert budget is not None, "shortened only where the request has a budget"
-        return Walk(request, compiled, budget - self._limits.reserve_s, not shortened, started)
+        budget -= self._limits.reserve_s
+        return Walk(request, compiled, budget, not shortened, started, self._latencies)
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:

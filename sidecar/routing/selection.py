@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.core.decision import Excluded, Needs
 from sidecar.core.policy import ApiDialect, Catalog, Model, ModelList, Preference, WeightedModel
+
+LatencyMs = Callable[[Model], float | None]
+"""Milliseconds until a model answers; None if that is not known."""
+
+
+def configured_latency(model: Model) -> float | None:
+    """What the catalog says."""
+    return model.latency_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +33,14 @@ def select(
     needs: Needs,
     dialect: ApiDialect | None,
     stable_key: str,
+    latency_ms: LatencyMs = configured_latency,
 ) -> Selection:
     """Filter by what the request needs, then order by the list's preference.
 
     Args:
         stable_key: for `WEIGHTED`: equal keys get equal orders, so that a conversation stays with
             its model.
+        latency_ms: what `FASTEST` orders by.
     """
     capable: list[WeightedModel] = []
     excluded: list[Excluded] = []
@@ -39,7 +50,7 @@ def select(
             excluded.append(Excluded(choice.id, why))
         else:
             capable.append(choice)
-    ordered = _ordered(capable, choices.preference, catalog, stable_key)
+    ordered = _ordered(capable, choices.preference, catalog, stable_key, latency_ms)
     return Selection(tuple(ordered), tuple(excluded))
 
 
@@ -59,13 +70,17 @@ def _lacks(model: Model, needs: Needs, dialect: ApiDialect | None) -> str:
 
 
 def _ordered(
-    choices: list[WeightedModel], preference: Preference, catalog: Catalog, stable_key: str
+    choices: list[WeightedModel],
+    preference: Preference,
+    catalog: Catalog,
+    stable_key: str,
+    latency_ms: LatencyMs,
 ) -> list[Model]:
     models = [catalog[choice.id] for choice in choices]
     if preference is Preference.CHEAPEST:
         return sorted(models, key=lambda model: _unknown_last(model.price))
     if preference is Preference.FASTEST:
-        return sorted(models, key=lambda model: _unknown_last(model.latency_ms))
+        return sorted(models, key=lambda model: _unknown_last(latency_ms(model)))
     if preference is Preference.WEIGHTED:
         by_rank = sorted(choices, key=lambda choice: _weighted_rank(choice, stable_key))
         return [catalog[choice.id] for choice in by_rank]

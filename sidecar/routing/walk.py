@@ -21,8 +21,9 @@ from sidecar.core.decision import (
 )
 from sidecar.core.model import Prompt
 from sidecar.core.policy import Catalog, Model, Route
+from sidecar.routing.latencies import Latencies
 from sidecar.routing.registry import CompiledPolicy
-from sidecar.routing.selection import Selection, select
+from sidecar.routing.selection import LatencyMs, Selection, configured_latency, select
 
 if TYPE_CHECKING:
     from sidecar.routing.pins import Pinning
@@ -68,6 +69,7 @@ class Walk:
         asked: what the routing model is asked about: the conversation, or its part that decides
             for a task.
         pinning: the pins of the request; None if it has none.
+        latencies: what was measured of the models; None: what the catalog says counts.
     """
 
     request: RoutingRequest
@@ -75,6 +77,7 @@ class Walk:
     budget_s: float
     full_budget: bool
     started: float
+    latencies: Latencies | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     steps: list[StepTime] = field(default_factory=list)
     prompt: Prompt | None = None
@@ -199,7 +202,21 @@ def fallback_keeping(outcome: Outcome, reason: Reason, detail: str) -> Outcome:
 def _select(walk: Walk, catalog: Catalog, route: Route | None) -> Selection:
     choices = route.models if route else walk.compiled.policy.default
     request = walk.request
-    return select(choices, catalog, request.needs, request.dialect, _stable_key(request))
+    return select(
+        choices,
+        catalog,
+        request.needs,
+        request.dialect,
+        _stable_key(request),
+        _latency_ms(walk),
+    )
+
+
+def _latency_ms(walk: Walk) -> LatencyMs:
+    latencies, whole = walk.latencies, walk.request.whole_answer
+    if latencies is None:
+        return configured_latency
+    return lambda model: latencies.latency_ms(model, whole)
 
 
 def _stable_key(request: RoutingRequest) -> str:

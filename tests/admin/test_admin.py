@@ -77,6 +77,7 @@ async def test_status_tells_what_is_running(running: Running) -> None:
         "cached": 0,
         "cached_bytes": 0,
         "pinned": 0,
+        "latencies": [],
         "targets": [],
         "routing_model": "smol",
         "prompt_format": "compact-v1",

@@ -27,6 +27,7 @@ from sidecar.ext_proc.request import (
     Understood,
 )
 from sidecar.ext_proc.service import SERVICE, ExtProcService
+from sidecar.ext_proc.timing import LatencyObserver
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 
@@ -129,13 +130,16 @@ async def service_on(
     options: ExtProcOptions | None = None,
     router: StubRouter | None = None,
     dialects: Dialects | None = None,
+    latencies: LatencyObserver | None = None,
 ) -> AsyncIterator[RunningService]:
     """Serves until the end of the block."""
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)])
-    service = ExtProcService(router, router, dialects or StubDialects(), options)
+    service = ExtProcService(
+        router, router, dialects or StubDialects(), options, latencies=latencies
+    )
     service.add_to(server, drain)
     health = HealthService((SERVICE,), drain)
     add_HealthServicer_to_server(health, server)

@@ -8,6 +8,7 @@ import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import PolicyName, RoutingRequest
+from sidecar.core.naming import PolicyRule, PolicySelection
 from sidecar.core.policy import ApiDialect, Model
 from sidecar.ext_proc.asking import RouteSays, asked, policy_name
 from sidecar.ext_proc.options import Asking
@@ -23,6 +24,7 @@ CATALOG = {
     ),
 }
 OPTIONS = Asking(
+    selection=PolicySelection(rules=(PolicyRule("x-team", "search", "search"),)),
     paths={"/travel/": "travel", "/travel/eu/": "travel-eu"},
     authorities={"support.internal": "support"},
     aliases={"auto": "", "trip": "travel"},
@@ -53,6 +55,10 @@ def ask(
         ({"model": "trip"}, "travel"),
         ({"model": ""}, ""),
         ({"headers": {"x-llm-policy": "support"}}, "support"),
+        ({"headers": {"x-team": "search"}}, "search"),
+        ({"headers": {"x-team": "ads"}}, ""),
+        ({"headers": {"x-team": "search", "x-llm-policy": "support"}}, "support"),
+        ({"headers": {"x-team": "search"}, "path": "/travel/"}, "search"),
         ({"path": "/travel/v1/messages"}, "travel"),
         ({"path": "/travel/eu/v1/messages"}, "travel-eu"),
         ({"authority": "Support.Internal:8080"}, "support"),
@@ -106,7 +112,7 @@ def test_concrete_model_is_routed_where_that_is_set() -> None:
 
 def test_policy_header_can_be_switched_off() -> None:
     headers = {"x-llm-policy": "support"}
-    request = ask(headers=headers, options=Asking(policy_header=""))
+    request = ask(headers=headers, options=Asking(selection=PolicySelection("")))
 
     assert isinstance(request, RoutingRequest)
     assert request.policy == PolicyName()

@@ -62,6 +62,8 @@ class Upstream:
         """Close connections instead of answering."""
         self.status = 200
         """Answer with this where it would be 200."""
+        self.delay_s = 0.0
+        """Before each answer."""
         self.port = 0
         self._tls = tls
         self._prefix = prefix
@@ -95,6 +97,7 @@ class Upstream:
                 self.requests.append(recorded)
                 if self.reset:
                     return
+                await asyncio.sleep(self.delay_s)
                 status, answer = self._answer(recorded)
                 writer.write(_response(status, answer))
                 await writer.drain()

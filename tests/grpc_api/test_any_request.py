@@ -13,7 +13,7 @@ from sidecar.core.decision import RoutingRequest
 from sidecar.core.errors import SidecarError
 from sidecar.core.policy import Policy
 from sidecar.grpc_api.convert.requests import RequestLimits
-from sidecar.grpc_api.request_reader import RequestReader
+from sidecar.grpc_api.request_reader import Call, RequestReader
 from sidecar.policies import check_policy, has_errors
 from tests.grpc_api.standins import CATALOG, registry
 
@@ -82,7 +82,7 @@ requests = st.builds(
 def outcome(message: routing_pb2.RouteRequest) -> RoutingRequest | SidecarError:
     reader = RequestReader(registry(), RequestLimits())
     try:
-        return asyncio.run(reader.read(message, lambda: None))
+        return asyncio.run(reader.read(message, Call(lambda: None)))
     except SidecarError as error:
         return error
 

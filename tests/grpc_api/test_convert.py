@@ -43,7 +43,7 @@ from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.convert.policies import policy_to_core, policy_to_proto, proto_path
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.convert.violations import Violations
-from sidecar.grpc_api.request_reader import RequestReader
+from sidecar.grpc_api.request_reader import Call, RequestReader
 from tests.grpc_api.standins import FAST, LARGE, policy_message, registry, route_request, user
 
 SMALL = RequestLimits(max_messages=3, max_parts=5, max_content_bytes=200)
@@ -94,7 +94,7 @@ FULL_REQUEST = RoutingRequest(
 
 async def read(message: routing_pb2.RouteRequest, limits: RequestLimits | None = None) -> Any:
     reader = RequestReader(registry(), limits or RequestLimits())
-    return await reader.read(message, lambda: 2.5)
+    return await reader.read(message, Call(lambda: 2.5))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_long_conversations_share_the_slices() -> None:
     names = "abcd"
 
     requests, turns = await turns_during(
-        asyncio.gather(*(reader.read(long_request(name), lambda: None) for name in names))
+        asyncio.gather(*(reader.read(long_request(name), Call(lambda: None)) for name in names))
     )
 
     assert [each.conversation.messages[-1].text for each in requests] == [
