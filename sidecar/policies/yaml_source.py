@@ -7,6 +7,7 @@ expand to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
 from sidecar.policies.findings import Finding, error, item, member, quoted, self_and_ancestors
+from sidecar.policies.quick_yaml import compose_quickly
 
 MAX_BYTES = 512 * 1024
 """A policy of 34 routes has 10 kB; reading takes about half a second per 100 kB."""
@@ -27,6 +29,8 @@ MAX_ITEMS = 1000
 """Of one list; reading stops there, since the time is in the reading."""
 MAX_DEPTH = 20
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; flatten it"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _TAG = "tag:yaml.org,2002:"
 # YAML 1.2 has no dates: what looks like one is text.
@@ -76,6 +80,27 @@ def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
     Empty documents are left out. Reading stops at the first syntax error: what follows it cannot
     be told apart from its consequences.
     """
+    quick = _quickly_read(text)
+    return _carefully_read(text) if quick is None else (quick, [])
+
+
+def _quickly_read(text: str) -> list[Document] | None:
+    """None where there is anything to say about the text, or might be."""
+    nodes = compose_quickly(text)
+    if nodes is None:
+        return None
+    yaml = YAML(typ="safe", pure=True)
+    documents = []
+    for node in nodes:
+        document = _Reader(yaml).document(node)
+        if document.findings:
+            return None
+        if document.value is not None:
+            documents.append(document)
+    return documents
+
+
+def _carefully_read(text: str) -> tuple[list[Document], list[Finding]]:
     documents: list[Document] = []
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH + 1
@@ -129,23 +154,22 @@ class _TooMuchError(Exception):
         self.finding = finding
 
 
+def _too_many_items(line: int) -> Finding:
+    text = f"a list of more than {MAX_ITEMS} entries, the most that are read; split it"
+    return error("", text, line)
+
+
 class _BoundedComposer(Composer):
     def compose_node(self, parent: Any, index: Any) -> Any:
         # `index` is a number in a list; in a mapping it is a key's node, or None.
         if isinstance(index, int) and index >= MAX_ITEMS:
             line = self.parser.peek_event().start_mark.line + 1
-            raise _TooMuchError(
-                error(
-                    "",
-                    f"a list of more than {MAX_ITEMS} entries, the most that are read; split it",
-                    line,
-                )
-            )
+            raise _TooMuchError(_too_many_items(line))
         return super().compose_node(parent, index)
 
 
 class _Reader:
-    """Reads one document."""
+    """Reads one document, from nodes of ruamel.yaml or of PyYAML, which are alike."""
 
     def __init__(self, yaml: YAML) -> None:
         self._constructor: Any = yaml.constructor
@@ -177,7 +201,7 @@ class _Reader:
             raise _TooMuchError(error("", _TOO_DEEP, node.start_mark.line + 1))
         if id(node) in self._open:
             raise _TooMuchError(error(path, "an alias that contains itself; write the value out"))
-        if isinstance(node, ScalarNode):
+        if node.id == "scalar":
             return self._scalar(node, path)
         self._open.add(id(node))
         try:
@@ -186,20 +210,22 @@ class _Reader:
             self._open.remove(id(node))
 
     def _collection(self, node: Any, path: str, depth: int) -> object:
-        if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
+        if node.id == "sequence" and node.tag == _TAG + "seq":
             return list(self._items(node, path, depth))
-        if isinstance(node, MappingNode) and node.tag == _TAG + "map":
+        if node.id == "mapping" and node.tag == _TAG + "map":
             return self._mapping(node, path, depth)
         self._refuse_tag(node, path)
         return None
 
-    def _items(self, node: SequenceNode, path: str, depth: int) -> Iterator[object]:
+    def _items(self, node: Any, path: str, depth: int) -> Iterator[object]:
+        if len(node.value) > MAX_ITEMS:
+            raise _TooMuchError(_too_many_items(node.start_mark.line + 1))
         for index, child in enumerate(node.value):
             child_path = item(path, index)
             self._lines[child_path] = child.start_mark.line + 1
             yield self._value(child, child_path, depth + 1)
 
-    def _mapping(self, node: MappingNode, path: str, depth: int) -> dict[str, object]:
+    def _mapping(self, node: Any, path: str, depth: int) -> dict[str, object]:
         values: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -221,28 +247,28 @@ class _Reader:
 
     def _key(self, node: Any, path: str) -> str | None:
         line = node.start_mark.line + 1
-        if not isinstance(node, ScalarNode):
+        if node.id != "scalar":
             self._report(path, "a key must be text, not a list or a mapping", line)
             return None
-        if node.value == "<<" and node.style is None:
+        if node.value == "<<" and not node.style:
             self._report(member(path, "<<"), "YAML 1.2 has no merge keys; write the keys out", line)
             return None
         return str(node.value)
 
-    def _scalar(self, node: ScalarNode, path: str) -> object:
+    def _scalar(self, node: Any, path: str) -> object:
         if node.tag in _TEXT_TAGS:
             return self._text(node, path)
         if node.tag in _CONSTRUCTED_TAGS:
             try:
-                return self._constructor.construct_object(node)
-            except (ValueError, KeyError, YAMLError):
+                return self._constructor.construct_object(ScalarNode(node.tag, node.value))
+            except (ValueError, KeyError, IndexError, YAMLError):
                 return str(node.value)  # `!!int x`: the shape says what it should be.
         self._refuse_tag(node, path)
         return None
 
-    def _text(self, node: ScalarNode, path: str) -> str:
+    def _text(self, node: Any, path: str) -> str:
         text = str(node.value)
-        if any("\ud800" <= char <= "\udfff" for char in text):
+        if not text.isascii() and _SURROGATE.search(text):
             line = node.start_mark.line + 1
             self._report(path, "has half of a surrogate pair; write the character itself", line)
             return ""

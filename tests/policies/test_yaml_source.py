@@ -10,7 +10,12 @@ from ruamel.yaml import YAML
 
 from sidecar.core.policy import ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies import check_policy, load_policies, parse_policy_yaml
-from sidecar.policies.yaml_source import read_documents
+from sidecar.policies.yaml_source import (
+    _carefully_read,
+    _quickly_read,
+    decode,
+    read_documents,
+)
 
 CATALOG = load_policies([Path(__file__).parent / "fixtures" / "catalog.yaml"]).catalog
 
@@ -62,6 +67,50 @@ def test_line_of_a_value_that_is_not_there_is_that_of_what_should_hold_it() -> N
 def test_scalars_are_those_of_yaml_1_2(written: str, value: object) -> None:
     (document,), _ = read_documents(f"a: {written}")
     assert document.value == {"a": value}
+
+
+FILES = sorted(
+    file
+    for folder in (Path(__file__).parent / "fixtures", Path(__file__).parents[2] / "examples")
+    for file in folder.rglob("*.yaml")
+)
+PIECES = (
+    "a", "b c", "key", "1", "-1", "0x1F", "0o7", "017", ".5", "1e3", "1_000", "yes", "no", "true",
+    "~", "12:30", "<<", ": ", ":", "- ", "-", "? ", "[", "]", "{", "}", ", ", ",",
+    '"', "'", "''", '\\"', "\\u00e9", " #c", "#", "\n", "\n  ", "\n- ", "\r\n", " ", "|", "|-\n",
+    ">", ">+\n  ", "&a ", "*a", "!!str ", "---\n", "...\n", "%", "@", "x:y", "a#b", "é",
+    "2026-01-02", "日本", "😀",
+)  # fmt: skip
+"""What YAML is made of, and what YAML 1.1 and 1.2 take for different things."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_is_read_quickly_is_what_is_read_carefully(file: Path) -> None:
+    text, problem = decode(file.read_bytes())
+    quick = _quickly_read(text)
+
+    if quick is not None and problem is None:
+        assert (quick, []) == _carefully_read(text)
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join))
+@settings(max_examples=200, deadline=None)
+def test_no_text_is_read_quickly_as_something_else(text: str) -> None:
+    quick = _quickly_read(text)
+
+    # By their spelling: `.nan` is not itself.
+    assert quick is None or repr((quick, [])) == repr(_carefully_read(text))
+
+
+def test_policies_as_people_write_them_are_read_quickly() -> None:
+    for file in (Path(__file__).parents[2] / "examples" / "policies").glob("*.yaml"):
+        assert _quickly_read(file.read_text()) is not None, file
+
+
+def test_tag_of_a_number_before_nothing_is_no_number() -> None:
+    (document,), findings = read_documents("a: !!int ")
+
+    assert (document.value, findings) == ({"a": ""}, [])
 
 
 def test_documents_before_a_syntax_error_are_read() -> None:
