@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import Tokenizer
@@ -28,6 +29,14 @@ _MIN_LETTERS = 2
 
 def label_token(word: str, tokenizer: Tokenizer) -> int | None:
     """The id of the single token `" word"`; None if the word takes more than one."""
+    # The protocol says nothing of hashing, which any object but one with values to compare has.
+    return _label_token(word, tokenizer)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=32_768)
+def _label_token(word: str, tokenizer: Tokenizer) -> int | None:
+    """Policies have most of their words in common, and asking the tokenizer about each is half of
+    what compiling one takes."""
     ids = tokenizer.encode(f" {word}")
     return ids[0] if len(ids) == 1 else None
 
@@ -66,12 +75,9 @@ def assign_labels(policy: Policy, tokenizer: Tokenizer) -> dict[str, str]:
     Raises:
         SidecarError: UNSUPPORTED if the vocabulary has not enough words of one token.
     """
-    known: dict[str, int | None] = {}
 
     def token_of(word: str) -> int | None:
-        if word not in known:
-            known[word] = label_token(word, tokenizer)
-        return known[word]
+        return label_token(word, tokenizer)
 
     offers = _offers(policy, token_of)
     choices = Counter(offer.route for offer in offers if not offer.from_description)
@@ -90,10 +96,8 @@ def assign_labels(policy: Policy, tokenizer: Tokenizer) -> dict[str, str]:
 
 def _offers(policy: Policy, token_of: Callable[[str], int | None]) -> list[_Offer]:
     name_words = {route.name: _name(route) for route in policy.routes}
-    all_words = {
-        route.name: frozenset(name_words[route.name] + _description(route))
-        for route in policy.routes
-    }
+    descriptions = {route.name: _description(route) for route in policy.routes}
+    all_words = {name: frozenset(words + descriptions[name]) for name, words in name_words.items()}
     users = Counter(word for words in all_words.values() for word in words)
     names = Counter(word for words in name_words.values() for word in set(words))
     offers: dict[tuple[str, str], _Offer] = {}
@@ -104,7 +108,7 @@ def _offers(policy: Policy, token_of: Callable[[str], int | None]) -> list[_Offe
         telling = tuple(word for word in own if not (opaque and names[word] > 1))
         for word, from_description in (
             *((word, False) for word in telling),
-            *((word, True) for word in _description(route)),
+            *((word, True) for word in descriptions[route.name]),
         ):
             token = token_of(word) if _usable(word) else None
             if token is not None and (route.name, word) not in offers:
