@@ -36,7 +36,14 @@ async def watch(
         raise invalid("after_change", f"{request.after_change} is neither a change nor -1 or 0")
     ended = asyncio.Event()
     with drain.calls(ended.set):
-        sending = asyncio.create_task(_send(request.after_change, wanted, context, access))
+        after = request.after_change
+        if after == FROM_NOW:
+            after = await access.ask(lambda store: store.last_change())
+        # The caller learns that the call has been taken before there is anything to send. Not in
+        # the task: gRPC does not remember metadata whose sending was cancelled, fails to send it
+        # once more with the status, and the call never ends.
+        await context.send_initial_metadata(())
+        sending = asyncio.create_task(_send(after, wanted, context, access))
         ending = asyncio.create_task(ended.wait())
         try:
             await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -49,10 +56,6 @@ async def watch(
 
 
 async def _send(after: int, wanted: str, context: Context, access: PolicyAccess) -> None:
-    if after == FROM_NOW:
-        after = await access.ask(lambda store: store.last_change())
-    # The caller learns that the call has been taken before there is anything to send.
-    await context.send_initial_metadata(())
     while True:
         changes = await _following(after, access)
         for change in changes:

@@ -158,7 +158,7 @@ def policy_message() -> policy_pb2.Policy:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for a condition that something else is about to make true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -131,9 +131,11 @@ async def test_name_that_does_not_resolve_says_so() -> None:
         await server_at(ServerOptions(address="nowhere.invalid:0")).start()
 
 
-async def test_drain_answers_every_call_that_was_taken() -> None:
+async def test_drain_answers_every_call_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers keep calling while the server stops. Each call that reached the router is answered;
     the others are told that the server is unavailable, so that they can be sent elsewhere."""
+    # It lasts until each caller has been refused, however long that takes here.
+    monkeypatch.setattr("sidecar.grpc_api.server._REFUSING_S", 600)
     router = StandInRouter()
     codes: list[grpc.StatusCode] = []
 
@@ -156,10 +158,12 @@ async def test_drain_answers_every_call_that_was_taken() -> None:
                     return
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(8):
-            group.create_task(caller())
+        callers = [group.create_task(caller()) for _ in range(8)]
         await until(lambda: len(router.requests) > 100)
-        await server.stop(10)
+        stopping = group.create_task(server.stop(600))
+        await asyncio.wait(callers)
+        server.end_grace()
+        await stopping
 
     assert router.cancelled == 0
     assert codes.count(grpc.StatusCode.OK) == len(router.requests)
