@@ -325,6 +325,7 @@ class Sidecar:
                 self._routing.registry,
                 metrics,
                 self._routing.latencies,
+                self._routing.router,
             ),
             policies=api_policies(settings, self._store, self._live),
         )

@@ -16,6 +16,7 @@ from sidecar.ext_proc.dialects import (
     tag,
 )
 from sidecar.ext_proc.dialects import CODING_AGENTS as KNOWN_HARNESS
+from sidecar.ext_proc.issued import IssuedObserver
 from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
 from sidecar.ext_proc.service import ExtProcService
 from sidecar.ext_proc.timing import LatencyObserver
@@ -30,6 +31,7 @@ def build_ext_proc(
     models: Models,
     observer: PassObserver,
     latencies: LatencyObserver | None = None,
+    issued: IssuedObserver | None = None,
 ) -> list[ExtProcService]:
     """The service, if it is switched on."""
     section = settings.ext_proc
@@ -38,7 +40,7 @@ def build_ext_proc(
     dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
     options = ext_proc_options(section, largest, policy_rules(settings))
-    return [ExtProcService(router, models, dialects, options, observer, latencies)]
+    return [ExtProcService(router, models, dialects, options, observer, latencies, issued)]
 
 
 def dialect_options(section: ExtProcSettings) -> DialectOptions:

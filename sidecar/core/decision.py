@@ -40,6 +40,9 @@ class Reason(StrEnum):
     """A new task, and no answer of the routing model: the conversation's route is the best guess.
     """
 
+    UNKNOWN_ISSUER = "unknown_issuer"
+    """A provider keeps a part of the conversation, and which one is not known."""
+
     NO_MATCH = "no_match"
     """The routing model answered `other`."""
     LOW_CONFIDENCE = "low_confidence"

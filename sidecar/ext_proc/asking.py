@@ -56,7 +56,7 @@ def asked(
         policy=policy,
         model=model,
         conversation_key=_key(head, understood, options),
-        caller=head.header(options.caller_header) if options.caller_header else "",
+        caller=caller_of(head, options),
         continues=understood.previous_response_id,
         # A tool loop is many requests here, of clients that do not know of pins.
         keep_task=True,
@@ -64,6 +64,11 @@ def asked(
         dialect=understood.dialect,
         whole_answer=not understood.stream,
     )
+
+
+def caller_of(head: HttpHead, options: Asking) -> str:
+    """Who the client is, as far as Envoy says; empty if it does not."""
+    return head.header(options.caller_header) if options.caller_header else ""
 
 
 def policy_name(text: str) -> PolicyName | None:

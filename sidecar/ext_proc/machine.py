@@ -50,6 +50,8 @@ class Rules:
         recognise: by the head alone, whether the body is wanted; Passed if it is not.
         passing: the effect on a request that goes on without a decision.
         stamp: set the decision on the response as well, where Envoy shows its headers.
+        decided: header that says that a request has been decided on; where requests are observed,
+            it was by another filter, and what is to be seen is the response. Empty: there is none.
         timed_response: wait for the headers of the response, to see when they come.
         bufferable_bytes: longest body that Envoy can be told to buffer where it is set up
             otherwise.
@@ -62,6 +64,7 @@ class Rules:
     stamp: bool = False
     bufferable_bytes: int = 32 * 1024
     timed_response: bool = False
+    decided: str = ""
 
 
 class _State(Enum):
@@ -93,6 +96,13 @@ class Exchange:
         self._effect = Effect()
         self._given_up = False
         self._responded = False
+        self._watching = False
+
+    @property
+    def watched(self) -> HttpHead | None:
+        """The request, where Envoy shows nothing but it and its response; None where it shows more,
+        or that is not known yet."""
+        return self._head if self._watching else None
 
     @property
     def timed(self) -> bool:
@@ -102,7 +112,8 @@ class Exchange:
     @property
     def collecting(self) -> bool:
         """True while a body is held back here, as it comes."""
-        return self._state is _State.COLLECTING and (self._observed or self._mode == FULL_DUPLEX)
+        held = self._mode == FULL_DUPLEX or (self._observed and bool(self._chunks))
+        return self._state is _State.COLLECTING and held
 
     @property
     def finished(self) -> bool:
@@ -140,6 +151,9 @@ class Exchange:
             case "request_trailers":
                 return self._request_trailers()
             case "response_headers":
+                if self._observed and self._state is _State.COLLECTING and not self._chunks:
+                    # It has a body, since it does not end with its headers; only it is not shown.
+                    return self._watch()
                 return self._unless_observed(self._response_headers())
             case "response_body":
                 return self._unless_observed(
@@ -185,6 +199,8 @@ class Exchange:
     def _request_headers(self, headers: pb.HttpHeaders) -> Step:
         self._head = messages.read_head(headers.headers)
         self._head_seen = True
+        if self._observed and self._rules.decided in self._head.headers:
+            return self._watch()
         unwanted = self._rules.recognise(self._head)
         if headers.end_of_stream:
             # No message of a body follows, so in FULL_DUPLEX_STREAMED, too, this is the time.
@@ -199,6 +215,11 @@ class Exchange:
         if self._mode != BUFFERED and not self._bufferable():
             return self._passing(Passed(PassReason.BODY_NOT_SHOWN))
         return (self._ask_for_body(),)
+
+    def _watch(self) -> Answers:
+        self._watching = True
+        self._state = _State.ENDED
+        return ()
 
     def _bufferable(self) -> bool:
         """Told to buffer a body beyond its limit, Envoy 1.40 neither refuses it, as it does where
@@ -233,8 +254,9 @@ class Exchange:
         self._chunks.append(body.body)
         if self._observed or self._mode == FULL_DUPLEX:
             return self._ask(complete=True) if body.end_of_stream else ()
-        if not body.end_of_stream and self._mode == STREAMED and not self._is_whole():
-            # The override is not allowed, the headers have been sent on, the route is chosen.
+        if not body.end_of_stream and self._mode == STREAMED:
+            # The override is not allowed: the route may have been chosen, and Envoy would send the
+            # request with another provider's model to it. A buffered body comes with its end.
             return self._passing_chunk(body, PassReason.STREAMED_BODY)
         # Elsewhere a buffered body without the end of the stream has trailers behind it.
         whole = body.end_of_stream or self._mode != BUFFERED_PARTIAL or self._is_whole()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
@@ -15,12 +15,13 @@ from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc im
     add_ExternalProcessorServicer_to_server,
 )
 from sidecar.ext_proc import messages
-from sidecar.ext_proc.asking import RouteSays
+from sidecar.ext_proc.asking import RouteSays, caller_of
 from sidecar.ext_proc.deciding import Models, PassObserver, RequestDecider, Router
 from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.issued import IssuedObserver, ResponseWatch
 from sidecar.ext_proc.machine import Answers, Exchange, Rules
-from sidecar.ext_proc.options import ExtProcOptions
-from sidecar.ext_proc.request import Dialects, HttpRequest, PassReason
+from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader
+from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, PassReason
 from sidecar.ext_proc.timing import LatencyObserver, ResponseTimer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
@@ -62,11 +63,19 @@ class ExtProcService(ExternalProcessorServicer):
         options: ExtProcOptions,
         observer: PassObserver | None = None,
         latencies: LatencyObserver | None = None,
+        issued: IssuedObserver | None = None,
     ) -> None:
-        """`latencies`: gets what `options.measure_latency` has measured."""
+        """
+        Args:
+            latencies: gets what `options.measure_latency` has measured.
+            issued: gets what providers keep, where Envoy shows their responses.
+        """
         self._waiting = options.waiting
         self._latencies = latencies if options.measure_latency else None
         self._asking = options.asking
+        self._models = models
+        self._names = options.writing.names
+        self._issued = issued
         self._drain: Drain | None = None
         self._served = False
         self._decider = RequestDecider(router, models, dialects, options, observer)
@@ -78,6 +87,7 @@ class ExtProcService(ExternalProcessorServicer):
             stamp=options.stamp_response,
             bufferable_bytes=options.bufferable_bytes,
             timed_response=self._latencies is not None,
+            decided=options.writing.names[OwnedHeader.SOURCE],
         )
 
     name = SERVICE
@@ -101,55 +111,65 @@ class ExtProcService(ExternalProcessorServicer):
         self._served = True
         exchange = Exchange(self._rules)
         timer = ResponseTimer(self._latencies)
+        message: pb.ProcessingRequest | None = None
         with self._drain.work():
             while not exchange.settled:
-                if not await self._step(exchange, timer, context):
+                message = await self._step(exchange, timer, context)
+                if message is None:
                     return
-        if not exchange.finished:
+        if exchange.watched is not None and message is not None:
+            await self._watch(exchange.watched, message, context, self._drain)
+        elif not exchange.finished:
             await self._follow(exchange, timer, context, self._drain)
 
-    async def _step(self, exchange: Exchange, timer: ResponseTimer, context: Context) -> bool:
-        """Takes a message and answers it; False at the end of the stream."""
+    async def _step(
+        self, exchange: Exchange, timer: ResponseTimer, context: Context
+    ) -> pb.ProcessingRequest | None:
+        """Takes a message, answers it and returns it; None at the end of the stream."""
         message = await self._next(exchange, context)
         if message is None:
-            return False
+            return None
         step = exchange.feed(message)
         if not isinstance(step, HttpRequest):
             await _write(context, step)
-            return True
+            return message
         effect = await self._effect(exchange, step, context)
         answers = exchange.decided(effect)
         await _write(context, answers)
         if answers:
             # Where requests are only observed, they go elsewhere.
             timer.sent(effect)
-        return True
+        return message
 
     async def _follow(
         self, exchange: Exchange, timer: ResponseTimer, context: Context, drain: Drain
     ) -> None:
-        """What comes after the request has been answered: its response, or just the end. It can
-        take as long as the response does; a drain ends it."""
-        draining = asyncio.Event()
-        with drain.calls(draining.set):
-            drained = asyncio.ensure_future(draining.wait())
-            try:
-                while not exchange.finished:
-                    reading = asyncio.ensure_future(_read(context))
-                    await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
-                    if not reading.done():
-                        # The stream ends with this call, and with it the reading.
-                        reading.cancel()
-                        return
-                    message = reading.result()
-                    if message is None:
-                        return
-                    timer.heard(message)
-                    step = exchange.feed(message)
-                    assert not isinstance(step, HttpRequest), "the request has been answered"
-                    await _write(context, step)
-            finally:
-                drained.cancel()
+        """What comes after the request has been answered: its response, or just the end."""
+        async with aclosing(_until_drained(context, drain)) as incoming:
+            async for message in incoming:
+                timer.heard(message)
+                step = exchange.feed(message)
+                assert not isinstance(step, HttpRequest), "the request has been answered"
+                await _write(context, step)
+                if exchange.finished:
+                    return
+
+    async def _watch(
+        self, head: HttpHead, first: pb.ProcessingRequest, context: Context, drain: Drain
+    ) -> None:
+        """The response to a request that is not decided on here."""
+        if self._issued is None:
+            return
+        caller = caller_of(head, self._asking)
+        watch = ResponseWatch(head, self._names, caller, self._models.catalog, self._issued)
+        watch.heard(first)
+        if watch.ended:
+            return
+        async with aclosing(_until_drained(context, drain)) as incoming:
+            async for message in incoming:
+                watch.heard(message)
+                if watch.ended:
+                    return
 
     async def _next(self, exchange: Exchange, context: Context) -> pb.ProcessingRequest | None:
         """The next message; None at the end of the stream."""
@@ -187,6 +207,29 @@ class ExtProcService(ExternalProcessorServicer):
         finally:
             # The caller has gone: the decision is ended, and recorded as cancelled.
             task.cancel()
+
+
+async def _until_drained(
+    context: Context, drain: Drain
+) -> AsyncGenerator[pb.ProcessingRequest, None]:
+    """What Envoy still sends. It can take as long as a response does; a drain ends it."""
+    draining = asyncio.Event()
+    with drain.calls(draining.set):
+        drained = asyncio.ensure_future(draining.wait())
+        try:
+            while True:
+                reading = asyncio.ensure_future(_read(context))
+                await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    # The stream ends with the call, and with it the reading.
+                    reading.cancel()
+                    return
+                message = reading.result()
+                if message is None:
+                    return
+                yield message
+        finally:
+            drained.cancel()
 
 
 async def _read(context: Context) -> pb.ProcessingRequest | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Candidate, Decision, Reason, RoutingRequest, Source
-from sidecar.core.policy import PinMode, Policy
+from sidecar.core.policy import Catalog, PinMode, Policy
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.walk import Outcome
 
@@ -108,6 +108,13 @@ def subject(request: RoutingRequest, compiled: CompiledPolicy, mode: PinMode) ->
     return Subject(mode, state.digest(), before, conversation, Conversation(messages[:end]))
 
 
+def issued_key(caller: str, response_id: str) -> Key:
+    """Of what a provider keeps of a conversation. Of no policy, since whoever asks by another one
+    finds it at the same provider."""
+    parts = (caller, response_id)
+    return hashlib.sha256(b"issued" + b"".join(_framed(_bytes(part)) for part in parts)).digest()
+
+
 def size_of(conversation: Conversation) -> int:
     """Characters of it all."""
     return sum(len(message.text) for message in conversation.messages)
@@ -124,7 +131,7 @@ def _scope(request: RoutingRequest, compiled: CompiledPolicy) -> bytes:
     # The same words that go on from something else are not the same conversation.
     conversation = request.conversation_key or request.continues
     parts = (policy, request.caller, conversation)
-    return b"".join(_framed(part.encode(errors="replace")) for part in parts)
+    return b"".join(_framed(_bytes(part)) for part in parts)
 
 
 def _update(state: hashlib._Hash, messages: Sequence[Message]) -> None:
@@ -133,6 +140,10 @@ def _update(state: hashlib._Hash, messages: Sequence[Message]) -> None:
             text = message.text.encode(errors="replace")
             state.update(f"{message.role.value}:{message.images}:{len(text)}:".encode())
             state.update(text)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")
 
 
 def _framed(data: bytes) -> bytes:
@@ -169,11 +180,20 @@ class Pins:
     def get(self, key: Key | None, policy: Policy) -> Pin | None:
         """The pin of `key`, used now. One that is too old is dropped, and one whose route or model
         the policy does not have any more."""
-        entry = self._entries.get(key) if key is not None else None
-        if key is None or entry is None:
+        if key is None:
+            return None
+        return self._used(key, lambda pin: _stands(pin, policy))
+
+    def issuer(self, key: Key, catalog: Catalog) -> Pin | None:
+        """Likewise, of an `issued_key`: its model counts alone, whatever a policy has of it."""
+        return self._used(key, lambda pin: pin.model in catalog)
+
+    def _used(self, key: Key, stands: Callable[[Pin], bool]) -> Pin | None:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
         now = self._clock()
-        if entry.expires < now or not _stands(entry.pin, policy):
+        if entry.expires < now or not stands(entry.pin):
             del self._entries[key]
             return None
         entry.expires = now + self._ttl_s
@@ -197,6 +217,7 @@ class Pinning:
     """The pins of one request on its walk.
 
     Args:
+        issuer: the pin of what the request goes on from; None if it is not known, or it does not.
         earlier: the pin of the conversation before this task; None if it has none.
         used: the pin that decided; None if none did.
     """
@@ -204,11 +225,15 @@ class Pinning:
     pins: Pins
     policy: Policy
     subject: Subject
+    issuer: Pin | None = None
     earlier: Pin | None = field(init=False, default=None)
     used: Pin | None = field(init=False, default=None)
 
     def kept(self) -> Outcome | None:
         """The end of the walk, if this task or conversation has a route already."""
+        if self.issuer is not None and _stands(self.issuer, self.policy):
+            detail = f"Route {self.issuer.route} has answered what this request goes on from."
+            return self._by(self.issuer, Reason.PINNED_CONVERSATION, detail)
         task = self.pins.get(self.subject.task, self.policy)
         self.earlier = self.pins.get(self.subject.earlier, self.policy)
         if self.subject.mode is PinMode.CONVERSATION and (pin := self.earlier or task):

@@ -33,10 +33,17 @@ from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
 from sidecar.routing.latencies import Latencies
-from sidecar.routing.pins import Pinning, Pins, pin_mode, size_of, subject
+from sidecar.routing.pins import Pin, Pinning, Pins, issued_key, pin_mode, size_of, subject
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
 from sidecar.routing.targets import Refusal, Target, Targets, takes_over
-from sidecar.routing.walk import Outcome, RoutingModelRef, Walk, decide, fallback
+from sidecar.routing.walk import (
+    Outcome,
+    RoutingModelRef,
+    Walk,
+    clusters_of,
+    decide,
+    fallback,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +51,9 @@ _SHARED_CALL_BUDGETS = 4
 """Life of a call that several requests wait for, in budgets: each waiter leaves by its own
 deadline, so this only ends a call that ever new waiters would keep alive."""
 
+
+_ISSUED_TRIES, _ISSUED_PAUSE_S = 10, 0.005
+"""For an id that is not known, and may be on its way."""
 
 _HASHED_AT_ONCE = 256 * 1024
 """Characters of a conversation that are hashed in the event loop; more would hold it up for
@@ -99,6 +109,7 @@ class Router:
         self._spell = spell
         self._coalescer: Coalescer[Target] = Coalescer()
         self._waiting = 0
+        self._watching = False
 
     @property
     def degraded(self) -> str:
@@ -132,6 +143,16 @@ class Router:
             self._sink.record(request, decision or self._decision(walk, outcome))
         return decision
 
+    def watching(self) -> None:
+        """From now on ids are told by `issued` as soon as they are issued."""
+        self._watching = True
+
+    def issued(self, response_id: str, caller: str, model: str, route: str) -> None:
+        """Remembers that the provider of `model` (id) keeps what it calls `response_id`; `route`:
+        that of the decision, empty if there was none."""
+        if self._pins is not None:
+            self._pins.put(issued_key(caller, response_id), Pin(route, model))
+
     async def _compiled(self, request: RoutingRequest) -> CompiledPolicy:
         if isinstance(request.policy, PolicyName):
             compiled = self._registry.get(request.policy)
@@ -154,6 +175,7 @@ class Router:
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
+            await self._find_issuer(walk)
             ended = self._override(walk) or await self._by_pin(walk)
             if ended is not None:
                 return ended
@@ -168,6 +190,7 @@ class Router:
         try:
             return (
                 self._unroutable(walk)
+                or self._unknown_issuer(walk)
                 or await self._uncompiled(walk)
                 or self._from_cache(walk)
                 or await self._by_model(walk)
@@ -182,6 +205,30 @@ class Router:
         detail = f"The caller asked for {model.id}."
         return Outcome(Source.OVERRIDE, Reason.MODEL_REQUESTED, detail, model=model)
 
+    async def _find_issuer(self, walk: Walk) -> None:
+        request = walk.request
+        if not request.continues or self._pins is None:
+            return
+        key, catalog = issued_key(request.caller, request.continues), walk.compiled.catalog
+        walk.issuer = self._pins.issuer(key, catalog)
+        for _ in range(_ISSUED_TRIES if self._watching else 0):
+            if walk.issuer is not None:
+                return
+            # A client sees an id when we do, and can be quicker with it.
+            await asyncio.sleep(_ISSUED_PAUSE_S)
+            walk.issuer = self._pins.issuer(key, catalog)
+
+    def _unknown_issuer(self, walk: Walk) -> Outcome | None:
+        """What is said does not tell who keeps the rest, so it must not decide."""
+        if not walk.request.continues or walk.issuer is not None:
+            return None
+        if len(clusters_of(walk.compiled, walk.request.dialect)) < 2:
+            return None
+        return fallback(
+            Reason.UNKNOWN_ISSUER,
+            "A provider keeps a part of the conversation, and which one is not known here.",
+        )
+
     async def _by_pin(self, walk: Walk) -> Outcome | None:
         mode = pin_mode(walk.request, walk.compiled.policy)
         if self._pins is None or mode is PinMode.OFF:
@@ -191,7 +238,7 @@ class Router:
         else:
             of = subject(walk.request, walk.compiled, mode)
         walk.asked = of.asked
-        walk.pinning = Pinning(self._pins, walk.compiled.policy, of)
+        walk.pinning = Pinning(self._pins, walk.compiled.policy, of, walk.issuer)
         kept = walk.pinning.kept()
         walk.finish_step("pin")
         return kept

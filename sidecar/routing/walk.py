@@ -20,13 +20,13 @@ from sidecar.core.decision import (
     StepTime,
 )
 from sidecar.core.model import Prompt
-from sidecar.core.policy import Catalog, Model, Route
+from sidecar.core.policy import ApiDialect, Catalog, Model, Route
 from sidecar.routing.latencies import Latencies
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.selection import LatencyMs, Selection, configured_latency, select
 
 if TYPE_CHECKING:
-    from sidecar.routing.pins import Pinning
+    from sidecar.routing.pins import Pin, Pinning
 
 _BEGINNING = 4096
 """Characters of a first message that tell conversations apart; to hash megabytes would hold the
@@ -69,6 +69,7 @@ class Walk:
         asked: what the routing model is asked about: the conversation, or its part that decides
             for a task.
         pinning: the pins of the request; None if it has none.
+        issuer: the pin of what the request goes on from; None if it is not known, or it does not.
         latencies: what was measured of the models; None: what the catalog says counts.
     """
 
@@ -84,6 +85,7 @@ class Walk:
     answer_text: str = ""
     asked: Conversation = field(init=False)
     pinning: Pinning | None = None
+    issuer: Pin | None = None
     _step_started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,8 +158,9 @@ def _models(
         outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
     selection = _select(walk, catalog, None)
     excluded += selection.excluded
-    if selection.models:
-        return outcome, selection.models, excluded
+    models = _preferred_first(walk, outcome, catalog, selection.models)
+    if models:
+        return outcome, models, excluded
     last_resort = _last_resort(walk, catalog)
     detail = f"No model of the policy can take the request; {last_resort.id} is the nearest."
     outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
@@ -168,15 +171,25 @@ def _preferred_first(
     walk: Walk, outcome: Outcome, catalog: Catalog, models: tuple[Model, ...]
 ) -> tuple[Model, ...]:
     """`models`, the preferred one first if it is among them. Where its provider keeps a part of the
-    conversation: those that the same cluster reaches, and the preferred one at the least."""
+    conversation: those that the same cluster reaches, and one of these at the least."""
     preferred = catalog.get(outcome.preferred)
-    if preferred is None:
-        return models
     if walk.request.continues:
-        models = tuple(model for model in models if model.cluster == preferred.cluster)
-        models = models or (preferred,)
-    others = tuple(model for model in models if model != preferred)
-    return (preferred, *others) if preferred in models else others
+        issuer = catalog.get(walk.issuer.model) if walk.issuer is not None else None
+        kept = issuer or preferred or next(iter(models), None)
+        if kept is None:
+            return models
+        models = tuple(model for model in models if model.cluster == kept.cluster) or (kept,)
+    if preferred is None or preferred not in models:
+        return models
+    return (preferred, *(model for model in models if model != preferred))
+
+
+def clusters_of(compiled: CompiledPolicy, dialect: ApiDialect | None) -> set[str]:
+    """Clusters that requests of the dialect can be sent to."""
+    policy, catalog = compiled.policy, compiled.catalog
+    lists = [policy.default, *(route.models for route in policy.routes)]
+    models = [catalog[entry.id] for each in lists for entry in each.models]
+    return {each.cluster for each in models if dialect is None or dialect in each.dialects}
 
 
 def _last_resort(walk: Walk, catalog: Catalog) -> Model:

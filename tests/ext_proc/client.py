@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+HOST = "api.anthropic.com"
+"""Name in the certificate of the tests."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ async def post(
     pause_s: float = 0.0,
     trailers: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """POSTs `body`.
 
     Args:
+        tls: to speak https.
         chunks: sent in these pieces with `transfer-encoding: chunked` instead of `body`.
         pause_s: between the pieces.
         trailers: behind the last piece.
@@ -50,7 +56,7 @@ async def post(
         pieces = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks]
         ending = "".join(f"{name}: {value}\r\n" for name, value in (trailers or {}).items())
         pieces.append(b"0\r\n" + ending.encode() + b"\r\n")
-    return await exchange(port, "POST", path, given, pieces, pause_s, timeout_s)
+    return await exchange(port, "POST", path, given, pieces, pause_s, timeout_s, tls)
 
 
 async def exchange(
@@ -61,9 +67,11 @@ async def exchange(
     pieces: Sequence[bytes] = (),
     pause_s: float = 0.0,
     timeout_s: float = 30.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One request on a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    name = HOST if tls is not None else None
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     try:
         async with asyncio.timeout(timeout_s):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.ext_proc.client import HOST
+
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HTTP_FILTERS = f"{_TYPES}.filters.http"
 
@@ -30,6 +32,8 @@ class Filter:
     max_message_timeout_s: float = 0.0
     buffer_bytes: int = 16 * 1024 * 1024
     idle_timeout_s: float = 60.0
+    watching: bool = False
+    """A second filter shows responses to the sidecar."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
@@ -57,8 +61,21 @@ class Filter:
         return {"name": "ext_proc", "typed_config": config}
 
 
+WATCH = Filter(
+    body="NONE",
+    response_headers="SEND",
+    response_body="STREAMED",
+    observing=True,
+    extra={"response_attributes": ["xds.cluster_name"]},
+)
+
+
 def gateway(
-    listeners: Mapping[int, Filter], clusters: Mapping[str, int], sidecar: Path, log: Path
+    listeners: Mapping[int, Filter],
+    clusters: Mapping[str, int],
+    sidecar: Path,
+    log: Path,
+    tls: Tls | None = None,
 ) -> str:
     """A configuration.
 
@@ -68,16 +85,38 @@ def gateway(
             are reached by the header `x-llm-cluster`.
         sidecar: socket of the sidecar.
         log: access log, a JSON object a line.
+        tls: to take https, and HTTP/2 as well, on the same ports.
     """
     default = next(iter(clusters))
-    resources = {
-        "listeners": [_listener(port, each, default, log) for port, each in listeners.items()],
-        "clusters": [
-            *(_upstream(name, port) for name, port in clusters.items()),
-            _sidecar(sidecar),
-        ],
-    }
+    made = [_listener(port, each, default, log) for port, each in listeners.items()]
+    upstreams = [_upstream(name, port) for name, port in clusters.items()]
+    if tls is not None:
+        made = [_with_tls(each, tls) for each in made]
+        made.append(_bridge(tls.bridge))
+        upstreams += [_upstream(name, port) | _https(tls) for name, port in tls.providers.items()]
+        for port in listeners:
+            upstreams += [_http2(f"http2-{port}", port), _http2(f"tls-{port}", port) | _https(tls)]
+    resources = {"listeners": made, "clusters": [*upstreams, _sidecar(sidecar)]}
     return json.dumps({"static_resources": resources})
+
+
+@dataclass(frozen=True)
+class Tls:
+    """What https and HTTP/2 need.
+
+    Args:
+        server: PEM file, certificate and key of `HOST`.
+        trusted: PEM file, who has signed it.
+        providers: name -> port of an upstream that speaks https.
+        bridge: port of a listener that sends what it gets on by HTTP/2: to the listener that the
+            header `x-bridge` names, as `http2-PORT` or, over TLS, `tls-PORT`. Envoy in the place of
+            a client that speaks HTTP/2.
+    """
+
+    server: Path
+    trusted: Path
+    providers: Mapping[str, int]
+    bridge: int
 
 
 def _listener(port: int, ext_proc: Filter, default: str, log: Path) -> dict[str, Any]:
@@ -87,6 +126,7 @@ def _listener(port: int, ext_proc: Filter, default: str, log: Path) -> dict[str,
         "early_header_mutation_extensions": [_owned_removed()],
         "http_filters": [
             ext_proc.config(),
+            *([WATCH.config()] if ext_proc.watching else []),
             {"name": "router", "typed_config": {"@type": f"{_HTTP_FILTERS}.router.v3.Router"}},
         ],
         "http_protocol_options": {"enable_trailers": True},
@@ -99,6 +139,78 @@ def _listener(port: int, ext_proc: Filter, default: str, log: Path) -> dict[str,
         "address": _address(port),
         "per_connection_buffer_limit_bytes": ext_proc.buffer_bytes,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+def _with_tls(listener: dict[str, Any], tls: Tls) -> dict[str, Any]:
+    """The listener, which also takes TLS."""
+    (plain,) = listener["filter_chains"]
+    certificate = {
+        "certificate_chain": {"filename": str(tls.server)},
+        "private_key": {"filename": str(tls.server)},
+    }
+    context = {
+        "@type": f"{_TYPES}.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [certificate],
+        },
+    }
+    encrypted = {
+        "filter_chain_match": {"transport_protocol": "tls"},
+        "transport_socket": {"name": "tls", "typed_config": context},
+        "filters": plain["filters"],
+    }
+    inspector = f"{_TYPES}.filters.listener.tls_inspector.v3.TlsInspector"
+    return listener | {
+        "filter_chains": [encrypted, plain],
+        "listener_filters": [{"name": "tls", "typed_config": {"@type": inspector}}],
+    }
+
+
+def _https(tls: Tls) -> dict[str, Any]:
+    """Of a cluster."""
+    context = {
+        "@type": f"{_TYPES}.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": HOST,
+        "common_tls_context": {
+            "validation_context": {
+                "trusted_ca": {"filename": str(tls.trusted)},
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": HOST}}],
+            },
+        },
+    }
+    return {"transport_socket": {"name": "tls", "typed_config": context}}
+
+
+def _bridge(port: int) -> dict[str, Any]:
+    route = {
+        "match": {"prefix": "/"},
+        "route": {"cluster_header": "x-bridge", "timeout": "60s"},
+        "request_headers_to_remove": ["x-bridge"],
+    }
+    manager = {
+        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bridge",
+        "http_filters": [
+            {"name": "router", "typed_config": {"@type": f"{_HTTP_FILTERS}.router.v3.Router"}}
+        ],
+        "http_protocol_options": {"enable_trailers": True},
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    }
+    return {
+        "name": "bridge",
+        "address": _address(port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+def _http2(name: str, port: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "connect_timeout": "5s",
+        "load_assignment": _endpoints(name, _address(port)),
+        "typed_extension_protocol_options": _protocol({"http2_protocol_options": {}}),
     }
 
 

@@ -33,7 +33,15 @@ def rules(max_body_bytes: int = 1000, stamp: bool = False, bufferable_bytes: int
     def passing(passed: Passed) -> Effect:
         return Effect(headers=(("x-llm-reason", passed.reason.value),), remove=OWNED, reroute=True)
 
-    return Rules(max_body_bytes, OWNED, recognise, passing, stamp, bufferable_bytes)
+    return Rules(
+        max_body_bytes,
+        OWNED,
+        recognise,
+        passing,
+        stamp,
+        bufferable_bytes,
+        decided="x-llm-source",
+    )
 
 
 def header_map(headers: Mapping[str, str]) -> HeaderMap:

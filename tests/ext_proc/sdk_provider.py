@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 TEXT = ("Hello", ", ", "world")
 TOOL = "weather"
@@ -32,19 +32,30 @@ class SdkProvider:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    issued: set[str] = field(default_factory=set)
+    """Ids of responses; it knows no others to go on from."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         self.bodies.append(body)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if body["model"] not in self.models:
-            error = {"type": "not_found_error", "message": "no such model"}
-            return web.json_response({"type": "error", "error": error}, status=404)
+            return _not_found("no such model")
+        if body.get("previous_response_id", "") not in {"", *self.issued}:
+            return _not_found("no such response")
         api = request.path.rpartition("/")[2]
         whole, events = _ANSWERS[api](body["model"], _calls_tool(api, body))
-        if not body.get("stream"):
-            return web.json_response(whole)
-        return await self._stream(request, events)
+        if api == "responses":
+            # The same object in its events.
+            whole["id"] = f"resp_{self.port}_{len(self.bodies)}"
+            events[0][1]["response"]["id"] = whole["id"]
+            self.issued.add(whole["id"])
+        if body.get("stream"):
+            return await self._stream(request, events)
+        response = web.json_response(whole)
+        if "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def _stream(self, request: web.Request, events: Sequence[Event]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -57,6 +68,11 @@ class SdkProvider:
         if not events[0][0]:
             await response.write(b"data: [DONE]\n\n")
         return response
+
+
+def _not_found(message: str) -> web.Response:
+    error = {"type": "not_found_error", "message": message}
+    return web.json_response({"type": "error", "error": error}, status=404)
 
 
 def _calls_tool(api: str, body: dict[str, Any]) -> bool:

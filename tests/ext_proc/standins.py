@@ -17,6 +17,7 @@ from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, PolicyRef, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import ApiDialect, Catalog, Model
+from sidecar.ext_proc.issued import IssuedObserver
 from sidecar.ext_proc.options import ExtProcOptions
 from sidecar.ext_proc.request import (
     Dialects,
@@ -131,6 +132,7 @@ async def service_on(
     router: StubRouter | None = None,
     dialects: Dialects | None = None,
     latencies: LatencyObserver | None = None,
+    issued: IssuedObserver | None = None,
 ) -> AsyncIterator[RunningService]:
     """Serves until the end of the block."""
     router = router or StubRouter()
@@ -138,7 +140,7 @@ async def service_on(
     drain = Drain()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)])
     service = ExtProcService(
-        router, router, dialects or StubDialects(), options, latencies=latencies
+        router, router, dialects or StubDialects(), options, latencies=latencies, issued=issued
     )
     service.add_to(server, drain)
     health = HealthService((SERVICE,), drain)

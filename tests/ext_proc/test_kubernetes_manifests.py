@@ -1,7 +1,8 @@
 """The manifests that attach the sidecar to gateways of Kubernetes.
 
-There is no cluster here: they are read as YAML, compared with the settings, and the parts that are
-Envoy's own configuration are loaded by a real Envoy.
+There is no cluster here: they are held against schemas (see `tests.deployment.custom_resources`),
+compared with the settings, and the parts that are Envoy's own configuration are loaded by a real
+Envoy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from sidecar.config import load_settings
 from sidecar.ext_proc.options import Writing
 from sidecar.local import GatewayOptions, adapted, shipped_config, tool
+from tests.deployment.custom_resources import is_custom, problems
 
 FOLDER = shipped_config().parent / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -40,6 +42,14 @@ def test_every_document_says_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_resources_fit_their_schemas(path: Path) -> None:
+    found = {each["metadata"]["name"]: problems(each) for each in documents(path)}
+
+    assert all(is_custom(each["apiVersion"]) for each in documents(path))
+    assert not {name: what for name, what in found.items() if what}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_all_owned_headers_are_removed_early(path: Path) -> None:
     text = path.read_text()
 
@@ -55,6 +65,19 @@ def test_policies_agree_with_the_default_settings(name: str) -> None:
     assert processor["messageTimeout"] == f"{settings.message_timeout_ms}ms"
     assert traffic["connection"]["bufferLimit"] == f"{settings.max_body_bytes // 2**20}Mi"
     assert set(traffic["headers"]["earlyRequestHeaders"]["remove"]) == set(Writing().owned)
+
+
+def test_credentials_are_kept_from_the_sidecar_in_istio_too() -> None:
+    def kept(processor: Any) -> Any:
+        return processor["typed_config"]["forward_rules"]["disallowed_headers"]["patterns"]
+
+    patches = of_kind(FOLDER / "istio.yaml", "EnvoyFilter")["spec"]["configPatches"]
+    (ours,) = [each["patch"]["value"] for each in patches if each["applyTo"] == "HTTP_FILTER"]
+    shipped = YAML(typ="safe", pure=True).load(shipped_config().read_text())
+    (listener,) = shipped["static_resources"]["listeners"]
+    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+
+    assert kept(ours) == kept(filters[0]) == kept(filters[1])
 
 
 def test_filters_for_istio_are_taken_by_a_real_envoy(tmp_path: Path) -> None:

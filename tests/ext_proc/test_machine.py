@@ -294,11 +294,22 @@ def test_streamed_chunk_in_spite_of_the_override_is_passed_with_all_that_follow(
         assert answer == pb.ProcessingResponse(request_body=pb.BodyResponse())
 
 
-def test_streamed_body_in_one_piece_is_decided_on() -> None:
+def test_streamed_body_in_one_piece_without_its_end_goes_on_unrouted() -> None:
+    """Envoy does so where the override is not allowed, and may have chosen the route before."""
     talk = Conversation(STREAMED)
     talk.say(request_headers(LENGTH))
 
-    assert talk.ask(request_body(b"1234", end=False)).body == b"1234"
+    for chunk, end in ((b"1234", False), (b"", True)):
+        assert talk.say(request_body(chunk, end)) == (
+            pb.ProcessingResponse(request_body=pb.BodyResponse()),
+        )
+
+
+def test_streamed_body_that_comes_buffered_is_decided_on() -> None:
+    talk = Conversation(STREAMED)
+    talk.say(request_headers(LENGTH))
+
+    assert talk.ask(request_body(b"1234")).body == b"1234"
 
 
 def test_streamed_stream_stays_open_while_chunks_are_passed() -> None:
@@ -500,6 +511,40 @@ def test_observed_request_is_not_refused() -> None:
     talk.say(request_headers())
 
     assert talk.say(request_body(b"123456")) == ()
+
+
+def test_observed_response_to_a_request_that_was_decided_on_is_watched() -> None:
+    talk = Conversation(observing=True)
+
+    assert talk.say(request_headers({"x-llm-source": "model"})) == ()
+
+    assert talk.exchange.settled
+    assert not talk.exchange.finished
+    assert talk.exchange.watched is not None
+
+
+def test_observed_response_is_watched_where_the_body_is_not_shown() -> None:
+    """The sidecar was dead when the request came, or another processor has decided."""
+    talk = Conversation(observing=True)
+    talk.say(request_headers())
+    assert not talk.exchange.settled
+    assert not talk.exchange.collecting
+
+    talk.say(pb.ProcessingRequest(response_headers=pb.HttpHeaders()))
+
+    assert talk.exchange.settled
+    assert talk.exchange.watched is not None
+
+
+def test_header_of_a_decision_means_nothing_where_envoy_waits() -> None:
+    """A client can have sent it."""
+    talk = Conversation()
+
+    answers = talk.say(request_headers({"x-llm-source": "model"}))
+
+    assert kinds(answers) == ["request_headers"]
+    assert talk.exchange.watched is None
+    assert talk.ask(request_body(b"{}")).body == b"{}"
 
 
 # --- Response -------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import asyncio
 import gzip
 import os
 import signal
+import ssl
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -21,10 +23,12 @@ import pytest
 import pytest_asyncio
 from backports import zstd
 
+from sidecar.cli.model import default_model
+from sidecar.core.policy import Model
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.local import ChildProcess, EnvoyServer, free_ports
 from tests.ext_proc.client import Answer, exchange, post
-from tests.ext_proc.gateway import gateway
+from tests.ext_proc.gateway import Tls, gateway
 from tests.ext_proc.matrix import (
     EVENTS,
     IDLE_S,
@@ -37,14 +41,35 @@ from tests.ext_proc.matrix import (
     table,
 )
 from tests.ext_proc.matrix import Upstream as Got
-from tests.ext_proc.standins import RunningService, StubRouter, chat, service_on, spliced
+from tests.ext_proc.standins import (
+    CATALOG,
+    RunningService,
+    StubRouter,
+    chat,
+    service_on,
+    spliced,
+)
 from tests.ext_proc.upstream import Recorded, Upstream
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
+FIXTURES = Path(__file__).with_name("fixtures")
 CODE = chat("code", size=1000)
 HOLD = chat("hold", size=1000)
+POLICY = """\
+apiVersion: llmrouter.v1
+kind: ModelCatalog
+models:
+  - {id: big/coder, upstream_model: coder-1, cluster: big, dialects: [openai-chat]}
+---
+apiVersion: llmrouter.v1
+kind: Policy
+name: default
+default: {models: [big/coder]}
+routes:
+  - {name: coding, description: Writing and reviewing code., models: [big/coder]}
+"""
 JSON = {"host": "gateway", "content-type": "application/json"}
 
 
@@ -59,16 +84,25 @@ class Stage:
     service: RunningService
     small: Upstream
     big: Upstream
+    secure: Upstream
+    """Like `big`, over https."""
     fault_socket: Path
+    bridge: int
+    """Port of what speaks HTTP/2 to an Envoy whose sidecar lives."""
     process: ChildProcess | None = None
     faults: dict[str, dict[str, tuple[Answer, bytes]]] = field(default_factory=dict)
     """Fault -> mode -> what the client saw and sent; a fault is played in all modes at once."""
 
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        return self.small, self.big, self.secure
+
     def clear(self) -> None:
-        for upstream in (self.small, self.big):
+        for upstream in self.upstreams:
             upstream.requests.clear()
             upstream.cut_off = 0
             upstream.reset = False
+            upstream.delay_s = 0.0
         self.service.router.gate = None
         self.service.router.error = None
         self.service.router.delay_s = 0.0
@@ -78,18 +112,33 @@ class Stage:
         """What the upstreams got, with the header `x-test-id`."""
         return [
             (up.name, each)
-            for up in (self.small, self.big)
+            for up in self.upstreams
             for each in up.requests
             if each.headers.get("x-test-id", "") == mark
         ]
 
     async def start_process(self) -> None:
         """A sidecar to be broken."""
-        self.fault_socket.unlink(missing_ok=True)
+        await self._start(["-m", "tests.ext_proc.service_process", str(self.fault_socket)])
+
+    async def start_sidecar(self) -> None:
+        """The whole one, whose Triton is not there."""
+        policies = self.fault_socket.with_name("policies")
+        policies.mkdir()
+        (policies / "default.yaml").write_text(POLICY)
+        (closed,) = free_ports(1)
+        model = await asyncio.to_thread(default_model, lambda line: None)
+        command = ["-m", "sidecar.cli", "serve", "--uds", str(self.fault_socket)]
+        command += ["--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
+        command += ["--policies", str(policies), "--model", str(model.path)]
+        await self._start([*command, "--triton", f"127.0.0.1:{closed}"])
+
+    async def _start(self, command: list[str]) -> None:
+        self.end_process()
         self._held_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tests.ext_proc.service_process", str(self.fault_socket)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = ChildProcess(command, environment, self.fault_socket.with_suffix(".log"))
+        log = self.fault_socket.with_suffix(".log")
+        self.process = ChildProcess([sys.executable, *command], environment, log)
         await until(self.fault_socket.exists)
 
     @property
@@ -108,7 +157,7 @@ class Stage:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -119,20 +168,33 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
     async with AsyncExitStack() as stack:
         small = await stack.enter_async_context(Upstream("small"))
         big = await stack.enter_async_context(Upstream("big"))
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(FIXTURES / "tls_server.pem")
+        secure = await stack.enter_async_context(Upstream("secure", tls=server))
         clusters = {"small": small.port, "big": big.port}
+        router = StubRouter()
+        router.catalog = {**CATALOG, "big/secure": Model("big/secure", "coder-1", cluster="secure")}
         service = await stack.enter_async_context(
-            service_on(folder / "live", None, StubRouter(), LlmDialects())
+            service_on(folder / "live", None, router, LlmDialects())
         )
         live = dict(zip(MODES, free_ports(len(MODES)), strict=True))
         faulty = dict(zip(MODES, free_ports(len(MODES)), strict=True))
+        bridge = 0
         for ports, socket in ((live, folder / "live"), (faulty, folder / "faulty")):
             listeners = {
                 port: replace(MODES[mode], message_timeout_s=TIMEOUT_S, idle_timeout_s=IDLE_S)
                 for mode, port in ports.items()
             }
-            config = gateway(listeners, clusters, socket, folder / "access.log")
+            tls = Tls(
+                FIXTURES / "tls_server.pem",
+                FIXTURES / "tls_ca.pem",
+                {"secure": secure.port},
+                free_ports(1)[0],
+            )
+            bridge = bridge or tls.bridge
+            config = gateway(listeners, clusters, socket, folder / "access.log", tls)
             await stack.enter_async_context(EnvoyServer(config))
-        made = Stage(live, faulty, service, small, big, folder / "faulty")
+        made = Stage(live, faulty, service, small, big, secure, folder / "faulty", bridge)
         yield made
         made.end_process()
 
@@ -148,6 +210,27 @@ def sends(body: bytes, **how: object) -> Play:
         return await post(stage.live[mode], body, **how), body  # type: ignore[arg-type]
 
     return play
+
+
+def over_http2(how: str = "http2", **sent: object) -> Play:
+    """Sends it by way of the bridge."""
+
+    async def play(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+        to = {"x-bridge": f"{how}-{stage.live[mode]}"}
+        return await post(stage.bridge, CODE, headers=to, **sent), CODE  # type: ignore[arg-type]
+
+    return play
+
+
+async def https(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+    trusted = ssl.create_default_context(cafile=str(FIXTURES / "tls_ca.pem"))
+    return await post(stage.live[mode], CODE, tls=trusted), CODE
+
+
+async def https_provider(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+    body = chat("hello", model="big/secure", size=1000)
+    answer = await post(stage.live[mode], body)
+    return answer, body
 
 
 def compressed(encoding: str, compress: Callable[[bytes], bytes], body: bytes = CODE) -> Play:
@@ -188,11 +271,22 @@ async def gone_sending(stage: Stage, mode: str) -> tuple[Answer, bytes]:
 
 
 async def gone_deciding(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+    return await leaves_deciding(stage, mode, stage.live[mode], {})
+
+
+async def http2_gone(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+    to = {"x-bridge": f"http2-{stage.live[mode]}"}
+    return await leaves_deciding(stage, mode, stage.bridge, to)
+
+
+async def leaves_deciding(
+    stage: Stage, mode: str, port: int, more: dict[str, str]
+) -> tuple[Answer, bytes]:
     router = stage.service.router
     router.gate = asyncio.Event()
     cancelled = router.cancelled
-    _, writer = await asyncio.open_connection("127.0.0.1", stage.live[mode])
-    headers = JSON | {"content-length": str(len(CODE))}
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    headers = JSON | {"content-length": str(len(CODE))} | more
     lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + CODE)
     await until(lambda: bool(router.requests))
@@ -201,6 +295,19 @@ async def gone_deciding(stage: Stage, mode: str) -> tuple[Answer, bytes]:
         # The decision is ended, and with it the work of the routing model.
         await until(lambda: router.cancelled > cancelled)
     router.gate.set()
+    await asyncio.sleep(0.05)
+    return Answer(0, {}, b""), CODE
+
+
+async def gone_receiving(stage: Stage, mode: str) -> tuple[Answer, bytes]:
+    for upstream in stage.upstreams:
+        upstream.delay_s = 1.0
+    _, writer = await asyncio.open_connection("127.0.0.1", stage.live[mode])
+    headers = JSON | {"content-length": str(len(CODE))}
+    lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + CODE)
+    await until(lambda: bool(stage.got()))
+    writer.close()
     await asyncio.sleep(0.05)
     return Answer(0, {}, b""), CODE
 
@@ -251,21 +358,56 @@ async def frozen(stage: Stage) -> dict[str, tuple[Answer, bytes]]:
     return answers
 
 
-async def restarted(stage: Stage) -> dict[str, tuple[Answer, bytes]]:
-    """Once Envoy has connected again, which it does with every request it tries."""
+async def paused(stage: Stage) -> dict[str, tuple[Answer, bytes]]:
+    await connected(stage)
+    assert stage.process is not None
+    stage.process.signal(signal.SIGSTOP)
+    asking = asyncio.ensure_future(ask_all(stage, "sidecar paused", CODE))
+    await asyncio.sleep(1)
+    stage.process.signal(signal.SIGCONT)
+    return await asking
+
+
+async def triton_dead(stage: Stage) -> dict[str, tuple[Answer, bytes]]:
+    await stage.start_sidecar()
+    await until_routed(stage)
+    answers = await ask_all(stage, "Triton dead", CODE)
+    sources = [
+        each.headers.get("x-llm-source")
+        for mode in stage.faulty
+        for _, each in stage.got(mark_of(mode, "Triton dead"))
+    ]
+    assert sources.count("fallback") == len(MODES) - 1
     stage.end_process()
-    await ask_all(stage, "before", CODE)
-    await stage.start_process()
-    async with asyncio.timeout(30):
-        while "BUFFERED-again" not in {each.headers["x-test-id"] for each in stage.big.requests}:
-            await ask_all(stage, "again", CODE)
+    return answers
+
+
+async def restarted(stage: Stage) -> dict[str, tuple[Answer, bytes]]:
+    await connected(stage)
     return await ask_all(stage, "sidecar restarted", CODE)
 
 
+async def connected(stage: Stage) -> None:
+    """Starts the sidecar anew after Envoy has found it dead."""
+    stage.end_process()
+    await ask_all(stage, "before", CODE)
+    await stage.start_process()
+    await until_routed(stage)
+
+
+async def until_routed(stage: Stage) -> None:
+    """Until Envoy has connected, which it does with every request it tries."""
+    async with asyncio.timeout(60):
+        while "BUFFERED-again" not in {each.headers["x-test-id"] for each in stage.big.requests}:
+            await ask_all(stage, "again", CODE)
+
+
 PLAYED_AT_ONCE = {
+    "Triton dead": triton_dead,
     "sidecar dead": dead,
     "sidecar killed": killed,
     "sidecar frozen": frozen,
+    "sidecar paused": paused,
     "sidecar restarted": restarted,
 }
 
@@ -277,6 +419,7 @@ PLAYS: dict[str, Play] = {
     "trailers": sends(CODE, chunks=[CODE[:300], CODE[300:]], trailers={"x-sum": "1"}),
     "gzip": compressed("gzip", gzip.compress),
     "gzip, right model": compressed("gzip", gzip.compress, chat("code", model="coder-1")),
+    "deflate": compressed("deflate", zlib.compress),
     "br": compressed("br", brotli.compress),
     "zstd": compressed("zstd", zstd.compress),
     "200 kB": sends(chat("code", size=200_000)),
@@ -292,7 +435,15 @@ PLAYS: dict[str, Play] = {
     "defect": defect,
     "client gone, sending": gone_sending,
     "client gone, deciding": gone_deciding,
+    "client gone, receiving": gone_receiving,
     "upstream reset": upstream_reset,
+    "HTTP/2": over_http2(),
+    "HTTP/2, no length": over_http2(chunks=[CODE[:300], CODE[300:600], CODE[600:]], pause_s=0.02),
+    "HTTP/2, trailers": over_http2(chunks=[CODE[:300], CODE[300:]], trailers={"x-sum": "1"}),
+    "HTTP/2, client gone": http2_gone,
+    "HTTP/2 over TLS": over_http2("tls"),
+    "https": https,
+    "https provider": https_provider,
 }
 
 
@@ -303,7 +454,7 @@ def outcome(stage: Stage, answer: Answer, sent: bytes, mark: str = "") -> Cell |
     """The cell that was seen; a text that tells what is in none."""
     got = stage.got(mark)
     if not got:
-        cut = stage.small.cut_off + stage.big.cut_off
+        cut = sum(upstream.cut_off for upstream in stage.upstreams)
         return Cell(answer.status, Got.CUT if cut else Got.NOTHING)
     if len(got) != 1:
         return f"{answer.status}, {len(got)} requests upstream"
@@ -333,7 +484,7 @@ async def test_cell(stage: Stage, mode: str, event: str) -> None:
     answer, sent = await PLAYS[event](stage, mode)
 
     assert outcome(stage, answer, sent) == cell(mode, event)
-    if event == "trailers":
+    if event in ("trailers", "HTTP/2, trailers"):
         assert stage.got()[0][1].trailers == {"x-sum": "1"}
 
 

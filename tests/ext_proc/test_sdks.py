@@ -44,9 +44,9 @@ MODES = ("BUFFERED", "FULL_DUPLEX_STREAMED")
 class Walking(StubRouter):
     """The router of a world, in the place of the stand-in."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, catalog: Catalog | None = None) -> None:
         super().__init__()
-        self.catalog = CATALOG
+        self.catalog = CATALOG if catalog is None else catalog
         self._world = world
 
     async def decide(self, request: RoutingRequest) -> Decision:

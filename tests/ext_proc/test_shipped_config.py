@@ -39,6 +39,16 @@ KINDS = (
 CREDENTIALS = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "mine"}
 
 
+class Issued(list[tuple[str, str, str]]):
+    """Who has issued what."""
+
+    def watching(self) -> None:
+        pass
+
+    def issued(self, response_id: str, caller: str, model: str, route: str) -> None:
+        self.append((response_id, caller, model))
+
+
 class SeenDialects(LlmDialects):
     """Remembers what reaches the sidecar."""
 
@@ -64,6 +74,7 @@ class Gateway:
     seen: SeenDialects
     router: StubRouter
     log: Path
+    issued: Issued
 
     def reached(self) -> tuple[str, Recorded]:
         """The one provider that got a request since the last call, and the request."""
@@ -114,7 +125,9 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
         router.catalog = CATALOG
         router.choose = by_text
         seen = SeenDialects()
-        await stack.enter_async_context(service_on(folder / "s", None, router, seen))
+        issued = Issued()
+        service = service_on(folder / "s", None, router, seen, issued=issued)
+        await stack.enter_async_context(service)
         schemes = {"anthropic": "https"}
         ports = free_ports(len(KINDS))
         for port, (socket, variant) in zip(ports, KINDS, strict=True):
@@ -134,7 +147,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
             await stack.enter_async_context(server)
         alive, dead, full_duplex, shadow = ports
         log = folder / "access.log"
-        yield Gateway(alive, dead, full_duplex, shadow, upstreams, seen, router, log)
+        yield Gateway(alive, dead, full_duplex, shadow, upstreams, seen, router, log, issued)
 
 
 async def messages(port: int, text: str, model: str = "auto") -> Answer:
@@ -205,6 +218,40 @@ async def test_concrete_model_reaches_its_provider(gateway: Gateway) -> None:
     name, request = gateway.reached()
     assert (answer.status, name) == (200, "mistral")
     assert request.headers["x-llm-source"] == "override"
+
+
+RESPONSES: dict[str, tuple[str, str, str]] = {
+    "decided": ("alive", "openai/gpt-5.5", "openai/gpt-5.5"),
+    "decided, FULL_DUPLEX": ("full_duplex", "openai/gpt-5.5", "openai/gpt-5.5"),
+    "without a decision": ("shadow", "openai/gpt-5.5", "openai/gpt-5.5"),
+}
+
+
+@pytest.mark.parametrize(("kind", "said", "model"), RESPONSES.values(), ids=RESPONSES.keys())
+async def test_provider_of_a_response_is_seen(
+    gateway: Gateway, kind: str, said: str, model: str
+) -> None:
+    gateway.issued.clear()
+    body = json.dumps({"model": "auto", "input": said}).encode()
+
+    answer = await post(getattr(gateway, kind), body, path="/v1/responses?x")
+
+    assert (answer.status, gateway.reached()[0]) == (200, "openai")
+    await until(lambda: bool(gateway.issued))
+    assert gateway.issued == [(answer.json["id"], "", model)]
+
+
+async def test_other_responses_are_not_shown_to_the_sidecar(gateway: Gateway) -> None:
+    gateway.issued.clear()
+    await post(gateway.alive, chat("openai/gpt-5.5"))
+    gateway.reached()
+    body = json.dumps({"model": "auto", "input": "openai/gpt-5.5"}).encode()
+    answer = await post(gateway.alive, body, path="/v1/responses")
+    gateway.reached()
+
+    await until(lambda: bool(gateway.issued))
+
+    assert [each[0] for each in gateway.issued] == [answer.json["id"]]
 
 
 async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway) -> None:
@@ -443,6 +490,12 @@ async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:
     budget = ours.message_timeout_ms - ours.margin_ms
     assert budget >= settings.routing.decision_budget_ms
     assert f"per_connection_buffer_limit_bytes: {ours.max_body_bytes}" in text
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.01)
 
 
 async def logged(gateway: Gateway, mark: str) -> dict[str, object]:

@@ -123,7 +123,8 @@ class Upstream:
             return 400, _error("not JSON")
         if model not in self.models:
             return 404, _error(f"{self.name} has no model {model}")
-        return 200, {"served_by": self.name, "model": model}
+        id = f"{self.name}_{len(self.requests)}"
+        return 200, {"id": id, "served_by": self.name, "model": model}
 
 
 async def _head(

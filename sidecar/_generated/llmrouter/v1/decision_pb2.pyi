@@ -110,6 +110,10 @@ class _DecisionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decisi
     """The user has said something new, and the routing model gave no answer: the conversation's route
     is the best guess.
     """
+    DECISION_REASON_UNKNOWN_ISSUER: _DecisionReason.ValueType  # 22
+    """A provider keeps a part of the conversation, and which one is not known: the policy's default is
+    taken, for it does not change with what is said.
+    """
 
 class DecisionReason(_DecisionReason, metaclass=_DecisionReasonEnumTypeWrapper):
     """Why the step decided as it did."""
@@ -161,6 +165,10 @@ conversation's is meant.
 DECISION_REASON_KEPT_WITHOUT_ANSWER: DecisionReason.ValueType  # 21
 """The user has said something new, and the routing model gave no answer: the conversation's route
 is the best guess.
+"""
+DECISION_REASON_UNKNOWN_ISSUER: DecisionReason.ValueType  # 22
+"""A provider keeps a part of the conversation, and which one is not known: the policy's default is
+taken, for it does not change with what is said.
 """
 Global___DecisionReason: _TypeAlias = DecisionReason  # noqa: Y015
 
