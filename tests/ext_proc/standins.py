@@ -31,6 +31,7 @@ from sidecar.ext_proc.service import SERVICE, ExtProcService
 from sidecar.ext_proc.timing import LatencyObserver
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
+from sidecar.grpc_api.interceptors import CallInterceptor, Errors
 
 CATALOG: Catalog = {
     "big/coder": Model("big/coder", "coder-1", cluster="big"),
@@ -138,7 +139,10 @@ async def service_on(
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)])
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor([Errors()])],
+        options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)],
+    )
     service = ExtProcService(
         router, router, dialects or StubDialects(), options, latencies=latencies, issued=issued
     )

@@ -214,6 +214,30 @@ async def test_openai_responses(stage: Stage, mode: str) -> None:
 
 
 @modes
+async def test_openai_responses_stream_is_not_held_back(stage: Stage, mode: str) -> None:
+    url = f"data:image/png;base64,{PNG}"
+    given: list[Any] = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "What is this?"},
+                {"type": "input_image", "image_url": url, "detail": "auto"},
+            ],
+        }
+    ]
+    async with openai_client(stage, mode) as client:
+        stream = await client.responses.create(model="auto", input=given, stream=True)
+        first = await anext(aiter(stream))
+        assert not stage.openai.go_on.is_set()
+        stage.openai.go_on.set()
+        rest = [event async for event in stream]
+
+    assert first.type == "response.created"
+    assert "".join(e.delta for e in rest if e.type == "response.output_text.delta") == SAID
+    assert stage.openai.bodies[0]["input"] == given
+
+
+@modes
 async def test_anthropic_messages(stage: Stage, mode: str) -> None:
     async with anthropic_client(stage, mode) as client:
         answer = await client.messages.create(
