@@ -48,7 +48,7 @@ class TextAnswer:
         guide: EBNF of the xgrammar kind: `root ::= ` and an alternation of quoted literals,
             nothing else.
         max_tokens: enough for the longest literal however it is split into tokens, plus one for
-            the end token.
+            the end token; or what tells the literals apart, where the prompt has begun the answer.
     """
 
     guide: str

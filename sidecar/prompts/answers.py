@@ -9,6 +9,7 @@ from dataclasses import replace
 from sidecar.core.decision import Candidate, Reason
 from sidecar.core.model import Answer, LabelLogits, ModelOutput, TextOutput, Tokenizer
 from sidecar.prompts.parsing import find_route
+from sidecar.prompts.skeleton import Skeleton
 
 _UNPARSABLE = Answer(name="", problem=Reason.UNPARSABLE_ANSWER)
 
@@ -52,7 +53,11 @@ def literal_guide(answers: Sequence[str]) -> str:
 
 
 def read_text(
-    output: ModelOutput, names: Sequence[str], written: Mapping[str, str], tokenizer: Tokenizer
+    output: ModelOutput,
+    names: Sequence[str],
+    written: Mapping[str, str],
+    tokenizer: Tokenizer,
+    skeleton: Skeleton | None = None,
 ) -> Answer:
     """The route that a text names, and the probability of that text where it is given.
 
@@ -60,13 +65,16 @@ def read_text(
         names: the policy's routes and `other`.
         written: complete answers in the model's own style -> the name each stands for. A guided
             answer is one of them, and needs no guessing.
+        skeleton: the part of the answer that stood in the prompt.
     """
     if not isinstance(output, TextOutput):
         return _UNPARSABLE
     if not all(0 <= token < tokenizer.vocab_size for token in output.token_ids):
         return _UNPARSABLE
     text = tokenizer.decode(output.token_ids)
-    found = written.get(text.strip()) or find_route(text, names)
+    found: str | Reason | None = skeleton.name_of(text) if skeleton else None
+    text = skeleton.text + text if skeleton and text else text
+    found = found or written.get(text.strip()) or find_route(text, names)
     if isinstance(found, Reason):
         return replace(_UNPARSABLE, problem=found, text=text)
     return Answer(name=found, candidates=_confidence(found, output), text=text)

@@ -14,6 +14,9 @@ Modes, by suffixes of the name:
 
 * `+hardened` writes `</` as `<\\/` inside the JSON strings. It means the same to a JSON reader, and
   no text can close `</conversation>` or `</routes>`.
+* `+skeleton` begins the assistant's turn with what every answer begins with, and has the model say
+  no more than what tells the names apart. The model was trained to write that beginning itself:
+  that it decides alike has not been shown.
 * `+upstream-trim` first drops messages by archgw's own rule (bytes / 4, at most 2,048, routes not
   counted), to reproduce its decisions. The token budget holds all the same.
 """
@@ -21,7 +24,7 @@ Modes, by suffixes of the name:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
@@ -32,6 +35,7 @@ from sidecar.core.policy import OTHER, Policy
 from sidecar.prompts.answers import literal_guide, read_text
 from sidecar.prompts.budget import by_importance, check_room, cut_to_fit, may_fit
 from sidecar.prompts.chat import chat_tokens
+from sidecar.prompts.skeleton import Skeleton, find_skeleton
 
 UPSTREAM_TOKEN_LIMIT = 2048
 _UPSTREAM_BYTES_PER_TOKEN = 4
@@ -55,6 +59,11 @@ class AnswerStyle(Enum):
     def write(self, name: str) -> str:
         answer = {"route": name}
         return repr(answer) if self is AnswerStyle.PYTHON else json.dumps(answer)
+
+    @property
+    def opening(self) -> str:
+        """What answers begin with, unless a name wants other quotes."""
+        return self.write("").removesuffix(self.write("")[-2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,7 @@ class ArchRouterFormat:
 
     Args:
         upstream_limit: archgw's trimming rule with this limit; None: the token budget alone.
+        skeleton: put the beginning of the answer into the prompt.
     """
 
     name: str
@@ -125,6 +135,7 @@ class ArchRouterFormat:
     hardened: bool = False
     upstream_limit: int | None = None
     answer_style: AnswerStyle = AnswerStyle.PYTHON
+    skeleton: bool = False
 
     def compile(
         self,
@@ -150,17 +161,16 @@ class ArchRouterFormat:
         newline = encode("\n")
         prefix = (start, *encode(_SYSTEM), end, *newline, start, *encode(opening))
         closing = (*encode(layout.closing), end, *newline, start, *encode(_ASK))
-        room = check_room(policy, self.name, max_tokens, static=len(prefix), closing=len(closing))
         names = (*(route.name for route in policy.routes), OTHER)
-        answers = [self.answer_style.write(name) for name in names]
+        answers = {self.answer_style.write(name): name for name in names}
+        skeleton = (
+            find_skeleton(self.answer_style.opening, answers, tokenizer) if self.skeleton else None
+        )
+        closing += skeleton.ids if skeleton else ()
+        room = check_room(policy, self.name, max_tokens, static=len(prefix), closing=len(closing))
         return ArchRouterPrompt(
             prefix_ids=prefix,
-            answer_form=TextAnswer(
-                guide=literal_guide(answers),
-                # A guided model may spell a name in other tokens than the tokenizer would; none
-                # of them is shorter than a byte.
-                max_tokens=1 + max(len(answer.encode()) for answer in answers),
-            ),
+            answer_form=_answer_form(answers, skeleton),
             names=names,
             _written=MappingProxyType(
                 {style.write(name): name for style in AnswerStyle for name in names}
@@ -169,7 +179,18 @@ class ArchRouterFormat:
             _tokenizer=tokenizer,
             _room=room if max_conversation_tokens is None else min(room, max_conversation_tokens),
             _closing=closing,
+            _skeleton=skeleton,
         )
+
+
+def _answer_form(answers: Iterable[str], skeleton: Skeleton | None) -> TextAnswer:
+    if skeleton is not None:
+        return TextAnswer(literal_guide(list(skeleton.rests)), skeleton.max_tokens)
+    guided = list(answers)
+    # A guided model may spell a name in other tokens than the tokenizer would; none of them is
+    # shorter than a byte.
+    longest = max(len(answer.encode()) for answer in guided)
+    return TextAnswer(literal_guide(guided), max_tokens=1 + longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +209,7 @@ class ArchRouterPrompt:
     _tokenizer: Tokenizer = field(repr=False)
     _room: int
     _closing: tuple[int, ...]
+    _skeleton: Skeleton | None = None
     route_texts: RouteTexts = ()
 
     def render(self, conversation: Conversation) -> Prompt:
@@ -204,7 +226,7 @@ class ArchRouterPrompt:
         )
 
     def read(self, output: ModelOutput) -> Answer:
-        return read_text(output, self.names, self._written, self._tokenizer)
+        return read_text(output, self.names, self._written, self._tokenizer, self._skeleton)
 
     def _within_room(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
         """Ids of the conversation's JSON, and whether it holds all of `messages`."""
@@ -266,7 +288,8 @@ def upstream_trim(
 
 
 def arch_router_formats() -> tuple[ArchRouterFormat, ...]:
-    """Every layout in every mode. Trimming belongs to archgw; the card has no such rule."""
+    """Every layout in every mode. Trimming belongs to archgw; the card has no such rule. Beginning
+    the answer belongs to neither, and goes with one mode of each."""
     archgw = ArchRouterFormat("arch-router/archgw-v1", ARCHGW_V1)
     card = ArchRouterFormat("arch-router/model-card", MODEL_CARD)
     plain = (
@@ -275,7 +298,12 @@ def arch_router_formats() -> tuple[ArchRouterFormat, ...]:
         card,
     )
     hardened = tuple(replace(one, name=_hardened_name(one.name), hardened=True) for one in plain)
-    return (*plain, *hardened)
+    begun = tuple(
+        replace(one, name=f"{one.name}+skeleton", skeleton=True)
+        for one in (*plain, *hardened)
+        if one.upstream_limit is None
+    )
+    return (*plain, *hardened, *begun)
 
 
 def _hardened_name(name: str) -> str:

@@ -160,6 +160,10 @@ def test_names_of_the_formats() -> None:
         "arch-router/archgw-v1+hardened",
         "arch-router/archgw-v1+hardened+upstream-trim",
         "arch-router/model-card+hardened",
+        "arch-router/archgw-v1+skeleton",
+        "arch-router/model-card+skeleton",
+        "arch-router/archgw-v1+hardened+skeleton",
+        "arch-router/model-card+hardened+skeleton",
     ]
     assert all(one.name == name for name, one in FORMATS.items())
 
