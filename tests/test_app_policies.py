@@ -126,7 +126,7 @@ def too_large() -> Any:
 
 async def until_not_serving(health: Any) -> None:
     request = health_pb2.HealthCheckRequest(service=POLICY_STORE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await health.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
             await asyncio.sleep(0.05)
 

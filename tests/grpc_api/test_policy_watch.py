@@ -40,7 +40,7 @@ class Watcher:
 
     async def until(self, number: int) -> list[Received]:
         """Everything up to the change of that number."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.received or self.received[-1].change_number < number:
                 message = await self._call.read()
                 assert isinstance(message, Received)
@@ -48,7 +48,7 @@ class Watcher:
         return self.received
 
     async def end(self) -> object:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self._call.read()
 
     def cancel(self) -> None:
@@ -158,7 +158,7 @@ async def test_store_that_is_away_for_a_while_loses_nothing(
 
         monkeypatch.setattr(api.store, "changes_after", away)
         write(api.store, ChangeKind.UPDATE, policy(description="second"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while failures < 3:
                 await asyncio.sleep(0.01)
         monkeypatch.setattr(api.store, "changes_after", there)

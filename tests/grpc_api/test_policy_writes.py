@@ -198,7 +198,7 @@ async def test_delete_hides_and_undelete_brings_back(api: Stored) -> None:
 
 
 async def until_in_force(api: Stored, name: str, revision: int | None) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             compiled = api.registry.find(name)
             if (compiled.ref.revision if compiled is not None else None) == revision:
@@ -433,7 +433,7 @@ async def test_catalog_is_replaced_and_in_force(api: Stored) -> None:
     assert (before.revision, after.revision) == (1, 2)
     assert [each.id for each in after.models] == ["acme/fast", "acme/large", "acme/new"]
     assert await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest()) == after
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "acme/new" not in api.registry.catalog:
             await asyncio.sleep(0.01)
     error = await refused(

@@ -151,7 +151,7 @@ async def test_sidecar_answers_before_triton_exists(
     """Started first, the sidecar serves fallbacks; it finds the model by itself."""
     triton = TritonServer(cpu_repository)
     async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=BUDGET_S) as stub:
-        early = (await stub.Route(request("translate this"), timeout=5)).decision
+        early = (await stub.Route(request("translate this"), timeout=60)).decision
         await triton.start_async()
         try:
             load = Load(stub)

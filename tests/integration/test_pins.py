@@ -45,7 +45,7 @@ async def test_a_conversation_keeps_the_route_that_the_model_chose(
     ):
         (tmp_path / name).write_text(text)
     async with sidecar_on(
-        triton.grpc_address, cpu_engine, budget_s=20, policies=tmp_path
+        triton.grpc_address, cpu_engine, budget_s=60, policies=tmp_path
     ) as routing:
         await decides_by_model(routing, "pinned")
         # Which route is beside the point, and an untrained model may find none for some text.

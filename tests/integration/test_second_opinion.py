@@ -215,7 +215,7 @@ async def test_a_decision_is_made_of_both(
     assert isinstance(output, LabelLogits)
     expected = compiled.read(output)
     alone = compiled.alone.read(output)
-    async with sidecar_on(triton.grpc_address, engine, budget_s=20, policies=policies) as stub:
+    async with sidecar_on(triton.grpc_address, engine, budget_s=60, policies=policies) as stub:
         await decides_by_model(stub, "")
         decision = (await stub.Route(request(TEXT, explain=True))).decision
     found = {each.route: each.probability for each in decision.candidates}

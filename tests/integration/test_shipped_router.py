@@ -25,7 +25,7 @@ async def test_the_shipped_model_routes_the_demo_as_a_person_would(
 ) -> None:
     cases = sure_cases()
     decided = []
-    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=20) as routing:
+    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=60) as routing:
         for policy in {case.policy: None for case in cases}:
             await decides_by_model(routing, policy)
         for case in cases:

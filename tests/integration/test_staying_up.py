@@ -26,7 +26,7 @@ async def decided(
 async def test_a_conversation_decided_by_the_model_is_then_decided_by_the_cache(
     triton: TritonServer, cpu_engine: EngineInfo
 ) -> None:
-    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=20) as stub:
+    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         texts = ("book a hotel in Rome", "two nights in Lisbon near the river", "cancel my flight")
         first = [await decided(stub, request(text, "travel")) for text in texts]
@@ -43,7 +43,7 @@ async def test_a_conversation_decided_by_the_model_is_then_decided_by_the_cache(
 async def test_an_address_where_nobody_answers_costs_no_decision(
     triton: TritonServer, cpu_engine: EngineInfo
 ) -> None:
-    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=20, others=(NOBODY,)) as stub:
+    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=60, others=(NOBODY,)) as stub:
         await decides_by_model(stub, "travel")
         asked = [request(f"question {number}: a train to Rome", "travel") for number in range(4)]
         decisions = await asyncio.gather(*(decided(stub, each) for each in asked))
@@ -68,7 +68,7 @@ def large_policy() -> routing_pb2.RouteRequest:
 async def test_a_large_cold_inline_policy_takes_turns_with_others(
     triton: TritonServer, cpu_engine: EngineInfo
 ) -> None:
-    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=30) as stub:
+    async with sidecar_on(triton.grpc_address, cpu_engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         large = asyncio.create_task(decided(stub, large_policy()))
         await asyncio.sleep(0.05)

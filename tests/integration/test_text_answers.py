@@ -60,7 +60,7 @@ POLICY_ROUTES = {
 
 
 async def test_every_answer_is_a_route_of_the_policy_or_other(served: Served) -> None:
-    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=20) as stub:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub:
         for policy, text in POLICY_ROUTES.items():
             await decides_by_model(stub, policy)
             decision = (await stub.Route(request(text, policy, explain=True))).decision
@@ -82,7 +82,7 @@ async def test_every_answer_is_a_route_of_the_policy_or_other(served: Served) ->
 async def test_the_explained_prompt_is_arch_routers_with_its_default_system_message(
     served: Served,
 ) -> None:
-    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=20) as stub:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         decision = (await stub.Route(request("near the river", "travel", explain=True))).decision
     prompt = decision.explanation.prompt

@@ -49,7 +49,7 @@ class World:
         return found.reason.value if isinstance(found, Refusal) else found.name
 
     async def until(self, *states: BreakerState) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while tuple(each.model.state for each in self.targets) != states:
                 await asyncio.sleep(0.001)
 
