@@ -222,7 +222,9 @@ WRONG_INLINE_POLICIES: list[tuple[Edit, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "field"), WRONG_INLINE_POLICIES, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("edit", "field"), WRONG_INLINE_POLICIES, ids=[field for _, field in WRONG_INLINE_POLICIES]
+)
 async def test_wrong_field_of_an_inline_policy_is_named(edit: Edit, field: str) -> None:
     with pytest.raises(SidecarError) as refused:
         await read(inline(edit))
