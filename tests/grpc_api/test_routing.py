@@ -60,8 +60,11 @@ async def test_expired_deadline_cancels_the_decision(
     router: StandInRouter, routing: RoutingServiceStub
 ) -> None:
     router.behavior = Gate()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await routing.Route(route_request(), timeout=0.05)
+    for timeout_s in (0.05, 0.5, 5, 50):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await routing.Route(route_request(), timeout=timeout_s)
+        if router.requests:  # On a busy machine the time may be over before it gets there.
+            break
 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: router.cancelled == 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 
@@ -25,8 +26,11 @@ def shown(max_tokens: int, *turns: tuple[str, str]) -> tuple[list[tuple[str, str
     return messages, prompt.truncated, len(prompt.prefix_ids) + len(prompt.suffix_ids)
 
 
-STATIC = shown(8192, ("user", "hi"))[2] - len(qwen().encode('[{"role":"user","content":"hi"}]\n'))
-"""Tokens of a prompt without its conversation."""
+@cache
+def static() -> int:
+    """Tokens of a prompt without its conversation."""
+    asked = len(qwen().encode('[{"role":"user","content":"hi"}]\n'))
+    return shown(8192, ("user", "hi"))[2] - asked
 
 
 def test_answer_is_guided_to_the_routes_and_other_in_the_models_own_style() -> None:
@@ -83,34 +87,36 @@ def test_oldest_turns_go_first() -> None:
 def test_newest_user_message_is_cut_in_the_middle() -> None:
     words = " ".join(f"word{number}" for number in range(5000))
 
-    [(role, text)], truncated, tokens = shown(STATIC + 200, ("assistant", "old"), ("user", words))
+    [(role, text)], truncated, tokens = shown(static() + 200, ("assistant", "old"), ("user", words))
 
     head, gap, tail = text.partition(GAP)
     assert (role, bool(gap), truncated) == ("user", True, True)
     assert words.startswith(head)
     assert words.endswith(tail)
-    assert STATIC + 180 < tokens <= STATIC + 200
+    assert static() + 180 < tokens <= static() + 200
 
 
 def test_text_that_grows_when_escaped_stays_within_the_budget() -> None:
-    [(_, text)], truncated, tokens = shown(STATIC + 100, ("user", '"\\\x01\n' * 1000))
+    [(_, text)], truncated, tokens = shown(static() + 100, ("user", '"\\\x01\n' * 1000))
 
     assert truncated is True
     assert len(text) > 10
-    assert STATIC + 60 < tokens <= STATIC + 100
+    assert static() + 60 < tokens <= static() + 100
 
 
 def test_many_small_messages_are_not_read_beyond_the_budget() -> None:
-    messages, truncated, tokens = shown(STATIC + 100, *([("user", "a")] * 100_000))
+    messages, truncated, tokens = shown(static() + 100, *([("user", "a")] * 100_000))
 
     assert truncated is True
     assert len(messages) > 5
-    assert tokens <= STATIC + 100
+    assert tokens <= static() + 100
 
 
 def test_policy_that_leaves_no_room_is_too_large_with_the_numbers() -> None:
-    with pytest.raises(SidecarError, match=rf"takes {STATIC} of {STATIC + 63} tokens") as caught:
-        PLAIN.compile(policy_of(CODING), qwen(), STATIC + 63)
+    with pytest.raises(
+        SidecarError, match=rf"takes {static()} of {static() + 63} tokens"
+    ) as caught:
+        PLAIN.compile(policy_of(CODING), qwen(), static() + 63)
 
     assert caught.value.code is ErrorCode.POLICY_TOO_LARGE
 
@@ -131,12 +137,12 @@ def test_upstream_rule_counts_bytes_and_keeps_the_user_message_that_overflows() 
 
 def test_upstream_rule_is_a_mode_and_the_budget_holds_all_the_same() -> None:
     trimmed = get_format("arch-router/archgw-v1+upstream-trim")
-    compiled = trimmed.compile(policy_of(CODING), qwen(), STATIC + 100)
+    compiled = trimmed.compile(policy_of(CODING), qwen(), static() + 100)
 
     prompt = compiled.render(conversation_of(("user", "old"), ("user", "word " * 10_000)))
 
     assert prompt.truncated is True
-    assert len(prompt.prefix_ids) + len(prompt.suffix_ids) <= STATIC + 100
+    assert len(prompt.prefix_ids) + len(prompt.suffix_ids) <= static() + 100
 
 
 def test_upstream_rule_drops_what_the_budget_would_keep() -> None:
