@@ -176,6 +176,7 @@ def _target(
         vocab_size=facts.vocab_size,
         keepalive_ms=triton.keepalive_ms,
         keepalive_timeout_ms=triton.keepalive_timeout_ms,
+        label_ids=facts.takes_label_ids,
     )
     text_model = _TEXT_MODELS.get(triton.interface)
     served = text_model(where, tokenizer) if text_model else TritonModel(where)
@@ -359,6 +360,8 @@ class Sidecar:
             compiled_bytes=routing.registry.compiled_bytes,
             cached=len(routing.cache or ()),
             cached_bytes=routing.cache.nbytes if routing.cache else 0,
+            models=len(routing.registry.catalog),
+            models_unpriced=sum(model.price is None for model in routing.registry.catalog.values()),
             latencies=tuple(
                 MeasuredLatency(model, whole, seconds)
                 for (model, whole), seconds in (

@@ -218,6 +218,7 @@ class SidecarState:
         pinned: routes kept by tasks and conversations.
         compiled: named policies kept compiled, of `compiled_bytes` by estimate.
         latencies: as far as they are measured.
+        models: of the catalog; `models_unpriced` of them have no price.
     """
 
     ready: bool
@@ -234,6 +235,8 @@ class SidecarState:
     compiled: int = 0
     compiled_bytes: int = 0
     latencies: tuple[MeasuredLatency, ...] = ()
+    models: int = 0
+    models_unpriced: int = 0
 
 
 class _StateCollector(Collector):
@@ -284,6 +287,14 @@ class _StateCollector(Collector):
         )
         yield from _of_targets(state.targets)
         yield _of_latencies(state.latencies)
+        yield GaugeMetricFamily(
+            "llmrouter_models", "Models of the catalog in force.", value=float(state.models)
+        )
+        yield GaugeMetricFamily(
+            "llmrouter_models_unpriced",
+            "Those of them without a price: `cheapest` puts them last.",
+            value=float(state.models_unpriced),
+        )
         yield from _of_policy_store(state.policy_store)
         policies = GaugeMetricFamily(
             "llmrouter_policy_info",

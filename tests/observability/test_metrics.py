@@ -13,7 +13,7 @@ from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import PolicyRef, Reason, RoutingRequest, Source
-from sidecar.observability.metrics import Metrics
+from sidecar.observability.metrics import MeasuredLatency, Metrics, SidecarState
 from tests.grpc_api.standins import (
     Gate,
     StandInRouter,
@@ -117,3 +117,22 @@ def test_requests_that_are_passed_on_are_counted_by_reason() -> None:
         "llmrouter_envoy_passed_on_total", {"reason": "malformed_body"}
     )
     assert counted == 2
+
+
+def test_models_without_a_price_and_measured_latencies_are_shown() -> None:
+    metrics = Metrics()
+    state = SidecarState(
+        True,
+        "",
+        "",
+        "",
+        latencies=(MeasuredLatency("acme/fast", False, 0.25),),
+        models=5,
+        models_unpriced=2,
+    )
+    metrics.watch(lambda: state)
+
+    assert value(metrics.registry, "llmrouter_models") == 5
+    assert value(metrics.registry, "llmrouter_models_unpriced") == 2
+    latency = "llmrouter_model_latency_seconds"
+    assert value(metrics.registry, latency, model="acme/fast", answer="streamed") == 0.25

@@ -74,6 +74,12 @@ CASES = {
         ["big", "unpriced"],
     ),
     "nothing left": (models("small"), IMAGES, None, []),
+    "cheapest where no price is known": (
+        models("unpriced", preference=Preference.CHEAPEST),
+        Needs(),
+        None,
+        ["unpriced"],
+    ),
 }
 CATALOG["openai-only"] = Model("openai-only", "o", dialects=frozenset({ApiDialect.OPENAI_CHAT}))
 CASES["dialect"] = (
