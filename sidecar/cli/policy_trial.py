@@ -25,13 +25,14 @@ from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.policy import Catalog, ModelList, Policy, WeightedModel
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.policies import Finding, PolicySet, Severity, load_policies
-from sidecar.policies.examples import Example, ExampleResult, examples_of, result_of
+from sidecar.policies.examples import ExampleResult, examples_of, heard, result_of
 from sidecar.policies.findings import findings_as_plain
 from sidecar.policies.lint import lint as lint_policy
-from sidecar.policies.lint import overlaps, probes, unreached
+from sidecar.policies.lint import unreached
+from sidecar.policies.overlaps import misread, overlaps, probe, probes, suspects, without
 
 _TIMEOUT_S = 60.0
-_TRIES = 10
+_TRIES = 20
 _AGAIN_S = 0.5
 
 _address = click.option(
@@ -81,12 +82,21 @@ class Trial:
         request = RoutingRequest(conversation, policy=tried)
         for attempt in range(_TRIES):
             decision = decision_to_core(self._client.route(request))
-            example = Example("", "", "")
-            if result_of(example, decision).decided or attempt == _TRIES - 1:
+            if heard(decision) or attempt == _TRIES - 1:
                 return decision
             # The first time the routing model reads the policy, it may be late.
             time.sleep(_AGAIN_S)
         raise AssertionError("returned in the last round")
+
+    def answer(self, policy: Policy, conversation: Conversation) -> Decision:
+        """As `decide`, and by the routing model. Raises Failure."""
+        decision = self.decide(policy, conversation)
+        if not heard(decision):
+            raise Failure(
+                f"the routing model of the sidecar does not answer ({decision.reason.value}: "
+                f"{decision.detail}); nothing can be said about {policy.name}"
+            )
+        return decision
 
     def results(self, policy: Policy) -> list[ExampleResult]:
         """Every example of the policy, routed."""
@@ -170,8 +180,8 @@ def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:
 @click.option(
     "--by-model",
     is_flag=True,
-    help="Also ask the routing model of a running sidecar: which descriptions it takes for each "
-    "other, and which routes no example reaches.",
+    help="Also ask the routing model of a running sidecar: which routes take each other's "
+    "descriptions, and which ones no example reaches.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
 @_address
@@ -187,7 +197,8 @@ def lint(paths: tuple[Path, ...], by_model: bool, strict: bool, address: str, ou
         file = found.origins.get(name, "")
         more = list(lint_policy(record.policy, found.catalog))
         if by_model:
-            more += _asked(record.policy, address)
+            with Trial(address) as trial:
+                more += ask_model(record.policy, trial)
         findings += [replace(each, file=each.file or file) for each in more]
     if output == "text":
         console = Console()
@@ -200,10 +211,17 @@ def lint(paths: tuple[Path, ...], by_model: bool, strict: bool, address: str, ou
     sys.exit(1 if errors or (strict and findings) else 0)
 
 
-def _asked(policy: Policy, address: str) -> list[Finding]:
-    with Trial(address) as trial:
-        decisions = {
-            probe.index: trial.decide(policy, probe.conversation) for probe in probes(policy)
-        }
-        results = trial.results(policy)
-    return [*overlaps(policy, decisions), *unreached(policy, results)]
+def ask_model(policy: Policy, trial: Trial) -> list[Finding]:
+    """What the routing model makes of the policy's descriptions and examples. Raises Failure."""
+    whole = {each.index: trial.answer(policy, each.conversation) for each in probes(policy)}
+    pairs = suspects(policy, whole)
+    # One after the other: each is a policy of its own for the model server.
+    alone = {
+        index: trial.answer(without(policy, index), probe(policy, index).conversation)
+        for index in sorted({index for pair in pairs for index in pair})
+    }
+    return [
+        *overlaps(policy, pairs, alone),
+        *misread(policy, whole),
+        *unreached(policy, trial.results(policy)),
+    ]

@@ -74,7 +74,13 @@ def examples_of(policy: Policy) -> Iterator[Example]:
             yield Example(route.name, item(examples, number), text)
 
 
+def heard(decision: Decision) -> bool:
+    """True if the routing model has had its say in it."""
+    return decision.source in (Source.MODEL, Source.CACHE) or decision.reason in _HEARD
+
+
 def result_of(example: Example, decision: Decision) -> ExampleResult:
     """What the decision for the example says about it."""
-    heard = decision.source in (Source.MODEL, Source.CACHE) or decision.reason in _HEARD
-    return ExampleResult(example, heard, decision.route, decision.confidence, decision.reason.value)
+    return ExampleResult(
+        example, heard(decision), decision.route, decision.confidence, decision.reason.value
+    )

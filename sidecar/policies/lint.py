@@ -1,17 +1,14 @@
 """What is doubtful about a policy beyond its rules.
 
 Wording is compared by its words here; whether the routing model can tell two routes apart is for
-the routing model to say (`overlaps`).
+the routing model to say (`sidecar.policies.overlaps`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import Decision
 from sidecar.core.policy import Capability, Catalog, ModelList, Policy
 from sidecar.policies.examples import ExampleResult
 from sidecar.policies.findings import Finding, item, member, quoted, warning
@@ -19,10 +16,10 @@ from sidecar.policies.findings import Finding, item, member, quoted, warning
 _ALIKE = 0.6
 """Share of common words from which two descriptions count as alike."""
 
-_SURE = 0.5
-"""Probability from which another route's claim to a description is worth a warning."""
-
 _MIN_WORDS = 4
+_SHOWN = 5
+"""Names in one finding."""
+
 _COMMON = frozenset(
     """a an and any about are as at be by for from how in into is it its of on or that the their
     them this to user users what when which who with without you your""".split()  # noqa: SIM905
@@ -37,15 +34,11 @@ def lint(policy: Policy, catalog: Catalog) -> tuple[Finding, ...]:
 
 def _lint(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
     yield from _alike(policy)
-    yield from _model_facts("default", policy.default, catalog)
+    yield from _unpriced(policy, catalog)
+    yield from _untested(policy)
+    yield from _lacking("default", policy.default, catalog)
     for index, route in enumerate(policy.routes):
-        path = item("routes", index)
-        yield from _model_facts(path, route.models, catalog)
-        if not route.examples:
-            yield warning(
-                member(path, "examples"),
-                f"{quoted(route.name)} has none, so nothing tests that requests reach it",
-            )
+        yield from _lacking(item("routes", index), route.models, catalog)
         if route.domain == "" and route.min_confidence and policy.actions_of(route.name):
             yield from _unreachable_domain(policy, index)
 
@@ -76,20 +69,41 @@ def _share(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other)
 
 
-def _model_facts(owner: str, models: ModelList, catalog: Catalog) -> Iterator[Finding]:
+def _unpriced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
+    lists = (policy.default, *(route.models for route in policy.routes))
+    named = dict.fromkeys(entry.id for models in lists for entry in models.models)
+    unpriced = [id for id in named if id in catalog and catalog[id].price is None]
+    if unpriced:
+        yield warning(
+            "",
+            f"{_some(unpriced)}: no price in the catalog, so `cheapest` puts what has none last",
+        )
+
+
+def _untested(policy: Policy) -> Iterator[Finding]:
+    untested = [route.name for route in policy.routes if not route.examples]
+    if untested:
+        yield warning(
+            "routes",
+            f"{_some(untested)}: no examples, so nothing tests that requests reach what has none",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(quoted, names[:_SHOWN])) + more
+
+
+def _lacking(owner: str, models: ModelList, catalog: Catalog) -> Iterator[Finding]:
     known = [catalog[entry.id] for entry in models.models if entry.id in catalog]
     able: set[Capability] = set().union(*(model.capabilities for model in known))
     for index, model in enumerate(known):
-        where = item(member(owner, "models"), index)
-        if model.price is None:
-            yield warning(
-                where, f"{quoted(model.id)} has no price, so `cheapest` puts it last everywhere"
-            )
         lacking = able - model.capabilities
         if lacking:
             names = ", ".join(sorted(each.value for each in lacking))
             yield warning(
-                where,
+                item(member(owner, "models"), index),
                 f"{quoted(model.id)} lacks {names}, which others of the list have: requests that "
                 "need it pass it over",
             )
@@ -106,47 +120,6 @@ def _unreachable_domain(policy: Policy, index: int) -> Iterator[Finding]:
             "only what the routing model names it for; give the actions one to have unsure "
             "requests fall to their domain",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A description, asked as if it were a request. `index`: of its route."""
-
-    index: int
-    conversation: Conversation
-
-
-def probes(policy: Policy) -> Iterator[Probe]:
-    """A request for each route that should go to it."""
-    for index, route in enumerate(policy.routes):
-        yield Probe(index, Conversation((Message(Role.USER, route.description),)))
-
-
-def overlaps(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Finding, ...]:
-    """Routes whose descriptions the routing model takes for another's.
-
-    Args:
-        decisions: by the index of the route whose description was asked.
-    """
-    found: list[Finding] = []
-    for index, decision in decisions.items():
-        route = policy.routes[index]
-        taken = policy.route(decision.route)
-        if taken is None or taken.name == route.name:
-            continue
-        related = {taken.name, taken.domain} & {route.name, route.domain} - {""}
-        sure = decision.confidence
-        if related or (sure is not None and sure < _SURE):
-            continue
-        shown = "" if sure is None else f" with confidence {sure:.2f}"
-        found.append(
-            warning(
-                member(item("routes", index), "description"),
-                f"the routing model takes it for {quoted(taken.name)}{shown}; say in each what "
-                "makes it this one",
-            )
-        )
-    return tuple(found)
 
 
 def unreached(policy: Policy, results: Sequence[ExampleResult]) -> tuple[Finding, ...]:

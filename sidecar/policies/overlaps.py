@@ -1,0 +1,152 @@
+"""Routes that take each other's requests, found by asking the routing model.
+
+A description is the best request for its own route, so under the whole policy it hardly ever goes
+elsewhere, however alike another route is. What another route is for shows when the first is not
+there: its description then goes to the other one, or to none. Two routes of which each takes the
+description of the other overlap. To leave out every route in turn costs as many readings of the
+policy as it has routes; the whole policy tells which few are worth it, by who comes second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Decision
+from sidecar.core.policy import Policy
+from sidecar.policies.findings import Finding, item, member, quoted, warning
+
+_WORTH_ASKING = 0.2
+"""Share of what a route leaves of its own description that another one must take to be suspected.
+Seeded overlaps take half of it and more (`python -m sidecar.bench.lint`)."""
+
+_TAKES = 0.5
+"""Probability from which a route takes a description: more likely than not."""
+
+Pair = tuple[int, int]
+"""Indices of two routes, the earlier first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A description, asked as if it were a request. `index`: of its route."""
+
+    index: int
+    conversation: Conversation
+
+
+def probe(policy: Policy, index: int) -> Probe:
+    """A request that should go to the route at `index`."""
+    description = policy.routes[index].description
+    return Probe(index, Conversation((Message(Role.USER, description),)))
+
+
+def probes(policy: Policy) -> Iterator[Probe]:
+    """One for each route."""
+    return (probe(policy, index) for index in range(len(policy.routes)))
+
+
+def without(policy: Policy, index: int) -> Policy:
+    """The policy as if the route at `index` had never been there."""
+    left_out = policy.routes[index].name
+    routes = (route for route in policy.routes if route.name != left_out)
+    return replace(
+        policy,
+        routes=tuple(
+            replace(route, domain="") if route.domain == left_out else route for route in routes
+        ),
+    )
+
+
+def suspects(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Pair, ...]:
+    """Pairs that may overlap.
+
+    Args:
+        decisions: under the whole policy, by the index of the route whose description was asked.
+    """
+    return tuple(
+        (earlier, later)
+        for later in range(len(policy.routes))
+        for earlier in range(later)
+        if not _related(policy, earlier, later)
+        and _rivals(policy, earlier, later, decisions[earlier])
+        and _rivals(policy, later, earlier, decisions[later])
+    )
+
+
+def overlaps(
+    policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Decision]
+) -> tuple[Finding, ...]:
+    """A warning for each of `pairs` in which either takes the description of the other.
+
+    Args:
+        alone: by the index of a route: the decision about its description `without` it.
+    """
+    found = []
+    for earlier, later in pairs:
+        one, other = policy.routes[earlier].name, policy.routes[later].name
+        # The earlier one's by the later one, and the other way round.
+        shares = _taken(alone[earlier], other), _taken(alone[later], one)
+        if min(shares) < _TAKES:
+            continue
+        found.append(
+            warning(
+                member(item("routes", later), "description"),
+                f"overlaps that of {quoted(one)} ({item('routes', earlier)}): without either, the "
+                f"other takes its description (confidence {shares[0]:.2f} and {shares[1]:.2f}); "
+                "merge the two, or say in each what is the other's",
+            )
+        )
+    return tuple(found)
+
+
+def misread(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Finding, ...]:
+    """Descriptions that the routing model takes for another route's while their own is there.
+
+    Args:
+        decisions: as of `suspects`.
+    """
+    found = []
+    for index, decision in decisions.items():
+        route = policy.routes[index]
+        taken = policy.route(decision.route)
+        if taken is None or taken.name == route.name:
+            continue
+        related = {taken.name, taken.domain} & {route.name, route.domain} - {""}
+        sure = decision.confidence
+        if related or (sure is not None and sure < _TAKES):
+            continue
+        shown = "" if sure is None else f" with confidence {sure:.2f}"
+        found.append(
+            warning(
+                member(item("routes", index), "description"),
+                f"the routing model takes it for {quoted(taken.name)}{shown}; say in each what "
+                "makes it this one",
+            )
+        )
+    return tuple(found)
+
+
+def _related(policy: Policy, one: int, other: int) -> bool:
+    """A domain describes what its actions do."""
+    a, b = policy.routes[one], policy.routes[other]
+    return a.domain == b.name or b.domain == a.name
+
+
+def _rivals(policy: Policy, asked: int, other: int, decision: Decision) -> bool:
+    """True if the route at `other` takes much of what that at `asked` leaves of its description.
+    Routing models that tell the chosen route alone leave everybody suspected."""
+    known = {candidate.name: candidate.probability for candidate in decision.candidates}
+    if len(known) < 2:
+        return True
+    own, share = (known.get(policy.routes[index].name, 0.0) for index in (asked, other))
+    return share >= _WORTH_ASKING * max(1 - own, share)
+
+
+def _taken(decision: Decision, name: str) -> float:
+    """Probability that the route takes the request."""
+    for candidate in decision.candidates:
+        if candidate.name == name:
+            return candidate.probability
+    return 1.0 if decision.route == name and decision.confidence is None else 0.0

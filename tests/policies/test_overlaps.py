@@ -1,0 +1,171 @@
+"""From decisions about descriptions to findings; the routing model is not asked here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sidecar.bench.lint import verdict
+from sidecar.core.decision import Candidate, Decision, PolicyRef, Reason, Source
+from sidecar.core.policy import Model, ModelList, Policy, Route, WeightedModel
+from sidecar.policies import load_policies
+from sidecar.policies.findings import warning
+from sidecar.policies.overlaps import misread, overlaps, probes, suspects, without
+
+FOLDER = Path(__file__).parent / "overlaps"
+MODELS = ModelList((WeightedModel("m"),))
+
+
+def route(name: str, domain: str = "") -> Route:
+    return Route(name, f"what {name} is", MODELS, domain=domain)
+
+
+POLICY = Policy("shop", (route("refunds"), route("returns"), route("status")), MODELS)
+
+
+def decided(route: str, **probabilities: float) -> Decision:
+    """`other` has what is left."""
+    known = {**probabilities, "other": 1 - sum(probabilities.values())}
+    candidates = tuple(Candidate(*each) for each in sorted(known.items(), key=lambda e: -e[1]))
+    return Decision(
+        id="d",
+        route=route,
+        model=Model("m", "m"),
+        fallbacks=(),
+        source=Source.MODEL,
+        reason=Reason.MATCHED,
+        detail="",
+        policy=PolicyRef("", 0, ""),
+        prompt_format="compact-v1",
+        routing_model="stub",
+        confidence=known.get(route),
+        candidates=candidates,
+    )
+
+
+WHOLE = {
+    0: decided("refunds", refunds=0.98, returns=0.019, status=0.0005),
+    1: decided("returns", returns=0.97, refunds=0.02, status=0.001),
+    2: decided("status", status=0.99, refunds=0.001, returns=0.001),
+}
+
+
+def test_description_is_asked_as_a_request_of_each_route() -> None:
+    asked = [(each.index, each.conversation.messages[0].text) for each in probes(POLICY)]
+
+    assert asked == [(0, "what refunds is"), (1, "what returns is"), (2, "what status is")]
+
+
+def test_routes_that_come_second_for_each_other_are_suspected() -> None:
+    assert suspects(POLICY, WHOLE) == ((0, 1),)
+
+
+def test_route_that_comes_second_for_another_but_not_the_other_way_round_is_not() -> None:
+    one_sided = {**WHOLE, 1: decided("returns", returns=0.97, refunds=0.002, status=0.02)}
+
+    assert suspects(POLICY, one_sided) == ()
+
+
+def test_routes_that_leave_nothing_to_share_are_suspected() -> None:
+    """What is lost in rounding says nothing."""
+    sure = {
+        index: decided(name, **{name: 1.0, other: 0.0})
+        for index, (name, other) in enumerate(
+            [("refunds", "returns"), ("returns", "refunds"), ("status", "returns")]
+        )
+    }
+
+    assert (0, 1) in suspects(POLICY, sure)
+
+
+def test_domain_is_not_suspected_of_its_actions() -> None:
+    policy = Policy(
+        "shop", (route("refunds"), route("returns", "refunds"), route("status")), MODELS
+    )
+
+    assert suspects(policy, WHOLE) == ()
+
+
+def test_routing_model_that_tells_its_choice_alone_leaves_all_suspected() -> None:
+    alone = {index: decided(name) for index, name in enumerate(("refunds", "returns", "status"))}
+
+    assert suspects(POLICY, alone) == ((0, 1), (0, 2), (1, 2))
+
+
+def test_route_is_left_out_and_its_actions_stand_alone() -> None:
+    policy = Policy(
+        "shop", (route("refunds"), route("returns", "refunds"), route("status")), MODELS
+    )
+
+    rest = without(policy, 0)
+
+    assert [(each.name, each.domain) for each in rest.routes] == [("returns", ""), ("status", "")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        (decided("returns", returns=0.9), decided("refunds", refunds=0.8), True),
+        (decided("returns", returns=0.9), decided("refunds", refunds=0.45), False),
+        (decided("", returns=0.45), decided("refunds", refunds=0.9), False),
+        (decided("status", status=0.9, returns=0.05), decided("refunds", refunds=0.9), False),
+    ],
+    ids=["each takes the other's", "one does not", "the other does not", "a third does"],
+)
+def test_routes_overlap_where_each_takes_the_others_description(
+    first: Decision, second: Decision, found: bool
+) -> None:
+    findings = overlaps(POLICY, ((0, 1),), {0: first, 1: second})
+
+    assert [each.path for each in findings] == (["routes[1].description"] if found else [])
+
+
+def test_overlap_names_both_routes_and_how_sure_it_is() -> None:
+    alone = {
+        0: decided("returns", returns=0.9),
+        1: decided("refunds", refunds=0.8),
+    }
+
+    (finding,) = overlaps(POLICY, ((0, 1),), alone)
+
+    assert '"refunds" (routes[0])' in finding.message
+    assert "0.90 and 0.80" in finding.message
+
+
+def test_description_that_another_route_takes_in_its_presence_is_named() -> None:
+    wrong = {**WHOLE, 2: decided("refunds", refunds=0.7, status=0.3)}
+
+    (finding,) = misread(POLICY, wrong)
+
+    assert finding.path == "routes[2].description"
+    assert '"refunds" with confidence 0.70' in finding.message
+
+
+@pytest.mark.parametrize("name", ["twenty.yaml", "held_back.yaml"])
+def test_fixtures_are_valid_and_their_pairs_are_routes(name: str) -> None:
+    found = load_policies([FOLDER / "catalog.yaml", FOLDER / name])
+    pairs = json.loads((FOLDER / "pairs.json").read_text())
+
+    assert [str(finding) for finding in found.findings] == []
+    assert len(found.policies) == {"twenty.yaml": 20, "held_back.yaml": 10}[name]
+    for policy in found.policies:
+        assert set(pairs[policy.name]) <= {each.name for each in policy.routes}
+
+
+def test_verdict_tells_what_was_seeded_from_what_was_not() -> None:
+    findings = (
+        warning("routes[1].description", 'overlaps that of "refunds" (routes[0])'),
+        warning("routes[2].description", 'overlaps that of "refunds" (routes[0])'),
+        warning("routes[0].examples[0]", 'went to "returns", not to "refunds"'),
+        warning("routes[2].examples[0]", 'went to "returns", not to "status"'),
+        warning("routes", '"refunds": no examples'),
+        warning("", '"m": no price'),
+    )
+
+    said = verdict(POLICY, ("refunds", "returns"), findings)
+
+    assert said.found
+    assert [alarm.partition(": ")[2][:11] for alarm in said.false_alarms] == ["routes[2].d"]
+    assert [each.partition(": ")[2][:11] for each in said.astray] == ["routes[2].e"]
