@@ -65,18 +65,19 @@ class Size:
 
 
 FULL = Size(2000, 1000, 120, Changes(60, 2))
-QUICK = Size(2000, 100, 10, Changes(10, 1))
+QUICK = Size(2000, 100, 10, Changes(30, 1))
 TINY = Size(40, 10, 1, Changes(2, 1))
 
 
 @dataclass(slots=True)
 class Run:
-    """One run and what it found."""
+    """One run and what it found. `budget_ms`: of a decision by the routing model."""
 
     engine: EngineInfo
     size: Size
     folder: Path
     console: Console
+    budget_ms: int
     rows: list[Row]
 
     def show(self, rows: Sequence[Row]) -> None:
@@ -250,7 +251,11 @@ def _with_model(run: Run, url: str) -> None:
     with (
         served.model_server(run.engine, folder / "repository", instant=False) as triton,
         served.serving(
-            run.engine, triton.grpc_address, folder / "sidecar", policy_store={"url": url}
+            run.engine,
+            triton.grpc_address,
+            folder / "sidecar",
+            policy_store={"url": url},
+            routing={"decision_budget_ms": run.budget_ms},
         ) as sidecar,
     ):
         models = sum(served.resident_bytes(pid) for pid in children(triton.pid))
@@ -299,25 +304,34 @@ PARTS = ("many", "reload")
 @click.option("--tiny", "size", flag_value="tiny", hidden=True)
 @click.option("--only", type=click.Choice(PARTS), help="This part alone.")
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--budget-ms",
+    default=1000,
+    show_default=True,
+    help="Of a decision by the routing model; a slow machine answers few within a second.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-def main(size: str, only: str | None, model: Path | None, json_path: Path | None) -> None:
+def main(
+    size: str, only: str | None, model: Path | None, budget_ms: int, json_path: Path | None
+) -> None:
     """Measure many policies, and policies that change under load, on this machine."""
     console = wide_console()
     engine = read_engine(model) if model is not None else default_model(console.print)
     with tempfile.TemporaryDirectory() as name:
         sizes = {"full": FULL, "quick": QUICK, "tiny": TINY}
-        run = Run(engine, sizes[size], Path(name), console, [])
+        run = Run(engine, sizes[size], Path(name), console, budget_ms, [])
         busy = os.getloadavg()[0] / (os.cpu_count() or 1)
         try:
             if only in (None, "many"):
                 many(run)
             if only in (None, "reload"):
-                reloads(engine, run.folder, run.size.changes, run.show)
+                reloads(engine, run.folder, run.size.changes, run.budget_ms, run.show)
         except (own.TooSlowError, served.StartError) as error:
             raise click.ClickException(str(error)) from None
     if json_path is not None:
         found = {
             "size": asdict(run.size),
+            "budget_ms": budget_ms,
             "load_per_core_before": round(busy, 2),
             "routing_model": engine.router.build_id,
             "rows": [each.as_json() for each in run.rows],

@@ -66,16 +66,19 @@ class Made:
     failed: list[str] = field(default_factory=list)
 
 
-def reloads(engine: EngineInfo, folder: Path, changes: Changes, show: Show) -> None:
+def reloads(engine: EngineInfo, folder: Path, changes: Changes, budget_ms: int, show: Show) -> None:
     """One Triton and, for each case, a sidecar with a SQLite store."""
     with served.model_server(engine, folder / "repository", instant=False) as triton:
         for case in CASES:
             name = f"reload-{case.routes}"
             documents = [served.document("default", case.routes, 0)]
             url = served.filled_store(folder / f"{name}.db", documents)
-            store: dict[str, object] = {"url": url}
             with served.serving(
-                engine, triton.grpc_address, folder / name, policy_store=store
+                engine,
+                triton.grpc_address,
+                folder / name,
+                policy_store={"url": url},
+                routing={"decision_budget_ms": budget_ms},
             ) as sidecar:
                 show(asyncio.run(_reload(sidecar.address, case, changes)))
 
@@ -107,9 +110,11 @@ async def _change(
     """Another description of one route at every time: what stands before it stays."""
     drawn = random.Random(seed)  # noqa: S311 -- not a secret
     pause = 60 / case.per_minute
+    due = time.perf_counter() + pause / 2
     end = time.perf_counter() + seconds
-    while time.perf_counter() + pause < end:
-        await asyncio.sleep(pause)
+    while due < end:
+        await asyncio.sleep(max(due - time.perf_counter(), 0))
+        due += pause
         try:
             get = policy_pb2.GetPolicyRequest(name=_NAME)
             present = await policies.GetPolicy(get, timeout=_TIMEOUT_S)

@@ -21,6 +21,8 @@ _LEFT_ALONE = re.compile(
     r"|^%|^ +\r?$"
     # A comment right behind the head of a block scalar.
     r"|[|>][-+0-9]*#"
+    # Or a new document there.
+    r"|[|>][-+0-9]*[ ]*\r?\n(---|\.\.\.)"
     # A key in a list, which one takes for text.
     r"|[\[{,]\s*\?",
     re.MULTILINE,
