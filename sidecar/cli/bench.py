@@ -228,6 +228,7 @@ async def _alone(
             facts.end_id,
             facts.pad_id,
             facts.vocab_size,
+            label_ids=facts.takes_label_ids,
         )
     )
     rates: list[float] = []

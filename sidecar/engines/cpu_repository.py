@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
-from sidecar.engines.engine_directory import compiled_folder, read_engine
+from sidecar.engines.engine_directory import GRAPH_VERSION, compiled_folder, read_engine
 from sidecar.engines.errors import EngineError
 
 MODEL_NAME = "tensorrt_llm"
@@ -64,11 +64,16 @@ def render_cpu_repository(
         `destination`, to be given to `tritonserver --model-repository`.
 
     Raises:
-        EngineError: `engine` is not a whole engine directory, or its path cannot stand in
-            config.pbtxt.
+        EngineError: `engine` is not a whole engine directory, was built by another version, or its
+            path cannot stand in config.pbtxt.
     """
     info = read_engine(engine)
     source = _template_folder()
+    if info.router.graph_version != GRAPH_VERSION:
+        raise EngineError(
+            f"{engine}: graph_version is {info.router.graph_version}, this version serves "
+            f"{GRAPH_VERSION}; build the engine again"
+        )
     path = str(served_at or info.path.resolve())
     if any(character in path for character in '"\\\n'):
         raise EngineError(f"{path}: an engine's path must not contain quotes or backslashes")

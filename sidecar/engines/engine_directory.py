@@ -24,7 +24,7 @@ from sidecar.engines.weights import Architecture
 SCHEMA_VERSION = 1
 """Of router.json and manifest.json. A reader refuses newer ones."""
 
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 """Of the OpenVINO graph; counts changes after which built engines must not be reused."""
 
 MANIFEST = "manifest.json"
@@ -143,6 +143,11 @@ class RouterFacts:
         build = (self.adapter_sha256 or self.weights_sha256)[:12]
         second = self.second_opinion
         return f"{self.model_id}@{build}" + (f"+{second.adapter_sha256[:12]}" if second else "")
+
+    @property
+    def takes_label_ids(self) -> bool:
+        """Whether the model that serves it computes the logits of given tokens alone."""
+        return self.runtime == "openvino"
 
     @property
     def decision_temperature(self) -> float:

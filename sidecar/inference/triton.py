@@ -69,6 +69,8 @@ class TritonTarget:
     Args:
         address: `host:port` or `unix:path` of Triton's gRPC endpoint.
         model: name of the Triton model.
+        label_ids: whether the model takes the tokens that the answer is one of, and gives the
+            logits of those alone, as the CPU model does.
         keepalive_ms, keepalive_timeout_ms: time between HTTP/2 pings, and how long one may stay
             unanswered before the connection is given up: a host that vanished sends no reset.
     """
@@ -80,6 +82,7 @@ class TritonTarget:
     vocab_size: int
     keepalive_ms: int = 10_000
     keepalive_timeout_ms: int = 5_000
+    label_ids: bool = False
 
 
 class TritonModel:
@@ -121,13 +124,15 @@ class TritonModel:
         self, prompt: Prompt, form: LabelAnswer, timeout_s: float
     ) -> LabelLogits:
         inputs = [*_prompt_inputs(prompt), *self._label_inputs]
+        if self._target.label_ids:
+            inputs.append(_int_input("label_ids", [form.token_ids]))
         second = prompt.second_opinion
         if second is None:
             result = await self._call(inputs, self._label_outputs, timeout_s)
-            return _read_label_logits(result, form, self._target.vocab_size)
+            return _read_label_logits(result, form, self._target)
         inputs += _second_opinion_inputs(second)
         result = await self._call(inputs, self._second_opinion_outputs, timeout_s)
-        labels = _read_label_logits(result, form, self._target.vocab_size)
+        labels = _read_label_logits(result, form, self._target)
         return replace(labels, second_opinion=_read_second_opinion(result, form))
 
     async def warm(
@@ -320,14 +325,20 @@ def _tensor(result: InferResult, name: str, kind: str) -> npt.NDArray[np.generic
     return array
 
 
-def _read_label_logits(result: InferResult, form: LabelAnswer, vocab_size: int) -> LabelLogits:
+def _read_label_logits(result: InferResult, form: LabelAnswer, target: TritonTarget) -> LabelLogits:
     logits = _tensor(result, "generation_logits", "f")
-    if logits.ndim != 4 or logits.shape[:3] != (1, 1, 1) or logits.shape[3] < vocab_size:
+    shape, labels = logits.shape, len(form.token_ids)
+    if shape == (1, 1, 1, labels) and target.label_ids:
+        chosen = logits[0, 0, 0].astype(np.float64)
+    elif logits.ndim == 4 and shape[:3] == (1, 1, 1) and shape[3] >= target.vocab_size:
+        chosen = logits[0, 0, 0][list(form.token_ids)].astype(np.float64)
+    else:
+        fewer = f"{labels}, or " if target.label_ids else ""
         raise InferenceError(
             InferenceFailure.ERROR,
-            f"generation_logits has shape {logits.shape}, not (1, 1, 1, {vocab_size} or more)",
+            f"generation_logits has shape {shape}, not (1, 1, 1, {fewer}{target.vocab_size} or "
+            "more)",
         )
-    chosen = logits[0, 0, 0][list(form.token_ids)].astype(np.float64)
     if not np.isfinite(chosen).all():
         raise InferenceError(InferenceFailure.ERROR, "generation_logits holds values not finite")
     return LabelLogits(tuple(chosen.tolist()))

@@ -46,6 +46,7 @@ def ask(
     max_tokens: int = 1,
     literals: tuple[str, ...] = (),
     logits: bool = False,
+    label_ids: Sequence[int] | None = None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Asked:
     """A checked request."""
@@ -56,11 +57,12 @@ def ask(
         end_id=END_ID,
         literals=tuple(literal.encode() for literal in literals) or None,
         log_probs=True,
-        logits=logits,
+        logits=logits or label_ids is not None,
         without_input=True,
         perf_metrics=False,
         outputs=OUTPUTS,
         is_cancelled=is_cancelled,
+        label_ids=None if label_ids is None else np.array(label_ids, np.int32),
     )
 
 

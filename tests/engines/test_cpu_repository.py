@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_engine.engine_files import open_engine
+from cpu_engine.errors import EngineFilesError
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from sidecar.engines import CpuRepositoryOptions, EngineError, EngineInfo, render_cpu_repository
-from sidecar.engines.engine_directory import compiled_folder
+from sidecar.engines.engine_directory import compiled_folder, write_manifest
 
 CONTRACT = Path(__file__).parents[2].parent / "shared/reference/tensorrt_llm_triton_io.json"
 
@@ -64,6 +66,19 @@ def test_nothing_compiled_is_kept_where_it_cannot_be(
         monkeypatch.setattr("os.access", lambda path, mode: False)
     config = render(engines["llama"].path, tmp_path, keep_compiled=why == "not writable")
     assert config.parameters["compiled_folder"].string_value == ""
+
+
+def test_an_engine_with_another_graph_is_refused(
+    engines: Mapping[str, EngineInfo], tmp_path: Path
+) -> None:
+    engine = shutil.copytree(engines["llama"].path, tmp_path / "engine")
+    router = json.loads((engine / "router.json").read_text())
+    (engine / "router.json").write_text(json.dumps({**router, "graph_version": 1}))
+    write_manifest(engine)
+    with pytest.raises(EngineError, match=r"graph_version is 1, .* build the engine again"):
+        render_cpu_repository(engine, tmp_path / "repository")
+    with pytest.raises(EngineFilesError, match=r"graph_version is 1; .* build the engine again"):
+        open_engine(engine)
 
 
 def test_everything_of_the_template_is_filled_in(
@@ -146,7 +161,7 @@ class TestContract:
     def test_inputs(self, config: ModelConfig, theirs: Mapping[str, Any]) -> None:
         known = {tensor["name"]: tensor for tensor in theirs["inputs"]}
         for tensor in config.input:
-            if tensor.name.startswith("second_opinion_"):
+            if tensor.name.startswith(("second_opinion_", "label_ids")):
                 assert tensor.optional, tensor.name
                 continue
             other = known[tensor.name]

@@ -82,6 +82,26 @@ def test_packing_changes_no_logits(decider: Decider) -> None:
     np.testing.assert_allclose(packed, alone, atol=TOLERANCE)
 
 
+def test_logits_of_labels_are_those_of_the_whole_vocabulary(
+    decider: Decider, passes: Passes
+) -> None:
+    whole = logits_of(decider, [ask(PREFIX, SUFFIX, logits=True), ask(PREFIX, [9], logits=True)])
+    passes.since()
+    first, text, second = outcomes(
+        decider,
+        [
+            ask(PREFIX, SUFFIX, label_ids=(7, 200, 30)),
+            ask(PREFIX, SUFFIX, logits=True),
+            ask(PREFIX, [9], label_ids=(30, 11)),
+        ],
+    )
+    assert passes.since() == 1
+    np.testing.assert_allclose(first.logits[0], whole[0][[7, 200, 30]], atol=TOLERANCE)
+    np.testing.assert_allclose(text.logits[0], whole[0], atol=TOLERANCE)
+    np.testing.assert_allclose(second.logits[0], whole[1][[30, 11]], atol=TOLERANCE)
+    assert first.answer.tokens == [(7, 200, 30)[int(np.argmax(whole[0][[7, 200, 30]]))]]
+
+
 def test_different_prefixes_arriving_together_are_kept_apart(decider: Decider) -> None:
     prefixes = [PREFIX, PREFIX[::-1], PREFIX]
     together = logits_of(decider, [ask(prefix, SUFFIX, logits=True) for prefix in prefixes])

@@ -131,6 +131,11 @@ class TestAccepted:
         ({**guided(), "guided_decoding_guide": None}, "guided_decoding_guide"),
         ({**guided(), "guided_decoding_guide_type": None}, "guided_decoding_guide_type"),
         ({**guided(), "return_generation_logits": [[True]]}, "return_generation_logits"),
+        ({"label_ids": [[4, 320]]}, r"label_ids must be 0\.\.319"),
+        ({"label_ids": np.zeros((1, 0), np.int32)}, "label_ids is empty"),
+        ({"label_ids": [[4]], "return_generation_logits": None}, "needs return_generation_logits"),
+        ({"label_ids": [[4]], "return_log_probs": [[True]]}, "return_log_probs is not supported"),
+        ({"label_ids": [[4]], "request_output_len": [[2]]}, "needs request_output_len 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )

@@ -87,6 +87,21 @@ async def test_label_request_sends_the_contract_and_reads_the_labels_logits() ->
     ]
 
 
+@pytest.mark.parametrize("columns", [2, VOCABULARY])
+async def test_a_model_that_takes_label_ids_is_sent_them_and_may_answer_with_their_logits_alone(
+    columns: int,
+) -> None:
+    fake = FakeTriton(logits(1, 1, 1, columns))
+    async with serving(fake):
+        target = TritonTarget(fake.address, "tensorrt_llm", 2, 2, VOCABULARY, label_ids=True)
+        model = TritonModel(target)
+        output = await model.infer(PROMPT, LABELS, 10)
+        await model.close()
+
+    assert output == LabelLogits((0.0, 1.0) if columns == 2 else (5.0, 3.0))
+    assert sent(fake.requests[0])["label_ids"] == [5, 3]
+
+
 async def test_text_request_sends_the_guide_and_reads_up_to_the_end_token() -> None:
     fake = FakeTriton(text(4, 6, 2))
     async with model_of(fake) as model:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cpu_engine.forward import Floats
+from cpu_engine.forward import Floats, Ints
 from cpu_engine.vocabulary import Vocabulary
 
 
@@ -26,7 +26,8 @@ class Answer(Protocol):
     done: bool
 
     def take(self, logits: Floats) -> None:
-        """Choose the next token by `logits` [vocabulary], and whatever follows from it alone."""
+        """Choose the next token by `logits`, [vocabulary] or of the labels that the answer was made
+        with, and whatever follows from it alone."""
         ...
 
     def guess(self) -> list[int]:
@@ -57,6 +58,24 @@ class FreeAnswer:
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.done = len(self.tokens) == self._max_tokens
+
+    def guess(self) -> list[int]:
+        return []
+
+
+class LabelAnswer:
+    """One of some tokens; no others' logits are computed, so there are no probabilities."""
+
+    def __init__(self, label_ids: Ints) -> None:
+        self.tokens: list[int] = []
+        self.log_probs: list[float] = []
+        self.cum_log_prob = 0.0
+        self.done = False
+        self._label_ids = label_ids
+
+    def take(self, logits: Floats) -> None:
+        self.tokens.append(int(self._label_ids[np.argmax(logits)]))
+        self.done = True
 
     def guess(self) -> list[int]:
         return []

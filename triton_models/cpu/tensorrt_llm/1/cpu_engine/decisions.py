@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cpu_engine.answers import Answer, FreeAnswer, LiteralAnswer
+from cpu_engine.answers import Answer, FreeAnswer, LabelAnswer, LiteralAnswer
 from cpu_engine.errors import RefusedError
-from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Pass
+from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Logits, Pass
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked, Opinion
 from cpu_engine.second_opinion import SecondOpinion
@@ -31,7 +31,7 @@ class Outcome:
 
     Args:
         reused_tokens: leading prompt tokens whose keys and values were not computed again.
-        logits: [1, vocabulary] for every chosen token, where asked for.
+        logits: for every chosen token where asked for, [vocabulary] or [labels] of the request.
         opinion: [routes + 1] logits of the encoder, where asked for.
     """
 
@@ -40,6 +40,8 @@ class Outcome:
     logits: list[Floats] = field(default_factory=list)
     opinion: Floats | None = None
 
+
+_NONE: Ints = np.zeros(0, np.int32)
 
 Result = tuple[Asked, Outcome | RefusedError | CancelledError]
 
@@ -71,8 +73,8 @@ class _Sequence:
         return [*self.pending, *self.guessed]
 
     def take(self, logits: Floats) -> int:
-        """Choose by `logits` [1 + guessed, vocabulary], of the last pending and of each guessed
-        token; those after a wrong guess are of no use.
+        """Choose by `logits` [1 + guessed, vocabulary or labels], of the last pending and of each
+        guessed token; those after a wrong guess are of no use.
 
         Returns:
             How many of the fed tokens are part of the prompt and answer.
@@ -174,6 +176,8 @@ class Decider:
         return _Sequence(asked, outcome, pending, asked.prefix_length, segment)
 
     def _new_answer(self, asked: Asked) -> Answer:
+        if asked.label_ids is not None:
+            return LabelAnswer(asked.label_ids)
         if asked.literals is None:
             return FreeAnswer(asked.end_id, asked.max_tokens)
         if self._vocabulary is None:
@@ -203,7 +207,9 @@ class Decider:
                 ids=chunk,
                 positions=np.arange(len(past), len(past) + len(chunk), dtype=np.int32),
                 segments=np.full(len(chunk), SHARED_SEGMENT, np.int32),
-                rows=np.zeros(0, np.int32),
+                rows=_NONE,
+                whole=_NONE,
+                label_ids=_NONE,
                 keep=True,
             )
             past = past.followed_by(self._forward.run(work, past)[1])
@@ -234,8 +240,9 @@ class Decider:
             for sequence in active:
                 sequence.guessed = sequence.answer.guess()
             lengths = [len(sequence.fed) for sequence in active]
-            logits, present = self._forward.run(_packed(active, keep=more), past)
-            used = _take(active, logits)
+            work = _packed(active, keep=more)
+            logits, present = self._forward.run(work, past)
+            used = _take(active, logits, work.label_ids)
             if more:
                 past = past.followed_by(present.only(_leading(used, lengths)))
 
@@ -262,6 +269,8 @@ def _packed(sequences: Sequence[_Sequence], *, keep: bool) -> Pass:
     fed = [sequence.fed for sequence in sequences]
     lengths = [len(tokens) for tokens in fed]
     ends = np.cumsum(lengths)
+    labels = [each.asked.label_ids for each in sequences]
+    rows = [len(each.guessed) + 1 for each in sequences]
     return Pass(
         ids=np.concatenate([np.array(tokens, np.int32) for tokens in fed]),
         positions=np.concatenate(
@@ -279,15 +288,27 @@ def _packed(sequences: Sequence[_Sequence], *, keep: bool) -> Pass:
                 for sequence, end in zip(sequences, ends, strict=True)
             ]
         ),
+        whole=np.flatnonzero(np.repeat([ids is None for ids in labels], rows)).astype(np.int32),
+        label_ids=np.unique(np.concatenate([_NONE, *(ids for ids in labels if ids is not None)])),
         keep=keep,
     )
 
 
-def _take(sequences: Sequence[_Sequence], logits: Floats) -> list[int]:
+def _take(sequences: Sequence[_Sequence], logits: Logits, label_ids: Ints) -> list[int]:
     """Give each sequence its rows; how many of its fed tokens each one used."""
-    counts = [len(sequence.guessed) + 1 for sequence in sequences]
-    parts = np.split(logits, np.cumsum(counts)[:-1])
-    return [sequence.take(rows) for sequence, rows in zip(sequences, parts, strict=True)]
+    used: list[int] = []
+    row = whole = 0
+    for sequence in sequences:
+        count = len(sequence.guessed) + 1
+        labels = sequence.asked.label_ids
+        if labels is None:
+            used.append(sequence.take(logits.whole[whole : whole + count]))
+            whole += count
+        else:
+            columns = np.searchsorted(label_ids, labels)
+            used.append(sequence.take(logits.labels[row : row + count][:, columns]))
+        row += count
+    return used
 
 
 def _leading(used: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.bool_]:

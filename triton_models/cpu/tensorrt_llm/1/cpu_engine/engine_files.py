@@ -12,6 +12,9 @@ from cpu_engine.errors import EngineFilesError
 
 SCHEMA_VERSION = 1
 
+GRAPH_VERSION = 2
+"""Of the graph's inputs and outputs; `forward` knows this one alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class SecondOpinionFacts:
@@ -50,6 +53,11 @@ def open_engine(directory: Path) -> EngineFacts:
     if router.get("runtime") != "openvino":
         raise EngineFilesError(
             f"{directory}: made for runtime {router.get('runtime')!r}; this model needs 'openvino'"
+        )
+    if router["graph_version"] != GRAPH_VERSION:
+        raise EngineFilesError(
+            f"{directory}: graph_version is {router['graph_version']}; this model computes "
+            f"{GRAPH_VERSION}; build the engine again with the sidecar's version"
         )
     architecture = router["architecture"]
     return EngineFacts(

@@ -71,6 +71,8 @@ class Pass:
     Args:
         ids, positions, segments: [S]
         rows: positions in 0..S-1 whose logits are wanted.
+        whole: which of the rows' logits are wanted of the whole vocabulary.
+        label_ids: tokens whose logits are wanted of all rows.
         keep: whether the keys and values of the S tokens are wanted.
     """
 
@@ -78,7 +80,17 @@ class Pass:
     positions: Ints
     segments: Ints
     rows: Ints
+    whole: Ints
+    label_ids: Ints
     keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Of a pass: `whole` [whole rows, vocabulary] and `labels` [rows, labels]."""
+
+    whole: Floats
+    labels: Floats
 
 
 class Forward:
@@ -122,14 +134,14 @@ class Forward:
         """Compute something, so that the first caller does not wait for memory to be laid out."""
         tokens = np.zeros(64, np.int32)
         segments = np.full_like(tokens, SHARED_SEGMENT)
-        self.run(Pass(tokens, tokens, segments, tokens[:1], keep=True), self.nothing)
+        one = tokens[:1]
+        self.run(Pass(tokens, tokens, segments, one, one, one, keep=True), self.nothing)
 
-    def run(self, work: Pass, past: KeyValues) -> tuple[Floats, KeyValues]:
+    def run(self, work: Pass, past: KeyValues) -> tuple[Logits, KeyValues]:
         """One pass over the graph.
 
         Returns:
-            logits [rows, vocabulary], and the keys and values of the pass's tokens (empty unless
-            `work.keep`).
+            Logits, and the keys and values of the pass's tokens (empty unless `work.keep`).
         """
         request = self._request
         keep = np.array([len(work.ids) if work.keep else 0], np.int32)
@@ -139,6 +151,8 @@ class Forward:
             "segments": work.segments,
             "past_segments": past.segments,
             "rows": work.rows,
+            "whole": work.whole,
+            "label_ids": work.label_ids,
             "keep": keep,
         }
         for name, values in inputs.items():
@@ -148,7 +162,8 @@ class Forward:
         request.infer()
         self.passes += 1
         # Output memory belongs to the request and is overwritten by the next pass.
-        logits = request.get_tensor("logits").data.copy()
+        whole, labels = (request.get_tensor(n).data.copy() for n in ("logits", "label_logits"))
+        logits = Logits(whole, labels)
         if not work.keep:
             return logits, self.nothing
         present = [request.get_tensor(f"present_{name}").data.copy() for name in self._cache_names]

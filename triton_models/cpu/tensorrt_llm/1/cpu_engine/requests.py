@@ -90,6 +90,8 @@ class Asked:
         outputs: names of the requested outputs.
         is_cancelled: whether the caller has gone.
         opinion: what the encoder is asked; None: nothing.
+        label_ids: the tokens that the answer is one of, and the columns of its logits; None: the
+            whole vocabulary.
     """
 
     ids: Ints
@@ -104,6 +106,7 @@ class Asked:
     outputs: frozenset[str]
     is_cancelled: Callable[[], bool]
     opinion: Opinion | None = None
+    label_ids: Ints | None = None
 
     @property
     def prefix(self) -> Ints:
@@ -155,6 +158,7 @@ def read_request(
         outputs=frozenset(outputs),
         is_cancelled=is_cancelled,
         opinion=_opinion(tensors, limits.second_opinion),
+        label_ids=_label_ids(tensors, limits.vocab_size),
     )
 
 
@@ -215,6 +219,23 @@ def _literals(tensors: Tensors) -> tuple[bytes, ...] | None:
     if value != "ebnf_grammar":
         raise RefusedError(f"{kind} is {value!r}; only 'ebnf_grammar' is supported")
     return read_literals(_text(tensors, guide))
+
+
+def _label_ids(tensors: Tensors, vocab_size: int) -> Ints | None:
+    name = "label_ids"
+    if name not in tensors:
+        return None
+    ids = _integers(tensors, name)
+    if not len(ids):
+        raise RefusedError(f"{name} is empty; must have one token id or more")
+    _check_range(name, ids, vocab_size)
+    if not _flag(tensors, "return_generation_logits") or _flag(tensors, "return_log_probs"):
+        raise RefusedError(
+            f"{name} needs return_generation_logits, and return_log_probs is not supported with it"
+        )
+    if _integer(tensors, "request_output_len") != 1:
+        raise RefusedError(f"{name} needs request_output_len 1: the answer is one of them")
+    return ids
 
 
 def _opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:

@@ -14,7 +14,7 @@ from cpu_engine.requests import TOKENS_PER_BLOCK, Asked
 def to_tensors(asked: Asked, outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     """The outputs that were requested and switched on: output_ids [1, 1, n], sequence_length
     [1, 1], cum_log_probs [1, 1], output_log_probs [1, 1, n], generation_logits
-    [1, 1, n, vocabulary], second_opinion_logits [1, routes + 1], kv_cache_* [1, 1]."""
+    [1, 1, n, vocabulary or labels], second_opinion_logits [1, routes + 1], kv_cache_* [1, 1]."""
     answer = outcome.answer
     shown = answer.tokens if asked.without_input else [*asked.ids.tolist(), *answer.tokens]
     tensors: dict[str, npt.NDArray[Any]] = {
