@@ -23,8 +23,8 @@ import pytest
 import pytest_asyncio
 from backports import zstd
 
-from sidecar.cli.model import default_model
 from sidecar.core.policy import Model
+from sidecar.engines import EngineInfo
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.local import ChildProcess, EnvoyServer, free_ports
 from tests.ext_proc.client import Answer, exchange, post
@@ -87,6 +87,8 @@ class Stage:
     secure: Upstream
     """Like `big`, over https."""
     fault_socket: Path
+    model: Path
+    """A routing model's, for a whole sidecar."""
     bridge: int
     """Port of what speaks HTTP/2 to an Envoy whose sidecar lives."""
     process: ChildProcess | None = None
@@ -124,13 +126,12 @@ class Stage:
     async def start_sidecar(self) -> None:
         """The whole one, whose Triton is not there."""
         policies = self.fault_socket.with_name("policies")
-        policies.mkdir()
+        policies.mkdir(exist_ok=True)
         (policies / "default.yaml").write_text(POLICY)
         (closed,) = free_ports(1)
-        model = await asyncio.to_thread(default_model, lambda line: None)
         command = ["-m", "sidecar.cli", "serve", "--uds", str(self.fault_socket)]
         command += ["--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
-        command += ["--policies", str(policies), "--model", str(model.path)]
+        command += ["--policies", str(policies), "--model", str(self.model)]
         await self._start([*command, "--triton", f"127.0.0.1:{closed}"])
 
     async def _start(self, command: list[str]) -> None:
@@ -163,7 +164,9 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+async def stage(
+    tmp_path_factory: pytest.TempPathFactory, cpu_engine: EngineInfo
+) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("matrix")
     async with AsyncExitStack() as stack:
         small = await stack.enter_async_context(Upstream("small"))
@@ -194,7 +197,9 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             bridge = bridge or tls.bridge
             config = gateway(listeners, clusters, socket, folder / "access.log", tls)
             await stack.enter_async_context(EnvoyServer(config))
-        made = Stage(live, faulty, service, small, big, secure, folder / "faulty", bridge)
+        made = Stage(
+            live, faulty, service, small, big, secure, folder / "faulty", cpu_engine.path, bridge
+        )
         yield made
         made.end_process()
 
