@@ -175,7 +175,6 @@ class Router:
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
-            await self._find_issuer(walk)
             ended = self._override(walk) or await self._by_pin(walk)
             if ended is not None:
                 return ended
@@ -206,9 +205,9 @@ class Router:
         return Outcome(Source.OVERRIDE, Reason.MODEL_REQUESTED, detail, model=model)
 
     async def _find_issuer(self, walk: Walk) -> None:
-        request = walk.request
-        if not request.continues or self._pins is None:
+        if self._pins is None:
             return
+        request = walk.request
         key, catalog = issued_key(request.caller, request.continues), walk.compiled.catalog
         walk.issuer = self._pins.issuer(key, catalog)
         for _ in range(_ISSUED_TRIES if self._watching else 0):
@@ -230,6 +229,8 @@ class Router:
         )
 
     async def _by_pin(self, walk: Walk) -> Outcome | None:
+        if walk.request.continues:
+            await self._find_issuer(walk)
         mode = pin_mode(walk.request, walk.compiled.policy)
         if self._pins is None or mode is PinMode.OFF:
             return None
