@@ -4,7 +4,11 @@ One run, one Envoy with a listener for each processor, one worker thread, BUFFER
 domain socket, and no upstream: Envoy answers by itself (`direct_response`) once it has the body, so
 that only the way to the decision is measured. Rows: Envoy alone; a Python processor that parses
 nothing; the sidecar with its decision log on, on a pin, on a cache hit and with the routing model.
-The machine must be idle otherwise.
+
+The rows of one size and number of callers (but for those with the model) are measured in turns of
+half a second, so that what else the machine does meets all of them alike. Every row says how its
+requests were decided, and what processor time the processor took for one. The machine should be
+idle otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,39 +30,103 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sidecar.bench.cpu import cpu_s
+from sidecar.bench.envoy_config import SOURCE, config
 from sidecar.cli.model import default_model
 from sidecar.cli.stack import LocalStack, running
-from sidecar.cli.up import with_policies
+from sidecar.cli.up import EXAMPLES
 from sidecar.config import load_settings
 from sidecar.local import ChildProcess, EnvoyServer, free_ports
 
-_TYPES = "type.googleapis.com/envoy.extensions"
 _PATH = "/v1/chat/completions"
-_BUFFER_BYTES = 12 * 1024 * 1024
 _LARGE = (64 * 1024, 1024 * 1024)
+_TURN_S = 0.5
+_KNOWN_WITHIN_S = 60.0
+_QUESTION = "Fix the bug in this Python function."
+_UNPINNED = "unpinned"
+"""The examples' default policy, whose decisions are not pinned: what is known comes from the
+cache."""
+
+ALONE, NOOP = "Envoy alone", "a processor that parses nothing"
+PIN, CACHE, MODEL = "sidecar, on a pin", "sidecar, on a cache hit", "sidecar, with the model"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to a decision: `body` makes the body of the n-th request."""
+    """One way to a decision.
+
+    Args:
+        body: makes the body of the n-th request.
+        pid: of the processor; None for none.
+        source: that all decisions should have; `-` for none.
+    """
 
     name: str
     port: int
     body: Callable[[int], bytes]
+    pid: int | None
+    source: str
     headers: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
-    """Times in milliseconds; `failed`: requests that were not answered 200."""
+    """What was measured of a way.
 
-    way: str
+    Args:
+        times: of each request, in seconds.
+        took_s: in which they were made.
+        processor_s: of which the processor computed, with all its threads.
+        sources: of the decisions, counted.
+        failed: requests that were not answered 200.
+    """
+
+    way: Way
     bytes: int
     callers: int
-    p50: float
-    p99: float
-    per_second: float
-    failed: int
+    times: list[float] = field(default_factory=list)
+    took_s: float = 0.0
+    processor_s: float = 0.0
+    sources: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+
+    def ms(self, share: float) -> float:
+        """Quantile of the times."""
+        ordered = sorted(self.times)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
+
+    @property
+    def per_second(self) -> float:
+        return len(self.times) / self.took_s
+
+    @property
+    def processor_us(self) -> float:
+        """For one request."""
+        return self.processor_s / len(self.times) * 1e6
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "way": self.way.name,
+            "bytes": self.bytes,
+            "callers": self.callers,
+            "requests": len(self.times),
+            "p50_ms": self.ms(0.5),
+            "p99_ms": self.ms(0.99),
+            "per_second": self.per_second,
+            "processor_us": self.processor_us,
+            "sources": dict(self.sources),
+            "failed": self.failed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What should be reached, and whether it was."""
+
+    name: str
+    value: float
+    unit: str
+    reached: bool
 
 
 def padded(text: str, size: int) -> bytes:
@@ -68,74 +137,13 @@ def padded(text: str, size: int) -> bytes:
     return json.dumps(body).encode()
 
 
-def config(alone: int, processors: dict[int, Path]) -> str:
-    """Envoy's configuration: a port without a processor, and ports with one each."""
-    clusters = [_cluster(f"p{port}", socket) for port, socket in processors.items()]
-    listeners = [_listener(alone, None), *(_listener(port, f"p{port}") for port in processors)]
-    return json.dumps({"static_resources": {"listeners": listeners, "clusters": clusters}})
-
-
-def _listener(port: int, cluster: str | None) -> dict[str, Any]:
-    filters: list[dict[str, Any]] = []
-    if cluster is not None:
-        filters.append({"name": "ext_proc", "typed_config": _processor(cluster)})
-    else:
-        # Otherwise it would answer before the body has come, and close the connection.
-        kind = f"{_TYPES}.filters.http.buffer.v3.Buffer"
-        whole = {"@type": kind, "max_request_bytes": _BUFFER_BYTES}
-        filters.append({"name": "buffer", "typed_config": whole})
-    kind = f"{_TYPES}.filters.http.router.v3.Router"
-    filters.append({"name": "router", "typed_config": {"@type": kind}})
-    answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
-    manager = {
-        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": f"p{port}",
-        "http_filters": filters,
-        "route_config": {"virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [answer]}]},
-    }
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    return {
-        "address": address,
-        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-
-
-def _processor(cluster: str) -> dict[str, Any]:
-    return {
-        "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
-        "grpc_service": {"envoy_grpc": {"cluster_name": cluster}, "timeout": "0s"},
-        "message_timeout": "30s",
-        "processing_mode": {"request_body_mode": "BUFFERED", "response_header_mode": "SKIP"},
-        "metadata_options": {
-            "receiving_namespaces": {"untyped": ["llm_router", "llm_router_failover"]}
-        },
-    }
-
-
-def _cluster(name: str, socket: Path) -> dict[str, Any]:
-    kind = f"{_TYPES}.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {"@type": kind, "explicit_http_config": {"http2_protocol_options": {}}}
-    endpoint = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
-    assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
-    return {
-        "name": name,
-        "load_assignment": assignment,
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
-        },
-    }
-
-
-async def measure(way: Way, size: int, callers: int, seconds: float) -> Result:
-    """Callers with a connection each, one request after the other."""
-    numbers = count()
-    times: list[float] = []
-    failed = 0
-    end = 0.0
+async def measure(result: Result, seconds: float, numbers: Iterator[int]) -> None:
+    """Callers with a connection each, one request after the other; adds to `result`."""
+    way = result.way
+    pids = [] if way.pid is None else [way.pid]
+    end = time.perf_counter() + seconds
 
     async def call_on() -> None:
-        nonlocal failed
         reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
         while time.perf_counter() < end:
             body = way.body(next(numbers))
@@ -144,104 +152,175 @@ async def measure(way: Way, size: int, callers: int, seconds: float) -> Result:
             started = time.perf_counter()
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
-            times.append(time.perf_counter() - started)
-            failed += not answer.startswith(b"HTTP/1.1 200")
+            result.times.append(time.perf_counter() - started)
+            result.failed += not answer.startswith(b"HTTP/1.1 200")
+            result.sources[_source_of(answer)] += 1
         writer.close()
 
-    end = time.perf_counter() + min(1.0, seconds)
-    await asyncio.gather(*(call_on() for _ in range(callers)))
-    times.clear()
-    failed = 0
-    began = time.perf_counter()
-    end = began + seconds
-    await asyncio.gather(*(call_on() for _ in range(callers)))
-    took = time.perf_counter() - began
-    times.sort()
-    return Result(
-        way.name,
-        size,
-        callers,
-        _quantile(times, 0.5) * 1000,
-        _quantile(times, 0.99) * 1000,
-        len(times) / took,
-        failed,
-    )
+    began, computed = time.perf_counter(), cpu_s(pids)
+    await asyncio.gather(*(call_on() for _ in range(result.callers)))
+    result.took_s += time.perf_counter() - began
+    result.processor_s += cpu_s(pids) - computed
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+async def _know(measured: Result, numbers: Iterator[int]) -> None:
+    """Until what is measured is pinned or cached, and its connections have been made."""
+    end = time.perf_counter() + _KNOWN_WITHIN_S
+    while time.perf_counter() < end:
+        tried = Result(measured.way, measured.bytes, measured.callers)
+        await measure(tried, _TURN_S / 5, numbers)
+        if set(tried.sources) == {measured.way.source}:
+            return
 
 
-def ways(alone: int, noop: int, sidecar: int, size: int) -> list[Way]:
-    """The rows for bodies of a size."""
-    same = padded("Why does my loop never end?", size)
+def _source_of(head: bytes) -> str:
+    _, _, rest = head.partition(f"\r\n{SOURCE}: ".encode())
+    return rest.partition(b"\r\n")[0].decode() or "-"
+
+
+def ways(ports: Sequence[int], pids: Sequence[int], size: int) -> list[Way]:
+    """The rows for bodies of a size.
+
+    Args:
+        ports: of Envoy alone, with the processor that parses nothing, with the sidecar.
+        pids: of the latter two.
+    """
+    alone, noop, sidecar = ports
+    same = padded(_QUESTION, size)
+    unpinned = f"x-llm-policy: {_UNPINNED}\r\n"
     return [
-        Way("Envoy alone", alone, lambda _: same),
-        Way("a processor that parses nothing", noop, lambda _: same),
-        Way("sidecar, on a pin", sidecar, lambda _: same, "x-llm-conversation: bench\r\n"),
-        Way("sidecar, on a cache hit", sidecar, lambda _: same),
+        Way(ALONE, alone, lambda _: same, None, "-"),
+        Way(NOOP, noop, lambda _: same, pids[0], "-"),
+        Way(PIN, sidecar, lambda _: same, pids[1], "pin", "x-llm-conversation: bench\r\n"),
+        Way(CACHE, sidecar, lambda _: same, pids[1], "cache", unpinned),
         Way(
-            "sidecar, with the model",
+            MODEL,
             sidecar,
-            lambda number: padded(f"Why does loop {time.time_ns()} {number} never end?", size),
+            lambda number: padded(f"{_QUESTION} It is case {time.time_ns()} {number}.", size),
+            pids[1],
+            "model",
+            unpinned,
         ),
     ]
 
 
-async def run_all(alone: int, noop: int, sidecar: int, seconds: float) -> list[Result]:
+async def run_all(ports: Sequence[int], pids: Sequence[int], seconds: float) -> list[Result]:
     """1 kB by 1, 16 and 64 callers; larger bodies by one."""
     plan = [(1024, callers) for callers in (1, 16, 64)] + [(size, 1) for size in _LARGE]
+    numbers = count()
+    turn_s = min(_TURN_S, seconds)
+    done: list[Result] = []
+    for size, callers in plan:
+        results = [Result(way, size, callers) for way in ways(ports, pids, size)]
+        *quick, by_model = results
+        for result in quick:
+            await _know(result, numbers)
+        for _ in range(max(1, round(seconds / turn_s))):
+            for result in quick:
+                await measure(result, turn_s, numbers)
+        # At once: each turn waits for the last answer, which the model takes long for.
+        await measure(by_model, seconds, numbers)
+        done += results
+    return done
+
+
+def targets(results: Sequence[Result]) -> list[Target]:
+    """On a pin, with bodies of 1 kB, against the processor that parses nothing."""
+    found = {(each.way.name, each.callers): each for each in results if each.bytes == 1024}
+    above = found[PIN, 1].ms(0.5) - found[NOOP, 1].ms(0.5)
+    made = [Target("on a pin, p50 above the no-op, at most 0.3", above, "ms", above <= 0.3)]
+    for callers in (16, 64):
+        share = found[PIN, callers].per_second / found[NOOP, callers].per_second
+        name = f"on a pin, throughput of the no-op, {callers} callers, at least 70"
+        made.append(Target(name, share * 100, "%", share >= 0.7))
+    return made
+
+
+def wrong_rows(results: Sequence[Result]) -> list[str]:
+    """Rows that measured something else than they say."""
     return [
-        await measure(way, size, callers, seconds)
-        for size, callers in plan
-        for way in ways(alone, noop, sidecar, size)
+        f"{each.way.name}, {each.bytes} bytes, {each.callers} callers: {dict(each.sources)}"
+        for each in results
+        # Of the model's decisions some can be fallbacks: it is asked as often as it can be.
+        if each.way.name != MODEL and set(each.sources) != {each.way.source}
     ]
 
 
 @click.command()
 @click.option("--seconds", default=5.0, show_default=True, help="Length of each row.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a row.")
-def main(seconds: float, as_json: bool) -> None:
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all that was measured there.",
+)
+def main(seconds: float, json_path: Path | None) -> None:
     """Measure what routing costs a request through Envoy, on this machine."""
-    console = Console()
-    alone, noop, sidecar, api = free_ports(4)
-    flags: dict[str, dict[str, object]] = {
-        "server": {"grpc_address": f"127.0.0.1:{api}", "http_address": ""},
-        "ext_proc": {"message_timeout_ms": 30_000},
-        "routing": {"decision_budget_ms": 20_000},
-    }
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    ports = free_ports(3)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        flags["server"]["uds_path"] = folder / "sidecar.sock"
-        settings = with_policies(load_settings(flags=flags, environ={}), ())
+        settings = load_settings(flags=_flags(folder), environ={})
         engine = default_model(console.print)
-        stack.enter_context(running(LocalStack(engine, settings, quiet=True)))
+        local = stack.enter_context(running(LocalStack(engine, settings, quiet=True)))
         command = [sys.executable, "-m", "sidecar.bench.noop_processor", str(folder / "noop.sock")]
         process = ChildProcess(command, {}, folder / "noop.log")
         stack.callback(process.kill)
-        sockets = {noop: folder / "noop.sock", sidecar: folder / "sidecar.sock"}
-        stack.enter_context(EnvoyServer(config(alone, sockets)))
-        results = asyncio.run(run_all(alone, noop, sidecar, seconds))
-    if as_json:
-        for result in results:
-            click.echo(json.dumps({name: getattr(result, name) for name in Result.__slots__}))
-    else:
-        console.print(_table(results))
+        sockets = {ports[1]: folder / "noop.sock", ports[2]: folder / "sidecar.sock"}
+        stack.enter_context(EnvoyServer(config(ports[0], sockets)))
+        pids = (process.pid, local.sidecar_pid)
+        results = asyncio.run(run_all(ports, pids, seconds))
+    console.print(_table(results), "")
+    for target in targets(results):
+        verdict = "reached" if target.reached else "NOT reached"
+        console.print(f"{target.name}: {target.value:.2f} {target.unit}, {verdict}")
+    if json_path is not None:
+        document = {
+            "rows": [each.as_json() for each in results],
+            "targets": [asdict(each) for each in targets(results)],
+        }
+        json_path.write_text(json.dumps(document, indent=2) + "\n")
+    if wrong := wrong_rows(results):
+        raise click.ClickException("other decisions than the row says: " + "; ".join(wrong))
+
+
+def _flags(folder: Path) -> dict[str, dict[str, object]]:
+    policies = EXAMPLES / "policies"
+    text = (policies / "default.yaml").read_text()
+    unpinned = folder / "unpinned.yaml"
+    unpinned.write_text(text.replace("name: default\n", f"name: {_UNPINNED}\npin: 'off'\n", 1))
+    (api,) = free_ports(1)
+    return {
+        "server": {
+            "grpc_address": f"127.0.0.1:{api}",
+            "http_address": "",
+            "uds_path": folder / "sidecar.sock",
+        },
+        # Far beyond what a decision takes: how long it takes is what is measured.
+        "ext_proc": {"message_timeout_ms": 30_000},
+        "routing": {"decision_budget_ms": 20_000},
+        "policies": {"paths": (policies, unpinned)},
+    }
 
 
 def _table(results: Sequence[Result]) -> Table:
     view = Table(box=None, header_style="bold")
-    for name in ("way", "body", "callers", "p50 ms", "p99 ms", "requests/s", "failed"):
+    names = ("way", "body", "callers", "p50 ms", "p99 ms", "requests/s", "processor us", "failed")
+    for name in names:
         view.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
+    view.add_column("by source")
     for each in results:
+        shares = each.sources.most_common()
         view.add_row(
-            each.way,
+            each.way.name,
             f"{each.bytes // 1024} kB",
             str(each.callers),
-            f"{each.p50:.2f}",
-            f"{each.p99:.2f}",
+            f"{each.ms(0.5):.2f}",
+            f"{each.ms(0.99):.2f}",
             f"{each.per_second:.0f}",
+            f"{each.processor_us:.0f}" if each.way.pid is not None else "",
             str(each.failed),
+            ", ".join(f"{name} {made / len(each.times):.0%}" for name, made in shares),
         )
     return view
 

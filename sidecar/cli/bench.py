@@ -26,6 +26,7 @@ from sidecar.app import build_routing
 from sidecar.bench import others, own, traffic
 from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
+from sidecar.bench.targets import targets
 from sidecar.cli.failures import Failure
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
@@ -129,6 +130,8 @@ def bench(size: str, groups: tuple[str, ...], model: Path | None, json_path: Pat
             took = time.monotonic() - started
             _measure(made, stack)
             made.show(_memory(stack, took))
+    budget_ms = made.settings.routing.decision_budget_ms
+    made.show(list(targets(made.rows, made.capacity, budget_ms)))
     made.console.print(_about(made, size))
     if json_path is not None:
         json_path.write_text(json.dumps(_document(made, size, busy), indent=2) + "\n")

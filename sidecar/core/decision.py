@@ -163,12 +163,19 @@ def implied_capabilities(conversation: Conversation) -> frozenset[Capability]:
     Tool calls in the history count: providers refuse such messages for models without tools, also
     where no new tool is offered.
     """
-    implied = set()
-    if conversation.images:
-        implied.add(Capability.IMAGES)
-    if any(each.tool_calls or each.role is Role.TOOL for each in conversation.messages):
-        implied.add(Capability.TOOLS)
-    return frozenset(implied)
+    images = tools = False
+    for message in conversation.messages:
+        images = images or message.images > 0
+        tools = tools or bool(message.tool_calls) or message.role is Role.TOOL
+    return _IMPLIED[images, tools]
+
+
+_IMPLIED = {
+    (False, False): frozenset[Capability](),
+    (True, False): frozenset({Capability.IMAGES}),
+    (False, True): frozenset({Capability.TOOLS}),
+    (True, True): frozenset({Capability.IMAGES, Capability.TOOLS}),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,10 @@ class Policy:
         return f"namespaces/{self.namespace}/policies/{self.name}"
 
     def route(self, name: str) -> Route | None:
-        return next((route for route in self.routes if route.name == name), None)
+        for route in self.routes:
+            if route.name == name:
+                return route
+        return None
 
     def actions_of(self, domain: str) -> tuple[Route, ...]:
         return tuple(route for route in self.routes if route.domain == domain)

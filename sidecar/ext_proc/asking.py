@@ -37,9 +37,18 @@ _NOTHING_SAID = RouteSays()
 
 
 def asked(
-    head: HttpHead, understood: Understood, route: RouteSays, options: Asking, catalog: Catalog
+    head: HttpHead,
+    understood: Understood,
+    route: RouteSays,
+    options: Asking,
+    catalog: Catalog,
+    budget_s: float | None = None,
 ) -> RoutingRequest | Passed:
-    """What to decide for a request that was understood; Passed if nothing is to be decided."""
+    """What to decide for a request that was understood; Passed if nothing is to be decided.
+
+    Args:
+        budget_s: longest the decision may take; None: as long as any.
+    """
     named = route.policy or _named(head, options)
     alias = options.aliases.get(understood.model)
     model = ""
@@ -63,6 +72,7 @@ def asked(
         needs=understood.needs,
         dialect=understood.dialect,
         whole_answer=not understood.stream,
+        budget_s=budget_s,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -111,11 +110,11 @@ class RequestDecider:
             understood = await asyncio.to_thread(self._dialects.read, request)
         else:
             understood = self._dialects.read(request)
-        wanted = self._wanted(request, understood, route)
+        wanted = self._wanted(request, understood, route, budget_s)
         if isinstance(wanted, Passed) or isinstance(understood, Passed):
             assert isinstance(wanted, Passed), "what was not understood is passed on"
             return self.passing(wanted)
-        decision = await self._router.decide(replace(wanted, budget_s=budget_s))
+        decision = await self._router.decide(wanted)
         if understood.dialect not in decision.model.dialects:
             # It would refuse the request; where Envoy sends requests without us may not.
             return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
@@ -128,11 +127,16 @@ class RequestDecider:
         return effect_of(decision, request, understood, splice, writing)
 
     def _wanted(
-        self, request: HttpRequest, understood: Understood | Passed, route: RouteSays
+        self,
+        request: HttpRequest,
+        understood: Understood | Passed,
+        route: RouteSays,
+        budget_s: float | None,
     ) -> RoutingRequest | Passed:
         if isinstance(understood, Passed):
             return understood
-        return asked(request.head, understood, route, self._options.asking, self._models.catalog)
+        asking, catalog = self._options.asking, self._models.catalog
+        return asked(request.head, understood, route, asking, catalog, budget_s)
 
 
 def _is_large(request: HttpRequest) -> bool:

@@ -337,7 +337,8 @@ class Exchange:
 
     def _head_answer(self, effect: Effect) -> pb.ProcessingResponse:
         self._head_answered = True
-        answer = messages.headers_answer(_common(effect.headers, effect))
+        answer = messages.headers_answer()
+        _carry_out(effect, effect.headers, answer.request_headers.response)
         _add_metadata(answer, effect, self._kept_length(effect))
         return answer
 
@@ -364,11 +365,12 @@ class Exchange:
         if body is not None and "content-length" in self._head.headers:
             # Envoy answers 500 if it is not that of the new body.
             headers = (*headers, ("content-length", str(len(body))))
-        common = _common(headers, effect)
+        answer = messages.body_answer()
+        common = answer.request_body.response
+        _carry_out(effect, headers, common)
         if body is not None:
             common.body_mutation.body = body
         self._chunks.clear()
-        answer = messages.body_answer(common)
         _add_metadata(answer, effect)
         return answer
 
@@ -385,11 +387,11 @@ _CONTINUE = messages.headers_answer()
 _TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
 
 
-def _common(headers: tuple[tuple[str, str], ...], effect: Effect) -> pb.CommonResponse:
-    return pb.CommonResponse(
-        header_mutation=messages.header_mutation(headers, effect.remove),
-        clear_route_cache=effect.reroute,
-    )
+def _carry_out(
+    effect: Effect, headers: tuple[tuple[str, str], ...], common: pb.CommonResponse
+) -> None:
+    messages.mutate_headers(common, headers, effect.remove)
+    common.clear_route_cache = effect.reroute
 
 
 def _add_metadata(answer: pb.ProcessingResponse, effect: Effect, content_length: str = "") -> None:

@@ -7,13 +7,13 @@ sets the header to the empty string without a word (https://github.com/envoyprox
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
-from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
+from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap
 from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderValueOption as Option
 from sidecar._generated.envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import (
     ProcessingMode,
@@ -44,11 +44,14 @@ def read_head(headers: HeaderMap) -> HttpHead:
     pseudo: dict[str, str] = {}
     found: dict[str, tuple[str, ...]] = {}
     for header in headers.headers:
+        name = header.key
         value = header.raw_value.decode("latin-1") or header.value
-        if header.key.startswith(":"):
-            pseudo[header.key] = value
+        if name.startswith(":"):
+            pseudo[name] = value
+        elif name in found:
+            found[name] = (*found[name], value)
         else:
-            found[header.key] = (*found.get(header.key, ()), value)
+            found[name] = (value,)
     return HttpHead(
         pseudo.get(":method", ""), pseudo.get(":path", ""), pseudo.get(":authority", ""), found
     )
@@ -63,29 +66,35 @@ def header_of(headers: HeaderMap, name: str) -> str:
 
 
 def header_mutation(
-    headers: Iterable[tuple[str, str]], remove: Iterable[str] = ()
+    headers: Sequence[tuple[str, str]], remove: Sequence[str] = ()
 ) -> pb.HeaderMutation | None:
-    """Sets headers over whatever was there, and removes others; None if there is nothing to do.
+    """See `mutate_headers`; None if there is nothing to do."""
+    common = pb.CommonResponse()
+    mutate_headers(common, headers, remove)
+    return common.header_mutation if common.HasField("header_mutation") else None
+
+
+def mutate_headers(
+    common: pb.CommonResponse, headers: Sequence[tuple[str, str]], remove: Sequence[str] = ()
+) -> None:
+    """Sets headers over whatever was there, and removes others.
 
     What cannot stand in a header is percent-encoded: Envoy answers a control character with 500.
     """
-    options = [_option(name, value) for name, value in headers]
-    removed = list(remove)
-    if not options and not removed:
-        return None
-    return pb.HeaderMutation(set_headers=options, remove_headers=removed)
-
-
-@lru_cache(maxsize=1024)
-def _option(name: str, value: str) -> Option:
-    """The same few again and again; made anew only for decision ids."""
-    if not (value.isascii() and value.isprintable()):
-        value = quote(value, safe=_PRINTABLE)
-    return Option(
-        header=HeaderValue(key=name, raw_value=value.encode("ascii")),
+    if not headers and not remove:
+        return
+    # Where they stand, since messages that are made first are copied: a quarter of the time.
+    add = common.header_mutation.set_headers.add
+    for name, value in headers:
+        if not (value.isascii() and value.isprintable()):
+            value = quote(value, safe=_PRINTABLE)
+        option = add()
+        header = option.header
+        header.key = name
+        header.raw_value = value.encode("ascii")
         # Envoy overwrites whatever stands here; other servers of the protocol may not.
-        append_action=Option.OVERWRITE_IF_EXISTS_OR_ADD,
-    )
+        option.append_action = Option.OVERWRITE_IF_EXISTS_OR_ADD
+    common.header_mutation.remove_headers.extend(remove)
 
 
 def headers_answer(common: pb.CommonResponse | None = None) -> pb.ProcessingResponse:
@@ -153,20 +162,22 @@ def set_metadata(
     answer: pb.ProcessingResponse, namespace: str, values: Mapping[str, MetadataValue]
 ) -> None:
     """Dynamic metadata: its first level is the namespace."""
-    answer.dynamic_metadata.fields[namespace].CopyFrom(
-        Value(struct_value=Struct(fields={name: _value(value) for name, value in values.items()}))
-    )
-
-
-def _value(value: MetadataValue) -> Value:
-    # By hand: `Struct.update` is written in Python and takes longer than the rest of an answer.
-    if isinstance(value, str):
-        return Value(string_value=value)
-    if isinstance(value, bool):
-        return Value(bool_value=value)
-    if isinstance(value, float | int):
-        return Value(number_value=value)
-    return Value(list_value=ListValue(values=[Value(string_value=each) for each in value]))
+    # By hand and where they stand: `Struct.update` is written in Python, and values that are made
+    # first are copied. Both take longer than the rest of an answer.
+    fields = answer.dynamic_metadata.fields[namespace].struct_value.fields
+    for name, value in values.items():
+        if isinstance(value, str):
+            fields[name].string_value = value
+        elif isinstance(value, bool):
+            fields[name].bool_value = value
+        elif isinstance(value, float | int):
+            fields[name].number_value = value
+        else:
+            items = fields[name].list_value
+            # An empty list is one, too.
+            items.SetInParent()
+            for each in value:
+                items.values.add(string_value=each)
 
 
 def set_failover(answer: pb.ProcessingResponse, namespace: str, clusters: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 MAX_ENTRIES = 10_000
-"""That wait to be written: some megabytes, and minutes of decisions."""
+"""That wait to be written: some tens of megabytes at most, and minutes of decisions."""
 
 _PAUSE_S = 0.02
 """How long entries are collected."""

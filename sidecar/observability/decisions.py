@@ -31,20 +31,26 @@ class DecisionLog:
     def record(self, request: RoutingRequest, decision: Decision) -> None:
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        entry: dict[str, Any] = {
-            "decision_id": decision.id,
-            "source": decision.source.value,
-            "reason": decision.reason.value,
-            "route": decision.route,
-            "model": decision.model.id,
-            "policy": decision.policy.name or "inline",
-            "policy_revision": decision.policy.revision,
-            "confidence": None if decision.confidence is None else round(decision.confidence, 4),
-            "ms": round(total_ms(decision), 2),
-        }
-        if self._log_message_text:
-            entry["text"] = _newest_user_text(request)
-        log_info(self._logger, "decision", entry)
+        # Taken now: whoever waits to be written keeps no conversation in memory.
+        text = _newest_user_text(request) if self._log_message_text else None
+        log_info(self._logger, "decision", lambda: _entry(decision, text))
+
+
+def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "decision_id": decision.id,
+        "source": decision.source.value,
+        "reason": decision.reason.value,
+        "route": decision.route,
+        "model": decision.model.id,
+        "policy": decision.policy.name or "inline",
+        "policy_revision": decision.policy.revision,
+        "confidence": None if decision.confidence is None else round(decision.confidence, 4),
+        "ms": round(total_ms(decision), 2),
+    }
+    if text is not None:
+        entry["text"] = text
+    return entry
 
 
 def _newest_user_text(request: RoutingRequest) -> str:

@@ -69,6 +69,8 @@ def configure_logging(options: LogOptions, stream: TextIO = sys.stderr) -> None:
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Formatter(shared, _renderer(options.format, stream)))
+    # Nothing that is written shows them, and each entry would ask the system for them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(options.level.upper())
@@ -106,11 +108,24 @@ def _json(entry: EventDict, default: Callable[[Any], Any]) -> str:
 
 
 class _Entry(logging.LogRecord):
-    """An entry as a whole, which the formatter has nothing to add to."""
+    """An entry of level info that is put together where it is written: in the log's own thread,
+    where there is one."""
 
-    def __init__(self, logger: str, level: int, entry: EventDict) -> None:
-        super().__init__(logger, level, "", 0, entry["event"], (), None)
-        self.entry = entry
+    def __init__(self, logger: str, event: str, details: Callable[[], EventDict]) -> None:
+        super().__init__(logger, logging.INFO, "", 0, event, (), None)
+        self._bound = structlog.contextvars.get_contextvars()
+        self._details = details
+
+    def entry(self) -> EventDict:
+        time = datetime.fromtimestamp(self.created, UTC).isoformat(timespec="microseconds")
+        return {
+            **self._bound,
+            **self._details(),
+            "event": self.msg,
+            "level": "info",
+            "logger": self.name,
+            "timestamp": time.replace("+00:00", "Z"),
+        }
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
@@ -123,27 +138,20 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record, _Entry):
-            # A copy: renderers take entries apart.
-            return str(self._render(None, record.levelname, dict(record.entry)))
+            return str(self._render(None, "info", record.entry()))
         return super().format(record)
 
 
-def log_info(logger: logging.Logger, event: str, entry: EventDict) -> None:
+def log_info(logger: logging.Logger, event: str, details: Callable[[], EventDict]) -> None:
     """Logs an entry with what is bound, as structlog's own loggers do.
 
-    For what every request logs: structlog's chain finds the caller's frame, wraps and copies; it
-    takes longer than the decision that it tells of.
+    For what every request logs. structlog's chain finds the caller's frame, copies and wraps before
+    the entry is put aside, which takes longer than many a decision.
+
+    Args:
+        details: gives the entry's keys and values; called where the entry is written.
     """
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    whole = {
-        **structlog.contextvars.get_contextvars(),
-        **entry,
-        "event": event,
-        "level": "info",
-        "logger": logger.name,
-        "timestamp": now,
-    }
-    logger.handle(_Entry(logger.name, logging.INFO, whole))
+    logger.handle(_Entry(logger.name, event, details))
 
 
 class ExceptionDescriber:

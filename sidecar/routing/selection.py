@@ -58,8 +58,8 @@ def _lacks(model: Model, needs: Needs, dialect: ApiDialect | None) -> str:
     """Why `model` cannot take the request; empty if it can. Unknown facts never exclude."""
     if dialect is not None and dialect not in model.dialects:
         return f"does not speak {dialect.value}"
-    missing = sorted(capability.value for capability in needs.capabilities - model.capabilities)
-    if missing:
+    if not needs.capabilities <= model.capabilities:
+        missing = sorted(each.value for each in needs.capabilities - model.capabilities)
         return f"lacks {', '.join(missing)}"
     if model.context_window is not None and needs.context_tokens > model.context_window:
         return (

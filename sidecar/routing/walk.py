@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from sidecar.core.decision import (
     StepTime,
 )
 from sidecar.core.model import Prompt
-from sidecar.core.policy import ApiDialect, Catalog, Model, Route
+from sidecar.core.policy import ApiDialect, Catalog, Model, Preference, Route
 from sidecar.routing.latencies import Latencies
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.selection import LatencyMs, Selection, configured_latency, select
@@ -79,7 +79,7 @@ class Walk:
     full_budget: bool
     started: float
     latencies: Latencies | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
     steps: list[StepTime] = field(default_factory=list)
     prompt: Prompt | None = None
     answer_text: str = ""
@@ -220,7 +220,7 @@ def _select(walk: Walk, catalog: Catalog, route: Route | None) -> Selection:
         catalog,
         request.needs,
         request.dialect,
-        _stable_key(request),
+        _stable_key(request) if choices.preference is Preference.WEIGHTED else "",
         _latency_ms(walk),
     )
 

@@ -47,6 +47,7 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
         "Echoes",
         "llama.cpp's server",
         "Memory and start",
+        "Targets",
     }
     assert len(GROUPS) == 9
 

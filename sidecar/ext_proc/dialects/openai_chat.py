@@ -60,13 +60,10 @@ def read(fields: Fields, reading: Reading) -> Body:
     """Raises UnknownShapeError, msgspec.DecodeError."""
     if "messages" not in fields:
         raise UnknownShapeError("messages is missing")
-    messages = (
-        message
-        for raw in reading.newest(fields, "messages")
-        if (message := _message(_MESSAGE.decode(raw), reading)) is not None
-    )
+    sent = [_MESSAGE.decode(raw) for raw in reading.newest(fields, "messages")]
+    messages = [_message(each, reading) for each in sent]
     return Body(
-        tuple(messages),
+        tuple([each for each in messages if each is not None]),
         tools=has_items(fields, "tools", "functions"),
         output_tokens=field_count(fields, "max_completion_tokens", "max_tokens"),
     )

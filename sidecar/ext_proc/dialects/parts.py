@@ -86,12 +86,12 @@ def raw_parts(content: msgspec.Raw) -> Sequence[Part]:
 
 def text_of(parts: Iterable[Part]) -> str:
     """The text parts, joined as in `Message`."""
-    texts = (part.text for part in parts if part.type in _TEXTS)
-    return "\n".join(text for text in texts if isinstance(text, str))
+    texts = [part.text for part in parts if part.type in _TEXTS]
+    return "\n".join([text for text in texts if isinstance(text, str)])
 
 
 def images_of(parts: Iterable[Part]) -> int:
-    return sum(part.type in _IMAGES for part in parts)
+    return len([part for part in parts if part.type in _IMAGES])
 
 
 def as_text(value: object) -> str:

@@ -67,13 +67,13 @@ class LlmDialects:
             return Passed(PassReason.INCOMPLETE_BODY, "the end of the body was not shown")
         if not request.body:
             return Passed(PassReason.NO_BODY, "the request has no body")
-        encoding = ",".join(request.head.headers.get("content-encoding", ()))
+        encodings = request.head.headers.get("content-encoding", ())
+        limit = self._options.max_decoded_bytes
         try:
-            plain = decode(request.body, encoding, self._options.max_decoded_bytes)
+            plain = decode(request.body, ",".join(encodings), limit) if encodings else None
         except UndecodableError as error:
             return Passed(PassReason.UNKNOWN_ENCODING, f"content-encoding: {error}")
         except TooLargeError:
-            limit = self._options.max_decoded_bytes
             return Passed(PassReason.DECODED_TOO_LARGE, f"more than {limit} bytes when decoded")
         return self._parse(request.head, found, request.body if plain is None else plain, plain)
 
@@ -86,13 +86,16 @@ class LlmDialects:
         if head.method != "POST":
             return Passed(PassReason.NOT_AN_LLM_REQUEST, "the method is not POST")
         path = head.path.partition("?")[0]
-        fitting = [dialect for pattern, dialect in self._paths if pattern.fullmatch(path)]
-        if not fitting:
+        for pattern, fitting in self._paths:
+            if pattern.fullmatch(path):
+                dialect = fitting
+                break
+        else:
             return Passed(PassReason.NOT_AN_LLM_REQUEST, "the path is not that of a known API")
         content_type = head.header("content-type").partition(";")[0].strip()
         if content_type and not _JSON.fullmatch(content_type):
             return Passed(PassReason.NOT_JSON, "content-type is not JSON")
-        return fitting[0]
+        return dialect
 
     def _parse(
         self, head: HttpHead, dialect: ApiDialect | None, body: bytes, plain: bytes | None
@@ -137,9 +140,14 @@ class LlmDialects:
         """An estimate: the bytes of all texts and tool definitions, image data left out."""
         if not self._options.bytes_per_token:
             return 0
-        size = sum(len(message.text) for message in read.messages)
-        size += sum(len(c.arguments) for message in read.messages for c in message.tool_calls)
-        size += sum(len(memoryview(fields[key])) for key in ("tools", "functions") if key in fields)
+        size = 0
+        for message in read.messages:
+            size += len(message.text)
+            for call in message.tool_calls:
+                size += len(call.arguments)
+        for key in ("tools", "functions"):
+            if key in fields:
+                size += len(memoryview(fields[key]))
         return size // self._options.bytes_per_token + read.output_tokens
 
 

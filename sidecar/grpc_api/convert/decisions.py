@@ -112,6 +112,6 @@ def _explanation_to_core(message: decision_pb2.Decision) -> Explanation | None:
 
 
 def _ms(milliseconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(milliseconds * 1e6))
-    return duration
+    # By hand: `FromNanoseconds` is written in Python and checks, five times for a decision.
+    seconds, nanos = divmod(round(milliseconds * 1e6), 1_000_000_000)
+    return Duration(seconds=seconds, nanos=nanos)
