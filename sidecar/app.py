@@ -50,7 +50,7 @@ from sidecar.observability.metrics import (
 )
 from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
-from sidecar.prompts.budget import fixed_tokens, surely_fits
+from sidecar.prompts.budget import MIN_CONVERSATION_TOKENS, fixed_tokens, surely_fits
 from sidecar.prompts.second_opinion import Fusion, encoder_texts, with_second_opinion
 from sidecar.routing import (
     DecisionCache,
@@ -73,8 +73,8 @@ _ANSWER_TOKENS = 96
 stands around it fewer than 32."""
 
 _CPU_CONVERSATION_TOKENS = 256
-"""What two CPU cores read well within the default budget; it holds the newest message and usually
-several before it."""
+"""The most that is read on a CPU by default; it holds the newest message and usually several before
+it. Fewer where the engine was measured to take longer than half of the budget for that."""
 
 
 _TEXT_FORMATS = "arch-router/"
@@ -279,9 +279,15 @@ def _registry(
 
 def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:
     configured = settings.routing_model.max_conversation_tokens
-    if configured is None and engine.router.runtime == "openvino":
+    if configured is not None or engine.router.runtime != "openvino":
+        return configured
+    timing = engine.router.timing
+    if timing is None:
         return _CPU_CONVERSATION_TOKENS
-    return configured
+    routing = settings.routing
+    # The other half is for what is beside the pass, and for the slow ones among many.
+    measured = timing.tokens_within((routing.decision_budget_ms - routing.reserve_ms) / 2)
+    return max(MIN_CONVERSATION_TOKENS, min(measured, _CPU_CONVERSATION_TOKENS))
 
 
 def _policies(settings: Settings, routing: Routing) -> tuple[PolicyStore, LivePolicies]:

@@ -336,9 +336,9 @@ class RoutingModelSettings(_Section):
     )
     max_conversation_tokens: int | None = _setting(
         None,
-        "Longest conversation shown to the routing model; older turns go first. By default 256 for "
-        "an engine of a CPU, which reads about that much in half of the default budget, and "
-        "else whatever the prompt has room for.",
+        "Longest conversation shown to the routing model; older turns go first. By default, for an "
+        "engine of a CPU, what it was measured to read there in half of the budget when it was "
+        "built, from 64 to 256; else whatever the prompt has room for.",
         "tokens",
         ge=64,
     )

@@ -248,10 +248,18 @@ def info(folder: Path) -> None:
         "weights": f"sha256:{facts.weights_sha256}",
         "adapter": f"sha256:{facts.adapter_sha256}" if facts.adapter_sha256 else "none",
         "trained": "to route" if facts.trained else "not to route",
+        "on the CPU": _timing(facts),
         "size": _size(engine),
         "files": "whole, as the manifest says",
     }.items():
         click.echo(f"{name:15}{value}")
+
+
+def _timing(facts: RouterFacts) -> str:
+    timing = facts.timing
+    if timing is None:
+        return "not measured"
+    return f"{timing.pass_ms:.1f} ms a pass + {timing.token_ms:.2f} ms a token ({timing.cpu})"
 
 
 def _second_opinion(facts: RouterFacts) -> str:
@@ -276,6 +284,7 @@ def _build_engine(recipe: Recipe, out: Path, report: Report) -> EngineInfo:
             adapter=recipe.adapter,
             encoder=recipe.encoder,
             trained=recipe.trained,
+            timed=True,
             progress=report,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from sidecar.engines.engine_directory import (
     WeightStorage,
     compiled_folder,
     read_engine,
+    router_facts,
     sha256_of,
     write_manifest,
 )
 from sidecar.engines.errors import EngineError
 from sidecar.engines.sources import extra_missing, source_files
 from sidecar.engines.staging import refuse_foreign, staged
+from sidecar.engines.timing import measure_timing
 from sidecar.engines.weights import ModelSource
 
 RUNTIME = "openvino"
@@ -53,6 +55,7 @@ def build_cpu_engine(
     adapter: Adapter | None = None,
     encoder: Path | None = None,
     trained: bool = True,
+    timed: bool = False,
     progress: Progress = _silent,
 ) -> EngineInfo:
     """Compile weights into an engine directory.
@@ -71,6 +74,7 @@ def build_cpu_engine(
         encoder: the folder of the encoder that the adapter's second opinion was trained from;
             needed if it has one.
         trained: whether the weights, with the adapter, were trained to route.
+        timed: whether a new engine is measured on this CPU, which takes seconds.
 
     Raises:
         EngineError: the source cannot be read or is of an unsupported kind, the adapter was made
@@ -100,6 +104,11 @@ def build_cpu_engine(
     opened = open_merged(source, adapter)
     with staged(out) as staging:
         _write(opened, second, _facts(opened, inputs), staging, progress)
+        if timed:
+            progress("measuring it on this CPU")
+            _add_timing(staging)
+        progress("manifest")
+        write_manifest(staging)
         shutil.rmtree(compiled_folder(out), ignore_errors=True)
     return read_engine(out)
 
@@ -227,8 +236,12 @@ def _write(
         openvino.serialize(build_encoder_graph(second.source), folder / second.facts.graph_file)
         _write_json(folder / second.facts.tokenizer_file, second.source.tokenizer)
     (folder / ROUTER).write_text(facts.to_json(), encoding="utf-8")
-    progress("manifest")
-    write_manifest(folder)
+
+
+def _add_timing(folder: Path) -> None:
+    facts = router_facts(folder)
+    timing = measure_timing(folder / facts.graph_file, facts.architecture)
+    (folder / ROUTER).write_text(replace(facts, timing=timing).to_json(), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.engines.errors import EngineError
+from sidecar.engines.timing import CpuTiming
 from sidecar.engines.weights import Architecture
 
 SCHEMA_VERSION = 1
@@ -114,6 +115,7 @@ class RouterFacts:
         trained: whether the weights were trained to route.
         adapter_sha256: of the adapter that was merged; empty without one.
         second_opinion: None where the language model decides alone.
+        timing: of the CPU where it was built; None where it was not measured.
     """
 
     schema_version: int
@@ -136,6 +138,7 @@ class RouterFacts:
     trained: bool = True
     adapter_sha256: str = ""
     second_opinion: SecondOpinionFacts | None = None
+    timing: CpuTiming | None = None
 
     @property
     def build_id(self) -> str:
@@ -199,7 +202,7 @@ def read_engine(path: Path) -> EngineInfo:
             raise EngineError(
                 f"{file}: {size} bytes, the manifest says {entry['bytes']}; build the engine again"
             )
-    return EngineInfo(path, _router_facts(path / ROUTER))
+    return EngineInfo(path, router_facts(path))
 
 
 def load_engine(path: Path) -> EngineInfo:
@@ -220,7 +223,7 @@ def read_routing_facts(path: Path) -> EngineInfo:
     Raises:
         EngineError: one of them is missing, was changed, or was written by a newer version.
     """
-    facts = _router_facts(path / ROUTER)
+    facts = router_facts(path)
     manifest = _manifest(path)
     second = facts.second_opinion
     needed = (ROUTER, facts.tokenizer_file, *((second.tokenizer_file,) if second else ()))
@@ -278,7 +281,9 @@ def _manifest(path: Path) -> Mapping[str, Mapping[str, Any]]:
     return files
 
 
-def _router_facts(path: Path) -> RouterFacts:
+def router_facts(folder: Path) -> RouterFacts:
+    """Content of the folder's router.json. Raises EngineError."""
+    path = folder / ROUTER
     content = _read_json(path)
     known = {field.name for field in fields(RouterFacts)}
     required = {field.name for field in fields(RouterFacts) if field.default is MISSING}
@@ -293,6 +298,14 @@ def _router_facts(path: Path) -> RouterFacts:
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"{path}: second_opinion is not as this version knows it ({error}); "
+                "build the engine again"
+            ) from error
+    if (timing := content.get("timing")) is not None:
+        try:
+            content["timing"] = CpuTiming.of(timing)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{path}: timing is not as this version knows it ({error!r}); "
                 "build the engine again"
             ) from error
     return RouterFacts(**{name: content[name] for name in known & content.keys()})
