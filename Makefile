@@ -13,6 +13,8 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 python)
 UV_VERSION := 0.13.9
+# Of the tests: they wait for servers more than they compute.
+WORKERS ?= 2
 # It reports every import of openvino to the network, and openvino works without it.
 UNWANTED := --no-emit-package openvino-telemetry
 
@@ -60,7 +62,7 @@ test: $(INSTALLED) ## Run all tests
 	@# Before the tests, whose time limits are not made for downloads.
 	@$(BIN)/python -m sidecar.local fetch
 	@$(BIN)/sidecar model build >/dev/null
-	@$(BIN)/python -m pytest -q -rs
+	@$(BIN)/python -m pytest -q -rs -n $(WORKERS)
 
 .PHONY: prove
 prove: $(INSTALLED) ## Hold the promises about outages and lost writes; needs an otherwise idle machine

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
@@ -24,6 +26,48 @@ hypothesis.settings.load_profile("same")
 
 # pytest keeps what is logged during a test, also in tests that set no logging up themselves.
 limit_libraries()
+
+
+SHARING = (
+    "tests/bench/",
+    "tests/integration/",
+    "tests/evaluation/test_command.py",
+    "tests/test_app.py",
+)
+"""What runs the default model: on one worker, so that one Triton serves all, and what breaks or
+loads a machine happens once at a time."""
+
+LONGEST = (
+    *SHARING,
+    "tests/cli/test_up.py",
+    "tests/deployment/",
+    "tests/local/",
+    "tests/policies/",
+    "tests/ext_proc/",
+)
+"""What begins first, so that no worker is left with a long rest when the other is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    found = (at for at, path in enumerate(LONGEST) if item.nodeid.startswith(path))
+    return next(found, len(LONGEST))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """With several workers each takes whole files, in order: what a file starts for all its tests
+    is started once. (xdist's own groups, `--dist loadgroup`, are lost with pytest 9: it reads a
+    test's name anew, where xdist 3.8 has appended the group.)"""
+    config.option.loadscopereorder = False
+    return _WholeFiles(config, log)
+
+
+class _WholeFiles(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return "model" if nodeid.startswith(SHARING) else nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")
