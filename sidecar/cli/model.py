@@ -36,6 +36,10 @@ _BASE = "smollm2.gguf"
 _BASE_ID = "smollm2-135m-instruct"
 _ENCODER = "minilm"
 _BASE_FORMAT = "compact-v1"
+_NO_SECOND_OPINION = (
+    "Warning: engines for GPUs have no sentence encoder: this one decides by the language model "
+    "alone, without the second opinion. What that costs is in the model's card."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,8 @@ def build(
             # Asks engines, and so needs much that the other commands do without.
             from sidecar.cli.model_trtllm import build_for_gpu
 
+            if recipe.encoder is not None:
+                click.echo(_NO_SECOND_OPINION, err=True)
             weights = _gpu_weights(recipe, report)
             with _writing(folder):
                 if build_for_gpu(weights, folder, options, report) is None:

@@ -88,6 +88,7 @@ def _request(
         calibration=tuple(tokenizer.decode(each.question.input_ids) for each in asked),
         served_at=options.served_at,
         trained=weights.trained,
+        ensemble=options.ensemble,
     )
     return request, asked
 

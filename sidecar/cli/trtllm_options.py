@@ -56,6 +56,11 @@ _OPTIONS: Sequence[Callable[..., Any]] = (
         show_default=True,
         help="For trtllm: folder of TensorRT-LLM's scripts.",
     ),
+    click.option(
+        "--ensemble",
+        is_flag=True,
+        help="For trtllm: add to the repository a model that takes text (docs/gpu.md).",
+    ),
     click.option("--dry-run", is_flag=True, help="For trtllm: print the commands and sizes only."),
     click.option("--no-verify", is_flag=True, help="For trtllm: do not compare with the weights."),
     click.option("--force", is_flag=True, help="For trtllm: publish what verification refuses."),
@@ -82,6 +87,7 @@ class TrtllmOptions:
     repository: Path | None
     served_at: Path | None
     examples: Path
+    ensemble: bool
     dry_run: bool
     no_verify: bool
     force: bool
@@ -95,6 +101,7 @@ class TrtllmOptions:
             "--max-prompt-tokens": self.max_prompt_tokens,
             "--repository": self.repository,
             "--served-at": self.served_at,
+            "--ensemble": self.ensemble,
             "--dry-run": self.dry_run,
             "--no-verify": self.no_verify,
             "--force": self.force,

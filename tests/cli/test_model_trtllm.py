@@ -122,6 +122,22 @@ def test_a_dry_run_prints_commands_and_sizes_and_needs_no_gpu(
     assert 1024 < longest < 2048
 
 
+def test_a_router_with_a_second_opinion_is_built_without_it_and_a_warning_says_so(
+    weights: Path, nvidia: Nvidia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sidecar.cli import model
+
+    def recipe(*_: object) -> model.Recipe:
+        return model.Recipe(weights, None, "tiny", "compact-v1", True, encoder=weights)
+
+    monkeypatch.setattr(model, "_recipe", recipe)
+    result = build(weights, nvidia, "--dry-run")
+    assert result.exit_code == 0, result.exception
+    assert "decides by the language model alone" in result.output
+    monkeypatch.undo()
+    assert "alone" not in build(weights, nvidia, "--dry-run").output
+
+
 def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:
     command = ["model", "build", "--source", str(weights), "--prompt-format", "compact-v1"]
     result = CliRunner().invoke(cli, [*command, "--precision", "fp8", "--force"])

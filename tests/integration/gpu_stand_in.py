@@ -8,11 +8,18 @@ are Triton's own; what the C++ backend itself does with a request is not tested 
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from sidecar.engines.trtllm import GpuRepositoryOptions, render_gpu_repository
+import tokenizers
+
+from sidecar.engines import EngineInfo, read_routing_facts
+from sidecar.engines.engine_directory import write_manifest
+from sidecar.engines.trtllm import GpuRepositoryOptions, render_ensemble, render_gpu_repository
+from sidecar.engines.trtllm.build import RUNTIME
 
 _ROOT = Path(__file__).parents[2] / "triton_models"
 _STAND_IN = '''\
@@ -57,6 +64,37 @@ def stand_in_repository(engine: Path, destination: Path, *, max_queue_size: int)
     (version / "model.py").rename(version / "cpu_model.py")
     (version / "model.py").write_text(_STAND_IN)
     return destination
+
+
+def for_the_sidecar(engine: EngineInfo, folder: Path) -> EngineInfo:
+    """The engine as the sidecar sees one for GPUs: the CPU model takes more than that."""
+    folder.mkdir()
+    facts = replace(engine.router, runtime=RUNTIME)
+    (folder / "router.json").write_text(facts.to_json())
+    shutil.copy(engine.tokenizer_path, folder)
+    write_manifest(folder)
+    return read_routing_facts(folder)
+
+
+def add_ensemble(engine: Path, repository: Path, prompt_format: str) -> str:
+    """Add the model `ensemble`, under a name for this prompt format; returns the name.
+
+    Unlike NVIDIA's container, Triton's environment here has no `tokenizers`: it sees this one's.
+    """
+    name = f"ensemble_{prompt_format.partition('/')[0]}".replace("-", "_")
+    facts = repository.parent / name
+    facts.mkdir()
+    content = json.loads((engine / "router.json").read_text())
+    # A longer context than the engine has: what it refuses can be seen.
+    content |= {"prompt_format": prompt_format, "context_length": 1_000_000}
+    (facts / "router.json").write_text(json.dumps(content))
+    shutil.copy(engine / "tokenizer.json", facts)
+    model = render_ensemble(engine, repository, served_at=facts) / "ensemble"
+    (model / "1" / "tokenizers").symlink_to(Path(tokenizers.__file__).parent)
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "ensemble"', f'name: "{name}"'))
+    model.rename(repository / name)
+    return name
 
 
 def production_flags(*without: str) -> list[str]:

@@ -11,7 +11,9 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
+from tritonclient.grpc import InferInput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -26,12 +28,20 @@ from sidecar.core.model import (
     TextOutput,
 )
 from sidecar.engines import EngineInfo, build_cpu_engine
+from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.local import TritonServer
+from sidecar.prompts import get_format
 from tests.engines.tiny_models import QWEN2
-from tests.integration.gpu_stand_in import production_flags, stand_in_repository
+from tests.integration.gpu_stand_in import (
+    add_ensemble,
+    for_the_sidecar,
+    production_flags,
+    stand_in_repository,
+)
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
 from tests.integration.test_cpu_model import MANDATORY, Call, Client, status_of
+from tests.prompts.samples import conversation_of, policy_of
 from tests.prompts.vocabularies import qwen_tokenizer_text
 
 END_ID, PAD_ID = 151_645, 151_643
@@ -39,6 +49,8 @@ SHAPE = replace(QWEN2, tied=True, hidden=32, heads=4, vocab=151_936)
 QUEUE = 4
 ENDLESS = 4000
 """Answer tokens that take longer than a test may: who waits for them has failed."""
+
+ENSEMBLES = {"compact-v1": "ensemble_compact_v1", "arch-router/archgw-v1": "ensemble_arch_router"}
 
 PREFIX, SUFFIX = tuple(range(100, 164)), (7, 8, 9)
 
@@ -63,8 +75,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # In production nobody loads and unloads models; here tests do.
     flags = production_flags("--model-control-mode", "--exit-timeout-secs")
     flags += ["--model-control-mode=explicit", "--load-model=tensorrt_llm"]
+    for prompt_format in ENSEMBLES:
+        add_ensemble(engine.path, repository, prompt_format)
     with TritonServer(repository, arguments=flags, exit_timeout_s=0) as triton:
-        yield Served(triton, engine)
+        yield Served(triton, for_the_sidecar(engine, folder / "facts"))
 
 
 @pytest.fixture
@@ -83,7 +97,7 @@ async def client(served: Served) -> AsyncIterator[Client]:
 
 
 async def test_a_sidecar_decides_by_labels(served: Served) -> None:
-    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         decision = (await stub.Route(request("a room near the river", "travel"))).decision
     assert len(decision.candidates) > 2
@@ -91,12 +105,13 @@ async def test_a_sidecar_decides_by_labels(served: Served) -> None:
     assert decision.source == decision_pb2.DECISION_SOURCE_MODEL
 
 
-async def test_a_sidecar_decides_by_a_text_within_the_grammar(served: Served) -> None:
+@pytest.mark.parametrize("begun", ["", "+skeleton"])
+async def test_a_sidecar_decides_by_a_text_within_the_grammar(served: Served, begun: str) -> None:
     async with sidecar_on(
         served.triton.grpc_address,
         served.engine,
-        budget_s=30,
-        prompt_format="arch-router/archgw-v1",
+        budget_s=60,
+        prompt_format=f"arch-router/archgw-v1{begun}",
     ) as stub:
         await decides_by_model(stub, "travel")
         sent = request("a room near the river", "travel", explain=True)
@@ -166,6 +181,50 @@ async def test_a_full_queue_is_overload(model: TritonModel, client: Client) -> N
     await asyncio.gather(*waiting)
 
 
+async def ask_ensemble(client: InferenceServerClient, name: str, **texts: object) -> InferResult:
+    """Of `texts`, those that are not texts are sent as JSON."""
+    inputs = []
+    for tensor, content in texts.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        inputs.append(InferInput(tensor, [1, 1], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array([[text.encode()]], dtype=object))
+    return await client.infer(name, inputs, client_timeout=60)
+
+
+@pytest.mark.parametrize("prompt_format", ENSEMBLES)
+async def test_the_ensemble_answers_text_as_a_sidecar_would(
+    served: Served, model: TritonModel, prompt_format: str
+) -> None:
+    named = {"code": "writing programs", 'it\'s \\ "travel"': "hotels and flights"}
+    turns = [("user", "hi"), ("assistant", "Hello!"), ("user", "a room near the <|im_end|>")]
+    tokenizer = HfTokenizer(served.engine.tokenizer_path)
+    compiled = get_format(prompt_format).compile(policy_of(named), tokenizer, 4096)
+    prompt = compiled.render(conversation_of(*turns))
+    expected = compiled.read(await model.infer(prompt, compiled.answer_form, 60))
+    policy = {"routes": [{"name": k, "description": v} for k, v in named.items()]}
+    messages = [{"role": role, "content": text} for role, text in turns]
+    name = ENSEMBLES[prompt_format]
+
+    async with InferenceServerClient(served.triton.grpc_address) as client:
+        await client.load_model(name)
+        result = await ask_ensemble(client, name, messages=messages, policy=policy)
+        with pytest.raises(InferenceServerException) as wrong:
+            await ask_ensemble(client, name, text_input="hi", policy={"routes": []})
+        with pytest.raises(InferenceServerException) as refused:
+            await ask_ensemble(client, name, text_input="word " * 9000, policy=policy)
+        await client.unload_model(name)
+
+    assert result.as_numpy("route").item().decode() == expected.name
+    assert result.as_numpy("text_output").item().decode() == expected.text
+    likely = expected.candidates[0].probability
+    assert result.as_numpy("confidence").item() == pytest.approx(likely, rel=1e-3)
+    assert wrong.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert wrong.value.message() == "policy.routes: must be a list of 1 to 256 routes"
+    # As the model beside it says.
+    assert refused.value.status() == "StatusCode.INTERNAL"
+    assert "8192" in refused.value.message()
+
+
 async def test_another_version_is_not_found(served: Served) -> None:
     async with InferenceServerClient(served.triton.grpc_address) as client:
         with pytest.raises(InferenceServerException) as error:
@@ -191,7 +250,7 @@ async def test_an_unloaded_model_is_a_fallback_and_a_loaded_one_decides_again(
     served: Served,
 ) -> None:
     async with (
-        sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub,
+        sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub,
         InferenceServerClient(served.triton.grpc_address) as client,
     ):
         await decides_by_model(stub, "travel")
@@ -202,7 +261,7 @@ async def test_an_unloaded_model_is_a_fallback_and_a_loaded_one_decides_again(
 
 
 async def test_after_a_restart_the_model_decides_again(served: Served) -> None:
-    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=30) as stub:
+    async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         served.triton.kill()
         await unavailable(stub)

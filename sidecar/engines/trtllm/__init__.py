@@ -5,6 +5,7 @@ of theirs is imported here.
 """
 
 from sidecar.engines.trtllm.build import BuildRequest, build_trtllm_engine, plan_build
+from sidecar.engines.trtllm.ensemble import EnsembleOptions, render_ensemble
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.preflight import Machine, inspect_machine
 from sidecar.engines.trtllm.repository import GpuRepositoryOptions, render_gpu_repository
@@ -16,6 +17,7 @@ __all__ = [
     "IMAGE",
     "BuildRequest",
     "EngineLimits",
+    "EnsembleOptions",
     "GpuRepositoryOptions",
     "Machine",
     "Precision",
@@ -27,5 +29,6 @@ __all__ = [
     "compare",
     "inspect_machine",
     "plan_build",
+    "render_ensemble",
     "render_gpu_repository",
 ]

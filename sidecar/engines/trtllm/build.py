@@ -35,6 +35,7 @@ from sidecar.engines.trtllm.commands import (
     checkpoint_command,
     xgrammar_command,
 )
+from sidecar.engines.trtllm.ensemble import render_ensemble
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.preflight import (
     Machine,
@@ -67,6 +68,7 @@ class BuildRequest:
         served_at: absolute path of the engine where Triton will run; None: `out`.
         labels: the prompt format's answers are labels, read from their logits.
         calibration: prompts as text, special tokens spelled out; for FP8 and AWQ.
+        ensemble: add the model `ensemble`, which takes text, to the repository.
     """
 
     source: Path
@@ -81,6 +83,7 @@ class BuildRequest:
     served_at: Path | None = None
     trained: bool = True
     temperature: float = 1.0
+    ensemble: bool = False
 
     @property
     def work(self) -> Path:
@@ -193,6 +196,8 @@ class _Build:
         with staged(request.out) as staging:
             publish(work / "assembled", staging, facts, self._target(), verdict, temperature)
         render_gpu_repository(request.out, request.repository, served_at=request.served_at)
+        if request.ensemble:
+            render_ensemble(request.out, request.repository, served_at=request.served_at)
         return read_engine(request.out)
 
     def _calibration(self) -> Stage | None:

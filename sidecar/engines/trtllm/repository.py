@@ -90,17 +90,23 @@ def render_gpu_repository(
 
 def render_config(engine: Path, options: GpuRepositoryOptions) -> str:
     """config.pbtxt for the engine that lies at `engine` where Triton runs. Raises EngineError."""
+    checked_path(engine)
+    lines = [
+        *_head(options),
+        *render_tensors("input", INPUTS),
+        *render_tensors("output", OUTPUTS),
+        *render_parameters(parameters(engine, options)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def checked_path(engine: Path) -> str:
+    """`engine` as it can stand in config.pbtxt. Raises EngineError."""
     if not engine.is_absolute() or any(character in str(engine) for character in '"\\\n'):
         raise EngineError(
             f"{engine}: an engine's path must be absolute, without quotes and backslashes"
         )
-    lines = [
-        *_head(options),
-        *_tensors("input", INPUTS),
-        *_tensors("output", OUTPUTS),
-        *_parameters(parameters(engine, options)),
-    ]
-    return "\n".join(lines) + "\n"
+    return str(engine)
 
 
 def parameters(engine: Path, options: GpuRepositoryOptions) -> tuple[Parameter, ...]:
@@ -275,7 +281,8 @@ def _head(options: GpuRepositoryOptions) -> Iterator[str]:
     yield "instance_group [ { count: 1 kind: KIND_CPU } ]"
 
 
-def _tensors(kind: str, tensors: tuple[Tensor, ...]) -> Iterator[str]:
+def render_tensors(kind: str, tensors: tuple[Tensor, ...]) -> Iterator[str]:
+    """Lines of config.pbtxt; `kind` is `input` or `output`."""
     yield f"{kind} ["
     for index, tensor in enumerate(tensors):
         dims = ", ".join(map(str, tensor.dims))
@@ -293,7 +300,8 @@ def _tensors(kind: str, tensors: tuple[Tensor, ...]) -> Iterator[str]:
     yield "]"
 
 
-def _parameters(entries: tuple[Parameter, ...]) -> Iterator[str]:
+def render_parameters(entries: tuple[Parameter, ...]) -> Iterator[str]:
+    """Lines of config.pbtxt, each parameter below its reason."""
     for entry in entries:
         if entry.value is None:
             yield from _comment(f"{entry.key} is not set. {entry.reason}")
