@@ -85,6 +85,7 @@ def _ask(prefix: list[int], suffix: int, ids: Callable[[int], list[int]]) -> Ask
         perf_metrics=False,
         outputs=frozenset(),
         is_cancelled=lambda: False,
+        label_ids=np.arange(20, 41, dtype=np.int32),
     )
 
 

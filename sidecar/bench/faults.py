@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import grpc
 
@@ -23,6 +24,8 @@ _VANISH_S = 0.02
 _LARGE_BYTES = 8 * 2**20
 _PAUSE_S = 0.2
 _SPARE_FILES = 2
+_SPARE_BYTES = 64 * 2**20
+"""A thread's stack is 8 MiB of it, and a message takes several times its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,28 @@ async def _many_connections(world: World) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def no_memory(world: World) -> AsyncIterator[None]:
+    """The sidecar gets only some tens of MiB more than it has, and messages of megabytes come. A
+    limit of the process: its callers and Triton go on as before."""
+    pid = world.sidecar_pid
+    before = resource.prlimit(pid, resource.RLIMIT_DATA)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (_data_bytes(pid) + _SPARE_BYTES, before[1]))
+    try:
+        async with large(world):
+            yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_DATA, before)
+
+
+def _data_bytes(pid: int) -> int:
+    """What RLIMIT_DATA counts (proc_pid_status(5))."""
+    for line in Path("/proc", str(pid), "status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"/proc/{pid}/status has no VmData")
+
+
+@asynccontextmanager
 async def log_full(world: World) -> AsyncIterator[None]:
     """Nothing can be appended to the sidecar's log, as on a full disk."""
     pid = world.sidecar_pid
@@ -201,6 +226,7 @@ FAULTS: Mapping[str, Fault] = {
     "clients vanish": vanishing,
     "large messages": large,
     "no more files": no_files,
+    "hardly any memory": no_memory,
     "log cannot be written": log_full,
 }
 """By name, in the order of a round."""

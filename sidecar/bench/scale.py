@@ -28,6 +28,6 @@ class Scale:
     many: int
 
 
-FULL = Scale(100, 30, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)
+FULL = Scale(100, 15, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)
 QUICK = Scale(6, 4, 500, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 24)
 TINY = Scale(1, 0.5, 20, (6,), (15,), 3)

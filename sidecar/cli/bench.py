@@ -8,11 +8,12 @@ import math
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from rich.console import Console
 from sidecar import __version__
 from sidecar.app import build_routing
 from sidecar.bench import others, own, traffic
+from sidecar.bench.application import application
 from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
 from sidecar.bench.targets import targets
@@ -48,13 +50,14 @@ from sidecar.local.process import children
 from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
 
-GROUPS = ("matrix", "share", "batch", "alone", "load", "large", "many", "echo", "llama")
+GROUPS = ("matrix", "share", "batch", "alone", "load", "large", "many", "app", "echo", "llama")
 
 _SCALES = {"quick": QUICK, "full": FULL, "tiny": TINY}
 _BUSY_LOAD = 0.5
 """Of the last minute's load average for a core, above which times say little."""
 
 _LLAMA_START_S = 60
+_PROVIDER_START_S = 30
 _WIDTH = 150
 
 
@@ -91,7 +94,13 @@ class Bench:
 
 @click.command("bench")
 @click.option("--quick", "size", flag_value="quick", help="A minute or two: few calls of each.")
-@click.option("--full", "size", flag_value="full", default="full", help="An hour: the default.")
+@click.option(
+    "--full",
+    "size",
+    flag_value="full",
+    default="full",
+    help="A quarter of an hour: the default.",
+)
 @click.option("--tiny", "size", flag_value="tiny", hidden=True)
 @click.option(
     "--only",
@@ -187,8 +196,9 @@ def _measure(made: Bench, stack: LocalStack) -> None:
     with ExitStack() as servers:
         # Started from the main thread, whose end is theirs.
         echoes = servers.enter_context(_echoes(made)) if "echo" in made.groups else None
+        provider = servers.enter_context(_provider(made)) if "app" in made.groups else ""
         try:
-            asyncio.run(_of_sidecar(made, stack, prompt, words))
+            asyncio.run(_of_sidecar(made, stack, prompt, words, provider))
         except own.TooSlowError as error:
             raise Failure(str(error)) from None
         if echoes is not None:
@@ -200,9 +210,11 @@ def _measure(made: Bench, stack: LocalStack) -> None:
         _llama(made, prompt, words)
 
 
-async def _of_sidecar(made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int) -> None:
-    socket = f"unix:{made.settings.server.uds_path}"
-    async with own.calling(stack.address) as tcp, own.calling(socket) as uds:
+async def _of_sidecar(
+    made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int, provider: str
+) -> None:
+    path = f"unix:{made.settings.server.uds_path}"
+    async with own.calling(stack.address) as tcp, own.calling(path) as uds:
         subject = own.Subject(tcp, uds, made.scale)
         groups: dict[str, Callable[[], AsyncIterator[Row]]] = {
             "matrix": lambda: own.matrix(subject),
@@ -210,8 +222,9 @@ async def _of_sidecar(made: Bench, stack: LocalStack, prompt: CompiledPrompt, wo
             "batch": lambda: own.batch_and_stream(subject),
             "alone": lambda: _alone(made, stack, prompt, words),
             "load": lambda: own.capacity(subject, made.found, made.alone),
-            "large": lambda: own.large_messages(subject, socket),
+            "large": lambda: own.large_messages(subject, path),
             "many": lambda: own.many_policies(subject, _prefix_bytes(made)),
+            "app": lambda: application(subject, provider),
         }
         for name, rows in groups.items():
             if name in made.groups:
@@ -275,6 +288,28 @@ def _echoes(made: Bench) -> Iterator[tuple[str, str]]:
             yield address, triton.grpc_address
     finally:
         server.kill()
+
+
+@contextmanager
+def _provider(made: Bench) -> Iterator[str]:
+    """URL of an LLM's provider that answers at once."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "sidecar.bench.provider", str(port)]
+    server = ChildProcess(command, dict(os.environ), made.folder / "provider.log")
+    try:
+        _wait_for_port(port, server)
+        yield f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        server.kill()
+
+
+def _wait_for_port(port: int, server: ChildProcess) -> None:
+    end = time.monotonic() + _PROVIDER_START_S
+    while time.monotonic() < end and server.exit_code() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise Failure(f"the provider did not start:\n{server.last_lines(10)}")
 
 
 def _llama(made: Bench, prompt: CompiledPrompt, words: int) -> None:

@@ -44,12 +44,13 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
         "At random, by rate",
         "Known conversations while others send much",
         "Many policies",
+        "An application and its provider",
         "Echoes",
         "llama.cpp's server",
         "Memory and start",
         "Targets",
     }
-    assert len(GROUPS) == 9
+    assert len(GROUPS) == 10
 
 
 def test_the_machine_is_named(ran: tuple[str, Path]) -> None:

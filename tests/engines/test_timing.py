@@ -18,7 +18,9 @@ from tests.engines.tiny_models import LLAMA
 
 
 def settings(budget_ms: int, tokens: int | None = None) -> Settings:
-    flags: dict[str, object] = {"routing": {"decision_budget_ms": budget_ms, "reserve_ms": 20}}
+    flags: dict[str, dict[str, object]] = {
+        "routing": {"decision_budget_ms": budget_ms, "reserve_ms": 20}
+    }
     if tokens is not None:
         flags["routing_model"] = {"max_conversation_tokens": tokens}
     return load_settings(flags=flags, environ={})
