@@ -29,7 +29,7 @@ from sidecar.policies.examples import ExampleResult, examples_of, heard, result_
 from sidecar.policies.findings import findings_as_plain
 from sidecar.policies.lint import lint as lint_policy
 from sidecar.policies.lint import unreached
-from sidecar.policies.overlaps import misread, overlaps, probe, probes, suspects, without
+from sidecar.policies.overlaps import misread, overlaps, probes, probes_without, suspects, without
 
 _TIMEOUT_S = 60.0
 _TRIES = 20
@@ -217,7 +217,10 @@ def ask_model(policy: Policy, trial: Trial) -> list[Finding]:
     pairs = suspects(policy, whole)
     # One after the other: each is a policy of its own for the model server.
     alone = {
-        index: trial.answer(without(policy, index), probe(policy, index).conversation)
+        index: [
+            trial.answer(without(policy, index), each.conversation)
+            for each in probes_without(policy, index)
+        ]
         for index in sorted({index for pair in pairs for index in pair})
     }
     return [

@@ -9,7 +9,9 @@ policy as it has routes; the whole policy tells which few are worth it, by who c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.core.conversation import Conversation, Message, Role
@@ -24,6 +26,12 @@ Seeded overlaps take half of it and more (`python -m sidecar.bench.lint`)."""
 _TAKES = 0.5
 """Probability from which a route takes a description: more likely than not."""
 
+_OVERLAPS = 0.75
+"""Geometric mean of the probabilities, either way, from which two routes overlap. Neighbours that a
+person can tell apart reach 0.7: a model takes the nearest route rather than none."""
+
+_NOT_WORDS = re.compile(r"[\W_]+")
+
 Pair = tuple[int, int]
 """Indices of two routes, the earlier first."""
 
@@ -36,15 +44,22 @@ class Probe:
     conversation: Conversation
 
 
-def probe(policy: Policy, index: int) -> Probe:
-    """A request that should go to the route at `index`."""
-    description = policy.routes[index].description
-    return Probe(index, Conversation((Message(Role.USER, description),)))
-
-
 def probes(policy: Policy) -> Iterator[Probe]:
-    """One for each route."""
-    return (probe(policy, index) for index in range(len(policy.routes)))
+    """A request for each route that should go there."""
+    for index, route in enumerate(policy.routes):
+        yield Probe(index, _asking(route.description))
+
+
+def probes_without(policy: Policy, index: int) -> tuple[Probe, ...]:
+    """Requests for the route at `index`, to be asked `without` it: its description as it is, and
+    behind the name, which tells what a short description leaves open."""
+    route = policy.routes[index]
+    named = f"{_NOT_WORDS.sub(' ', route.name)}: {route.description}"
+    return tuple(Probe(index, _asking(text)) for text in (route.description, named))
+
+
+def _asking(text: str) -> Conversation:
+    return Conversation((Message(Role.USER, text),))
 
 
 def without(policy: Policy, index: int) -> Policy:
@@ -76,19 +91,19 @@ def suspects(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Pair, .
 
 
 def overlaps(
-    policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Decision]
+    policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Sequence[Decision]]
 ) -> tuple[Finding, ...]:
     """A warning for each of `pairs` in which either takes the description of the other.
 
     Args:
-        alone: by the index of a route: the decision about its description `without` it.
+        alone: by the index of a route: the decisions about `probes_without` it.
     """
     found = []
     for earlier, later in pairs:
         one, other = policy.routes[earlier].name, policy.routes[later].name
         # The earlier one's by the later one, and the other way round.
         shares = _taken(alone[earlier], other), _taken(alone[later], one)
-        if min(shares) < _TAKES:
+        if math.sqrt(shares[0] * shares[1]) < _OVERLAPS:
             continue
         found.append(
             warning(
@@ -144,8 +159,12 @@ def _rivals(policy: Policy, asked: int, other: int, decision: Decision) -> bool:
     return share >= _WORTH_ASKING * max(1 - own, share)
 
 
-def _taken(decision: Decision, name: str) -> float:
-    """Probability that the route takes the request."""
+def _taken(decisions: Sequence[Decision], name: str) -> float:
+    """Probability that the route takes such requests: the mean."""
+    return sum(_probability(each, name) for each in decisions) / len(decisions)
+
+
+def _probability(decision: Decision, name: str) -> float:
     for candidate in decision.candidates:
         if candidate.name == name:
             return candidate.probability

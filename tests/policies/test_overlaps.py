@@ -12,7 +12,7 @@ from sidecar.core.decision import Candidate, Decision, PolicyRef, Reason, Source
 from sidecar.core.policy import Model, ModelList, Policy, Route, WeightedModel
 from sidecar.policies import load_policies
 from sidecar.policies.findings import warning
-from sidecar.policies.overlaps import misread, overlaps, probes, suspects, without
+from sidecar.policies.overlaps import misread, overlaps, probes, probes_without, suspects, without
 
 FOLDER = Path(__file__).parent / "overlaps"
 MODELS = ModelList((WeightedModel("m"),))
@@ -56,6 +56,14 @@ def test_description_is_asked_as_a_request_of_each_route() -> None:
     asked = [(each.index, each.conversation.messages[0].text) for each in probes(POLICY)]
 
     assert asked == [(0, "what refunds is"), (1, "what returns is"), (2, "what status is")]
+
+
+def test_description_is_asked_with_and_without_the_name_where_its_route_is_left_out() -> None:
+    policy = Policy("shop", (route("order_status-2"),), MODELS)
+
+    asked = [each.conversation.messages[0].text for each in probes_without(policy, 0)]
+
+    assert asked == ["what order_status-2 is", "order status 2: what order_status-2 is"]
 
 
 def test_routes_that_come_second_for_each_other_are_suspected() -> None:
@@ -117,21 +125,21 @@ def test_route_is_left_out_and_its_actions_stand_alone() -> None:
 def test_routes_overlap_where_each_takes_the_others_description(
     first: Decision, second: Decision, found: bool
 ) -> None:
-    findings = overlaps(POLICY, ((0, 1),), {0: first, 1: second})
+    findings = overlaps(POLICY, ((0, 1),), {0: [first], 1: [second]})
 
     assert [each.path for each in findings] == (["routes[1].description"] if found else [])
 
 
 def test_overlap_names_both_routes_and_how_sure_it_is() -> None:
     alone = {
-        0: decided("returns", returns=0.9),
-        1: decided("refunds", refunds=0.8),
+        0: [decided("returns", returns=0.9), decided("returns", returns=0.8)],
+        1: [decided("refunds", refunds=0.8)],
     }
 
     (finding,) = overlaps(POLICY, ((0, 1),), alone)
 
     assert '"refunds" (routes[0])' in finding.message
-    assert "0.90 and 0.80" in finding.message
+    assert "0.85 and 0.80" in finding.message
 
 
 def test_description_that_another_route_takes_in_its_presence_is_named() -> None:
