@@ -23,6 +23,7 @@ GROUP = "An application and its provider"
 _RATES = (1.0, 5.0)
 _RATE_WITHOUT_MODEL = 50.0
 _WORDS = 40
+_TRIES = 20
 
 
 async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
@@ -34,7 +35,9 @@ async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
     policy = f"routes-{min(subject.scale.routes, key=lambda count: abs(count - 20))}"
     await subject.warm(policy)
     known = traffic.request(next(numbers), _WORDS, policy)
-    await subject.tcp.route(known)
+    for _ in range(_TRIES):  # an answer that came too late is not kept
+        if (await subject.tcp.route(known)).source == "cache":
+            break
     body = json.dumps(_chat(known)).encode()
     async with aiohttp.ClientSession() as session:
         known_only = _routed(subject, session, provider, lambda _: known)
