@@ -14,7 +14,7 @@ import aiohttp
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.bench import traffic
-from sidecar.bench.measuring import Call, Sample, numbers, open_loop
+from sidecar.bench.measuring import Call, Sample, open_loop
 from sidecar.bench.own import Subject
 from sidecar.bench.rows import Row, row
 
@@ -23,7 +23,6 @@ GROUP = "An application and its provider"
 _RATES = (1.0, 5.0)
 _RATE_WITHOUT_MODEL = 50.0
 _WORDS = 40
-_TRIES = 20
 
 
 async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
@@ -34,10 +33,7 @@ async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
     """
     policy = f"routes-{min(subject.scale.routes, key=lambda count: abs(count - 20))}"
     await subject.warm(policy)
-    known = traffic.request(next(numbers), _WORDS, policy)
-    for _ in range(_TRIES):  # an answer that came too late is not kept
-        if (await subject.tcp.route(known)).source == "cache":
-            break
+    known = await subject.known(policy, _WORDS)
     body = json.dumps(_chat(known)).encode()
     async with aiohttp.ClientSession() as session:
         known_only = _routed(subject, session, provider, lambda _: known)
