@@ -41,21 +41,21 @@ class Verdict:
 
     Args:
         seeded: names of the two routes that overlap; empty if none do.
-        found: whether they were named together.
+        found: the finding that names them together; empty if there is none.
         false_alarms: other descriptions that it said are alike or taken by another route.
         astray: examples that did not go to their route, those of the seeded routes left out.
     """
 
     policy: str
     seeded: tuple[str, ...]
-    found: bool
+    found: str
     false_alarms: tuple[str, ...]
     astray: tuple[str, ...]
 
 
 def verdict(policy: Policy, seeded: tuple[str, ...], findings: tuple[Finding, ...]) -> Verdict:
     """Sorts the findings of one policy."""
-    found = False
+    found = ""
     alarms: list[str] = []
     astray: list[str] = []
     for each in findings:
@@ -65,8 +65,9 @@ def verdict(policy: Policy, seeded: tuple[str, ...], findings: tuple[Finding, ..
         name = policy.routes[int(owner.removeprefix("routes["))].name
         within = name in seeded and any(quoted(o) in each.message for o in seeded if o != name)
         if what == "description":
-            found = found or within
-            if not within:
+            if within:
+                found = found or each.message
+            else:
                 alarms.append(str(each))
         elif what.startswith("examples[") and not within:
             astray.append(str(each))
@@ -85,13 +86,13 @@ def _told(title: str, verdicts: Iterator[Verdict]) -> None:
     known = found = alarms = astray = 0
     for each in verdicts:
         known += bool(each.seeded)
-        found += each.found
+        found += bool(each.found)
         alarms += len(each.false_alarms)
         astray += len(each.astray)
         state = ("found" if each.found else "MISSED") if each.seeded else "large"
         click.echo(f"  {state:7} {each.policy}: {', '.join(each.seeded)}")
-        for line in (*each.false_alarms, *each.astray):
-            click.echo(f"            {line}")
+        for line in filter(None, (each.found, *each.false_alarms, *each.astray)):
+            click.echo(f"          {line}")
     seeded = f"{found} of {known} seeded overlaps found, " if known else ""
     click.echo(f"{title}: {seeded}{alarms} false alarms, {astray} other examples astray")
 

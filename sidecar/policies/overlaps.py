@@ -20,15 +20,17 @@ from sidecar.core.policy import Policy
 from sidecar.policies.findings import Finding, item, member, quoted, warning
 
 _WORTH_ASKING = 0.2
-"""Share of what a route leaves of its own description that another one must take to be suspected.
-Seeded overlaps take half of it and more (`python -m sidecar.bench.lint`)."""
+"""Share of what a route leaves of its own description that another one must take to be suspected;
+low, since a suspicion costs two readings of the policy and nothing else."""
 
 _TAKES = 0.5
 """Probability from which a route takes a description: more likely than not."""
 
 _OVERLAPS = 0.75
-"""Geometric mean of the probabilities, either way, from which two routes overlap. Neighbours that a
-person can tell apart reach 0.7: a model takes the nearest route rather than none."""
+"""Geometric mean of the probabilities, either way, from which two routes overlap. It is more than
+half, since a model takes the nearest route rather than none. Where it lies between overlaps and
+neighbours depends on the routing model: `python -m sidecar.bench.lint` prints what it was chosen
+by."""
 
 _NOT_WORDS = re.compile(r"[\W_]+")
 

@@ -174,6 +174,6 @@ def test_verdict_tells_what_was_seeded_from_what_was_not() -> None:
 
     said = verdict(POLICY, ("refunds", "returns"), findings)
 
-    assert said.found
+    assert said.found == findings[0].message
     assert [alarm.partition(": ")[2][:11] for alarm in said.false_alarms] == ["routes[2].d"]
     assert [each.partition(": ")[2][:11] for each in said.astray] == ["routes[2].e"]
