@@ -21,7 +21,7 @@ from sidecar.ext_proc.request import (
     PassReason,
     Understood,
 )
-from sidecar.ext_proc.writing import effect_of, effect_of_passing
+from sidecar.ext_proc.writing import Writer
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +69,7 @@ class RequestDecider:
         self._dialects = dialects
         self._options = options
         self._observer = observer
+        self._writer = Writer(options.writing, dialects.splice_model)
 
     def recognise(self, head: HttpHead) -> Passed | None:
         """Why the body of such a request is not wanted; None if it is."""
@@ -80,7 +81,7 @@ class RequestDecider:
         if self._observer is not None:
             self._observer.passed_on(passed.reason.value)
         _log.debug("passed on", reason=passed.reason.value, detail=passed.detail)
-        return effect_of_passing(passed, self._options.writing)
+        return self._writer.passing(passed)
 
     async def decide(
         self, request: HttpRequest, route: RouteSays, budget_s: float | None
@@ -118,13 +119,9 @@ class RequestDecider:
         if understood.dialect not in decision.model.dialects:
             # It would refuse the request; where Envoy sends requests without us may not.
             return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
-        splice = self._dialects.splice_model
-        writing = self._options.writing
         if large:
-            return await asyncio.to_thread(
-                effect_of, decision, request, understood, splice, writing
-            )
-        return effect_of(decision, request, understood, splice, writing)
+            return await asyncio.to_thread(self._writer.decided, decision, request, understood)
+        return self._writer.decided(decision, request, understood)
 
     def _wanted(
         self,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 from sidecar.core.decision import Decision
 from sidecar.core.policy import Model
-from sidecar.ext_proc.effect import Effect
+from sidecar.ext_proc.effect import Common, Effect
 from sidecar.ext_proc.messages import MetadataValue
 from sidecar.ext_proc.options import NO_DECISION, OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpRequest, Passed, Understood
@@ -15,30 +15,76 @@ from sidecar.ext_proc.request import HttpRequest, Passed, Understood
 Splice = Callable[[bytes, str], bytes]
 """See `Dialects.splice_model`."""
 
-
-def effect_of_passing(passed: Passed, options: Writing) -> Effect:
-    """The request goes on as it came, without what only the sidecar may set, and says why."""
-    values = {OwnedHeader.SOURCE: NO_DECISION, OwnedHeader.REASON: passed.reason.value}
-    metadata: dict[str, MetadataValue] = {"source": NO_DECISION, "reason": passed.reason.value}
-    return _effect(values, metadata, options)
+_MAX_KNOWN = 1024
+"""Decisions that are told apart: as many as there are models of routes, times ways to them."""
 
 
-def effect_of(
-    decision: Decision,
-    request: HttpRequest,
-    understood: Understood,
-    splice: Splice,
-    options: Writing,
-) -> Effect:
-    """The decision as headers and metadata, and the model's upstream name in the body where another
-    one stands there. Where it is right already the body goes on as it came, compressed or not."""
-    body = None
-    if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
-        body = _rewritten(decision, request, understood, splice)
-    dropped = ("content-encoding",) if body is not None and understood.plain_body else ()
-    clusters = _clusters(decision) if options.metadata else ()
-    effect = _effect(_headers(decision), _metadata(decision), options, body, dropped, clusters)
-    return replace(effect, model=decision.model.id, whole_answer=not understood.stream)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """A decision, and what is done to each request that is decided alike."""
+
+    decision: Decision
+    common: Common
+
+    def is_like(self, decision: Decision) -> bool:
+        """True if they differ in what is one request's own and in nothing that is written."""
+        mine = self.decision
+        return (
+            mine.model is decision.model
+            and mine.fallbacks == decision.fallbacks
+            and mine.policy == decision.policy
+            and mine.confidence == decision.confidence
+        )
+
+
+class Writer:
+    """Writes decisions down as effects. Called from several threads at once."""
+
+    def __init__(self, options: Writing, splice: Splice) -> None:
+        self._options = options
+        self._splice = splice
+        self._known: dict[tuple[str, ...], _Known] = {}
+
+    def passing(self, passed: Passed) -> Effect:
+        """The request goes on as it came, without what only the sidecar may set, and says why."""
+        values = {OwnedHeader.SOURCE: NO_DECISION, OwnedHeader.REASON: passed.reason.value}
+        metadata: dict[str, MetadataValue] = {"source": NO_DECISION, "reason": passed.reason.value}
+        return Effect(common=_common(values, metadata, (), self._options)).whole()
+
+    def decided(self, decision: Decision, request: HttpRequest, understood: Understood) -> Effect:
+        """The decision as headers and metadata, and the model's upstream name in the body where
+        another one stands there. Where it is right already the body goes on as it came, compressed
+        or not."""
+        options = self._options
+        body = None
+        if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
+            body = _rewritten(decision, request, understood, self._splice)
+        named = OwnedHeader.DECISION_ID in options.headers
+        return Effect(
+            headers=((options.names[OwnedHeader.DECISION_ID], decision.id),) if named else (),
+            remove=("content-encoding",) if body is not None and understood.plain_body else (),
+            metadata={"decision_id": decision.id} if options.metadata else {},
+            body=body,
+            model=decision.model.id,
+            whole_answer=not understood.stream,
+            common=self._common_of(decision),
+        )
+
+    def _common_of(self, decision: Decision) -> Common:
+        key = (decision.route, decision.model.id, decision.source, decision.reason)
+        known = self._known.get(key)
+        if known is None or not known.is_like(decision):
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            common = _common(
+                _headers(decision),
+                _metadata(decision),
+                _clusters(decision),
+                self._options,
+                by_request=OwnedHeader.DECISION_ID,
+            )
+            known = self._known[key] = _Known(decision, common)
+        return known.common
 
 
 def _rewritten(
@@ -58,7 +104,6 @@ def _headers(decision: Decision) -> dict[OwnedHeader, str]:
         OwnedHeader.MODEL: decision.model.id,
         OwnedHeader.CLUSTER: decision.model.cluster,
         OwnedHeader.FALLBACKS: ",".join(model.id for model in decision.fallbacks),
-        OwnedHeader.DECISION_ID: decision.id,
         OwnedHeader.SOURCE: decision.source.value,
         OwnedHeader.REASON: decision.reason.value,
     }
@@ -84,7 +129,6 @@ def _metadata(decision: Decision) -> dict[str, MetadataValue]:
         "fallbacks": [model.id for model in decision.fallbacks],
         # In the order in which Envoy tries their clusters.
         "fallback_upstream_models": [model.upstream_model for model in _reachable(decision)],
-        "decision_id": decision.id,
         "source": decision.source.value,
         "reason": decision.reason.value,
         "policy": decision.policy.name,
@@ -95,29 +139,27 @@ def _metadata(decision: Decision) -> dict[str, MetadataValue]:
     return values
 
 
-def _effect(
+def _common(
     values: Mapping[OwnedHeader, str],
     metadata: Mapping[str, MetadataValue],
+    clusters: tuple[str, ...],
     options: Writing,
-    body: bytes | None = None,
-    dropped: tuple[str, ...] = (),
-    clusters: tuple[str, ...] = (),
-) -> Effect:
+    by_request: OwnedHeader | None = None,
+) -> Common:
+    """`by_request`: a header that each request has a value of its own for."""
     headers: list[tuple[str, str]] = []
-    remove = list(dropped)
+    remove: list[str] = []
     for header, name in options.names.items():
         value = values.get(header)
         # An empty header is dropped by some Envoys and kept by others.
         if value and header in options.headers:
             headers.append((name, value))
-        else:
+        elif header is not by_request or header not in options.headers:
             remove.append(name)
-    return Effect(
+    return Common(
         headers=tuple(headers),
         remove=tuple(remove),
         reroute=options.reroute,
         metadata=metadata if options.metadata else {},
-        clusters=clusters,
-        body=body,
-        stamp=tuple(headers),
+        clusters=clusters if options.metadata else (),
     )

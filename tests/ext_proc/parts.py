@@ -19,7 +19,6 @@ ROUTED = Effect(
     remove=("x-llm-route",),
     reroute=True,
     metadata={"model": "big/coder"},
-    stamp=(("x-llm-model", "big/coder"),),
 )
 REWRITTEN = Effect(headers=ROUTED.headers, reroute=True, body=b'{"model": "coder-1"}')
 

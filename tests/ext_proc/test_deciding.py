@@ -60,7 +60,7 @@ def decider(router: StubRouter, dialects: LlmDialects | None = None) -> RequestD
 
 
 async def effect(made: RequestDecider, request: HttpRequest) -> Effect:
-    return await made.decide(request, RouteSays(), None)
+    return (await made.decide(request, RouteSays(), None)).whole()
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])

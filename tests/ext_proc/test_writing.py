@@ -12,13 +12,17 @@ from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.options import OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
-from sidecar.ext_proc.writing import effect_of, effect_of_passing
+from sidecar.ext_proc.writing import Writer
 from tests.ext_proc.standins import StubDialects, chat, decision_of
 
 BODY = chat("code")
 HEAD = HttpHead("POST", "/v1/chat/completions", "gateway", {})
 TALK = Conversation((Message(Role.USER, "code"),))
 DECISION = decision_of(RoutingRequest(TALK))
+
+
+def writer(options: Writing | None = None) -> Writer:
+    return Writer(options or Writing(), StubDialects().splice_model)
 
 
 def effect(
@@ -31,8 +35,7 @@ def effect(
 ) -> Effect:
     understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, plain_body=plain)
     request = HttpRequest(HEAD, body, complete)
-    splice = StubDialects().splice_model
-    return effect_of(DECISION, request, understood, splice, options or Writing())
+    return writer(options).decided(DECISION, request, understood).whole()
 
 
 def test_all_headers_of_a_decision() -> None:
@@ -51,9 +54,7 @@ def test_owned_headers_without_a_value_are_removed_not_set_empty() -> None:
     decision = replace(DECISION, route="", fallbacks=())
     understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
 
-    done = effect_of(
-        decision, HttpRequest(HEAD, BODY), understood, StubDialects().splice_model, Writing()
-    )
+    done = writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole()
 
     assert set(done.remove) == {"x-llm-route", "x-llm-fallbacks"}
     assert not {"x-llm-route", "x-llm-fallbacks"} & dict(done.headers).keys()
@@ -87,9 +88,7 @@ def test_fallback_without_a_cluster_is_not_for_envoy_to_try() -> None:
     decision = replace(DECISION, fallbacks=(nowhere, *DECISION.fallbacks))
     understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
 
-    done = effect_of(
-        decision, HttpRequest(HEAD, BODY), understood, StubDialects().splice_model, Writing()
-    )
+    done = writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole()
 
     assert done.clusters == ("big", "small")
     assert done.metadata["fallback_upstream_models"] == ["mini-2"]
@@ -127,7 +126,7 @@ def test_beginning_of_a_compressed_body_is_not_rewritten() -> None:
 
 
 def test_passed_request_says_why_and_loses_what_only_the_sidecar_sets() -> None:
-    done = effect_of_passing(Passed(PassReason.MALFORMED_BODY), Writing())
+    done = writer().passing(Passed(PassReason.MALFORMED_BODY))
 
     assert dict(done.headers) == {"x-llm-source": "none", "x-llm-reason": "malformed_body"}
     assert set(done.remove) == {
