@@ -108,6 +108,7 @@ lock: $(INSTALLED) ## Choose package versions anew and write the lock files
 	compile pyproject.toml requirements/build.in --all-extras $(UNWANTED) -o requirements/dev.lock; \
 	compile pyproject.toml -c requirements/dev.lock -o requirements/runtime.lock; \
 	compile pyproject.toml --extra cpu $(UNWANTED) -c requirements/dev.lock -o requirements/cpu.lock; \
+	compile requirements/sbom.in -o requirements/sbom.lock; \
 	compile --no-deps sidecar/local/stub-requirements.in -o sidecar/local/stub-requirements.lock
 	@echo "Wrote requirements/*.lock and sidecar/local/stub-requirements.lock"
 

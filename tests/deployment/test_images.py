@@ -167,35 +167,52 @@ def test_panels_do_not_overlap_and_name_the_provisioned_source() -> None:
     assert "uid: prometheus" in source
 
 
+def replay(line: str, source: Path, places: Mapping[str, Path]) -> None:
+    """Run a command of the image's build outside of it; `places`: the image's paths, elsewhere."""
+    command = re.split(r" (?:\\|&&)", line)[0].removeprefix("RUN ").split()
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL"))
+    }
+    finished = run(
+        *(places.get(word, word) for word in command),
+        cwd=source,
+        env=environment | {"PYTHON": sys.executable},
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def distributions(prefix: Path) -> dict[str, str]:
+    found = (path.stem.split("-") for path in (prefix / "lib").rglob("*.dist-info"))
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
 @pytest.mark.timeout(600)
 def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Path) -> None:
     dockerfile = (DOCKER / "sidecar" / "Dockerfile").read_text()
-    line = "RUN docker/sidecar/install.sh /src /opt/sidecar requirements/runtime.lock"
-    assert line in dockerfile
-    source, prefix = tmp_path / "src", tmp_path / "opt"
-    stage = dockerfile.partition("AS build")[2].partition("FROM")[0]
-    for copied in re.findall(r"^COPY (.*)$", stage, re.MULTILINE):
+    source, prefix, listed = tmp_path / "src", tmp_path / "opt", tmp_path / "share" / "sidecar.json"
+    build, _, rest = dockerfile.partition("AS build")[2].partition("FROM")
+    for copied in re.findall(r"^COPY (.*)$", build, re.MULTILINE):
         *names, destination = copied.split()
         for name in names:
             target = source / destination / ("" if (ROOT / name).is_dir() else Path(name).name)
             target.parent.mkdir(parents=True, exist_ok=True)
             run("cp", "-r", "-T", ROOT / name, target, check=True)
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL"))
+    places = {
+        "/src": source,
+        "/opt/sidecar": prefix,
+        "/usr/share/sbom/sidecar.cdx.json": listed,
     }
-    installed = run(
-        "docker/sidecar/install.sh",
-        source,
-        prefix,
-        "requirements/runtime.lock",
-        cwd=source,
-        env=environment | {"PYTHON": sys.executable},
-    )
-    assert installed.returncode == 0, installed.stderr
+    [install, sbom] = re.findall(r"^RUN docker/.*$", build, re.MULTILINE)
+    replay(install, source, places)
+    replay(sbom, source, places)
 
-    packages = {path.name for path in (prefix / "lib").rglob("*.dist-info")}
-    unwanted = ("pip-", "setuptools-", "pytest-", "mypy-")
-    assert [name for name in packages if name.startswith(unwanted)] == []
+    packages = distributions(prefix)
+    assert {"grpcio", "llm-routing-sidecar"} <= set(packages)
+    assert not {"pip", "setuptools", "pytest", "mypy", "cyclonedx-bom"} & set(packages)
+    check_sbom(json.loads(listed.read_text()), packages)
+    assert "COPY --from=build /usr/share/sbom /usr/share/sbom" in rest
+    assert 'llm-routing.sbom="/usr/share/sbom"' in rest
+
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     settings = run(prefix / "bin" / "sidecar", "settings", cwd=tmp_path, env=bare)
     assert settings.returncode == 0, settings.stderr
@@ -204,3 +221,16 @@ def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Pat
     serve = run(prefix / "bin" / "sidecar", "serve", cwd=tmp_path, env=bare)
     assert serve.returncode == 1
     assert "routing_model.directory is not set" in serve.stderr
+
+
+def check_sbom(sbom: Mapping[str, Any], packages: Mapping[str, str]) -> None:
+    """It names each installed package, and nothing of the folders it was made in."""
+    itself = sbom["metadata"]["component"]["name"]
+    named = {
+        re.sub(r"[-_.]+", "-", component["name"]).lower(): component["version"]
+        for component in sbom["components"]
+    }
+    assert itself == "llm-routing-sidecar"
+    assert named | {itself: packages[itself]} == packages
+    assert all(component["purl"].startswith("pkg:pypi/") for component in sbom["components"])
+    assert "file:" not in json.dumps(sbom)

@@ -21,7 +21,7 @@ LIMITS = EngineLimits(max_input_len=2048)
 
 
 def commands(family: str, precision: Precision, logits: bool) -> list[Command]:
-    model, work = Path("/models/m"), Path("/work")
+    model, work = Path("/models/m"), Path("/engines")
     return [
         checkpoint_command(
             TOOLS, family, model, precision, LIMITS, work / "calibration", work / "checkpoint"
@@ -68,7 +68,7 @@ def test_weights_in_16_bits_are_converted_by_their_familys_script(family: str, s
 def test_fewer_bits_are_calibrated_on_routing_prompts(precision: Precision, cases: int) -> None:
     given = parse(commands("qwen2", precision, False)[0].argv)
     assert given.qformat == precision.value
-    assert (given.calib_dataset, given.calib_size) == ("/work/calibration", cases)
+    assert (given.calib_dataset, given.calib_size) == ("/engines/calibration", cases)
     assert given.kv_cache_dtype is None
 
 
