@@ -126,7 +126,10 @@ class ExtProcService(ExternalProcessorServicer):
         self, exchange: Exchange, timer: ResponseTimer, context: Context
     ) -> pb.ProcessingRequest | None:
         """Takes a message, answers it and returns it; None at the end of the stream."""
-        message = await self._next(exchange, context)
+        if exchange.collecting:
+            message = await self._next(exchange, context)
+        else:
+            message = await _read(context)
         if message is None:
             return None
         step = exchange.feed(message)
@@ -172,9 +175,7 @@ class ExtProcService(ExternalProcessorServicer):
                     return
 
     async def _next(self, exchange: Exchange, context: Context) -> pb.ProcessingRequest | None:
-        """The next message; None at the end of the stream."""
-        if not exchange.collecting:
-            return await _read(context)
+        """The next message of a body that is held back; None at the end of the stream."""
         # Not wait_for: a read that is cancelled takes the message with it.
         reading = asyncio.ensure_future(_read(context))
         try:

@@ -12,12 +12,11 @@ holds, alive for ever (same issue).
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import grpc
@@ -79,7 +78,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             f"{'stream' if handler.request_streaming else 'unary'}_"
             f"{'stream' if handler.response_streaming else 'unary'}"
         )
-        behavior = _decoded(_writing(getattr(handler, kind)))
+        behavior = _writing(getattr(handler, kind))
+        if not handler.request_streaming:
+            behavior = _decoded(behavior)
         for layer in reversed(self._layers):
             behavior = layer.put_around(behavior, method)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
@@ -173,22 +174,6 @@ class Errors:
         return with_status
 
 
-class _Around(abc.ABC):
-    """A layer that is a context manager."""
-
-    def put_around(self, behavior: Behavior, method: str) -> Behavior:
-        around = self.around
-
-        async def inside(request: Any, context: Context) -> Any:
-            with around(method, context):
-                return await behavior(request, context)
-
-        return inside
-
-    @abc.abstractmethod
-    def around(self, method: str, context: Context) -> AbstractContextManager[None]: ...
-
-
 class CallObserver(Protocol):
     """Counts calls."""
 
@@ -199,25 +184,30 @@ class CallObserver(Protocol):
         ...
 
 
-class CallMetrics(_Around):
+class CallMetrics:
     """Tells an observer of every call and how it ended."""
 
     def __init__(self, observer: CallObserver) -> None:
         self._observer = observer
 
-    @contextmanager
-    def around(self, method: str, context: Context) -> Iterator[None]:
-        self._observer.call_started(method)
-        started = time.perf_counter()
-        code = "ok"
-        try:
-            yield
-            code = _status_label(context)
-        except BaseException as error:
-            code = _error_label(error, context)
-            raise
-        finally:
-            self._observer.call_ended(method, code, time.perf_counter() - started)
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        observer = self._observer
+
+        async def counted(request: Any, context: Context) -> Any:
+            observer.call_started(method)
+            started = time.perf_counter()
+            code = "ok"
+            try:
+                answer = await behavior(request, context)
+                code = _status_label(context)
+                return answer
+            except BaseException as error:
+                code = _error_label(error, context)
+                raise
+            finally:
+                observer.call_ended(method, code, time.perf_counter() - started)
+
+        return counted
 
 
 def _status_label(context: Context) -> str:
@@ -239,18 +229,23 @@ def _error_label(error: BaseException, context: Context) -> str:
     return ErrorCode.INTERNAL.label
 
 
-class CallLog(_Around):
+class CallLog:
     """Binds what every log line of the call carries, and logs calls that were refused."""
 
-    @contextmanager
-    def around(self, method: str, context: Context) -> Iterator[None]:
-        # Never unbound: every call runs in a task of its own, and what is bound there ends with it.
-        structlog.contextvars.bind_contextvars(method=method, **_request_id(context))
-        try:
-            yield
-        except SidecarError as error:
-            _log.info("call refused", code=error.code.label, why=error.message)
-            raise
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        bind = structlog.contextvars.bind_contextvars
+
+        async def logged(request: Any, context: Context) -> Any:
+            # Never unbound: every call runs in a task of its own, and what is bound there ends with
+            # it.
+            bind(method=method, **_request_id(context))
+            try:
+                return await behavior(request, context)
+            except SidecarError as error:
+                _log.info("call refused", code=error.code.label, why=error.message)
+                raise
+
+        return logged
 
 
 class DrainRefusal:

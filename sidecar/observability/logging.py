@@ -12,6 +12,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -113,13 +114,13 @@ class _Entry(logging.LogRecord):
 
     def __init__(self, logger: str, event: str, details: Callable[[], EventDict]) -> None:
         super().__init__(logger, logging.INFO, "", 0, event, (), None)
-        self._bound = structlog.contextvars.get_contextvars()
+        self._context = copy_context()
         self._details = details
 
     def entry(self) -> EventDict:
         time = datetime.fromtimestamp(self.created, UTC).isoformat(timespec="microseconds")
         return {
-            **self._bound,
+            **self._context.run(structlog.contextvars.get_contextvars),
             **self._details(),
             "event": self.msg,
             "level": "info",
