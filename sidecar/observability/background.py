@@ -4,7 +4,7 @@ Whoever reads standard error may stall: a full pipe holds the writer, and in the
 every request. What is not taken for too long is dropped and counted.
 
 The thread is not woken for each entry, and writes many at once: each time it runs, the event loop
-has to wait until it gets the interpreter back.
+has to wait until it gets the interpreter back. While entries keep coming it is not woken at all.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class _Waiting(logging.Handler):
             self.some.set()
         return True
 
+    def rest(self) -> None:
+        """Called by who writes: there is nothing to do until `some` is set again."""
+        self.some.clear()
+        if self.records or self.ended.is_set():
+            # Put aside in between, by someone who saw no need to tell.
+            self.some.set()
+
     def take_dropped(self) -> int:
         """How many were dropped since the last call."""
         with self._lock():
@@ -92,7 +99,8 @@ def _write(waiting: _Waiting, handlers: Sequence[logging.Handler]) -> None:
     while not waiting.ended.is_set():
         waiting.some.wait()
         waiting.ended.wait(_PAUSE_S)
-        waiting.some.clear()
+        if not waiting.records:
+            waiting.rest()
         while count := min(len(waiting.records), _AT_ONCE):
             # They leave when they are written: until then they count as waiting.
             _handle([waiting.records[index] for index in range(count)], handlers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _BEGINNING = 4096
 """Characters of a first message that tell conversations apart; to hash megabytes would hold the
 event loop for milliseconds."""
+
+_IDS = random.Random()  # noqa: S311 -- no secret
+"""Of decisions, which have to differ and may be guessed. To ask the system for each gives the
+interpreter to another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Walk:
     full_budget: bool
     started: float
     latencies: Latencies | None = None
-    id: str = field(default_factory=lambda: os.urandom(16).hex())
+    id: str = field(default_factory=lambda: f"{_IDS.getrandbits(128):032x}")
     steps: list[StepTime] = field(default_factory=list)
     prompt: Prompt | None = None
     answer_text: str = ""
