@@ -131,7 +131,7 @@ def _scope(request: RoutingRequest, compiled: CompiledPolicy) -> bytes:
     # The same words that go on from something else are not the same conversation.
     conversation = request.conversation_key or request.continues
     parts = (policy, request.caller, conversation)
-    return b"".join(_framed(_bytes(part)) for part in parts)
+    return b"".join([_framed(_bytes(part)) for part in parts])
 
 
 def _update(state: hashlib._Hash, messages: Sequence[Message]) -> None:
@@ -209,7 +209,7 @@ class Pins:
 
 def _stands(pin: Pin, policy: Policy) -> bool:
     route = policy.route(pin.route)
-    return route is not None and any(entry.id == pin.model for entry in route.models.models)
+    return route is not None and any([entry.id == pin.model for entry in route.models.models])
 
 
 @dataclass(slots=True)

@@ -97,10 +97,12 @@ class HarnessText:
 
     def cleaned(self, text: str) -> str:
         """`text` without the blocks and the blanks around it; untouched if it has none."""
+        found = {begin: begin.search(text) for begin in self._begins}
+        if not any(found.values()):
+            return text
         kept: list[str] = []
         position = 0
         endless: set[str] = set()
-        found = {begin: begin.search(text) for begin in self._begins}
         while (first := _first(found.values())) is not None:
             end_mark = self._ends[first[0]]
             # Where none follows one block, none follows a later one: it is not looked for again.

@@ -124,7 +124,9 @@ def field_items(fields: Fields, key: str) -> Sequence[msgspec.Raw]:
 def field_count(fields: Fields, *keys: str) -> int:
     """The first of `keys` that has a whole number above 0, else 0."""
     for key in keys:
-        value = fields.get(key, _NULL)
+        value = fields.get(key)
+        if value is None:
+            continue
         digits = bytes(memoryview(value)[: _MAX_DIGITS + 1])
         if digits.isdigit() and len(digits) <= _MAX_DIGITS and int(digits) > 0:
             return int(digits)
@@ -133,7 +135,8 @@ def field_count(fields: Fields, *keys: str) -> int:
 
 def has_items(fields: Fields, *keys: str) -> bool:
     """One of `keys` is a list that is not empty."""
-    return any(len(field_items(fields, key)) > 0 for key in keys)
+    there = [key for key in keys if key in fields]
+    return any([len(field_items(fields, key)) > 0 for key in there])
 
 
 @dataclass(frozen=True, slots=True)
