@@ -48,14 +48,15 @@ def install(folder: Path) -> Toolchain:
     for program in fake_nvidia.PROGRAMS:
         path = folder / ("bin" if "/" not in program else "") / program
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!{sys.executable}\n{start}main({program!r}, sys.argv[1:])\n")
+        # Without site packages, which take it longer to start.
+        path.write_text(f"#!{sys.executable} -S\n{start}main({program!r}, sys.argv[1:])\n")
         _executable(path)
     python, nvidia_smi = folder / "bin" / "python3", folder / "bin" / "nvidia-smi"
     reference = folder / "reference.py"
     reference.write_text(start.replace("main", "reference") + "reference(sys.argv[1:])\n")
     python.write_text(
         f'#!/bin/sh\ncase "$1" in */gpu/reference.py) shift; set -- {reference} "$@";; esac\n'
-        f'PYTHONPATH={packages} exec {sys.executable} "$@"\n'
+        f'PYTHONPATH={packages} exec {sys.executable} -S "$@"\n'
     )
     # The first two fields alone where the first two are asked for.
     nvidia_smi.write_text(

@@ -4,7 +4,7 @@ with what they leave."""
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,9 @@ from sidecar.engines.trtllm import (
     build_trtllm_engine,
 )
 from sidecar.engines.trtllm.build import Verification
-from tests.engines.trtllm import fake_nvidia
 from tests.engines.trtllm.conftest import Nvidia, request_for
+from tests.engines.trtllm.killed_builder import GOOD, PUBLICATION, kill_at, verify
 
-GOOD = Verdict(200, 0.9, 0.9, 200, (), 3.0, 5.0)
 PROGRAMS = {
     Precision.BF16: "convert_checkpoint.py",
     Precision.FP16: "convert_checkpoint.py",
@@ -36,15 +35,8 @@ def verifying(verdict: Verdict, temperature: float | None = None) -> object:
     return lambda engine, repository, work, report: Verification(verdict, temperature)
 
 
-@pytest.mark.parametrize(
-    ("family", "precision"),
-    [
-        ("llama", Precision.FP16),
-        ("llama", Precision.INT4_AWQ),
-        ("qwen2", Precision.BF16),
-        ("qwen2", Precision.FP8),
-    ],
-)
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_builds(nvidia: Nvidia, tmp_path: Path, family: str, precision: Precision) -> None:
     request = replace(request_for(tmp_path, family), precision=precision)
     engine = build_trtllm_engine(request, nvidia.tools)
@@ -90,13 +82,23 @@ def test_the_manifest_says_what_the_engine_is_tied_to(nvidia: Nvidia, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "program",
-    ["convert_checkpoint.py", "trtllm-build", "generate_xgrammar_tokenizer_info.py"],
+    ("precision", "program"),
+    [
+        (Precision.BF16, "convert_checkpoint.py"),
+        (Precision.FP8, "quantize.py"),
+        (Precision.INT4_AWQ, "quantize.py"),
+        (Precision.BF16, "trtllm-build"),
+        (Precision.BF16, "generate_xgrammar_tokenizer_info.py"),
+    ],
 )
 def test_a_step_that_fails_is_named_and_the_next_try_goes_on_there(
-    nvidia: Nvidia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    nvidia: Nvidia,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    program: str,
 ) -> None:
-    request = request_for(tmp_path)
+    request = replace(request_for(tmp_path), precision=precision)
     monkeypatch.setenv("FAKE_NVIDIA_FAIL", program)
     with pytest.raises(EngineError) as error:
         build_trtllm_engine(request, nvidia.tools)
@@ -111,31 +113,35 @@ def test_a_step_that_fails_is_named_and_the_next_try_goes_on_there(
     assert nvidia.ran[before] == program
 
 
-def test_after_a_kill_the_next_try_does_the_interrupted_step_anew(
-    nvidia: Nvidia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP8], ids=str)
+def test_killed_at_each_step_in_turn_the_next_try_does_that_step_anew_and_none_before_it(
+    nvidia: Nvidia, tmp_path: Path, precision: Precision
 ) -> None:
-    program = "trtllm-build"
-    request = request_for(tmp_path)
-    monkeypatch.setenv("FAKE_NVIDIA_KILL", program)
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from sidecar.engines.trtllm import build_trtllm_engine, Toolchain\n"
-        "from tests.engines.trtllm.conftest import request_for\n"
-        "tools = Toolchain(*sys.argv[3:4], Path(sys.argv[4]), *sys.argv[5:])\n"
-        "build_trtllm_engine(request_for(Path(sys.argv[2])), tools)\n"
-    )
-    tools = nvidia.tools
-    arguments = [str(fake_nvidia.REPO), str(tmp_path), tools.python, str(tools.examples)]
-    arguments += [tools.trtllm_build, tools.nvidia_smi]
-    killed = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
-    assert killed.returncode == -9
+    request = replace(request_for(tmp_path), precision=precision)
+    steps = {
+        **({"calibration": ""} if precision.facts.qformat else {}),
+        "checkpoint": PROGRAMS[precision],
+        "engine": "trtllm-build",
+        "tokenizer": "generate_xgrammar_tokenizer_info.py",
+        "assembled": "",
+        "repository": "",
+        "verify": "",
+    }
+    for number, step in enumerate((*steps, PUBLICATION)):
+        told = tmp_path / f"{step}.txt"
+        ended = kill_at(step, steps.get(step, ""), request, nvidia.tools, told)
+        assert (step, ended) == (step, -signal.SIGKILL)
+        assert not request.out.exists(), step
+        lines = told.read_text().splitlines()
+        assert [line for line in lines if line in steps or line.endswith("done before")] == [
+            *(f"{done}: done before" for done in [*steps][: max(0, number - 1)]),
+            *[*steps][max(0, number - 1) : number + 1],
+        ]
 
-    monkeypatch.delenv("FAKE_NVIDIA_KILL")
-    before = len(nvidia.ran)
-    build_trtllm_engine(request, nvidia.tools)
-    assert nvidia.ran[before] == program
+    build_trtllm_engine(request, nvidia.tools, verify=verify)
     load_engine(request.out)
+    # Each program twice: half way, and in the try that was killed at the step after it.
+    assert nvidia.ran == [name for name in steps.values() if name for _ in range(2)]
 
 
 def test_what_is_done_is_not_done_again_and_what_has_changed_is(
