@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import Base, read_base, write_hugging_face
+from router_training.batched import Batches
 from router_training.corpus import Corpus, read_corpus
 from router_training.encoding import Encoder
 from router_training.llama import Llama
@@ -39,6 +40,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--without", default="", help="families to leave out, comma-separated")
     parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
+    parser.add_argument(
+        "--weight",
+        type=family_weight,
+        action="append",
+        default=[],
+        metavar="FAMILY=NUMBER",
+        help="share of a family in the draws, instead of that in mixture.py; repeatable",
+    )
     parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--steps", type=int, default=plan.steps)
     parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
@@ -48,6 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--averaging", type=float, default=plan.averaging)
     parser.add_argument("--frozen-layers", type=int, default=plan.frozen_layers)
     parser.add_argument("--threads", type=int, default=plan.threads)
+    parser.add_argument(
+        "--processes", type=int, default=0, help="with an accelerator: processes that make packs"
+    )
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--save-minutes", type=float, default=plan.save_minutes)
     parser.add_argument(
@@ -58,6 +70,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
+
+
+def family_weight(text: str) -> tuple[str, float]:
+    """`written=0.45`. Raises ValueError."""
+    family, _, number = text.partition("=")
+    return family, float(number)
 
 
 def main() -> None:
@@ -97,12 +115,18 @@ def _train(
     base.tokenizer.save(str(options.out / "tokenizer.json"))
     tokenizer = HfTokenizer(options.out / "tokenizer.json")
     encoder = Encoder(tokenizer, max_pack=options.pack_tokens)
-    mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed)
+    mixture = build_mixture(
+        corpus.families, corpus.written, encoder, plan.seed, weights=dict(options.weight)
+    )
+    together = plan.packs_per_step, options.processes
+    batches = Batches(mixture, *together) if options.processes else None
     model = base.model().to(options.device)
-    trainer = Trainer(model, mixture, plan, options.out)
+    trainer = Trainer(model, mixture, plan, options.out, batches)
     if options.resume:
         trainer.resume(options.resume)
     progress = trainer.run()
+    if batches is not None:
+        batches.close()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     return model, encoder
 

@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="torch is not installed; only training needs
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
 import torch
+from router_training.batched import Batches, batch_log_probs, collate
 from router_training.cases import Case, Request, RouteText
 from router_training.encoding import EncodedDraw, Encoder
 from router_training.llama import Llama, LlamaShape, blocks_of_sight
@@ -153,3 +154,32 @@ def test_probabilities_are_over_the_labels_of_the_draw(mixture: Mixture[EncodedD
         log_probs = candidate_log_probs(tiny_model(), encoded, torch.device("cpu"))
     assert log_probs.shape == (len(encoded.right), len(encoded.names))
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(len(encoded.right)))
+
+
+def test_batches_have_the_probabilities_of_their_packs(mixture: Mixture[EncodedDraw]) -> None:
+    model = tiny_model()
+    draws = [mixture.draw(number) for number in range(5)]
+    assert len({len(draw.pack.ids) for draw in draws}) > 1, "padding is to be seen"
+
+    with torch.inference_mode():
+        together = batch_log_probs(model, collate(draws), torch.device("cpu"))
+        alone = [candidate_log_probs(model, draw, torch.device("cpu")) for draw in draws]
+
+    rows = iter(together)
+    for log_probs in alone:
+        for expected in log_probs:
+            torch.testing.assert_close(next(rows)[: len(expected)], expected)
+    assert next(rows, None) is None
+
+
+def test_batches_are_made_in_order_by_other_processes(mixture: Mixture[EncodedDraw]) -> None:
+    batches = Batches(mixture, packs=2, processes=2)
+    try:
+        made = [batches.batch(number) for number in range(4, 9)]
+    finally:
+        batches.close()
+
+    for number, batch in zip(range(4, 9), made, strict=True):
+        expected = collate([mixture.draw(2 * number), mixture.draw(2 * number + 1)])
+        assert (batch.ids == expected.ids).all()
+        assert (batch.right == expected.right).all()

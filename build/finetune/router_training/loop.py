@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from router_training.batched import Batch, batch_log_probs
 from router_training.encoding import EncodedDraw
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
@@ -25,6 +26,10 @@ from router_training.running_time import RunningTime
 
 class Draws(Protocol):
     def draw(self, number: int) -> EncodedDraw: ...
+
+
+class MadeBatches(Protocol):
+    def batch(self, number: int) -> Batch: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +111,23 @@ def total_loss(log_probs: Tensor, right: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Trains `model` in place. `folder` receives `checkpoint.pt`, `progress.json`."""
+    """Trains `model` in place. `folder` receives `checkpoint.pt`, `progress.json`.
 
-    def __init__(self, model: Llama, draws: Draws, plan: Plan, folder: Path) -> None:
+    Args:
+        batches: the same draws, those of a step at once, for an accelerator.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        draws: Draws,
+        plan: Plan,
+        folder: Path,
+        batches: MadeBatches | None = None,
+    ) -> None:
         self.model = model
         self.draws = draws
+        self._batches = batches
         self.plan = plan
         self.folder = folder
         self.progress = Progress()
@@ -180,9 +197,12 @@ class Trainer:
         return plan.rate * warm * cooled
 
     def _step(self, workers: ThreadPoolExecutor, rate: float) -> list[Outcome]:
-        numbers = range(self.progress.packs, self.progress.packs + self.plan.packs_per_step)
-        futures: list[Future[Outcome]] = [workers.submit(self._work, n) for n in numbers]
-        outcomes = [future.result() for future in futures]
+        if self._batches is not None:
+            outcomes = [self._work_at_once(self._batches.batch(self.progress.step))]
+        else:
+            numbers = range(self.progress.packs, self.progress.packs + self.plan.packs_per_step)
+            futures: list[Future[Outcome]] = [workers.submit(self._work, n) for n in numbers]
+            outcomes = [future.result() for future in futures]
         decisions = sum(outcome.decisions for outcome in outcomes)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item() / decisions
@@ -193,7 +213,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=False)
         self._follow()
         self.progress.step += 1
-        self.progress.packs += len(outcomes)
+        self.progress.packs += self.plan.packs_per_step
         self.progress.tokens += sum(outcome.tokens for outcome in outcomes)
         self.progress.decisions += decisions
         return outcomes
@@ -207,6 +227,14 @@ class Trainer:
         loss.backward()
         hits = right.gather(1, log_probs.argmax(-1, keepdim=True)).sum()
         return Outcome(loss.item(), int(hits), len(right), len(encoded.pack.ids))
+
+    def _work_at_once(self, batch: Batch) -> Outcome:
+        log_probs = batch_log_probs(self.model, batch, self.device)
+        right = torch.from_numpy(batch.right).to(self.device)
+        loss = total_loss(log_probs, right)
+        loss.backward()
+        hits = right.gather(1, log_probs.argmax(-1, keepdim=True)).sum()
+        return Outcome(loss.item(), int(hits), len(right), batch.tokens)
 
     def _follow(self) -> None:
         """Move the running average of the trained weights."""

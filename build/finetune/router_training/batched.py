@@ -1,0 +1,172 @@
+"""Many packs at once, as an accelerator wants them: padded, one sequence each.
+
+The numbers are those of `loop.candidate_log_probs`, which takes one pack at a time and wastes
+nothing on padding, as a CPU wants it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from router_training.encoding import EncodedDraw
+from router_training.llama import Attention, Llama, rotary_table, rotate
+
+_ALIGNED = 64
+"""Lengths are a multiple of it: attention kernels want rows of masks aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packs of one step.
+
+    Args:
+        ids, positions: int64 [packs, length].
+        sees: bits of bool [packs, length, length], packed along the last axis.
+        read_at: int64 [answers], into packs and length flattened.
+        labels: int64 [answers, candidates], 0 where there is no candidate.
+        offered, right: bool [answers, candidates].
+        tokens: without padding.
+    """
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    sees: NDArray[np.uint8]
+    read_at: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    offered: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+    tokens: int
+
+
+def collate(draws: Sequence[EncodedDraw]) -> Batch:
+    longest = max(len(draw.pack.ids) for draw in draws)
+    length = -(-longest // _ALIGNED) * _ALIGNED
+    candidates = max(len(draw.labels) for draw in draws)
+    answers = sum(len(draw.right) for draw in draws)
+    ids = np.zeros((len(draws), length), np.int64)
+    positions = np.zeros((len(draws), length), np.int64)
+    # Padding sees itself: a row that sees nothing has no softmax.
+    sees = np.repeat(np.eye(length, dtype=np.bool_)[None], len(draws), 0)
+    labels = np.zeros((answers, candidates), np.int64)
+    offered = np.zeros((answers, candidates), np.bool_)
+    right = np.zeros((answers, candidates), np.bool_)
+    read_at = []
+    row = 0
+    for index, draw in enumerate(draws):
+        size, asked, names = len(draw.pack.ids), len(draw.right), len(draw.labels)
+        ids[index, :size] = draw.pack.ids
+        positions[index, :size] = draw.pack.positions
+        sees[index, :size, :size] = draw.pack.mask
+        read_at.append(draw.pack.read_at + index * length)
+        labels[row : row + asked, :names] = draw.labels
+        offered[row : row + asked, :names] = True
+        right[row : row + asked, :names] = draw.right
+        row += asked
+    tokens = sum(len(draw.pack.ids) for draw in draws)
+    bits = np.packbits(sees, axis=-1)
+    return Batch(ids, positions, bits, np.concatenate(read_at), labels, offered, right, tokens)
+
+
+def batch_log_probs(model: Llama, batch: Batch, device: torch.device) -> Tensor:
+    """Natural-log probability of every candidate: [answers, candidates], -inf where none is."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        hidden = _hidden(model, batch, device)
+    rows = model.model.embed_tokens.weight[_on(batch.labels, device)].float()
+    logits = torch.einsum("ah,ach->ac", hidden.float(), rows)
+    return logits.masked_fill(~_on(batch.offered, device), float("-inf")).log_softmax(-1)
+
+
+def _hidden(model: Llama, batch: Batch, device: torch.device) -> Tensor:
+    ids, positions = _on(batch.ids, device), _on(batch.positions, device)
+    bits = _on(batch.sees, device)
+    places = torch.arange(7, -1, -1, device=device, dtype=torch.uint8)
+    mask = ((bits[..., None] >> places) & 1).flatten(2).bool()[:, None]
+    x = model.model.embed_tokens(ids)
+    if torch.is_autocast_enabled(device.type):
+        x = x.to(torch.get_autocast_dtype(device.type))
+    cos, sin = rotary_table(positions.flatten(), model.shape, x.dtype)
+    cos = cos.view(*positions.shape, -1)[:, None]
+    sin = sin.view(*positions.shape, -1)[:, None]
+    for layer in model.model.layers:
+        x = x + _attended(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    out: Tensor = model.model.norm(x.flatten(0, 1)[_on(batch.read_at, device)])
+    return out
+
+
+def _attended(attention: Attention, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    packs, length, _ = x.shape
+    shape = attention.shape
+    q, k, v = (
+        projection(x).view(packs, length, -1, shape.head_size).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    repeats = shape.heads // shape.kv_heads
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out: Tensor = attention.o_proj(mixed.transpose(1, 2).reshape(packs, length, -1))
+    return out
+
+
+def _on(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+class Draws(Protocol):
+    def draw(self, number: int) -> EncodedDraw: ...
+
+
+_draws: Draws | None = None
+"""Of this process; inherited by the processes that draw."""
+
+
+class Batches:
+    """Batches of draws, made ahead by processes of their own, in order.
+
+    To be made before the accelerator is first used: processes are forked, to have the cases without
+    copying them.
+
+    Args:
+        packs: of a batch; batch `n` has the draws `n * packs` and on.
+    """
+
+    def __init__(self, draws: Draws, packs: int, processes: int) -> None:
+        global _draws
+        _draws = draws
+        self._packs = packs
+        self._ahead = 3 * processes
+        context = multiprocessing.get_context("fork")
+        self._pool = ProcessPoolExecutor(processes, mp_context=context)
+        self._waiting: deque[tuple[int, Future[Batch]]] = deque()
+        # Forked now, not when the first batch is asked for.
+        list(self._pool.map(abs, range(processes)))
+
+    def batch(self, number: int) -> Batch:
+        """Numbers are asked for in rising order, without gaps."""
+        first = self._waiting[-1][0] + 1 if self._waiting else number
+        for ahead in range(first, number + self._ahead):
+            self._waiting.append((ahead, self._pool.submit(_batch, ahead, self._packs)))
+        made, future = self._waiting.popleft()
+        if made != number:
+            raise ValueError(f"batch {number} was asked for, {made} is next")
+        return future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _batch(number: int, packs: int) -> Batch:
+    assert _draws is not None, "set before the processes were forked"
+    return collate([_draws.draw(number * packs + index) for index in range(packs)])
