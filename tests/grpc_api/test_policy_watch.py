@@ -147,16 +147,17 @@ async def test_store_that_is_away_for_a_while_loses_nothing(
 ) -> None:
     """The store is made to fail; PostgreSQL really goes away in the integration tests."""
     monkeypatch.setattr("sidecar.grpc_api.policy_watch._AGAIN_S", 0.01)
+    there = api.store.changes_after
+    failures = 0
+
+    def away(number: int, limit: int) -> object:
+        nonlocal failures
+        failures += 1
+        raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "away")
+
+    # Before the watch begins: its first question may still be on its way when the caller is told.
+    monkeypatch.setattr(api.store, "changes_after", away)
     async with watching(api, after=2) as watcher:
-        there = api.store.changes_after
-        failures = 0
-
-        def away(number: int, limit: int) -> object:
-            nonlocal failures
-            failures += 1
-            raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "away")
-
-        monkeypatch.setattr(api.store, "changes_after", away)
         write(api.store, ChangeKind.UPDATE, policy(description="second"))
         async with asyncio.timeout(60):
             while failures < 3:
