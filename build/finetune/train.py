@@ -23,6 +23,7 @@ from router_training.encoding import Encoder
 from router_training.llama import Llama
 from router_training.loop import Plan, Trainer
 from router_training.mixture import build_mixture
+from router_training.options import add_data_options
 from router_training.record import write_record
 from router_training.scoring import score, stratified, summary
 
@@ -35,19 +36,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     plan = Plan()
     parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
-    parser.add_argument("--written", type=Path, help="hand-written policies (.jsonl[.gz])")
-    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--without", default="", help="families to leave out, comma-separated")
-    parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
-    parser.add_argument(
-        "--weight",
-        type=family_weight,
-        action="append",
-        default=[],
-        metavar="FAMILY=NUMBER",
-        help="share of a family in the draws, instead of that in mixture.py; repeatable",
-    )
+    add_data_options(parser)
     parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--steps", type=int, default=plan.steps)
     parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
@@ -62,20 +51,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--save-minutes", type=float, default=plan.save_minutes)
-    parser.add_argument(
-        "--score-cases",
-        type=int,
-        default=40,
-        help="held-out cases a family to score at the end; 0 scores none",
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
-
-
-def family_weight(text: str) -> tuple[str, float]:
-    """`written=0.45`. Raises ValueError."""
-    family, _, number = text.partition("=")
-    return family, float(number)
 
 
 def main() -> None:

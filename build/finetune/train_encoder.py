@@ -23,6 +23,7 @@ from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_loop import EncoderPlan, EncoderTrainer
 from router_training.encoder_model import SecondOpinionModel, untrained
 from router_training.mixture import build_mixture
+from router_training.options import add_data_options
 from router_training.record import write_record
 from router_training.scoring import Scored, stratified, summary
 
@@ -36,37 +37,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     plan = EncoderPlan()
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
-    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
-    parser.add_argument("--written", type=Path, help="hand-written policies (.jsonl[.gz])")
-    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--without", default="", help="families to leave out, comma-separated")
-    parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
+    add_data_options(parser)
     parser.add_argument("--start", type=Path, help="checkpoint.pt to begin with the weights of")
-    parser.add_argument(
-        "--weight",
-        type=family_weight,
-        action="append",
-        default=[],
-        metavar="FAMILY=NUMBER",
-        help="share of a family in the draws, instead of that in mixture.py; repeatable",
-    )
     for field in fields(plan):
         value = getattr(plan, field.name)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--requests-per-draw", type=int, default=24)
-    parser.add_argument(
-        "--score-cases",
-        type=int,
-        default=40,
-        help="held-out cases a family to score at the end; 0 scores none",
-    )
     return parser.parse_args()
-
-
-def family_weight(text: str) -> tuple[str, float]:
-    """`written=0.45`. Raises ValueError."""
-    family, _, number = text.partition("=")
-    return family, float(number)
 
 
 def main() -> None:
