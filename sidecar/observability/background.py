@@ -96,9 +96,11 @@ def logging_in_background(max_entries: int = MAX_ENTRIES) -> Iterator[None]:
 
 
 def _write(waiting: _Waiting, handlers: Sequence[logging.Handler]) -> None:
-    while not waiting.ended.is_set():
+    ended = False
+    while not ended:
         waiting.some.wait()
-        waiting.ended.wait(_PAUSE_S)
+        # Asked before the entries are taken, so that none put in before the end is left.
+        ended = waiting.ended.wait(_PAUSE_S)
         if not waiting.records:
             waiting.rest()
         while count := min(len(waiting.records), _AT_ONCE):
