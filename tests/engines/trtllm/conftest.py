@@ -44,7 +44,7 @@ def install(folder: Path) -> Toolchain:
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     start = f"import sys; sys.path.insert(0, {str(fake_nvidia.REPO)!r})\n"
-    start += "from tests.engines.trtllm.fake_nvidia import main\n"
+    start += "from tests.engines.trtllm.fake_nvidia import main, reference\n"
     for program in fake_nvidia.PROGRAMS:
         path = folder / ("bin" if "/" not in program else "") / program
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def install(folder: Path) -> Toolchain:
         _executable(path)
     python, nvidia_smi = folder / "bin" / "python3", folder / "bin" / "nvidia-smi"
     reference = folder / "reference.py"
-    reference.write_text(start.replace("main", "reference") + "reference(sys.argv[1:])\n")
+    reference.write_text(start + "reference(sys.argv[1:])\n")
     python.write_text(
         f'#!/bin/sh\ncase "$1" in */gpu/reference.py) shift; set -- {reference} "$@";; esac\n'
         f'PYTHONPATH={packages} exec {sys.executable} -S "$@"\n'
