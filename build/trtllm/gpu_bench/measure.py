@@ -4,9 +4,11 @@
         --python-path FOLDER --out measured.json
 
 Not TensorRT-LLM: it shows what a GPU, Triton and this network's size make of a decision, without
-the NVIDIA container. Needs the unpacked wheel nvidia-pytriton (`python -m sidecar.local` fetches
-it), an interpreter of the stub's version with its libpython, a folder of packages with torch for
-it, and the sidecar's own packages for this program.
+the NVIDIA container. Without a GPU it refuses, unless --cpu is given to try the program itself.
+
+Needs the unpacked wheel nvidia-pytriton (`python -m sidecar.local` fetches it), an interpreter of
+the stub's version with its libpython, a folder of packages with torch for it, and the sidecar's own
+packages for this program.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -27,61 +30,86 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
+from decision_times import SHAPES, SUFFIX, Report, Row, Setting, model_config, row, table
 from tritonclient.grpc import service_pb2
 
-from sidecar.capacity.roofline import ARCH_ROUTER, ASSUMED, GPUS, IDEAL, SMOLLM2, Engine, Gpu, Work
-
 HERE = Path(__file__).parent
-SUFFIX = 60
 IDS = 500
 """Prompts are random ones below it, which every shape has."""
-BATCHES = (1, 2, 4, 8, 16, 32)
 PROCESSES = {1: 1, 8: 4, 32: 8}
-"""Of clients: one alone would be the bottleneck."""
-SHAPES = {"arch_router": ARCH_ROUTER, "smollm2": SMOLLM2, "tiny": SMOLLM2}
-KNOWN_GPUS = (*GPUS, Gpu("H200", 989, 1979, 4800))
-"""The H200's bandwidth is that of NVIDIA's data sheet, its arithmetic an H100's."""
-
-CONFIG = """
-name: "{name}"
-backend: "python"
-max_batch_size: 32
-input [ {{ name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] }},
-        {{ name: "reuse" data_type: TYPE_INT32 dims: [ 1 ] }} ]
-output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ 8 ] }} ]
-dynamic_batching {{ max_queue_delay_microseconds: 0 }}
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-"""
+"""Of clients, by concurrency: one alone would be the bottleneck."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    address: str
-    model: str
-    prefix: int
-    reuse: bool
-    concurrency: int
-    seconds: float
-
-
-def main() -> None:
-    options = _options()
-    rows, reports = [], {}
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
+    if not options.cpu and (missing := missing_gpu()):
+        sys.exit(f"measure.py: {missing}")
+    rows: list[Row] = []
+    reports: dict[str, Report] = {}
     for model in options.shapes:  # one after the other: a model that loads would disturb
         with tempfile.TemporaryDirectory() as name:
             rows += _of_model(options, model, Path(name))
             reports[model] = json.loads((Path(name) / f"{model}.json").read_text())
     result = {"at": datetime.now(UTC).isoformat(timespec="minutes"), "models": reports}
-    options.out.write_text(json.dumps(result | {"rows": rows}, indent=1))
+    result["rows"] = [asdict(each) for each in rows]
+    options.out.write_text(json.dumps(result, indent=1))
     sys.stdout.write(table(rows, reports))
 
 
-def _of_model(options: argparse.Namespace, model: str, folder: Path) -> list[dict[str, object]]:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Ends the program with what is wrong with the arguments (None: those of the program)."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--wheel", type=Path, required=True, help="nvidia-pytriton, unpacked")
+    parser.add_argument("--python-home", type=Path, required=True, help="prefix: bin/python3, lib/")
+    parser.add_argument("--python-path", required=True, help="packages: torch")
+    parser.add_argument("--version", default="3.12", type=_version, help="of that Python")
+    parser.add_argument("--shapes", nargs="+", default=["arch_router", "smollm2"], choices=SHAPES)
+    parser.add_argument("--prefixes", nargs="+", type=_tokens, default=[300, 800], help="tokens")
+    parser.add_argument("--seconds", type=_seconds, default=4.0, help="of each measurement")
+    parser.add_argument("--start-seconds", type=_seconds, default=150.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log", type=Path, help="copy of Triton's")
+    parser.add_argument("--cpu", action="store_true", help="no GPU: times then say nothing of one")
+    return parser.parse_args(arguments)
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch(r"3\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version like 3.12")
+    return text
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return float(text)
+
+
+def missing_gpu(nvidia_smi: str = "nvidia-smi") -> str:
+    """Why there is no GPU to measure, and what to do; empty if there is one."""
+    remedy = "this measures a GPU; --cpu --shapes tiny tries the program without one"
+    try:
+        done = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True, timeout=60)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as wrong:
+        return f"no GPU: {wrong}; {remedy}"
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip()
+        return f"no GPU: {nvidia_smi} ended with {done.returncode}: {said}; {remedy}"
+    return "" if done.stdout.strip() else f"no GPU: {nvidia_smi} lists none; {remedy}"
+
+
+def _of_model(options: argparse.Namespace, model: str, folder: Path) -> list[Row]:
     rows = []
     with (
         _triton(options, folder, model) as address,
@@ -96,42 +124,13 @@ def _of_model(options: argparse.Namespace, model: str, folder: Path) -> list[dic
     return rows
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--wheel", type=Path, required=True, help="nvidia-pytriton, unpacked")
-    parser.add_argument("--python-home", type=Path, required=True, help="prefix: bin/python3, lib/")
-    parser.add_argument("--python-path", required=True, help="packages: torch")
-    parser.add_argument("--version", default="3.12", help="of that Python")
-    parser.add_argument("--shapes", nargs="+", default=["arch_router", "smollm2"], choices=SHAPES)
-    parser.add_argument("--prefixes", nargs="+", type=int, default=[300, 800], help="tokens")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--start-seconds", type=float, default=150.0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", type=Path, help="copy of Triton's")
-    return parser.parse_args()
-
-
-def _measured(setting: Setting, pool: multiprocessing.pool.Pool) -> dict[str, object]:
+def _measured(setting: Setting, pool: multiprocessing.pool.Pool) -> Row:
     processes = PROCESSES[setting.concurrency]
     begun = time.monotonic()
     parts = pool.starmap(
         _client, [(setting, setting.concurrency // processes, n) for n in range(processes)], 1
     )
-    took = sorted(ms for part in parts for ms in part)
-    if not took:
-        raise RuntimeError(f"no decision within {setting.seconds:g} s: raise --seconds")
-    return {
-        "model": setting.model,
-        "prefix": setting.prefix,
-        "suffix": SUFFIX,
-        "reuse": setting.reuse,
-        "concurrency": setting.concurrency,
-        "decisions": len(took),
-        "per_second": round(len(took) / setting.seconds, 1),
-        "p50_ms": round(took[len(took) // 2], 2),
-        "p99_ms": round(took[int(len(took) * 0.99)], 2),
-        "wall_s": round(time.monotonic() - begun, 1),
-    }
+    return row(setting, parts, time.monotonic() - begun)
 
 
 def _client(setting: Setting, tasks: int, number: int) -> list[float]:
@@ -155,7 +154,7 @@ async def _ask(setting: Setting, tasks: int, number: int) -> list[float]:
             took = []
             while (now := time.monotonic()) < end:
                 suffix = [rng.randrange(IDS) for _ in range(SUFFIX)]
-                request = _request(setting, prefix + suffix)
+                request = decision_request(setting, prefix + suffix)
                 asked = time.perf_counter()
                 answer = await infer(request, timeout=60)
                 ms = 1000 * (time.perf_counter() - asked)
@@ -168,7 +167,8 @@ async def _ask(setting: Setting, tasks: int, number: int) -> list[float]:
         return [ms for part in await asyncio.gather(*(one() for _ in range(tasks))) for ms in part]
 
 
-def _request(setting: Setting, ids: Sequence[int]) -> service_pb2.ModelInferRequest:
+def decision_request(setting: Setting, ids: Sequence[int]) -> service_pb2.ModelInferRequest:
+    """One prompt, whose first `setting.prefix` ids are the prefix."""
     request = service_pb2.ModelInferRequest(model_name=setting.model)
     reused = [setting.prefix if setting.reuse else 0]
     for name, values in (("input_ids", ids), ("reuse", reused)):
@@ -229,18 +229,9 @@ def _add_model(options: argparse.Namespace, folder: Path, shape: str) -> None:
     version.mkdir(parents=True)
     for name in ("model.py", "decider.py"):
         shutil.copy(HERE / name, version)
-    parameters = {
-        "shape": shape,
-        "prefixes": json.dumps(options.prefixes),
-        "suffix": str(SUFFIX),
-        "batches": json.dumps(BATCHES),
-        "report": str(folder / f"{shape}.json"),
-    }
-    lines = [
-        f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}'
-        for k, v in parameters.items()
-    ]
-    (version.parent / "config.pbtxt").write_text(CONFIG.format(name=shape) + "\n".join(lines))
+    device = "cpu" if options.cpu else "cuda"
+    config = model_config(shape, options.prefixes, device, str(folder / f"{shape}.json"))
+    (version.parent / "config.pbtxt").write_text(config)
 
 
 def _wait_ready(server: subprocess.Popen[bytes], seconds: float) -> None:
@@ -254,35 +245,6 @@ def _wait_ready(server: subprocess.Popen[bytes], seconds: float) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"Triton was not ready within {seconds:g} s")
-
-
-def table(rows: Sequence[dict[str, object]], reports: dict[str, dict[str, object]]) -> str:
-    """Markdown: measured latency, the step by itself, and the roofline of one decision."""
-    lines = [
-        "| model | prompt | reuse | concurrency | p50 ms | p99 ms | decisions/s"
-        " | the step alone ms | roofline ms | assumed ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        report = reports[str(row["model"])]
-        gpu = next((g for g in KNOWN_GPUS if g.name.split("-")[0] in str(report["device"])), None)
-        prefix, batch = int(str(row["prefix"])), int(str(row["concurrency"]))
-        work = Work(prefix + SUFFIX, prefix if row["reuse"] else 0)
-        computed = ["", ""]
-        if gpu is not None:
-            engine = Engine(gpu, SHAPES[str(row["model"])])
-            computed = [f"{engine.prefill_ms(work, how, batch):.2f}" for how in (IDEAL, ASSUMED)]
-        step = next(
-            s["ms"]
-            for s in report["steps"]  # type: ignore[attr-defined]
-            if (s["prompt"], s["reused"], s["batch"]) == (work.prompt, work.reused, batch)
-        )
-        lines.append(
-            f"| {row['model']} | {prefix}+{SUFFIX} | {'yes' if row['reuse'] else 'no'} | {batch}"
-            f" | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['per_second']:.0f}"
-            f" | {step:.2f} | {computed[0]} | {computed[1]} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

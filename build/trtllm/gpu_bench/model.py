@@ -25,7 +25,10 @@ class TritonPythonModel:
         settings = {name: value["string_value"] for name, value in configured.items()}
         prefixes, batches = json.loads(settings["prefixes"]), json.loads(settings["batches"])
         suffix = int(settings["suffix"])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(settings["device"])
+        if device.type == "cuda" and not torch.cuda.is_available():
+            # Never quietly on the CPU, whose times would be taken for a GPU's.
+            raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU that it can use")
         with torch.inference_mode():
             decoder = Decoder(SHAPES[settings["shape"]], device, max(prefixes) + suffix)
             self._decider = Decider(decoder, prefixes, suffix, batches)
