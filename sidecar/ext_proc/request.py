@@ -138,6 +138,11 @@ class Dialects(Protocol):
         here is spared the transfer of its body."""
         ...
 
+    def keeps(self, head: HttpHead) -> bool:
+        """Whether what answers the request may be kept by its provider, for later requests to go
+        on from by its id."""
+        ...
+
     def read(self, request: HttpRequest) -> Understood | Passed:
         """What the request says; never raises, whatever the body is."""
         ...

@@ -74,6 +74,7 @@ class ExtProcService(ExternalProcessorServicer):
         self._latencies = latencies if options.measure_latency else None
         self._asking = options.asking
         self._models = models
+        self._dialects = dialects
         self._names = options.writing.names
         self._issued = issued
         self._drain: Drain | None = None
@@ -161,7 +162,7 @@ class ExtProcService(ExternalProcessorServicer):
         self, head: HttpHead, first: pb.ProcessingRequest, context: Context, drain: Drain
     ) -> None:
         """The response to a request that is not decided on here."""
-        if self._issued is None:
+        if self._issued is None or not self._dialects.keeps(head):
             return
         caller = caller_of(head, self._asking)
         watch = ResponseWatch(head, self._names, caller, self._models.catalog, self._issued)

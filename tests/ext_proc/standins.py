@@ -100,6 +100,9 @@ class StubDialects:
             return Passed(PassReason.NOT_JSON)
         return ApiDialect.OPENAI_CHAT
 
+    def keeps(self, head: HttpHead) -> bool:
+        return False
+
     def read(self, request: HttpRequest) -> Understood | Passed:
         if not request.complete:
             return Passed(PassReason.INCOMPLETE_BODY)

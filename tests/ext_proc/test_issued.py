@@ -6,6 +6,7 @@ The last tests have a real Envoy, and providers that answer 404 to what they hav
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ import openai
 import pytest
 import pytest_asyncio
 from backports import zstd
+from ruamel.yaml import YAML
 
 from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sidecar.core.policy import ApiDialect, Catalog, Model
@@ -25,8 +27,9 @@ from sidecar.ext_proc.dialects.issued import IssuedId
 from sidecar.ext_proc.issued import ResponseWatch
 from sidecar.ext_proc.options import Writing
 from sidecar.ext_proc.request import HttpHead
-from sidecar.local import EnvoyServer, free_ports
+from sidecar.local import EnvoyServer, free_ports, shipped_config
 from sidecar.routing import DecisionCache, Pins
+from tests.ext_proc import istio
 from tests.ext_proc.gateway import Filter, gateway
 from tests.ext_proc.parts import header_map
 from tests.ext_proc.sdk_provider import SdkProvider, sdk_provider
@@ -35,6 +38,8 @@ from tests.ext_proc.test_sdks import CODE, TRAVEL, Walking
 from tests.routing.test_router import World, a_world
 
 pytestmark = pytest.mark.timeout(180)
+
+ISTIO = shipped_config().parent / "kubernetes" / "istio.yaml"
 
 JSON, EVENTS = "application/json; charset=utf-8", "text/event-stream"
 WHOLE = b'{"id":"resp_1","object":"response"}'
@@ -205,21 +210,22 @@ def test_watch_ends_where_no_id_will_come(message: pb.ProcessingRequest) -> None
 
 @dataclass
 class Stage:
-    port: int
+    ports: dict[str, int]
+    """Of an Envoy as it is shipped, and of one as Istio sets it up."""
     world: World
     one: SdkProvider
     two: SdkProvider
 
-    def clients(self) -> openai.AsyncOpenAI:
+    def clients(self, envoy: str = "shipped") -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="secret", max_retries=0
+            base_url=f"http://127.0.0.1:{self.ports[envoy]}/v1", api_key="secret", max_retries=0
         )
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("issued")
-    port = free_ports(1)[0]
+    ports = dict(zip(["shipped", "istio"], free_ports(2), strict=True))
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(sdk_provider(["/v1/responses"], {"claude-1"}))
         two = await stack.enter_async_context(sdk_provider(["/v1/responses"], {"gpt-1", "mini-1"}))
@@ -232,17 +238,43 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             )
         )
         clusters = {"two": two.port, "one": one.port}
-        config = gateway({port: Filter(watching=True)}, clusters, folder / "s", folder / "log")
-        await stack.enter_async_context(EnvoyServer(config))
-        yield Stage(port, world, one, two)
+        listeners = {ports["shipped"]: Filter(watching=True), ports["istio"]: Filter()}
+        config = gateway(listeners, clusters, folder / "s", folder / "log")
+        await stack.enter_async_context(EnvoyServer(as_in_istio(config, ports["istio"])))
+        yield Stage(ports, world, one, two)
+
+
+def as_in_istio(config: str, port: int) -> str:
+    """With the manifest's filters and routes at that port; the rest is Istio's to make."""
+    documents = YAML(typ="safe", pure=True).load_all(ISTIO.read_text())
+    manifests = {each["kind"]: each for each in documents}
+    patches = manifests["EnvoyFilter"]["spec"]["configPatches"]
+    # The test's sidecar listens elsewhere, and the listener's limits are the test's.
+    kept = [each for each in patches if each["applyTo"].startswith("HTTP_")]
+    # The catalog's clusters, by the hosts that the manifest has for two of them.
+    hosts = {"api.anthropic.com": "one", "api.openai.com": "two"}
+    text = json.dumps(manifests["VirtualService"])
+    for cluster, name in (("anthropic", "one"), ("openai", "two")):
+        text = text.replace(f'"exact": "{cluster}"', f'"exact": "{name}"')
+    made = json.loads(config)
+    (listener,) = (
+        each for each in made["static_resources"]["listeners"] if each["name"] == f"port_{port}"
+    )
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["http_filters"] = [manager["http_filters"][-1] | {"name": istio.ROUTER}]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    host["routes"] = istio.routes(json.loads(text), hosts)
+    filters = {"spec": {"configPatches": kept}}
+    return istio.patched(json.dumps(made), filters, listener["name"])
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("envoy", ["shipped", "istio"])
 @pytest.mark.parametrize("first_is", ["whole", "streamed"])
 async def test_conversation_goes_on_where_its_response_was_issued(
-    stage: Stage, first_is: str
+    stage: Stage, first_is: str, envoy: str
 ) -> None:
-    async with stage.clients() as client:
+    async with stage.clients(envoy) as client:
         stage.world.model.logits = CODE
         stage.one.go_on.set()
         if first_is == "whole":

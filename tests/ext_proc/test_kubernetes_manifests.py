@@ -8,6 +8,7 @@ Envoy.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sidecar.config import load_settings
 from sidecar.ext_proc.options import Writing
 from sidecar.local import GatewayOptions, adapted, shipped_config, tool
 from tests.deployment.custom_resources import is_custom, problems
+from tests.ext_proc import istio
 
 FOLDER = shipped_config().parent / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -28,8 +30,17 @@ def documents(path: Path) -> list[Any]:
     return list(YAML(typ="safe", pure=True).load_all(path.read_text()))
 
 
+def all_of_kind(path: Path, kind: str) -> list[Any]:
+    return [each for each in documents(path) if each["kind"] == kind]
+
+
 def of_kind(path: Path, kind: str) -> Any:
-    return next(each for each in documents(path) if each["kind"] == kind)
+    return all_of_kind(path, kind)[0]
+
+
+def named(path: Path, kind: str, name: str) -> Any:
+    """What it specifies."""
+    return {each["metadata"]["name"]: each["spec"] for each in all_of_kind(path, kind)}[name]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -43,7 +54,7 @@ def test_every_document_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_resources_fit_their_schemas(path: Path) -> None:
-    found = {each["metadata"]["name"]: problems(each) for each in documents(path)}
+    found = {(each["kind"], each["metadata"]["name"]): problems(each) for each in documents(path)}
 
     assert all(is_custom(each["apiVersion"]) for each in documents(path))
     assert not {name: what for name, what in found.items() if what}
@@ -59,47 +70,124 @@ def test_all_owned_headers_are_removed_early(path: Path) -> None:
 @pytest.mark.parametrize("name", ["envoy-gateway.yaml", "envoy-ai-gateway.yaml"])
 def test_policies_agree_with_the_default_settings(name: str) -> None:
     settings = load_settings(environ={}).ext_proc
-    (processor,) = of_kind(FOLDER / name, "EnvoyExtensionPolicy")["spec"]["extProc"]
     traffic = of_kind(FOLDER / name, "ClientTrafficPolicy")["spec"]
 
-    assert processor["messageTimeout"] == f"{settings.message_timeout_ms}ms"
+    for policy in all_of_kind(FOLDER / name, "EnvoyExtensionPolicy"):
+        decides = policy["spec"]["extProc"][0]
+        assert decides["messageTimeout"] == f"{settings.message_timeout_ms}ms"
     assert traffic["connection"]["bufferLimit"] == f"{settings.max_body_bytes // 2**20}Mi"
     assert set(traffic["headers"]["earlyRequestHeaders"]["remove"]) == set(Writing().owned)
 
 
-def test_credentials_are_kept_from_the_sidecar_in_istio_too() -> None:
-    def kept(processor: Any) -> Any:
-        return processor["typed_config"]["forward_rules"]["disallowed_headers"]["patterns"]
+# --- The filter that sees who issues responses ----------------------------------------------------
 
-    patches = of_kind(FOLDER / "istio.yaml", "EnvoyFilter")["spec"]["configPatches"]
-    (ours,) = [each["patch"]["value"] for each in patches if each["applyTo"] == "HTTP_FILTER"]
+
+def shipped_manager() -> Any:
     shipped = YAML(typ="safe", pure=True).load(shipped_config().read_text())
     (listener,) = shipped["static_resources"]["listeners"]
-    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    return listener["filter_chains"][0]["filters"][0]["typed_config"]
 
-    assert kept(ours) == kept(filters[0]) == kept(filters[1])
+
+def shipped_filters() -> tuple[Any, Any]:
+    """Of the gateway for one machine: the one that decides, and the one that sees responses."""
+    decides, sees = shipped_manager()["http_filters"][:2]
+    return decides, sees
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("envoy-gateway.yaml", "llm-router-responses"), ("envoy-ai-gateway.yaml", "llm-router")],
+)
+def test_responses_are_seen_behind_the_decision_without_waiting(name: str, policy: str) -> None:
+    decides, sees = named(FOLDER / name, "EnvoyExtensionPolicy", policy)["extProc"]
+
+    assert decides == of_kind(FOLDER / name, "EnvoyExtensionPolicy")["spec"]["extProc"][0]
+    assert decides["processingMode"]["request"]["body"] == "Buffered"
+    assert not decides.get("shadowMode")
+    # What Envoy Gateway makes of it is the shipped filter's mode: headers are sent where a
+    # direction is named, bodies where they are.
+    assert sees["shadowMode"]
+    assert sees["failOpen"]
+    assert sees["processingMode"] == {"request": {}, "response": {"body": "Streamed"}}
+    assert sees["backendRefs"] == decides["backendRefs"]
+
+
+def test_envoy_gateway_shows_the_responses_of_the_same_paths_as_the_shipped_gateway() -> None:
+    path = FOLDER / "envoy-gateway.yaml"
+    policies = {
+        each["metadata"]["name"]: each for each in all_of_kind(path, "EnvoyExtensionPolicy")
+    }
+    routes = {each["metadata"]["name"]: each for each in all_of_kind(path, "HTTPRoute")}
+    (target,) = policies["llm-router-responses"]["spec"]["targetRefs"]
+    (rule,) = routes[target["name"]]["spec"]["rules"]
+    (watched,) = (
+        route["match"]["safe_regex"]["regex"]
+        for route in shipped_manager()["route_config"]["virtual_hosts"][0]["routes"]
+        if "typed_per_filter_config" in route
+    )
+
+    prefixes = [match["path"]["value"] for match in rule["matches"]]
+    assert prefixes == ["/v1/responses", "/v1/conversations"]
+    assert all(re.fullmatch(watched, prefix) for prefix in prefixes)
+
+
+def test_decision_counts_for_more_than_a_path_in_envoy_gateway() -> None:
+    """By its order: regular expressions before prefixes, then the longer path."""
+    routes = all_of_kind(FOLDER / "envoy-gateway.yaml", "HTTPRoute")
+    matches = [
+        each for route in routes for rule in route["spec"]["rules"] for each in rule["matches"]
+    ]
+
+    for match in matches:
+        decided = [header["name"] for header in match.get("headers", [])] == ["x-llm-cluster"]
+        assert (match["path"]["type"] == "RegularExpression") == decided
+    assert sum("headers" in match for match in matches) == 2
+
+
+def test_sidecar_is_before_the_ai_gateways_own_processor() -> None:
+    """Which that puts behind a request buffer."""
+    path = FOLDER / "envoy-ai-gateway.yaml"
+    limit = of_kind(path, "BackendTrafficPolicy")["spec"]["requestBuffer"]["limit"]
+
+    assert of_kind(path, "EnvoyProxy")["spec"]["filterOrder"] == [
+        {"name": "envoy.filters.http.ext_proc", "before": "envoy.filters.http.buffer"}
+    ]
+    assert limit == of_kind(path, "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
+
+
+def test_filters_of_istio_are_those_of_the_shipped_gateway() -> None:
+    patches = of_kind(FOLDER / "istio.yaml", "EnvoyFilter")["spec"]["configPatches"]
+    decides, sees = (p["patch"]["value"] for p in patches if p["applyTo"] == "HTTP_FILTER")
+    shipped_decides, shipped_sees = shipped_filters()
+    # Istio's clusters are not the catalog's, so neither their names nor a choice among them.
+    metadata = {"receiving_namespaces": {"untyped": ["llm_router"]}}
+    expected_decides = shipped_decides["typed_config"] | {"metadata_options": metadata}
+    expected_sees = dict(shipped_sees["typed_config"])
+    del expected_sees["response_attributes"]
+
+    assert decides["typed_config"] == expected_decides
+    assert sees == shipped_sees | {"typed_config": expected_sees}
 
 
 def test_filters_for_istio_are_taken_by_a_real_envoy(tmp_path: Path) -> None:
-    patches = of_kind(FOLDER / "istio.yaml", "EnvoyFilter")["spec"]["configPatches"]
-    values = {patch["applyTo"]: patch["patch"]["value"] for patch in patches}
+    path = FOLDER / "istio.yaml"
     options = GatewayOptions(port=1, sidecar=tmp_path / "s")
     config = json.loads(adapted(shipped_config().read_text(), options))
     resources = config["static_resources"]
-    listener = resources["listeners"][0] | values["LISTENER"]
-    resources["listeners"] = [listener]
+    (listener,) = resources["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    manager |= values["NETWORK_FILTER"]["typed_config"]
-    manager["http_filters"] = [values["HTTP_FILTER"], manager["http_filters"][-1]]
-    resources["clusters"] = [
-        values["CLUSTER"],
-        *(each for each in resources["clusters"] if each["name"] != "llm_router"),
-    ]
-    path = tmp_path / "envoy.json"
-    path.write_text(json.dumps(config))
+    manager["http_filters"] = manager["http_filters"][-1:]
+    hosts = {"api.openai.com": "openai", "api.anthropic.com": "anthropic"}
+    (host,) = manager["route_config"]["virtual_hosts"]
+    host["routes"] = istio.routes(of_kind(path, "VirtualService"), hosts)
+    resources["clusters"] = [c for c in resources["clusters"] if c["name"] != "llm_router"]
+    given = json.dumps(config)
+    made = istio.patched(given, of_kind(path, "EnvoyFilter"), listener["name"])
+    written = tmp_path / "envoy.json"
+    written.write_text(made)
 
     result = subprocess.run(
-        [tool("envoy"), "--mode", "validate", "--config-path", str(path)],
+        [tool("envoy"), "--mode", "validate", "--config-path", str(written)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -17,6 +17,7 @@ from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc im
     ExternalProcessorStub,
 )
 from sidecar.ext_proc.deciding import RequestDecider
+from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import Passed, PassReason
@@ -262,3 +263,39 @@ def test_request_that_is_passed_on_is_counted_by_its_reason() -> None:
     decider.passing(Passed(PassReason.SLOW_BODY))
 
     assert counted == ["slow_body"]
+
+
+class Noting:
+    """Counts the responses that are watched."""
+
+    watched = 0
+
+    def watching(self) -> None:
+        self.watched += 1
+
+    def issued(self, response_id: str, caller: str, model: str, route: str) -> None:
+        raise AssertionError("no response was shown")
+
+
+@pytest.mark.parametrize(("path", "watched"), [("/v1/responses", 1), ("/v1/chat/completions", 0)])
+async def test_only_responses_that_a_provider_keeps_are_watched(
+    socket: Path, path: str, watched: int
+) -> None:
+    """Where Envoy shows those to all requests, the stream of the others ends with its first
+    message."""
+    noting = Noting()
+    head = request_headers({**JSON, ":path": path, "x-llm-source": "model"})
+    head.observability_mode = True
+    async with (
+        service_on(socket, dialects=LlmDialects(), issued=noting) as service,
+        stream(service) as envoy,
+    ):
+        await envoy.call.write(head)
+        if not watched:
+            assert await envoy.ended()
+        else:
+            async with asyncio.timeout(20):
+                while not noting.watched:
+                    await asyncio.sleep(0.01)
+
+    assert noting.watched == watched

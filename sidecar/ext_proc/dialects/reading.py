@@ -21,7 +21,7 @@ from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, 
 from sidecar.ext_proc.dialects.harness import HarnessText
 from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, splice
 from sidecar.ext_proc.dialects.keys import conversation_key
-from sidecar.ext_proc.dialects.options import DialectOptions
+from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
 from sidecar.ext_proc.dialects.parts import Body, Reading, UnknownShapeError, field_text
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
 
@@ -56,6 +56,12 @@ class LlmDialects:
             return found
         return found or ApiDialect.OPENAI_CHAT
 
+    def keeps(self, head: HttpHead) -> bool:
+        """By the path alone: false for that of an API other than Responses. Those of no known API
+        may be Responses' own, such as `/v1/conversations`."""
+        found = self._by_path(head)
+        return found in (ApiDialect.OPENAI_RESPONSES, BY_SHAPE) or isinstance(found, Passed)
+
     def read(self, request: HttpRequest) -> Understood | Passed:
         """What the request says; never raises. Takes about a millisecond per megabyte, several for
         a compressed one or one of many thousand messages: large ones belong in a thread."""
@@ -85,17 +91,20 @@ class LlmDialects:
         """None: the body tells."""
         if head.method != "POST":
             return Passed(PassReason.NOT_AN_LLM_REQUEST, "the method is not POST")
-        path = head.path.partition("?")[0]
-        for pattern, fitting in self._paths:
-            if pattern.fullmatch(path):
-                dialect = fitting
-                break
-        else:
-            return Passed(PassReason.NOT_AN_LLM_REQUEST, "the path is not that of a known API")
+        found = self._by_path(head)
+        if isinstance(found, Passed):
+            return found
         content_type = head.header("content-type").partition(";")[0].strip()
         if content_type and not _JSON.fullmatch(content_type):
             return Passed(PassReason.NOT_JSON, "content-type is not JSON")
-        return dialect
+        return found
+
+    def _by_path(self, head: HttpHead) -> ApiDialect | Passed | None:
+        path = head.path.partition("?")[0]
+        for pattern, dialect in self._paths:
+            if pattern.fullmatch(path):
+                return dialect
+        return Passed(PassReason.NOT_AN_LLM_REQUEST, "the path is not that of a known API")
 
     def _parse(
         self, head: HttpHead, dialect: ApiDialect | None, body: bytes, plain: bytes | None

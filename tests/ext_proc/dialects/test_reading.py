@@ -54,6 +54,26 @@ def test_recognised_by_the_head(given_head: HttpHead, expected: str) -> None:
     assert (found.reason if isinstance(found, Passed) else found).value == expected
 
 
+KEEPS = {
+    CHAT: False,
+    COMPLETIONS: False,
+    MESSAGES: False,
+    "/gateway" + MESSAGES + "/count_tokens?beta=true": False,
+    RESPONSES: True,
+    RESPONSES + "?x": True,
+    RESPONSES + "/resp_1": True,
+    "/v1/conversations": True,
+    "/by-shape": True,
+}
+
+
+@pytest.mark.parametrize(("path", "keeps"), KEEPS.items())
+def test_what_may_be_kept_by_a_provider(path: str, keeps: bool) -> None:
+    dialects = LlmDialects(DialectOptions(paths={**DialectOptions().paths, "/by-shape": BY_SHAPE}))
+
+    assert dialects.keeps(head(path)) is keeps
+
+
 PASSED: dict[str, tuple[HttpRequest, str]] = {
     "path": (request(ASK, "/v1/models"), "not_an_llm_request"),
     "no body": (request(None), "no_body"),
