@@ -316,7 +316,7 @@ class TritonSettings(_Section):
         ge=1,
     )
     breaker_probe_interval_ms: int = _setting(
-        250, "Time between probes while the breaker is open.", "ms", ge=10
+        100, "Time between probes while the breaker is open.", "ms", ge=10
     )
 
 

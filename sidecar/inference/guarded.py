@@ -45,7 +45,7 @@ class WatchTimes:
     long one check may take."""
 
     closed_s: float = 1.0
-    open_s: float = 0.25
+    open_s: float = 0.1
     check_s: float = 1.0
 
 

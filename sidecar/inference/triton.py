@@ -33,7 +33,7 @@ from sidecar.core.model import (
     TextOutput,
 )
 
-_RECONNECT_MS = 200
+_RECONNECT_MS = 100
 """Longest wait between connection attempts. gRPC's own default grows to two minutes, far beyond
 the time in which a restarted model server must be used again."""
 

@@ -35,6 +35,26 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.get(ids(3, 3)) is not None
 
 
+def test_a_flood_of_prefixes_used_once_leaves_those_in_use() -> None:
+    cache = PrefixCache(6 * BYTES_PER_TOKEN)
+    for used in (1, 2):
+        cache.put(ids(used, used), entry(2))
+        cache.get(ids(used, used))
+    for number in range(10, 30):
+        cache.put(ids(number, number), entry(2))
+        assert cache.get(ids(1, 1)) is not None
+    assert cache.get(ids(2, 2)) is not None
+    assert cache.get(ids(29, 29)) is not None, "the newest is always held"
+
+
+def test_a_new_prefix_displaces_the_oldest_where_all_are_in_use() -> None:
+    cache = PrefixCache(4 * BYTES_PER_TOKEN)
+    for used in (1, 2, 3):
+        cache.put(ids(used, used), entry(2))
+        assert cache.get(ids(used, used)) is not None
+    assert cache.get(ids(1, 1)) is None
+
+
 def test_never_holds_more_bytes_than_its_bound() -> None:
     cache = PrefixCache(10 * BYTES_PER_TOKEN)
     for number in range(50):

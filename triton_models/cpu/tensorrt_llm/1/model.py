@@ -40,7 +40,7 @@ class TritonPythonModel:
             precision=settings["precision"],
             compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,
         )
-        forward.warm_up()
+        forward.warm_up(int(settings["max_pass_tokens"]))
         second = engine.second_opinion
         self._limits = Limits(
             engine.context_length,

@@ -130,9 +130,9 @@ class Forward:
         self.nothing = KeyValues([blank] * (2 * layers), np.zeros(0, np.int32))
         self.passes = 0
 
-    def warm_up(self) -> None:
+    def warm_up(self, tokens_of_a_pass: int = 64) -> None:
         """Compute something, so that the first caller does not wait for memory to be laid out."""
-        tokens = np.zeros(64, np.int32)
+        tokens = np.zeros(tokens_of_a_pass, np.int32)
         segments = np.full_like(tokens, SHARED_SEGMENT)
         one = tokens[:1]
         self.run(Pass(tokens, tokens, segments, one, one, one, keep=True), self.nothing)

@@ -10,7 +10,8 @@ from cpu_engine.forward import Ints, KeyValues
 
 
 class PrefixCache:
-    """Least recently used first out, bounded in bytes."""
+    """Least recently used first out, bounded in bytes; but what was never found again goes before
+    what was, so that a flood of prefixes used once does not push out those in constant use."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -42,8 +43,8 @@ class PrefixCache:
         return None if best is None else best.first(best_tokens)
 
     def put(self, ids: Ints, entry: KeyValues) -> None:
-        """Hold `entry`; what exceeds the bound goes, oldest first, and a prefix larger than the
-        bound is not held at all.
+        """Hold `entry`; what exceeds the bound goes, and a prefix larger than the bound is not held
+        at all.
 
         What `ids` begins with and nobody asked for goes too: a long prefix comes in pieces, each
         of them longer than the one before, and only the last is asked for.
@@ -58,7 +59,11 @@ class PrefixCache:
         self._unused.add(key)
         self.nbytes += entry.nbytes
         while self.nbytes > self.max_bytes:
-            self._drop(next(iter(self._entries)))
+            self._drop(self._least_worth(beside=key))
+
+    def _least_worth(self, beside: bytes) -> bytes:
+        unused = (key for key in self._entries if key in self._unused and key != beside)
+        return next(unused, next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:
         self._unused.discard(key)

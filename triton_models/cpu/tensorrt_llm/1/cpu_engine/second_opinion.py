@@ -147,7 +147,7 @@ class SecondOpinion:
 
     def warm_up(self) -> None:
         """Compute something, so that the first caller does not wait for memory to be laid out."""
-        zeros = np.zeros(64, np.int32)
+        zeros = np.zeros(_PASS_TOKENS // 2, np.int32)
         self._encoder.run([(zeros, zeros)])
 
     def keep(self, opinion: Opinion) -> None:
