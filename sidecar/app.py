@@ -22,6 +22,7 @@ from sidecar.app_policies import (
     open_policies,
     store_state,
 )
+from sidecar.app_prices import PriceWatch
 from sidecar.app_selection import call_selection
 from sidecar.config import Settings
 from sidecar.core.decision import DecisionSink
@@ -307,11 +308,14 @@ class Sidecar:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        metrics = Metrics()
+        metrics = Metrics(settings.metrics.max_policy_labels)
         sinks = DecisionSinks(DecisionLog(settings.logging.log_message_text), metrics)
         self._routing = build_routing(settings, sinks)
         self._store, self._live = _policies(settings, self._routing)
-        self._following: asyncio.Task[None] | None = None
+        self._prices = PriceWatch(
+            lambda: self._routing.registry.catalog, settings.policies.price_max_age_days
+        )
+        self._following: list[asyncio.Task[None]] = []
         server = settings.server
         self.grpc = GrpcServer(
             self._routing.router,
@@ -343,7 +347,7 @@ class Sidecar:
 
     def state(self) -> SidecarState:
         """What it is doing now."""
-        routing = self._routing
+        routing, prices = self._routing, self._prices.ages()
         return SidecarState(
             ready=self.grpc.ready,
             degraded=routing.router.degraded,
@@ -367,7 +371,10 @@ class Sidecar:
             cached=len(routing.cache or ()),
             cached_bytes=routing.cache.nbytes if routing.cache else 0,
             models=len(routing.registry.catalog),
-            models_unpriced=sum(model.price is None for model in routing.registry.catalog.values()),
+            models_unpriced=len(prices.unpriced),
+            prices_stale=len(prices.stale),
+            prices_undated=len(prices.undated),
+            prices_oldest=prices.oldest.isoformat() if prices.oldest else "",
             latencies=tuple(
                 MeasuredLatency(model, whole, seconds)
                 for (model, whole), seconds in (
@@ -379,7 +386,10 @@ class Sidecar:
     async def start(self) -> None:
         """Opens the addresses. Raises StartupError."""
         self._routing.start()
-        self._following = asyncio.create_task(self._live.follow(), name="policies")
+        self._following = [
+            asyncio.create_task(self._live.follow(), name="policies"),
+            asyncio.create_task(self._prices.follow(), name="prices"),
+        ]
         try:
             # HTTP first: a process that cannot be watched should not take requests.
             if self.admin is not None:
@@ -395,9 +405,9 @@ class Sidecar:
         await self.grpc.stop(grace_s)
         if self.admin is not None:
             await self.admin.stop()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for each in self._following:
+            each.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         await self._live.close()
         self._store.close()
         await self._routing.close()

@@ -31,6 +31,7 @@ from sidecar.config_policy_store import PolicyStoreSettings
 from sidecar.config_sections import (
     CacheSettings,
     LoggingSettings,
+    MetricsSettings,
     PinSettings,
     PolicySettings,
     RoutingModelSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "CacheSettings",
     "ExtProcSettings",
     "LoggingSettings",
+    "MetricsSettings",
     "PinSettings",
     "PolicySettings",
     "PolicyStoreSettings",
@@ -90,6 +92,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     routing_model: RoutingModelSettings = RoutingModelSettings()
     ext_proc: ExtProcSettings = ExtProcSettings()
+    metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

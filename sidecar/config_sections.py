@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from sidecar.config_fields import Section, listed, setting
 from sidecar.policies.findings import quoted
+from sidecar.policies.prices import MAX_AGE_DAYS
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _POLICY = re.compile(
@@ -140,6 +141,13 @@ class PolicySettings(Section):
         "HEADER=VALUE=>POLICY: requests with that value of the header are decided by that policy, "
         "if they name none; the first that fits counts. HTTP headers of what comes through Envoy, "
         "metadata of gRPC calls; in the environment separated by commas.",
+    )
+    price_max_age_days: int = setting(
+        MAX_AGE_DAYS,
+        "Prices of the catalog that were looked up longer ago (`prices.as_of`) are called stale in "
+        "metrics and log. They still count.",
+        "days",
+        ge=1,
     )
     compiled_max_bytes: int = setting(
         128 * 1024 * 1024,
@@ -295,6 +303,21 @@ class RoutingModelSettings(Section):
         "built, from 64 to 256; else whatever the prompt has room for.",
         "tokens",
         ge=64,
+    )
+
+
+class MetricsSettings(Section):
+    """What `/metrics` shows."""
+
+    max_policy_labels: int = setting(
+        # The routes of some fifty large policies, or two thousand small policies. Each is a few
+        # series, for the sources and reasons of its decisions.
+        2000,
+        "Pairs of a policy and a route whose decisions are counted apart, the first to come until "
+        "their policy is deleted; further routes count as route `_other`, further policies as "
+        "policy `_other`. `llmrouter_policy_info` shows at most as many policies.",
+        "pairs",
+        ge=1,
     )
 
 

@@ -28,7 +28,10 @@ POLICIES = """\
 apiVersion: llmrouter.v1
 kind: ModelCatalog
 models:
-  - {id: acme/fast, upstream_model: fast-1, dialects: [openai-chat]}
+  - id: acme/fast
+    upstream_model: fast-1
+    dialects: [openai-chat]
+    prices: {input: 1, output: 2, as_of: 2020-01-01}
 ---
 apiVersion: llmrouter.v1
 kind: Policy
@@ -64,13 +67,18 @@ async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:
     assert sidecar.admin is not None
     async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
         decision = (await RoutingServiceStub(channel).Route(route_request())).decision
-    async with (
-        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
-        http.get("/status") as response,
-    ):
-        status = await response.json()
+    async with ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http:
+        async with http.get("/status") as response:
+            status = await response.json()
+        # A policy in force keeps its counts, however often they are collected.
+        for _ in range(2):
+            async with http.get("/metrics") as response:
+                metrics = await response.text()
     await sidecar.stop(0)
 
+    counted = 'policy="namespaces/default/policies/default",reason="breaker_open",route="",'
+    assert counted in metrics
+    assert "llmrouter_models_price_stale 1.0" in metrics
     assert decision.source == decision_pb2.DECISION_SOURCE_FALLBACK
     assert decision.reason == decision_pb2.DECISION_REASON_BREAKER_OPEN
     assert decision.model.model == "acme/fast"

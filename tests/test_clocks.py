@@ -10,6 +10,7 @@ import sidecar
 PACKAGE = Path(sidecar.__file__).parent
 
 READERS = {
+    "policies/prices.py": "how many days old prices are",
     "policies/stores/contract.py": "when a revision was written, for people",
     "policies/stores/files.py": "numbers of revisions go on after a restart",
     "bench/envoy.py": "a text that no earlier run asked",

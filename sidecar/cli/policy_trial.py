@@ -30,6 +30,7 @@ from sidecar.policies.findings import findings_as_plain
 from sidecar.policies.lint import lint as lint_policy
 from sidecar.policies.lint import unreached
 from sidecar.policies.overlaps import misread, overlaps, probes, probes_without, suspects, without
+from sidecar.policies.prices import MAX_AGE_DAYS, today
 
 _TIMEOUT_S = 60.0
 _TRIES = 20
@@ -184,9 +185,24 @@ def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:
     "descriptions, and which ones no example reaches.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@click.option(
+    "--max-price-age",
+    metavar="DAYS",
+    type=click.IntRange(min=1),
+    default=MAX_AGE_DAYS,
+    show_default=True,
+    help="Older prices of models are doubtful.",
+)
 @_address
 @output_option
-def lint(paths: tuple[Path, ...], by_model: bool, strict: bool, address: str, output: str) -> None:
+def lint(
+    paths: tuple[Path, ...],
+    by_model: bool,
+    strict: bool,
+    max_price_age: int,
+    address: str,
+    output: str,
+) -> None:
     """Point out what is doubtful about the policies in files.
 
     Exit status: 0 without errors, 1 with errors, or with warnings where --strict is given.
@@ -195,7 +211,7 @@ def lint(paths: tuple[Path, ...], by_model: bool, strict: bool, address: str, ou
     findings = list(found.findings)
     for name, record in found.records.items():
         file = found.origins.get(name, "")
-        more = list(lint_policy(record.policy, found.catalog))
+        more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))
         if by_model:
             with Trial(address) as trial:
                 more += ask_model(record.policy, trial)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -48,6 +48,7 @@ class Model:
         cluster: the Envoy cluster that reaches it; empty where the caller does not use Envoy.
         host: authority of the provider, e.g. `api.openai.com`; empty if unknown.
         input_price, output_price: US dollars per million tokens; None if unknown.
+        prices_as_of: day on which the prices were looked up; None if unknown.
         latency_ms: configured time to first token in milliseconds; None if unknown.
         context_window: tokens; None if unknown.
     """
@@ -62,6 +63,7 @@ class Model:
     output_price: float | None = None
     latency_ms: float | None = None
     context_window: int | None = None
+    prices_as_of: date | None = None
 
     @property
     def price(self) -> float | None:
@@ -226,16 +228,20 @@ class CatalogRecord:
 
 def catalog_digest(models: Catalog) -> str:
     """`sha256:<hex>` over the canonical JSON of the models, in their order."""
-    plain = [
-        {
-            **asdict(model),
-            "dialects": sorted(model.dialects),
-            "capabilities": sorted(model.capabilities),
-        }
-        for model in models.values()
-    ]
+    plain = [_plain_model(model) for model in models.values()]
     canonical = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _plain_model(model: Model) -> dict[str, Any]:
+    plain = {
+        **asdict(model),
+        "dialects": sorted(model.dialects),
+        "capabilities": sorted(model.capabilities),
+    }
+    day = plain.pop("prices_as_of")
+    # Catalogs whose prices have no day keep the digests they had before there were any.
+    return plain if day is None else {**plain, "prices_as_of": day.isoformat()}
 
 
 def etag_of(revision: int, digest: str) -> str:

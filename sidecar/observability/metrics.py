@@ -1,15 +1,17 @@
 """Prometheus metrics, in a registry of their own.
 
-Labels take values from closed sets alone: enums, gRPC methods, and the names of policies that are
-loaded and of their routes. What callers choose freely (inline policies and their routes, request
-ids) is never a label, since each new value would stay in memory.
+Labels take values from bounded sets alone: enums, gRPC methods, models of the catalog, and the
+names of policies in force and of their routes, as many as `labels` lets in. What callers choose
+freely (inline policies and their routes, request ids) is never a label, since each new value would
+stay in memory.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import grpc
@@ -29,6 +31,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.observability.decisions import is_inline, total_ms
+from sidecar.observability.labels import MAX_POLICY_LABELS, PolicyLabels
 
 DECISION_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5,
@@ -54,11 +57,22 @@ class _Children(dict[tuple[str, ...], Instrument]):
         self[values] = child
         return child
 
+    def drop(self, unwanted: Callable[[tuple[str, ...]], bool]) -> None:
+        for values in [each for each in self if unwanted(each)]:
+            self._instrument.remove(*values)
+            del self[values]
+
 
 class Metrics:
-    """All instruments. Takes decisions as a `DecisionSink` and calls as a `CallObserver`."""
+    """All instruments. Takes decisions as a `DecisionSink` and calls as a `CallObserver`.
 
-    def __init__(self) -> None:
+    Args:
+        max_policy_labels: pairs of a policy and a route that are told apart.
+    """
+
+    def __init__(self, max_policy_labels: int = MAX_POLICY_LABELS) -> None:
+        self._max_policy_labels = max_policy_labels
+        self._labels = PolicyLabels(max_policy_labels)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -133,7 +147,11 @@ class Metrics:
         inline = is_inline(request)
         policy = INLINE if inline else decision.policy.name
         route = "" if inline else decision.route
-        self._decisions[decision.source, decision.reason, policy, route].inc()
+        counter = self._decisions.get((decision.source, decision.reason, policy, route))
+        if counter is None:
+            labels = (INLINE, "") if inline else self._labels.of(policy, route)
+            counter = self._decisions[decision.source, decision.reason, *labels]
+        counter.inc()
         self._decision_seconds[decision.source,].observe(total_ms(decision) / 1000)
         for each in decision.steps:
             if each.step != "total":
@@ -153,7 +171,15 @@ class Metrics:
 
     def watch(self, state: Callable[[], SidecarState]) -> None:
         """Adds gauges of `state`, which is asked at every scrape."""
-        self.registry.register(_StateCollector(state))
+        self.registry.register(
+            _StateCollector(state, self._max_policy_labels, self.forget_policies)
+        )
+
+    def forget_policies(self, kept: Container[str]) -> None:
+        """What is counted of policies that are not among the names `kept`, which makes room for
+        others."""
+        if gone := self._labels.forget(kept):
+            self._decisions.drop(lambda values: values[2] in gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +245,8 @@ class SidecarState:
         compiled: named policies kept compiled, of `compiled_bytes` by estimate.
         latencies: as far as they are measured.
         models: of the catalog; `models_unpriced` of them have no price.
+        prices_stale, prices_undated: models whose prices are too old, or of unknown age.
+        prices_oldest: day of the oldest price, such as `2026-08-21`; empty if none is dated.
     """
 
     ready: bool
@@ -237,11 +265,29 @@ class SidecarState:
     latencies: tuple[MeasuredLatency, ...] = ()
     models: int = 0
     models_unpriced: int = 0
+    prices_stale: int = 0
+    prices_undated: int = 0
+    prices_oldest: str = ""
 
 
 class _StateCollector(Collector):
-    def __init__(self, state: Callable[[], SidecarState]) -> None:
+    """Gauges of the state.
+
+    Args:
+        most: policies that are told apart.
+        seen: gets the names of the policies in force, at every scrape. What is counted of others
+            has been collected before: registries ask their collectors in order.
+    """
+
+    def __init__(
+        self,
+        state: Callable[[], SidecarState],
+        most: int,
+        seen: Callable[[Container[str]], None],
+    ) -> None:
         self._state = state
+        self._most = most
+        self._seen = seen
 
     def describe(self) -> Iterable[Metric]:
         # Without it, registering would ask for the state, before there is one.
@@ -287,23 +333,48 @@ class _StateCollector(Collector):
         )
         yield from _of_targets(state.targets)
         yield _of_latencies(state.latencies)
-        yield GaugeMetricFamily(
-            "llmrouter_models", "Models of the catalog in force.", value=float(state.models)
-        )
-        yield GaugeMetricFamily(
-            "llmrouter_models_unpriced",
-            "Those of them without a price: `cheapest` puts them last.",
-            value=float(state.models_unpriced),
-        )
+        yield from _of_catalog(state)
         yield from _of_policy_store(state.policy_store)
+        yield GaugeMetricFamily(
+            "llmrouter_policies", "Policies in force.", value=float(len(state.policies))
+        )
         policies = GaugeMetricFamily(
             "llmrouter_policy_info",
-            "1 for each policy in force.",
+            "1 for each policy in force, up to metrics.max_policy_labels.",
             labels=("policy", "revision", "digest"),
         )
-        for policy in state.policies:
+        for policy in state.policies[: self._most]:
             policies.add_metric((policy.name, str(policy.revision), policy.digest), 1)
         yield policies
+        self._seen({policy.name for policy in state.policies})
+
+
+def _of_catalog(state: SidecarState) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "llmrouter_models", "Models of the catalog in force.", value=float(state.models)
+    )
+    yield GaugeMetricFamily(
+        "llmrouter_models_unpriced",
+        "Those of them without a price: `cheapest` puts them last.",
+        value=float(state.models_unpriced),
+    )
+    yield GaugeMetricFamily(
+        "llmrouter_models_price_stale",
+        "Those of them whose price was looked up longer ago than policies.price_max_age_days.",
+        value=float(state.prices_stale),
+    )
+    yield GaugeMetricFamily(
+        "llmrouter_models_price_undated",
+        "Those of them whose price does not say as of which day.",
+        value=float(state.prices_undated),
+    )
+    if state.prices_oldest:
+        day = datetime.fromisoformat(state.prices_oldest).replace(tzinfo=UTC)
+        yield GaugeMetricFamily(
+            "llmrouter_oldest_price_timestamp_seconds",
+            "The day as of which the oldest of the catalog's prices is.",
+            value=day.timestamp(),
+        )
 
 
 def _of_latencies(latencies: Iterable[MeasuredLatency]) -> Metric:

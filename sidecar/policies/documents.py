@@ -143,7 +143,9 @@ def _model(model: Model) -> dict[str, object]:
             kept = sorted(each.value for each in value) if isinstance(value, frozenset) else value
             document[key] = kept
     prices = {"input": model.input_price, "output": model.output_price}
-    known = {key: value for key, value in prices.items() if value is not None}
+    known: dict[str, object] = {key: value for key, value in prices.items() if value is not None}
+    if model.prices_as_of is not None:
+        known["as_of"] = model.prices_as_of.isoformat()
     if known:
         document["prices"] = known
     return document

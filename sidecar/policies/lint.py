@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 
-from sidecar.core.policy import Capability, Catalog, ModelList, Policy
+from sidecar.core.policy import Capability, Catalog, ModelList, Policy, Preference
 from sidecar.policies.examples import ExampleResult
 from sidecar.policies.findings import Finding, item, member, quoted, warning
+from sidecar.policies.prices import MAX_AGE_DAYS, PriceAges, price_ages
 
 _ALIKE = 0.6
 """Share of common words from which two descriptions count as alike."""
@@ -27,9 +29,22 @@ _COMMON = frozenset(
 """Words that say nothing about what a route is for."""
 
 
-def lint(policy: Policy, catalog: Catalog) -> tuple[Finding, ...]:
-    """Everything doubtful that can be seen without a routing model."""
-    return tuple(_lint(policy, catalog))
+def lint(
+    policy: Policy,
+    catalog: Catalog,
+    today: date | None = None,
+    max_price_age_days: int = MAX_AGE_DAYS,
+) -> tuple[Finding, ...]:
+    """Everything doubtful that can be seen without a routing model.
+
+    Args:
+        today: to tell how old prices are; None: that is left out.
+    """
+    named = [catalog[id] for id in _named(policy) if id in catalog]
+    found = list(_lint(policy, catalog))
+    if today is not None:
+        found += _dated(policy, price_ages(named, today, max_price_age_days), max_price_age_days)
+    return tuple(found)
 
 
 def _lint(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
@@ -70,14 +85,44 @@ def _share(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _unpriced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
-    lists = (policy.default, *(route.models for route in policy.routes))
-    named = dict.fromkeys(entry.id for models in lists for entry in models.models)
-    unpriced = [id for id in named if id in catalog and catalog[id].price is None]
+    unpriced = [id for id in _named(policy) if id in catalog and catalog[id].price is None]
     if unpriced:
         yield warning(
             "",
             f"{_some(unpriced)}: no price in the catalog, so `cheapest` puts what has none last",
         )
+
+
+def _dated(policy: Policy, ages: PriceAges, max_age_days: int) -> Iterator[Finding]:
+    if ages.stale:
+        yield warning(
+            "",
+            f"{_some(ages.stale)}: priced as of more than {max_age_days} days ago; look the prices "
+            "up and put the day into the catalog's prices.as_of",
+        )
+    by_price = [
+        entry.id
+        for models in _lists(policy)
+        if models.preference is Preference.CHEAPEST and len(models.models) > 1
+        for entry in models.models
+    ]
+    undated = [id for id in ages.undated if id in by_price]
+    if undated:
+        yield warning(
+            "",
+            f"{_some(undated)}: `cheapest` goes by prices of which the catalog does not say as of "
+            "which day; put it into prices.as_of",
+        )
+
+
+def _lists(policy: Policy) -> Iterator[ModelList]:
+    yield policy.default
+    yield from (route.models for route in policy.routes)
+
+
+def _named(policy: Policy) -> list[str]:
+    """Ids of its models, each once."""
+    return list(dict.fromkeys(entry.id for models in _lists(policy) for entry in models.models))
 
 
 def _untested(policy: Policy) -> Iterator[Finding]:

@@ -425,6 +425,10 @@ def _number_errors(path: str, model: Model) -> Iterator[Finding]:
     for key, value, unit in numbers:
         if value is not None and not (value >= 0 and math.isfinite(value)):
             yield error(f"{path}.{key}", f"{value:g} is not a number of {unit}, 0 or more")
+    if model.prices_as_of is not None and model.input_price is model.output_price is None:
+        yield error(
+            f"{path}.prices.as_of", "is the day of no price; add input and output, or remove it"
+        )
     if model.context_window is not None and model.context_window <= 0:
         yield error(
             member(path, "context_window"),

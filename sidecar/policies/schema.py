@@ -12,10 +12,18 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sidecar.core.policy import (
     DEFAULT_SWITCH_CONFIDENCE,
@@ -29,6 +37,7 @@ from sidecar.core.policy import (
     Route,
     WeightedModel,
 )
+from sidecar.policies.days import parsed_day
 from sidecar.policies.findings import (
     Finding,
     closest,
@@ -47,6 +56,16 @@ _Dialect = Annotated[ApiDialect, Field(strict=False)]
 _Capability = Annotated[Capability, Field(strict=False)]
 _PinMode = Annotated[PinMode, Field(strict=False)]
 _Preference = Annotated[Preference, Field(strict=False)]
+
+
+def _day(value: object) -> object:
+    day = parsed_day(value) if isinstance(value, str) else None
+    if day is None:
+        raise PydanticCustomError("day", "no day")
+    return day
+
+
+_Day = Annotated[date, BeforeValidator(_day)]
 
 
 class _Shape(BaseModel):
@@ -142,6 +161,7 @@ class PolicyShape(DocumentShape):
 class PricesShape(_Shape):
     input: float | None = None
     output: float | None = None
+    as_of: _Day | None = None
 
 
 class ModelShape(_Shape):
@@ -181,6 +201,7 @@ class CatalogShape(DocumentShape):
                 output_price=model.prices.output,
                 latency_ms=model.latency_ms,
                 context_window=model.context_window,
+                prices_as_of=model.prices.as_of,
             )
             for model in self.models
         )
@@ -388,6 +409,7 @@ _WANTED: Mapping[str, str] = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "list_type": "a list",
+    "day": "a day such as 2026-08-21",
     "model_type": _MAPPING,
     "model_attributes_type": _MAPPING,
 }

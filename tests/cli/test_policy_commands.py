@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,15 @@ async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
     ]
     assert "the routing model takes it for" in findings[1][1]
     assert "no example reaches" in findings[3][1]
+
+
+@pytest.mark.parametrize(("limit", "old"), [([], True), (["--max-price-age", "100000"], False)])
+def test_lint_names_prices_that_are_old(tmp_path: Path, limit: list[str], old: bool) -> None:
+    file = tmp_path / "dated.yaml"
+    day = date(2020, 1, 1)
+    models = [Model("acme/fast", "f", input_price=1.0, output_price=1.0, prices_as_of=day)]
+    file.write_text(yaml_text(catalog_document(models)) + "---\n" + BILLING)
+
+    result = sidecar("lint", file, *limit)
+
+    assert ('"acme/fast": priced as of more than 180 days ago' in result.output) is old

@@ -34,7 +34,7 @@ def test_every_error_is_listed_with_its_status() -> None:
 
 def test_every_metric_of_ours_is_listed_with_its_labels() -> None:
     metrics = Metrics()
-    metrics.watch(lambda: SidecarState(True, "", "", ""))
+    metrics.watch(lambda: SidecarState(True, "", "", "", prices_oldest="2026-08-21"))
     existing = {family.name for family in metrics.registry.collect()}
     ours = {name for name in existing if name.startswith("llmrouter_")}
 

@@ -395,11 +395,15 @@ REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
         "UpdateModelCatalog",
         policy_pb2.UpdateModelCatalogRequest(
             model_catalog=policy_pb2.ModelCatalog(
-                models=[policy_pb2.CatalogModel(id="acme/fast", dialects=["smoke-signals"])]
+                models=[
+                    policy_pb2.CatalogModel(
+                        id="acme/fast", dialects=["smoke-signals"], prices_as_of="in August"
+                    )
+                ]
             )
         ),
         "INVALID_REQUEST",
-        ("model_catalog.models[0].dialects[0]",),
+        ("model_catalog.models[0].dialects[0]", "model_catalog.models[0].prices_as_of"),
     ),
     "revisions of none": (
         "ListPolicyRevisions",

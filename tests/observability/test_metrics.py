@@ -13,7 +13,12 @@ from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import PolicyRef, Reason, RoutingRequest, Source
-from sidecar.observability.metrics import MeasuredLatency, Metrics, SidecarState
+from sidecar.observability.metrics import (
+    LoadedPolicy,
+    MeasuredLatency,
+    Metrics,
+    SidecarState,
+)
 from tests.grpc_api.standins import (
     Gate,
     StandInRouter,
@@ -119,7 +124,7 @@ def test_requests_that_are_passed_on_are_counted_by_reason() -> None:
     assert counted == 2
 
 
-def test_models_without_a_price_and_measured_latencies_are_shown() -> None:
+def test_what_is_known_of_models_is_shown() -> None:
     metrics = Metrics()
     state = SidecarState(
         True,
@@ -129,10 +134,114 @@ def test_models_without_a_price_and_measured_latencies_are_shown() -> None:
         latencies=(MeasuredLatency("acme/fast", False, 0.25),),
         models=5,
         models_unpriced=2,
+        prices_stale=1,
+        prices_undated=3,
+        prices_oldest="2026-08-21",
     )
     metrics.watch(lambda: state)
 
     assert value(metrics.registry, "llmrouter_models") == 5
     assert value(metrics.registry, "llmrouter_models_unpriced") == 2
+    assert value(metrics.registry, "llmrouter_models_price_stale") == 1
+    assert value(metrics.registry, "llmrouter_models_price_undated") == 3
+    # date -u -d 2026-08-21 +%s
+    assert value(metrics.registry, "llmrouter_oldest_price_timestamp_seconds") == 1787270400
     latency = "llmrouter_model_latency_seconds"
     assert value(metrics.registry, latency, model="acme/fast", answer="streamed") == 0.25
+
+
+def test_day_of_the_oldest_price_is_not_shown_if_there_is_none() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: SidecarState(True, "", "", ""))
+
+    assert value(metrics.registry, "llmrouter_oldest_price_timestamp_seconds") is None
+
+
+# --- Policies and routes as labels ----------------------------------------------------------------
+
+
+def decided(metrics: Metrics, policy: str, route: str = "") -> None:
+    metrics.record(NAMED, replace(decision(), route=route, policy=PolicyRef(policy, 1, "d")))
+
+
+def counted(metrics: Metrics) -> dict[tuple[str, str], float]:
+    return {
+        (sample.labels["policy"], sample.labels["route"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "llmrouter_decisions_total"
+    }
+
+
+def test_decisions_beyond_the_labels_are_counted_together() -> None:
+    metrics = Metrics(max_policy_labels=4)
+    for name in ("a", "b", "c", "d"):
+        for route in ("", "x", "y"):
+            decided(metrics, name, route)
+    decided(metrics, "a", "x")
+
+    assert counted(metrics) == {
+        ("a", ""): 1,
+        ("a", "x"): 2,
+        ("a", "y"): 1,
+        ("b", ""): 1,
+        ("b", "_other"): 2,
+        ("_other", ""): 6,
+    }
+
+
+def test_labels_are_bounded_whatever_policies_come_and_go() -> None:
+    metrics = Metrics(max_policy_labels=20)
+    for revision in range(500):
+        decided(metrics, f"policy {revision % 50}", f"route of revision {revision}")
+
+    assert len(counted(metrics)) == 20 + 20 + 1
+    assert sum(counted(metrics).values()) == 500
+
+
+def test_policy_that_is_deleted_makes_room_once_it_has_been_collected() -> None:
+    metrics = Metrics(max_policy_labels=2)
+    held = {"a", "b"}
+    metrics.watch(
+        lambda: SidecarState(
+            True, "", "", "", policies=tuple(LoadedPolicy(name, 1, "d", 1) for name in sorted(held))
+        )
+    )
+    decided(metrics, "a", "x")
+    decided(metrics, "b", "x")
+    decided(metrics, "c", "x")
+    held.remove("a")
+    decided(metrics, "a", "x")
+
+    at_once, later = counted(metrics), counted(metrics)
+    decided(metrics, "d", "x")
+
+    assert at_once == {("a", "x"): 2, ("b", "x"): 1, ("_other", ""): 1}
+    assert later == {("b", "x"): 1, ("_other", ""): 1}
+    assert counted(metrics) == {("b", "x"): 1, ("_other", ""): 1, ("d", "x"): 1}
+
+
+def test_inline_policies_take_no_room_and_stay() -> None:
+    metrics = Metrics(max_policy_labels=1)
+    metrics.watch(lambda: SidecarState(True, "", "", ""))
+    metrics.record(replace(NAMED, policy=policy("p")), decision())
+
+    for _ in range(2):
+        assert counted(metrics) == {("inline", ""): 1}
+    decided(metrics, "a")
+    assert ("a", "") in counted(metrics)
+
+
+def test_policies_in_force_are_shown_up_to_the_bound_and_counted() -> None:
+    metrics = Metrics(max_policy_labels=3)
+    held = tuple(LoadedPolicy(f"p{n}", 1, "d", 1) for n in range(10))
+    metrics.watch(lambda: SidecarState(True, "", "", "", policies=held))
+
+    shown = [
+        sample.labels["policy"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "llmrouter_policy_info"
+    ]
+    assert shown == ["p0", "p1", "p2"]
+    assert value(metrics.registry, "llmrouter_policies") == 10

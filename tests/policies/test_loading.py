@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ models:
     host: api.anthropic.com:443
     dialects: [anthropic-messages]
     capabilities: [images, tools]
-    prices: {input: 3, output: 15.5}
+    prices: {input: 3, output: 15.5, as_of: 2026-08-21}
     latency_ms: 800
     context_window: 200000
   - id: minimal
@@ -109,6 +110,7 @@ models:
             output_price=15.5,
             latency_ms=800.0,
             context_window=200000,
+            prices_as_of=date(2026, 8, 21),
         ),
         "minimal": Model(id="minimal", upstream_model="minimal-1"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import date
 from enum import Enum
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from sidecar.core.policy import ApiDialect, Capability, CatalogRecord, Model
 from sidecar.grpc_api.convert.policies import attribution_to_core, revision_info
 from sidecar.grpc_api.convert.violations import Violations, shown
 from sidecar.policies import MAX_BYTES
+from sidecar.policies.days import parsed_day
 
 E = TypeVar("E", bound=Enum)
 
@@ -48,7 +50,17 @@ def _model_to_core(message: policy_pb2.CatalogModel, path: str, violations: Viol
         output_price=message.output_price if message.HasField("output_price") else None,
         latency_ms=message.latency_ms if message.HasField("latency_ms") else None,
         context_window=message.context_window if message.HasField("context_window") else None,
+        prices_as_of=_day(message.prices_as_of, f"{path}.prices_as_of", violations),
     )
+
+
+def _day(text: str, path: str, violations: Violations) -> date | None:
+    if not text:
+        return None
+    day = parsed_day(text)
+    if day is None:
+        violations.add(path, f"{shown(text)} is no day; write it as 2026-08-21, or leave it empty")
+    return day
 
 
 def _members(
@@ -110,4 +122,5 @@ def _model_to_proto(model: Model) -> policy_pb2.CatalogModel:
         output_price=model.output_price,
         latency_ms=model.latency_ms,
         context_window=model.context_window,
+        prices_as_of=model.prices_as_of.isoformat() if model.prices_as_of else "",
     )

@@ -146,6 +146,7 @@ def catalog_losses(lost: Lost, models: Iterable[Model], sayable: set[str]) -> No
             "host": model.host,
             "capabilities": model.capabilities,
             "prices": model.price if model.price is not None else model.input_price,
+            "prices.as_of": model.prices_as_of,
             "latency_ms": model.latency_ms,
             "context_window": model.context_window,
         }

@@ -246,6 +246,7 @@ def test_what_has_no_counterpart_is_named(kind: str, paths: list[str]) -> None:
                 "default.preference",
                 "models[acme/large].capabilities",
                 "models[acme/large].prices",
+                "models[acme/large].prices.as_of",
                 "models[acme/large].latency_ms",
                 "models[acme/large].context_window",
                 "models[acme/large].dialects",
@@ -264,6 +265,7 @@ def test_what_has_no_counterpart_is_named(kind: str, paths: list[str]) -> None:
                 "default.preference",
                 "models[acme/large].capabilities",
                 "models[acme/large].prices",
+                "models[acme/large].prices.as_of",
                 "models[acme/large].latency_ms",
                 "models[acme/large].context_window",
                 "models[acme/large].dialects",
@@ -271,7 +273,12 @@ def test_what_has_no_counterpart_is_named(kind: str, paths: list[str]) -> None:
         ),
         (
             "litellm",
-            {"models[acme/large].latency_ms", "models[acme/large].dialects", "routes"},
+            {
+                "models[acme/large].prices.as_of",
+                "models[acme/large].latency_ms",
+                "models[acme/large].dialects",
+                "routes",
+            },
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -45,6 +46,7 @@ LARGE = Model(
     output_price=2.0,
     latency_ms=250.0,
     context_window=128_000,
+    prices_as_of=date(2026, 8, 21),
 )
 CATALOG = {model.id: model for model in (FAST, LARGE)}
 

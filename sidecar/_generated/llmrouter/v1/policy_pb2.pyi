@@ -1105,6 +1105,7 @@ class CatalogModel(_message.Message):
     OUTPUT_PRICE_FIELD_NUMBER: _builtins.int
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     CONTEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    PRICES_AS_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The name that policies use, such as `openai/gpt-5.4-mini`."""
     upstream_model: _builtins.str
@@ -1121,6 +1122,10 @@ class CatalogModel(_message.Message):
     """Usual milliseconds to the first token; unset if unknown."""
     context_window: _builtins.int
     """In tokens; unset if unknown."""
+    prices_as_of: _builtins.str
+    """Day on which the prices were looked up, such as `2026-08-21`; empty if unknown. Older than
+    `policies.price_max_age_days` they still count, and metrics and log say so.
+    """
     @_builtins.property
     def dialects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The APIs that the provider answers, as policy files spell them: `openai-chat`,
@@ -1144,10 +1149,11 @@ class CatalogModel(_message.Message):
         output_price: _builtins.float | None = ...,
         latency_ms: _builtins.float | None = ...,
         context_window: _builtins.int | None = ...,
+        prices_as_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_input_price", b"_input_price", "_latency_ms", b"_latency_ms", "_output_price", b"_output_price", "context_window", b"context_window", "input_price", b"input_price", "latency_ms", b"latency_ms", "output_price", b"output_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_input_price", b"_input_price", "_latency_ms", b"_latency_ms", "_output_price", b"_output_price", "capabilities", b"capabilities", "cluster", b"cluster", "context_window", b"context_window", "dialects", b"dialects", "host", b"host", "id", b"id", "input_price", b"input_price", "latency_ms", b"latency_ms", "output_price", b"output_price", "upstream_model", b"upstream_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_input_price", b"_input_price", "_latency_ms", b"_latency_ms", "_output_price", b"_output_price", "capabilities", b"capabilities", "cluster", b"cluster", "context_window", b"context_window", "dialects", b"dialects", "host", b"host", "id", b"id", "input_price", b"input_price", "latency_ms", b"latency_ms", "output_price", b"output_price", "prices_as_of", b"prices_as_of", "upstream_model", b"upstream_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
     _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015
