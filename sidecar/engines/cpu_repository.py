@@ -21,7 +21,11 @@ class CpuRepositoryOptions:
 
     Args:
         max_batch_size: requests that Triton hands over together.
-        max_queue_size: requests that wait; more are answered UNAVAILABLE.
+        max_queue_size: requests that wait; more are answered UNAVAILABLE. 0 sets no bound: each
+            sidecar bounds how many it asks at a time and takes them back when its budget is over.
+            With a bound, Triton does not take requests out of its queue while the model computes,
+            and sometimes overlooks what came meanwhile for 500 ms
+            (`default_wait_microseconds` of its dynamic_batch_scheduler.cc).
         prefix_cache_bytes: bound of the kept prefixes' keys and values.
         route_cache_bytes: bound of the kept states of routes, for a second opinion.
         max_pass_tokens: new tokens of one pass over the graph. Where the CPU computes as fast as it
@@ -36,7 +40,7 @@ class CpuRepositoryOptions:
     """
 
     max_batch_size: int = 16
-    max_queue_size: int = 64
+    max_queue_size: int = 0
     prefix_cache_bytes: int = 512 * 1024 * 1024
     route_cache_bytes: int = 64 * 1024 * 1024
     max_pass_tokens: int = 256

@@ -32,6 +32,15 @@ def config(engines: Mapping[str, EngineInfo], tmp_path: Path) -> ModelConfig:
     return render(engines["llama"].path, tmp_path)
 
 
+def test_triton_may_take_requests_out_of_its_queue_while_the_model_computes(
+    config: ModelConfig,
+) -> None:
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 0)
+    assert not policy.allow_timeout_override
+    assert not config.dynamic_batching.priority_levels
+
+
 def test_options_are_written(engines: Mapping[str, EngineInfo], tmp_path: Path) -> None:
     config = render(
         engines["llama"].path,
