@@ -74,15 +74,7 @@ class Metrics:
         self._max_policy_labels = max_policy_labels
         self._labels = PolicyLabels(max_policy_labels)
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        Info("llmrouter_build", "What is running.", registry=self.registry).info(
-            {
-                "version": __version__,
-                "python": platform.python_version(),
-                "grpc": grpc.__version__,
-            }
-        )
+        _describe_process(self.registry)
         self._decisions = _Children(
             Counter(
                 "llmrouter_decisions",
@@ -180,6 +172,18 @@ class Metrics:
         others."""
         if gone := self._labels.forget(kept):
             self._decisions.drop(lambda values: values[2] in gone)
+
+
+def _describe_process(registry: CollectorRegistry) -> None:
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    Info("llmrouter_build", "What is running.", registry=registry).info(
+        {
+            "version": __version__,
+            "python": platform.python_version(),
+            "grpc": grpc.__version__,
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
