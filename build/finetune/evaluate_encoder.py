@@ -58,7 +58,7 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     left_out = set(filter(None, options.without.split(",")))
-    cases = read_corpus(options.cases, None, left_out).held_out
+    cases = read_corpus(options.cases, without=left_out).held_out
     seen = [case for case in cases if case.family not in left_out]
     unseen = [case for case in cases if case.family in left_out]
     unseen += [c for p in options.also for file in case_files(p) for c in read_cases(file)]

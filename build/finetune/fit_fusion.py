@@ -86,7 +86,7 @@ def main() -> None:
 def _cases(options: argparse.Namespace) -> list[Case]:
     if options.held_out:
         without = list(filter(None, options.without.split(",")))
-        return read_corpus(options.cases, None, without).held_out
+        return read_corpus(options.cases, without=without).held_out
     return [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
 
 

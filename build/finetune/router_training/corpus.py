@@ -36,7 +36,7 @@ def held_out(key: str) -> bool:
 
 
 def read_corpus(
-    cases: Sequence[Path], written: Path | None, without: Collection[str] = ()
+    cases: Sequence[Path], written: Sequence[Path] = (), without: Collection[str] = ()
 ) -> Corpus:
     """Families `without` are left out and go, like two in a hundred of the rest, to `held_out`.
 
@@ -45,17 +45,17 @@ def read_corpus(
     """
     corpus = Corpus()
     left_out = {*without, *(("mix",) if without else ())}
-    if written:
-        corpus.files.append(str(written))
-        corpus.written = [
+    for path in written:
+        corpus.files.append(str(path))
+        corpus.written += [
             policy
-            for policy in read_written(written)
+            for policy in read_written(path)
             if not held_out(policy.id) and _WRITTEN not in left_out
         ]
     for path in (file for folder in cases for file in case_files(folder)):
         corpus.files.append(str(path))
         for case in read_cases(path):
-            _place(case, corpus, left_out, drawn_afresh=written is not None)
+            _place(case, corpus, left_out, drawn_afresh=bool(written))
     return corpus
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """What is trained on, and where the run's files go."""
     parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
-    parser.add_argument("--written", type=Path, help="hand-written policies (.jsonl[.gz])")
+    parser.add_argument(
+        "--written", type=Path, nargs="*", default=[], help="written policies (.jsonl[.gz])"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--without", default="", help="families to leave out, comma-separated")
     parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
