@@ -7,7 +7,7 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sidecar.app_selection import call_selection
 from sidecar.config import Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
-from sidecar.core.model import CompiledPrompt, Tokenizer
+from sidecar.core.model import CompiledPrompt, Enough, Tokenizer
 from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_facts
 from sidecar.grpc_api.convert.resource_names import policy_name
@@ -221,15 +221,25 @@ def _engine(settings: Settings) -> EngineInfo:
         raise StartupError(f"routing_model.directory: {error}") from None
 
 
-def _second_opinion(engine: EngineInfo) -> Callable[[CompiledPrompt, Policy], CompiledPrompt]:
-    """What adds the engine's sentence encoder to a compiled prompt. Raises SidecarError."""
+def _second_opinion(
+    engine: EngineInfo, probability: float
+) -> Callable[[CompiledPrompt, Policy], CompiledPrompt]:
+    """What adds the engine's sentence encoder to a compiled prompt. Raises SidecarError.
+
+    Args:
+        probability: from which on the encoder decides by itself; 1: never.
+    """
     second = engine.router.second_opinion
     path = engine.second_opinion_tokenizer_path
     if second is None or path is None:
         return lambda compiled, policy: compiled
     texts = encoder_texts(_tokenizer(path))
-    fusion = Fusion(**asdict(second.fusion))
-    return lambda compiled, policy: with_second_opinion(compiled, policy, texts, fusion)
+    facts = second.fusion
+    fusion = Fusion(facts.language_model, facts.encoder, facts.other_bias, facts.temperature)
+    enough = None
+    if facts.alone_encoder > 0 and probability < 1:
+        enough = Enough(facts.alone_encoder, facts.alone_other_bias, probability)
+    return lambda compiled, policy: with_second_opinion(compiled, policy, texts, fusion, enough)
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -251,7 +261,7 @@ def _registry(
         )
         chosen = get_format(prompt_format)
 
-        give_second_opinion = _second_opinion(engine)
+        give_second_opinion = _second_opinion(engine, settings.routing_model.encoder_alone_from)
 
         def compile_prompt(policy: Policy) -> CompiledPrompt:
             compiled = chosen.compile(

@@ -61,6 +61,9 @@ def _response(request: Any, tensors: Tensors, raw: bytes | None) -> Any:
     return response
 
 
+_KINDS: Mapping[str, type[np.generic]] = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_}
+
+
 def sent(request: Any) -> dict[str, list[Any]]:
     """The tensors of a request by name, flat; bytes tensors without their length prefix."""
     values: dict[str, list[Any]] = {}
@@ -68,7 +71,7 @@ def sent(request: Any) -> dict[str, list[Any]]:
         if tensor.datatype == "BYTES":
             values[tensor.name] = [raw[4:]]
         else:
-            kind = np.int32 if tensor.datatype == "INT32" else np.bool_
+            kind = _KINDS[tensor.datatype]
             values[tensor.name] = np.frombuffer(raw, dtype=kind).tolist()
     return values
 

@@ -63,6 +63,17 @@ RouteTexts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Enough:
+    """When the sentence encoder decides by itself and the language model is not computed: one
+    candidate's probability, the softmax of `factor` times the encoder's logits with `other_bias`
+    added to `other`, is `probability` or more."""
+
+    factor: float
+    other_bias: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class SecondOpinionIds:
     """What the sentence encoder of a second opinion reads, in ids of its own tokenizer.
 
@@ -70,11 +81,13 @@ class SecondOpinionIds:
         request_ids: the newest request, and what was said before it.
         request_types: 0 or 1 for each of them: the request, what was said before.
         routes: shared by all requests of a policy.
+        enough: when the encoder decides by itself; None: never.
     """
 
     request_ids: tuple[int, ...]
     request_types: tuple[int, ...]
     routes: RouteTexts
+    enough: Enough | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ class LabelLogits:
     """Logits of the label tokens, in the order of `LabelAnswer.token_ids`.
 
     Args:
+        logits: empty where the sentence encoder was `Enough`.
         second_opinion: the sentence encoder's, of the same candidates; None if the model server
             sent none.
     """

@@ -48,16 +48,23 @@ class WeightStorage(StrEnum):
 class FusionFacts:
     """How the language model's opinion and the encoder's become one: `language_model` * its
     log-probabilities + `encoder` * the encoder's logits, + `other_bias` on `other`, all of it
-    divided by `temperature`, then the softmax."""
+    divided by `temperature`, then the softmax.
+
+    The encoder's own probabilities, where it decides by itself, are the softmax of `alone_encoder`
+    * its logits, + `alone_other_bias` on `other`; 0: it never does."""
 
     language_model: float
     encoder: float
     other_bias: float = 0.0
     temperature: float = 1.0
+    alone_encoder: float = 0.0
+    alone_other_bias: float = 0.0
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> FusionFacts:
         """Raises KeyError, TypeError or ValueError if `content` does not say it."""
+        # Those of adapters that were described before it are without.
+        content = {"alone_encoder": 0.0, "alone_other_bias": 0.0, **content}
         fusion = cls(**{each.name: float(content[each.name]) for each in fields(cls)})
         if not all(map(math.isfinite, asdict(fusion).values())) or fusion.temperature <= 0:
             raise ValueError(f"fusion is {asdict(fusion)}")

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from sidecar.core.model import (
     AnswerForm,
+    Enough,
     InferenceError,
     InferenceFailure,
     LabelAnswer,
@@ -132,8 +133,10 @@ class TritonModel:
             return _read_label_logits(result, form, self._target)
         inputs += _second_opinion_inputs(second)
         result = await self._call(inputs, self._second_opinion_outputs, timeout_s)
-        labels = _read_label_logits(result, form, self._target)
-        return replace(labels, second_opinion=_read_second_opinion(result, form))
+        opinion = _read_second_opinion(result, form)
+        if second.enough is not None and opinion is not None and _is_empty(result):
+            return LabelLogits((), opinion)
+        return replace(_read_label_logits(result, form, self._target), second_opinion=opinion)
 
     async def warm(
         self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
@@ -277,7 +280,13 @@ def _second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
         _int_input("second_opinion_request_ids", [second.request_ids]),
         _int_input("second_opinion_request_types", [second.request_types]),
         *_route_inputs(second.routes),
+        *([_enough_input(second.enough)] if second.enough is not None else []),
     ]
+
+
+def _enough_input(enough: Enough) -> InferInput:
+    values = [[enough.factor, enough.other_bias, enough.probability]]
+    return _input("second_opinion_enough", "FP32", np.array(values, np.float32))
 
 
 def _route_inputs(routes: RouteTexts) -> list[InferInput]:
@@ -342,6 +351,11 @@ def _read_label_logits(result: InferResult, form: LabelAnswer, target: TritonTar
     if not np.isfinite(chosen).all():
         raise InferenceError(InferenceFailure.ERROR, "generation_logits holds values not finite")
     return LabelLogits(tuple(chosen.tolist()))
+
+
+def _is_empty(result: InferResult) -> bool:
+    """True if no token was chosen: the encoder was enough."""
+    return _tensor(result, "generation_logits", "f").shape[:3] == (1, 1, 0)
 
 
 def _read_second_opinion(result: InferResult, form: LabelAnswer) -> tuple[float, ...] | None:

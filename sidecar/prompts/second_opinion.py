@@ -18,6 +18,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import (
     Answer,
     CompiledPrompt,
+    Enough,
     LabelAnswer,
     LabelLogits,
     ModelOutput,
@@ -138,12 +139,13 @@ class FusedPrompt:
     `core.model.CompiledPrompt`.
 
     Where the model server sends no second opinion, the language model decides alone, at its own
-    temperature.
+    temperature. Where the encoder is `enough`, it decides alone.
     """
 
     alone: CompactPrompt
     route_texts: RouteTexts
     fusion: Fusion
+    enough: Enough | None
     _texts: EncoderTexts
 
     @property
@@ -156,10 +158,12 @@ class FusedPrompt:
 
     def render(self, conversation: Conversation) -> Prompt:
         ids, types = self._texts.request(conversation.shown_to_router())
-        second = SecondOpinionIds(ids, types, self.route_texts)
+        second = SecondOpinionIds(ids, types, self.route_texts, self.enough)
         return replace(self.alone.render(conversation), second_opinion=second)
 
     def read(self, output: ModelOutput) -> Answer:
+        if isinstance(output, LabelLogits) and not output.logits and self.enough is not None:
+            return self._by_encoder(output.second_opinion or (), self.enough)
         alone = self.alone.read(output)
         if not alone.name or not isinstance(output, LabelLogits):
             return alone
@@ -175,15 +179,30 @@ class FusedPrompt:
         text = f"{answer.text} (language model {_top(alone)}, encoder {_top(encoder)})"
         return replace(answer, text=text)
 
+    def _by_encoder(self, logits: Sequence[float], enough: Enough) -> Answer:
+        last = len(logits) - 1
+        by_encoder = LabelLogits(
+            tuple(
+                enough.factor * logit + (enough.other_bias if place == last else 0.0)
+                for place, logit in enumerate(logits)
+            )
+        )
+        answer = read_labels(by_encoder, self.alone.names, self.alone.labels, 1.0)
+        return replace(answer, text=f"{answer.text} (encoder alone)") if answer.name else answer
+
 
 def with_second_opinion(
-    compiled: CompiledPrompt, policy: Policy, texts: EncoderTexts, fusion: Fusion
+    compiled: CompiledPrompt,
+    policy: Policy,
+    texts: EncoderTexts,
+    fusion: Fusion,
+    enough: Enough | None = None,
 ) -> CompiledPrompt:
     """`compiled` with an encoder beside it; as it is where its answers have no logits to fuse."""
     if not isinstance(compiled, CompactPrompt):
         return compiled
     routes = tuple(texts.route(route.name, route.description) for route in policy.routes)
-    return FusedPrompt(compiled, routes, fusion, texts)
+    return FusedPrompt(compiled, routes, fusion, enough, texts)
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from cpu_engine.engine_files import open_engine
 from cpu_engine.errors import RefusedError
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
-from cpu_engine.requests import Asked, Limits, Opinion, OpinionLimits, read_request
+from cpu_engine.requests import Asked, Enough, Limits, Opinion, OpinionLimits, read_request
 from cpu_engine.responses import to_tensors
 from cpu_engine.second_opinion import Encoder, SecondOpinion
 
@@ -405,7 +405,45 @@ def read(limits: Limits = LIMITS, **changes: tuple[int, ...] | None) -> Asked:
     return read_request(arrays, ("output_ids", "sequence_length"), limits, lambda: False)
 
 
+def reads_enough(*values: float, labels: bool = True) -> Asked:
+    asked = {
+        "input_ids": np.array([[5, 6]], np.int32),
+        "input_lengths": np.array([[2]], np.int32),
+        "request_output_len": np.array([[1]], np.int32),
+        "return_generation_logits": np.array([[True]]),
+        "second_opinion_request_ids": np.array([REQUEST], np.int32),
+        "second_opinion_request_types": np.array([TYPES], np.int32),
+        "second_opinion_route_ids": np.array([[7]], np.int32),
+        "second_opinion_route_lengths": np.array([[1]], np.int32),
+        "second_opinion_enough": np.array([values], np.float32),
+    }
+    if labels:
+        asked["label_ids"] = np.array([[1, 2]], np.int32)
+    return read_request(asked, ("output_ids", "sequence_length"), LIMITS, lambda: False)
+
+
 class TestRequests:
+    def test_may_say_what_is_enough(self) -> None:
+        asked = reads_enough(0.75, -0.5, 0.875).opinion
+        assert asked is not None
+        assert asked.enough == Enough(0.75, -0.5, 0.875)
+
+    @pytest.mark.parametrize(
+        ("values", "labels", "message"),
+        [
+            ((0.75, -0.5), True, r"second_opinion_enough is \[0.75, -0.5\]; must be a factor"),
+            ((0.75, -0.5, 0.25), True, "a probability from 0.5 to 1"),
+            ((0.75, -0.5, 1.5), True, "a probability from 0.5 to 1"),
+            ((math.nan, 0.0, 0.9), True, "second_opinion_enough is"),
+            ((0.75, -0.5, 0.875), False, "second_opinion_enough needs label_ids"),
+        ],
+    )
+    def test_that_say_it_wrongly_are_refused(
+        self, values: tuple[float, ...], labels: bool, message: str
+    ) -> None:
+        with pytest.raises(RefusedError, match=message):
+            reads_enough(*values, labels=labels)
+
     def test_are_read(self) -> None:
         asked = read().opinion
         assert asked is not None
@@ -445,6 +483,16 @@ class TestRequests:
             read(**changes)
 
 
+LABEL_OUTPUTS = frozenset(
+    {"output_ids", "sequence_length", "generation_logits", "second_opinion_logits"}
+)
+
+
+def asks_labels(enough: Enough | None) -> Asked:
+    labels = ask([10, 11], [12, 13], label_ids=range(20, 20 + len(ROUTES) + 1))
+    return replace(labels, log_probs=False, opinion=replace(opinion(), enough=enough))
+
+
 class TestDecider:
     @pytest.fixture
     def decider(self, second: SecondOpinion, forwards: Mapping[str, Forward]) -> Decider:
@@ -467,6 +515,42 @@ class TestDecider:
         tensors = to_tensors(asked, outcomes(decider, [asked])[0])
         assert tensors["second_opinion_logits"].shape == (1, len(ROUTES) + 1)
         assert tensors["second_opinion_logits"].dtype == np.float32
+
+    def test_an_encoder_that_is_enough_leaves_the_language_model_out(
+        self, decider: Decider, forwards: Mapping[str, Forward]
+    ) -> None:
+        passes = forwards["llama"].passes
+        asked = asks_labels(Enough(100.0, 0.0, 0.5))
+        (outcome,) = outcomes(decider, [asked])
+        assert forwards["llama"].passes == passes
+        tensors = to_tensors(replace(asked, outputs=LABEL_OUTPUTS), outcome)
+        assert tensors["generation_logits"].shape == (1, 1, 0, len(ROUTES) + 1)
+        assert tensors["output_ids"].shape == (1, 1, 0)
+        assert tensors["sequence_length"].tolist() == [[0]]
+        expected = ByHand().logits(REQUEST, TYPES)
+        np.testing.assert_allclose(tensors["second_opinion_logits"][0], expected, atol=1e-3)
+
+    def test_those_that_it_is_not_enough_for_are_decided_by_both(self, decider: Decider) -> None:
+        sure, unsure = asks_labels(Enough(100.0, 0.0, 0.5)), asks_labels(Enough(0.01, 0.0, 0.9))
+        without = asks_labels(None)
+        answered = outcomes(decider, [unsure, sure, without])
+        assert [len(outcome.logits) for outcome in answered] == [1, 0, 1]
+        np.testing.assert_allclose(answered[0].logits, answered[2].logits, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("enough", "reached"),
+        [
+            (Enough(1.0, 0.0, 0.86), True),
+            (Enough(1.0, 0.0, 0.87), False),
+            (Enough(0.5, 0.0, 0.65), False),
+            (Enough(1.0, 2.0, 0.55), False),
+            (Enough(1.0, 5.0, 0.93), True),
+        ],
+    )
+    def test_enough_is_a_probability_of_scaled_logits(self, enough: Enough, reached: bool) -> None:
+        # Softmax: 0.866 of the first; with half of it 0.646; 0.547 with 2 on the last, which has
+        # 0.938 with 5.
+        assert enough.reached(np.array([2.0, -1.0, -0.25], np.float32)) is reached
 
     def test_without_encoder_there_is_none(self, forwards: Mapping[str, Forward]) -> None:
         decider = Decider(forwards["llama"], PrefixCache(1 << 24), None, 512)

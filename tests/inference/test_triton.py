@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sidecar.core.model import (
+    Enough,
     InferenceError,
     InferenceFailure,
     LabelAnswer,
@@ -156,6 +157,35 @@ async def test_a_second_opinion_is_asked_for_along_with_the_labels() -> None:
     assert tensors["second_opinion_route_ids"] == [1, 2, 3]
     assert tensors["second_opinion_route_lengths"] == [2, 1]
     assert fake.requests[0].outputs[-1].name == "second_opinion_logits"
+
+
+ENOUGH = replace(BOTH, second_opinion=replace(SECOND, enough=Enough(0.75, -0.5, 0.875)))
+
+
+def by_encoder_alone() -> Tensors:
+    return {**with_opinion(0.5, 1.5, 2.5), **logits(1, 1, 0, 3)}
+
+
+async def test_what_is_enough_is_told_and_the_encoder_may_decide_alone() -> None:
+    fake = FakeTriton(by_encoder_alone())
+    async with model_of(fake) as model:
+        output = await model.infer(ENOUGH, LABELS_3, 60)
+
+    assert output == LabelLogits((), (0.5, 1.5, 2.5))
+    assert sent(fake.requests[0])["second_opinion_enough"] == [0.75, -0.5, 0.875]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [(BOTH, by_encoder_alone()), (ENOUGH, logits(1, 1, 0, 3))],
+    ids=["nobody asked it to", "it said nothing"],
+)
+async def test_without_any_decision_it_is_a_model_error(prompt: Prompt, answer: Tensors) -> None:
+    async with model_of(FakeTriton(answer)) as model:
+        with pytest.raises(InferenceError, match="generation_logits") as caught:
+            await model.infer(prompt, LABELS_3, 60)
+
+    assert caught.value.failure is InferenceFailure.ERROR
 
 
 async def test_a_server_without_encoder_gives_no_second_opinion() -> None:

@@ -29,6 +29,7 @@ async def sidecar_on(
     others: tuple[str, ...] = (),
     interface: str = "tensorrt_llm",
     model: str = "tensorrt_llm",
+    encoder_alone_from: float = 0.9,
 ) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
     """A stub of a sidecar that asks the Triton at `triton_address`.
 
@@ -47,7 +48,11 @@ async def sidecar_on(
                 "interface": interface,
                 "model": model,
             },
-            "routing_model": {"directory": engine.path, "prompt_format": prompt_format},
+            "routing_model": {
+                "directory": engine.path,
+                "prompt_format": prompt_format,
+                "encoder_alone_from": encoder_alone_from,
+            },
         },
         environ={},
     )
@@ -61,19 +66,24 @@ async def sidecar_on(
         await sidecar.stop(1)
 
 
-async def decides_by_model(stub: routing_pb2_grpc.RoutingServiceStub, policy: str) -> None:
-    """Wait until the policy is warm."""
+def answered_by_model(decision: decision_pb2.Decision) -> bool:
+    """True if the routing model's answer was read, now or before, whatever it led to. The step
+    `model` says no more than that it was asked."""
+    return any(step.step == "answer" for step in decision.steps)
+
+
+async def decides_by_model(
+    stub: routing_pb2_grpc.RoutingServiceStub, policy: str
+) -> decision_pb2.Decision:
+    """Wait until the policy is warm; the first decision that the model made."""
     async with asyncio.timeout(60):
         # Another text each time: the same one would be answered from the cache.
         for number in itertools.count():
-            probe = request(f"hello {number}", policy)
-            response = await stub.Route(probe)
-            decision = response.decision
-            if decision.source == decision_pb2.DECISION_SOURCE_CACHE:
-                return
-            if any(step.step == "model" for step in decision.steps):
-                return
+            decision = (await stub.Route(request(f"hello {number}", policy))).decision
+            if answered_by_model(decision):
+                return decision
             await asyncio.sleep(0.05)
+    raise AssertionError("counting does not end")
 
 
 def request(text: str, policy: str = "", explain: bool = False) -> routing_pb2.RouteRequest:

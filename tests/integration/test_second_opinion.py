@@ -4,8 +4,10 @@ engine of tiny random models."""
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,16 @@ from cpu_engine.second_opinion import Encoder, SecondOpinion
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import InferenceError, LabelLogits, Prompt, SecondOpinionIds
+from sidecar.core.model import Enough, InferenceError, LabelLogits, Prompt, SecondOpinionIds
 from sidecar.engines import (
     CpuRepositoryOptions,
     EngineInfo,
     build_cpu_engine,
+    load_engine,
     open_adapter,
     render_cpu_repository,
 )
+from sidecar.engines.engine_directory import write_manifest
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.local import TritonServer
@@ -116,7 +120,12 @@ def triton(engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> Iter
 async def model(triton: TritonServer, engine: EngineInfo) -> AsyncIterator[TritonModel]:
     facts = engine.router
     target = TritonTarget(
-        triton.grpc_address, "tensorrt_llm", facts.end_id, facts.pad_id, facts.vocab_size
+        triton.grpc_address,
+        "tensorrt_llm",
+        facts.end_id,
+        facts.pad_id,
+        facts.vocab_size,
+        label_ids=True,
     )
     model = TritonModel(target)
     yield model
@@ -134,7 +143,9 @@ def compiled(engine: EngineInfo, policies: Path) -> FusedPrompt:
         record, HfTokenizer(engine.tokenizer_path), 416, engine.router.temperature
     )
     texts = encoder_texts(HfTokenizer(engine.second_opinion_tokenizer_path))
-    prompt = with_second_opinion(alone, record, texts, Fusion(**asdict(second.fusion)))
+    facts = second.fusion
+    fusion = Fusion(facts.language_model, facts.encoder, facts.other_bias, facts.temperature)
+    prompt = with_second_opinion(alone, record, texts, fusion)
     assert isinstance(prompt, FusedPrompt)
     return prompt
 
@@ -202,6 +213,53 @@ async def test_what_is_malformed_is_refused_by_name(
             compiled.answer_form,
             20,
         )
+
+
+async def test_the_encoder_decides_alone_where_it_is_enough(
+    model: TritonModel, compiled: FusedPrompt
+) -> None:
+    always, never = Enough(100.0, 0.0, 0.5), Enough(0.001, 0.0, 1.0)
+    prompts = [
+        replace(compiled, enough=enough).render(
+            Conversation((Message(Role.USER, f"where is {number}"),))
+        )
+        for number, enough in enumerate([always, never, None, always])
+    ]
+    outputs = await asyncio.gather(
+        *(model.infer(prompt, compiled.answer_form, 20) for prompt in prompts)
+    )
+    assert all(isinstance(output, LabelLogits) for output in outputs)
+    labels = [len(output.logits) for output in outputs if isinstance(output, LabelLogits)]
+    assert labels == [0, len(WORDS) + 1, len(WORDS) + 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("alone_from", "answered_by"), [(0.5, "(encoder alone)"), (1.0, "language model")]
+)
+async def test_from_which_probability_on_is_a_setting(
+    triton: TritonServer,
+    engine: EngineInfo,
+    policies: Path,
+    tmp_path: Path,
+    alone_from: float,
+    answered_by: str,
+) -> None:
+    # Another scale of the encoder's own probabilities, the same engine.
+    copy = Path(shutil.copytree(engine.path, tmp_path / "engine"))
+    facts = json.loads((copy / "router.json").read_text())
+    facts["second_opinion"]["fusion"] |= {"alone_encoder": 100.0, "alone_other_bias": 0.0}
+    (copy / "router.json").write_text(json.dumps(facts))
+    write_manifest(copy)
+    async with sidecar_on(
+        triton.grpc_address,
+        load_engine(copy),
+        budget_s=60,
+        policies=policies,
+        encoder_alone_from=alone_from,
+    ) as stub:
+        await decides_by_model(stub, "")
+        decision = (await stub.Route(request(TEXT, explain=True))).decision
+    assert answered_by in decision.explanation.answer
 
 
 async def test_a_decision_is_made_of_both(

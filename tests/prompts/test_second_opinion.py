@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Reason
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import LabelLogits, Prompt, SecondOpinionIds
+from sidecar.core.model import Enough, LabelLogits, Prompt, SecondOpinionIds
 from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
 from sidecar.prompts import get_format
 from sidecar.prompts.second_opinion import (
@@ -165,9 +166,9 @@ POLICY = Policy(
 )
 
 
-def compiled(fusion: Fusion) -> FusedPrompt:
+def compiled(fusion: Fusion, enough: Enough | None = None) -> FusedPrompt:
     alone = get_format("compact-v1").compile(POLICY, Words(), 2000, 2.0)
-    prompt = with_second_opinion(alone, POLICY, texts(), fusion)
+    prompt = with_second_opinion(alone, POLICY, texts(), fusion, enough)
     assert isinstance(prompt, FusedPrompt)
     return prompt
 
@@ -209,6 +210,31 @@ class TestFusedPrompt:
         output = LabelLogits((0.0, 3.0, 0.0), second)
         assert prompt.read(output) == prompt.alone.read(output)
         assert prompt.read(output).name == "travel"
+
+    def test_what_is_enough_goes_with_the_request(self) -> None:
+        enough = Enough(0.7, -0.5, 0.9)
+        rendered = compiled(Fusion(1, 1), enough).render(Conversation(said((USER, "5 6"))))
+        assert rendered.second_opinion is not None
+        assert rendered.second_opinion.enough == enough
+
+    def test_the_encoder_alone_has_a_scale_of_its_own(self) -> None:
+        prompt = compiled(Fusion(9.0, 9.0, other_bias=9.0), Enough(0.5, -1.0, 0.6))
+        answer = prompt.read(LabelLogits((), second_opinion=(0.0, 6.0, 4.0)))
+        weights = [math.exp(0.0), math.exp(3.0), math.exp(2.0 - 1.0)]
+        assert answer.name == "travel"
+        assert answer.candidates[0].probability == pytest.approx(weights[1] / sum(weights))
+        assert answer.text.endswith("(encoder alone)")
+
+    @pytest.mark.parametrize(
+        ("enough", "second"),
+        [(None, (0.0, 6.0, 4.0)), (Enough(0.5, 0.0, 0.6), None), (Enough(0.5, 0.0, 0.6), (1.0,))],
+        ids=["not asked to decide", "no opinion", "too few"],
+    )
+    def test_an_answer_of_nobody_is_none(
+        self, enough: Enough | None, second: tuple[float, ...] | None
+    ) -> None:
+        answer = compiled(Fusion(1.0, 1.0), enough).read(LabelLogits((), second))
+        assert (answer.name, answer.problem) == ("", Reason.UNPARSABLE_ANSWER)
 
     def test_a_text_answer_is_left_as_it_is(self) -> None:
         guided = get_format("arch-router/model-card").compile(POLICY, Words(), 2000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,9 +36,20 @@ class Opinions:
 
 def fit_fusion(cases: Sequence[Opinions]) -> FusionFacts:
     """The factors with the least log loss, every family counting as much as every other: those of
-    the opinions above 0, whatever few cases say. Raises ValueError for no cases."""
-    language_model, encoder, other_bias = _fit(cases, [math.log(0.5), math.log(0.5), 0.0])
-    return FusionFacts(language_model, encoder, other_bias)
+    the opinions above 0, whatever few cases say; and those of the encoder by itself.
+
+    Raises ValueError for no cases."""
+    start = [math.log(0.5), math.log(0.5), 0.0]
+    language_model, encoder, other_bias = _fit(cases, start)
+    nothing = [replace(case, language_model=np.zeros_like(case.encoder)) for case in cases]
+    _, alone, alone_other_bias = _fit(nothing, start)
+    return FusionFacts(
+        language_model,
+        encoder,
+        other_bias,
+        alone_encoder=alone,
+        alone_other_bias=alone_other_bias,
+    )
 
 
 def fit_temperature(cases: Sequence[Opinions]) -> float:

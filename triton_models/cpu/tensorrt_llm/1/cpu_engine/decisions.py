@@ -6,7 +6,7 @@ gone costs nothing more from the next pass on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,6 +131,20 @@ class Decider:
             yield from self._decide_group(group)
 
     def _decide_group(self, group: Sequence[Asked]) -> Iterator[Result]:
+        opinions = self._opinions(group)
+        undecided: list[Asked] = []
+        for asked in group:
+            outcome = self._by_encoder(asked, opinions.get(id(asked)))
+            if outcome is None:
+                undecided.append(asked)
+            else:
+                yield asked, outcome
+        if undecided:
+            yield from self._decide_by_both(undecided, opinions)
+
+    def _decide_by_both(
+        self, group: Sequence[Asked], opinions: Mapping[int, Floats]
+    ) -> Iterator[Result]:
         try:
             prefix, reused = self._prefix(group)
         except CancelledError as cancelled:
@@ -150,25 +164,33 @@ class Decider:
                 except RefusedError as refused:
                     yield asked, refused
                     continue
+                sequence.outcome.opinion = opinions.get(id(asked))
                 sequences.append(sequence)
                 room -= len(sequence.pending)
-            self._add_opinions(sequences)
             yield from self._answer(sequences, prefix)
             reused = group[0].prefix_length
 
-    def _add_opinions(self, sequences: Sequence[_Sequence]) -> None:
+    def _opinions(self, group: Sequence[Asked]) -> dict[int, Floats]:
+        """The encoder's logits by the identity of the request."""
         if self._second_opinion is None:
-            return
-        wanted: list[tuple[Outcome, Opinion]] = []
-        for sequence in sequences:
-            opinion = sequence.asked.opinion
-            if opinion is not None and opinion.has_request:
-                wanted.append((sequence.outcome, opinion))
-            elif opinion is not None:
-                self._second_opinion.keep(opinion)
+            return {}
+        wanted: list[tuple[int, Opinion]] = []
+        for asked in group:
+            if asked.opinion is None or asked.is_cancelled():
+                continue
+            if asked.opinion.has_request:
+                wanted.append((id(asked), asked.opinion))
+            else:
+                self._second_opinion.keep(asked.opinion)
         given = self._second_opinion.opinions([opinion for _, opinion in wanted])
-        for (outcome, _), logits in zip(wanted, given, strict=True):
-            outcome.opinion = logits
+        return {key: logits for (key, _), logits in zip(wanted, given, strict=True)}
+
+    def _by_encoder(self, asked: Asked, logits: Floats | None) -> Outcome | None:
+        """What the encoder decides by itself; None if that is not enough."""
+        enough = asked.opinion.enough if asked.opinion else None
+        if logits is None or enough is None or not enough.reached(logits):
+            return None
+        return Outcome(self._new_answer(asked), 0, opinion=logits)
 
     def _begin(self, asked: Asked, reused: int, segment: int) -> _Sequence:
         outcome = Outcome(self._new_answer(asked), reused)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpu_engine.errors import RefusedError
-from cpu_engine.forward import Ints
+from cpu_engine.forward import Floats, Ints
 from cpu_engine.grammar import read_literals
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -60,6 +60,22 @@ class Limits:
     second_opinion: OpinionLimits | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """When the encoder decides by itself: one candidate's probability, the softmax of `factor`
+    times its logits with `other_bias` added to the last, is `probability` or more."""
+
+    factor: float
+    other_bias: float
+    probability: float
+
+    def reached(self, logits: Floats) -> bool:
+        """Of [routes + 1] logits."""
+        scaled = self.factor * logits.astype(np.float64)
+        scaled[-1] += self.other_bias
+        return float(1 / np.exp(scaled - scaled.max()).sum()) >= self.probability
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Opinion:
     """What the encoder is asked.
@@ -67,11 +83,13 @@ class Opinion:
     Args:
         request_ids, request_types: [tokens]; empty: the routes are only to be kept.
         routes: ids of each, at least one.
+        enough: when the language model need not be computed; None: never.
     """
 
     request_ids: Ints
     request_types: Ints
     routes: tuple[Ints, ...]
+    enough: Enough | None = None
 
     @property
     def has_request(self) -> bool:
@@ -262,7 +280,22 @@ def _opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:
         )
     _check_range(request, request_ids, limits.vocab_size)
     _check_range(types, request_types, 2)
-    return Opinion(request_ids, request_types, routes)
+    return Opinion(request_ids, request_types, routes, _enough(tensors))
+
+
+def _enough(tensors: Tensors) -> Enough | None:
+    name = f"{_OPINION}enough"
+    if name not in tensors:
+        return None
+    values = tensors[name].reshape(-1).astype(np.float64)
+    if len(values) != 3 or not np.isfinite(values).all() or not 0.5 <= values[2] <= 1:
+        raise RefusedError(
+            f"{name} is {values.tolist()}; must be a factor, what is added to the last logit, and "
+            "a probability from 0.5 to 1"
+        )
+    if "label_ids" not in tensors:
+        raise RefusedError(f"{name} needs label_ids: the encoder's candidates are those")
+    return Enough(*values.tolist())
 
 
 def _integers(tensors: Tensors, name: str) -> Ints:

@@ -14,7 +14,8 @@ from cpu_engine.requests import TOKENS_PER_BLOCK, Asked
 def to_tensors(asked: Asked, outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     """The outputs that were requested and switched on: output_ids [1, 1, n], sequence_length
     [1, 1], cum_log_probs [1, 1], output_log_probs [1, 1, n], generation_logits
-    [1, 1, n, vocabulary or labels], second_opinion_logits [1, routes + 1], kv_cache_* [1, 1]."""
+    [1, 1, n, vocabulary or labels], second_opinion_logits [1, routes + 1], kv_cache_* [1, 1]; n is
+    0 where the encoder was enough."""
     answer = outcome.answer
     shown = answer.tokens if asked.without_input else [*asked.ids.tolist(), *answer.tokens]
     tensors: dict[str, npt.NDArray[Any]] = {
@@ -25,12 +26,18 @@ def to_tensors(asked: Asked, outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
         tensors["cum_log_probs"] = np.array([[answer.cum_log_prob]], np.float32)
         tensors["output_log_probs"] = np.array(answer.log_probs, np.float32).reshape(1, 1, -1)
     if asked.logits:
-        tensors["generation_logits"] = np.stack(outcome.logits)[None, None]
+        tensors["generation_logits"] = _logits(asked, outcome)[None, None]
     if outcome.opinion is not None:
         tensors["second_opinion_logits"] = outcome.opinion[None]
     if asked.perf_metrics:
         tensors.update(_blocks(asked, outcome))
     return {name: values for name, values in tensors.items() if name in asked.outputs}
+
+
+def _logits(asked: Asked, outcome: Outcome) -> npt.NDArray[np.float32]:
+    if outcome.logits:
+        return np.stack(outcome.logits)
+    return np.zeros((0, 0 if asked.label_ids is None else len(asked.label_ids)), np.float32)
 
 
 def _blocks(asked: Asked, outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
