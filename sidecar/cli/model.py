@@ -276,6 +276,7 @@ def _second_opinion(facts: RouterFacts) -> str:
     return (
         f"sha256:{second.adapter_sha256}; weights {fusion.language_model:.3g} of the language "
         f"model, {fusion.encoder:.3g} of the encoder, {fusion.other_bias:+.3g} on other"
+        + ("; may decide by itself" if fusion.alone_encoder > 0 else "")
     )
 
 
