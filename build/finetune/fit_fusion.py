@@ -25,7 +25,7 @@ from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
-from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
+from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
 from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
 from router_training.scoring import Scored, score, stratified, summary
@@ -78,6 +78,7 @@ def main() -> None:
             "encoder": summary(_decided(scored, opinions, only_encoder)),
             "fused": summary(_decided(scored, opinions, fusion)),
         },
+        "encoder_alone": encoder_alone(list(opinions.values()), fusion),
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({**result, "scores": _short(result["scores"])}, indent=2))  # noqa: T201

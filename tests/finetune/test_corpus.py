@@ -82,7 +82,9 @@ def test_our_own_policies_can_be_drawn_from() -> None:
     for policy in policies:
         names = [route.name for route in policy.routes]
         labels = {name for name, _ in policy.singles}
-        labels |= {label for turns in policy.dialogues for role, _, label in turns if role == "user"}
+        labels |= {
+            label for turns in policy.dialogues for role, _, label in turns if role == "user"
+        }
         assert len(set(names)) == len(names) >= 2, policy.id
         assert labels <= {*names, "other"}, policy.id
         assert all(route.descriptions for route in policy.routes), policy.id

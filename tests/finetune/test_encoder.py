@@ -26,7 +26,7 @@ from router_training.encoder_model import (
     trained_weights,
     untrained,
 )
-from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
+from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
 from router_training.mixture import Mixture, build_mixture
 
 from sidecar.engines.encoder import ADDED, open_encoder
@@ -183,6 +183,22 @@ def test_the_fusion_trusts_who_is_right() -> None:
     assert 0 < found.language_model < 0.3
     assert abs(found.other_bias) < 0.5
     assert fused(opinions(3.0)[0], found).sum() == pytest.approx(1)
+
+
+def test_the_encoder_has_a_scale_of_its_own() -> None:
+    found = fit_fusion(opinions(3.0))
+    assert found.alone_encoder == pytest.approx(3.0, rel=0.2)
+    assert abs(found.alone_other_bias) < 0.5
+
+
+def test_what_the_encoder_decides_alone_is_told_by_probability() -> None:
+    cases, found = opinions(3.0), fit_fusion(opinions(3.0))
+    table = encoder_alone(cases, found, (0.4, 0.9, 1.0))
+    shares = [row["share"] for row in table]
+    assert shares[0] > shares[1] > shares[2] == 0
+    assert table[1]["right"] > table[0]["right"] > table[0]["all_right"] - 0.1
+    both = np.mean([case.right[fused(case, found).argmax()] for case in cases])
+    assert table[2] == {"from": 1.0, "share": 0.0, "all_right": pytest.approx(both)}
 
 
 def test_a_language_model_that_knows_nothing_is_believed_little() -> None:

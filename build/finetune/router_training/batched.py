@@ -50,6 +50,7 @@ class Batch:
 
 
 def collate(draws: Sequence[EncodedDraw]) -> Batch:
+    """The packs of `draws`, padded at their ends; their answers one after another."""
     longest = max(len(draw.pack.ids) for draw in draws)
     length = -(-longest // _ALIGNED) * _ALIGNED
     candidates = max(len(draw.labels) for draw in draws)

@@ -66,6 +66,34 @@ def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
     return probabilities
 
 
+def encoder_alone(
+    cases: Sequence[Opinions],
+    fusion: FusionFacts,
+    probabilities: Sequence[float] = (0.8, 0.9, 0.95, 0.98),
+) -> list[dict[str, float]]:
+    """For probabilities from which on the encoder decides by itself: the share of cases that it
+    decides, how many of these are right, how many would be by both, and how many of all are."""
+    own = FusionFacts(0.0, fusion.alone_encoder, fusion.alone_other_bias)
+    alone = [fused(case, own) for case in cases]
+    sure = np.array([probability.max() for probability in alone])
+    by_encoder = _right(cases, alone)
+    by_both = _right(cases, [fused(case, fusion) for case in cases])
+    table = []
+    for probability in probabilities:
+        decided = sure >= probability
+        row = {"from": probability, "share": float(decided.mean())}
+        if decided.any():
+            row["right"] = float(by_encoder[decided].mean())
+            row["right_by_both"] = float(by_both[decided].mean())
+        table.append({**row, "all_right": float(np.where(decided, by_encoder, by_both).mean())})
+    return table
+
+
+def _right(cases: Sequence[Opinions], decided: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
+    pairs = zip(cases, decided, strict=True)
+    return np.array([bool(case.right[int(chosen.argmax())]) for case, chosen in pairs])
+
+
 def _fit(cases: Sequence[Opinions], start: Sequence[float]) -> list[float]:
     """Factors of the language model and the encoder, of which `start` has the logarithms, and the
     bias of `other`: as many as `start` has."""

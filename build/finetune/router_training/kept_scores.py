@@ -20,26 +20,34 @@ def kept_scores(
     """Scores of `cases` from `file`; those that it lacks are computed with `score` and added.
 
     Args:
-        file: JSON, `{"model": sha256, "probabilities": {case id: [routes in order, other]}}`.
+        file: JSON, `{"model": sha256, "probabilities": {case id: [routes in order, other]}}`; null
+            for a case that the model cannot score.
         model: weights of the language model.
 
-    Raises ValueError if the file is one of another model.
+    Raises ValueError if the file is one of another model, or of other cases with the same ids.
     """
     digest = sha256_of(model)
-    known: dict[str, list[float]] = {}
+    known: dict[str, list[float] | None] = {}
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["model"] != digest:
             raise ValueError(f"{file}: has the scores of another model than {model}; delete it")
         known = kept["probabilities"]
     if missing := [case for case in cases if case.id not in known]:
+        known |= {case.id: None for case in missing}
         known |= {one.case.id: one.probabilities.tolist() for one in score(missing)}
         kept = {"model": digest, "probabilities": known}
         file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    return [_scored(case, known[case.id]) for case in cases if case.id in known]
+    scored = [(case, known[case.id]) for case in cases]
+    return [_scored(file, case, row) for case, row in scored if row is not None]
 
 
-def _scored(case: Case, probabilities: Sequence[float]) -> Scored:
+def _scored(file: Path, case: Case, probabilities: Sequence[float]) -> Scored:
+    if len(probabilities) != len(case.routes) + 1:
+        raise ValueError(
+            f"{file}: case {case.id} has {len(case.routes)} routes, the one scored there has "
+            f"{len(probabilities) - 1}; delete it"
+        )
     names = (*(route.name for route in case.routes), OTHER)
     row = np.array(probabilities)
     return Scored(case, names[int(row.argmax())], row)

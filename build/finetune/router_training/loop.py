@@ -18,14 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from router_training.batched import Batch, batch_log_probs
+from router_training.batched import Batch, Draws, batch_log_probs
 from router_training.encoding import EncodedDraw
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
-
-
-class Draws(Protocol):
-    def draw(self, number: int) -> EncodedDraw: ...
 
 
 class MadeBatches(Protocol):

@@ -44,7 +44,7 @@ class Scored:
 
 
 def stratified(cases: Iterable[Case], per_family: int, seed: int) -> list[Case]:
-    """Up to `per_family` cases of every family, whole dialogues first come first served."""
+    """Up to `per_family` cases of every family, drawn at random."""
     families: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         families[case.family].append(case)
