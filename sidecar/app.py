@@ -168,6 +168,7 @@ def _target(
         triton.warm_timeout_ms / 1000,
         lambda: model.in_flight > 0,
         load=load,
+        in_time_s=settings.routing.decision_budget_ms / 1000,
     )
     where = TritonTarget(
         address=address,

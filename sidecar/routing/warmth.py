@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
@@ -51,6 +52,9 @@ class Warmth:
             answered `warming` come back within that time.
         load: of the model server; warming counts as work.
         piece_tokens: most tokens of a prefix that one call computes.
+        in_time_s: what a decision may take. A server that was only late is asked for one within
+            that time, and within twice as much after every second failure: it is still late if it
+            needs longer, and one that is in time again is found while an earlier question waits.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Warmth:
         *,
         load: Load | None = None,
         piece_tokens: int = PIECE_TOKENS,
+        in_time_s: float = math.inf,
     ) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
@@ -74,6 +79,8 @@ class Warmth:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._load = load or Load()
         self._piece_tokens = piece_tokens
+        self._in_time_s = in_time_s
+        self._late_again = 0
         # One piece at a time, so that what is warmed takes turns with decisions, not decisions
         # with all that is warmed.
         self._turn = asyncio.Lock()
@@ -166,7 +173,8 @@ class Warmth:
         if not used:
             return
         first, *rest = used
-        await self._probe(first, model)
+        await self._probe(first, model, self._probe_s(only_late))
+        self._late_again = 0
         if rest:
             # At the start nobody is known to be asking, and being ready soon is what counts.
             in_use = bool(self._asked)
@@ -178,6 +186,14 @@ class Warmth:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _probe_s(self, only_late: bool) -> float:
+        if not only_late:
+            self._late_again = 0
+            return self._timeout_s
+        in_time = self._in_time_s * float(2 ** (self._late_again // 2))
+        self._late_again += 1
+        return min(self._timeout_s, in_time)
 
     def _most_used(self) -> list[CompiledPolicy]:
         # One that is not compiled was not asked for lately.
@@ -227,13 +243,13 @@ class Warmth:
             return
         ids = compiled.prompt.prefix_ids
         end = len(ids) if up_to is None else up_to
-        await self._warm_pieces(ids[:end], model, compiled.prompt.route_texts)
+        await self._warm_pieces(ids[:end], model, compiled.prompt.route_texts, self._timeout_s)
         self._computed(compiled.ref.digest)
 
     async def _warm_pieces(
-        self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts
+        self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts, timeout_s: float
     ) -> None:
-        """`routes` are divided evenly among the pieces."""
+        """`routes` are divided evenly among the pieces, each of which may take `timeout_s`."""
         pieces = -(-len(ids) // self._piece_tokens)
         for piece in range(pieces):
             start = piece * self._piece_tokens
@@ -241,17 +257,17 @@ class Warmth:
             share = routes[len(routes) * piece // pieces : len(routes) * (piece + 1) // pieces]
             async with self._turn:
                 with self._load.working(end - start + PASS_TOKENS):
-                    await model.warm(ids[:end], self._timeout_s, share)
+                    await model.warm(ids[:end], timeout_s, share)
 
-    async def _probe(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
+    async def _probe(self, compiled: CompiledPolicy, model: RoutingModel, timeout_s: float) -> None:
         """Warms by a decision whose outcome nobody needs: a server that is ready and answers what
         is no answer must not count as recovered, or each recovery would cost callers again."""
         prompt = compiled.prompt
         if prompt is None:
             return
         last = (len(prompt.prefix_ids) - 1) // self._piece_tokens * self._piece_tokens
-        await self._warm_pieces(prompt.prefix_ids[:last], model, prompt.route_texts)
-        await model.infer(prompt.render(_PROBE), prompt.answer_form, self._timeout_s)
+        await self._warm_pieces(prompt.prefix_ids[:last], model, prompt.route_texts, timeout_s)
+        await model.infer(prompt.render(_PROBE), prompt.answer_form, timeout_s)
         self._computed(compiled.ref.digest)
 
     def _computed(self, digest: str) -> None:
