@@ -78,6 +78,7 @@ class LivePolicies:
         self._snapshot = Snapshot(0, CatalogRecord({}), {})
         self._refusals: dict[str, Refusal] = {}
         self._away = ""
+        self._wrong = ""
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
         # One: every thread that computes makes the event loop wait for the interpreter's lock.
@@ -139,6 +140,7 @@ class LivePolicies:
                 if number != self._snapshot.change:
                     await self._catch_up()
                 self._reached()
+                self._note_problem()
             except SidecarError as error:
                 self._failed(error.message)
             except TimeoutError:
@@ -183,6 +185,15 @@ class LivePolicies:
         if self._away:
             _log.info("policy store is back")
             self._away = ""
+
+    def _note_problem(self) -> None:
+        """Tells whoever edits files what they got wrong, once."""
+        wrong = self._store.problem
+        if wrong and wrong != self._wrong:
+            _log.error("policies cannot be used; those in force stay", why=wrong)
+        elif self._wrong and not wrong:
+            _log.info("policies can be used again")
+        self._wrong = wrong
 
     def _failed(self, why: str) -> None:
         if not self._away:

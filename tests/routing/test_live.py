@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
@@ -295,3 +297,24 @@ async def test_files_with_errors_leave_the_last_good_ones(tmp_path: Path) -> Non
             while made.in_force() != "second":
                 await asyncio.sleep(0.01)
         assert not made.live.problem
+
+
+async def test_files_with_errors_are_told_of_once_in_the_log(tmp_path: Path) -> None:
+    async for made in running(parts.files(tmp_path, policy())):
+        broken = tmp_path / "policies" / "broken.yaml"
+        with capture_logs() as entries:
+            broken.write_text("kind: [")
+            await seen(entries, "policies cannot be used; those in force stay")
+            assert made.in_force() == "first"
+            broken.unlink()
+            await seen(entries, "policies can be used again")
+
+        told = [entry for entry in entries if "why" in entry]
+        assert len(told) == 1
+        assert "broken.yaml" in told[0]["why"]
+
+
+async def seen(entries: list[MutableMapping[str, Any]], event: str) -> None:
+    async with asyncio.timeout(60):
+        while all(entry["event"] != event for entry in entries):
+            await asyncio.sleep(0.01)
