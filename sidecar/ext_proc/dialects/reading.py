@@ -151,13 +151,18 @@ class LlmDialects:
             return 0
         size = 0
         for message in read.messages:
-            size += len(message.text)
+            size += _size(message.text)
             for call in message.tool_calls:
-                size += len(call.arguments)
+                size += _size(call.arguments)
         for key in ("tools", "functions"):
             if key in fields:
                 size += len(memoryview(fields[key]))
         return size // self._options.bytes_per_token + read.output_tokens
+
+
+def _size(text: str) -> int:
+    """Bytes. Most texts are ASCII, of which they are known without encoding them."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def _by_shape(head: HttpHead, fields: Fields) -> ApiDialect:

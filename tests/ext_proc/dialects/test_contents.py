@@ -378,6 +378,7 @@ def test_needs(path: str, body: dict[str, object], needs: set[Capability]) -> No
 
 CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
     "text": (CHAT, {"messages": [{"role": "user", "content": "x" * 400}]}, 100),
+    "text that is not ASCII": (CHAT, {"messages": [{"role": "user", "content": "字" * 400}]}, 300),
     "answer": (CHAT, {"messages": [], "max_tokens": 50}, 50),
     "answer, as it is called now": (
         CHAT,
