@@ -286,6 +286,7 @@ Each setting can be given in four places. The first that gives it counts:
 
 Unknown keys and variables (`SIDECAR_…__…`) are errors, and so are values out of range; all of them
 are reported at once, each with its place. Relative paths count from the working directory.
+`sidecar settings` shows what file and environment make of them, as a file that can be used.
 
 ```yaml
 triton:
@@ -293,6 +294,10 @@ triton:
 policies:
   paths: [/etc/sidecar/policies]
 ```
+
+Two more variables are no settings: `SIDECAR_ADDRESS` is the sidecar that `sidecar route` and
+`sidecar policy` ask, `LLM_ROUTING_SIDECAR_CACHE` the folder of what is fetched and built, else
+`~/.cache/llm-routing-sidecar`.
 """
 
 

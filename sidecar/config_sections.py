@@ -287,8 +287,9 @@ class RoutingModelSettings(Section):
 
     directory: Path | None = setting(
         None,
-        "Folder of the engine. manifest.json, router.json and tokenizer.json are enough where the "
-        "model server is elsewhere. Needed to serve.",
+        "Folder of the engine. manifest.json, router.json and the tokenizers (tokenizer.json, and "
+        "second_opinion_tokenizer.json where it has a sentence encoder) are enough where the model "
+        "server is elsewhere. Needed to serve.",
     )
     prompt_format: str | None = setting(
         None, "Prompt format instead of the one that router.json names, e.g. `compact-v1`."
@@ -338,5 +339,7 @@ class LoggingSettings(Section):
         "auto", "`auto`: pretty on a terminal, else JSON, one object a line."
     )
     log_message_text: bool = setting(
-        False, "Log the text of messages with each decision. They may hold personal data."
+        False,
+        "Log the user's newest message with each decision, and the text of unexpected exceptions. "
+        "They may hold personal data.",
     )
