@@ -9,7 +9,6 @@ comes along, through a sidecar and Triton, by the functions that the command use
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +113,11 @@ def main(folder: Path, model: Path | None) -> None:
     with running(LocalStack(engine, settings, quiet=True)) as stack, Trial(stack.address) as trial:
         for name in SETS:
             loaded = load_policies([folder / "catalog.yaml", folder / name])
+            if not loaded.valid:
+                raise click.ClickException(
+                    f"{folder / name} has errors; `sidecar policy validate "
+                    f"{folder / 'catalog.yaml'} {folder / name}` shows them"
+                )
             _told(name, linted(loaded.policies, loaded.catalog, trial, pairs))
         imported = FORMATS["huggingchat"].read((folder / LARGE).read_text(), "huggingchat")
         assert imported.policy is not None, "a route file has a policy"
@@ -121,4 +125,4 @@ def main(folder: Path, model: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

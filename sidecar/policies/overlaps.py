@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision
-from sidecar.core.policy import Policy
+from sidecar.core.policy import Policy, Route
 from sidecar.policies.findings import Finding, item, member, quoted, warning
 
 _WORTH_ASKING = 0.2
@@ -86,7 +86,7 @@ def suspects(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Pair, .
         (earlier, later)
         for later in range(len(policy.routes))
         for earlier in range(later)
-        if not _related(policy, earlier, later)
+        if not _related(policy.routes[earlier], policy.routes[later])
         and _rivals(policy, earlier, later, decisions[earlier])
         and _rivals(policy, later, earlier, decisions[later])
     )
@@ -95,7 +95,7 @@ def suspects(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Pair, .
 def overlaps(
     policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Sequence[Decision]]
 ) -> tuple[Finding, ...]:
-    """A warning for each of `pairs` in which either takes the description of the other.
+    """A warning for each of `pairs` in which each takes the description of the other.
 
     Args:
         alone: by the index of a route: the decisions about `probes_without` it.
@@ -128,11 +128,10 @@ def misread(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Finding,
     for index, decision in decisions.items():
         route = policy.routes[index]
         taken = policy.route(decision.route)
-        if taken is None or taken.name == route.name:
+        if taken is None or taken.name == route.name or _related(taken, route):
             continue
-        related = {taken.name, taken.domain} & {route.name, route.domain} - {""}
         sure = decision.confidence
-        if related or (sure is not None and sure < _TAKES):
+        if sure is not None and sure < _TAKES:
             continue
         shown = "" if sure is None else f" with confidence {sure:.2f}"
         found.append(
@@ -145,10 +144,9 @@ def misread(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Finding,
     return tuple(found)
 
 
-def _related(policy: Policy, one: int, other: int) -> bool:
+def _related(one: Route, other: Route) -> bool:
     """A domain describes what its actions do."""
-    a, b = policy.routes[one], policy.routes[other]
-    return a.domain == b.name or b.domain == a.name
+    return one.domain == other.name or other.domain == one.name
 
 
 def _rivals(policy: Policy, asked: int, other: int, decision: Decision) -> bool:

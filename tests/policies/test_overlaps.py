@@ -151,6 +151,26 @@ def test_description_that_another_route_takes_in_its_presence_is_named() -> None
     assert '"refunds" with confidence 0.70' in finding.message
 
 
+@pytest.mark.parametrize(
+    ("domains", "named"),
+    [
+        ({}, True),
+        ({"status": "returns", "refunds": "returns"}, True),
+        ({"status": "refunds"}, False),
+        ({"refunds": "status"}, False),
+    ],
+    ids=["apart", "actions of one domain", "the domain takes it", "an action takes it"],
+)
+def test_description_that_is_taken_within_its_domain_is_well_read(
+    domains: dict[str, str], named: bool
+) -> None:
+    names = ("refunds", "returns", "status")
+    policy = Policy("shop", tuple(route(name, domains.get(name, "")) for name in names), MODELS)
+    taken = {2: decided("refunds", refunds=0.7, status=0.3)}
+
+    assert bool(misread(policy, taken)) == named
+
+
 @pytest.mark.parametrize("name", ["twenty.yaml", "held_back.yaml"])
 def test_fixtures_are_valid_and_their_pairs_are_routes(name: str) -> None:
     found = load_policies([FOLDER / "catalog.yaml", FOLDER / name])
