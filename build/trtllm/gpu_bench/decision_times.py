@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from sidecar.bench.rows import percentile
+from sidecar.capacity import roofline
 from sidecar.capacity.roofline import ARCH_ROUTER, ASSUMED, GPUS, IDEAL, SMOLLM2, Engine, Gpu, Work
 
 SUFFIX = 60
 """Tokens behind the prefix."""
 BATCHES = (1, 2, 4, 8, 16, 32)
-SHAPES = {"arch_router": ARCH_ROUTER, "smollm2": SMOLLM2, "tiny": SMOLLM2}
+SHAPES: dict[str, roofline.Shape | None] = {
+    "arch_router": ARCH_ROUTER,
+    "smollm2": SMOLLM2,
+    "tiny": None,
+}
+"""Models; `tiny` is to try the program with, and has no roofline."""
 KNOWN_GPUS = (*GPUS, Gpu("H200", 989, 1979, 4800))
 """The H200's bandwidth is that of NVIDIA's data sheet, its arithmetic an H100's."""
 
@@ -140,10 +146,12 @@ def model_config(shape: str, prefixes: Sequence[int], device: str, report: str) 
 
 
 def table(rows: Sequence[Row], reports: Mapping[str, Report]) -> str:
-    """Markdown: measured latency, the step by itself, and the roofline of one decision.
+    """Markdown: measured latency, the step by itself, and the roofline of a step; both steps with
+    as many decisions as were asked for at once.
 
     Args:
-        reports: by model. Where the GPU is not a known one the roofline's cells are empty.
+        reports: by model. Where the GPU or the model is not a known one the roofline's cells are
+            empty.
     """
     lines = [
         "| model | prompt | reuse | concurrency | p50 ms | p99 ms | decisions/s"
@@ -155,10 +163,10 @@ def table(rows: Sequence[Row], reports: Mapping[str, Report]) -> str:
 
 def _line(row: Row, report: Report) -> str:
     work = Work(row.prefix + row.suffix, row.prefix if row.reuse else 0)
-    gpu = known_gpu(report["device"])
+    gpu, shape = known_gpu(report["device"]), SHAPES[row.model]
     computed = ["", ""]
-    if gpu is not None:
-        engine = Engine(gpu, SHAPES[row.model])
+    if gpu is not None and shape is not None:
+        engine = Engine(gpu, shape)
         computed = [
             f"{engine.prefill_ms(work, how, row.concurrency):.2f}" for how in (IDEAL, ASSUMED)
         ]

@@ -38,11 +38,14 @@ import grpc.aio
 from decision_times import SHAPES, SUFFIX, Report, Row, Setting, model_config, row, table
 from tritonclient.grpc import service_pb2
 
+from sidecar.local import free_ports
+
 HERE = Path(__file__).parent
 IDS = 500
 """Prompts are random ones below it, which every shape has."""
 PROCESSES = {1: 1, 8: 4, 32: 8}
 """Of clients, by concurrency: one alone would be the bottleneck."""
+WARM_UP_S = 0.7
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +76,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=_seconds, default=4.0, help="of each measurement")
     parser.add_argument("--start-seconds", type=_seconds, default=150.0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", type=Path, help="copy of Triton's")
+    parser.add_argument("--logs", type=Path, help="folder for copies of Triton's, one a shape")
     parser.add_argument("--cpu", action="store_true", help="no GPU: times then say nothing of one")
     return parser.parse_args(arguments)
 
@@ -113,7 +116,7 @@ def _of_model(options: argparse.Namespace, model: str, folder: Path) -> list[Row
     rows = []
     with (
         _triton(options, folder, model) as address,
-        multiprocessing.get_context("spawn").Pool(8) as pool,
+        multiprocessing.get_context("spawn").Pool(max(PROCESSES.values())) as pool,
     ):
         for prefix, reuse, concurrency in itertools.product(
             options.prefixes, (False, True), PROCESSES
@@ -134,7 +137,7 @@ def _measured(setting: Setting, pool: multiprocessing.pool.Pool) -> Row:
 
 
 def _client(setting: Setting, tasks: int, number: int) -> list[float]:
-    """Milliseconds of each decision that began and ended within the time, after a warm-up."""
+    """Milliseconds of each decision that began within the time, after a warm-up."""
     return asyncio.run(_ask(setting, tasks, number))
 
 
@@ -147,7 +150,7 @@ async def _ask(setting: Setting, tasks: int, number: int) -> list[float]:
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
             response_deserializer=service_pb2.ModelInferResponse.FromString,
         )
-        begin = time.monotonic() + 0.7
+        begin = time.monotonic() + WARM_UP_S
         end = begin + setting.seconds
 
         async def one() -> list[float]:
@@ -181,8 +184,8 @@ def decision_request(setting: Setting, ids: Sequence[int]) -> service_pb2.ModelI
 
 @contextmanager
 def _triton(options: argparse.Namespace, folder: Path, shape: str) -> Iterator[str]:
-    """A server with the model of that shape; its gRPC address. The log goes to standard error if it
-    does not get ready."""
+    """A server with the model of that shape; its gRPC address. After an error the end of its log
+    goes to standard error."""
     triton = options.wheel / "pytriton" / "tritonserver"
     backend, library = folder / "backends" / "python", folder / "lib"
     backend.mkdir(parents=True)
@@ -203,25 +206,29 @@ def _triton(options: argparse.Namespace, folder: Path, shape: str) -> Iterator[s
     command = [str(triton / "bin/tritonserver"), f"--model-repository={folder / 'models'}"]
     command += [f"--backend-directory={folder / 'backends'}", "--allow-metrics=false"]
     command.append("--disable-auto-complete-config")  # else models start twice
-    command += ["--grpc-port=18001", "--http-port=18000", "--pinned-memory-pool-byte-size=0"]
+    grpc_port, http_port = free_ports(2)
+    command += [f"--grpc-port={grpc_port}", f"--http-port={http_port}"]
+    command.append("--pinned-memory-pool-byte-size=0")
     command += [f"--backend-config=python,stub-timeout-seconds={int(options.start_seconds)}"]
     log = folder / "triton.log"
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603
     try:
-        _wait_ready(server, options.start_seconds)
-        yield "127.0.0.1:18001"
+        _wait_ready(server, http_port, options.start_seconds)
+        yield f"127.0.0.1:{grpc_port}"
     except BaseException:
         sys.stderr.write(log.read_text()[-6000:])
         raise
     finally:
-        if options.log is not None:
-            shutil.copy(log, options.log)
         server.terminate()
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait()
+        if options.logs is not None:
+            options.logs.mkdir(parents=True, exist_ok=True)
+            shutil.copy(log, options.logs / f"{shape}.log")
 
 
 def _add_model(options: argparse.Namespace, folder: Path, shape: str) -> None:
@@ -234,17 +241,17 @@ def _add_model(options: argparse.Namespace, folder: Path, shape: str) -> None:
     (version.parent / "config.pbtxt").write_text(config)
 
 
-def _wait_ready(server: subprocess.Popen[bytes], seconds: float) -> None:
+def _wait_ready(server: subprocess.Popen[bytes], port: int, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if server.poll() is not None:
             raise RuntimeError(f"Triton ended with code {server.returncode}")
         try:
-            with urllib.request.urlopen("http://127.0.0.1:18000/v2/health/ready", timeout=1):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1):
                 return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"Triton was not ready within {seconds:g} s")
+    raise RuntimeError(f"Triton was not ready within {seconds:g} s: raise --start-seconds")
 
 
 if __name__ == "__main__":

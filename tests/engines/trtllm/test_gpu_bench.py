@@ -90,7 +90,9 @@ def test_roofline_is_that_of_the_gpu_measured(device: str, known: str | None) ->
 def test_table_has_measured_and_computed_side_by_side() -> None:
     gpu = known_gpu("NVIDIA L40S")
     assert gpu is not None
-    engine = Engine(gpu, SHAPES["arch_router"])
+    shape = SHAPES["arch_router"]
+    assert shape is not None
+    engine = Engine(gpu, shape)
     reused, whole = Work(300 + SUFFIX, 300), Work(300 + SUFFIX, 0)
     ideal, assumed = (engine.prefill_ms(reused, how, 8) for how in (IDEAL, ASSUMED))
     alone = engine.prefill_ms(whole, IDEAL, 1)
@@ -107,8 +109,9 @@ def test_table_has_measured_and_computed_side_by_side() -> None:
     assert f"| {alone:.2f} |" in lines[3]
 
 
-def test_table_computes_nothing_for_a_device_that_is_not_known() -> None:
-    (line,) = table([ROW], {"arch_router": report("cpu")}).splitlines()[2:]
+@pytest.mark.parametrize(("model", "device"), [("arch_router", "cpu"), ("tiny", "NVIDIA L4")])
+def test_table_computes_nothing_for_what_is_not_known(model: str, device: str) -> None:
+    (line,) = table([replace(ROW, model=model)], {model: report(device)}).splitlines()[2:]
     assert line.endswith("| 308.00 |  |  |")
 
 
