@@ -78,10 +78,11 @@ def _layers(form: Form, *, activations: bool) -> ov.Model:
 @click.option("--runs", default=10, show_default=True)
 def forms(runs: int) -> None:
     """Print for each form what computes its products, and the best processor time of a pass."""
+    core = ov.Core()
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
     for name, form in _FORMS.items():
         model = _layers(form, activations=form is _quantised)
-        compiled = ov.Core().compile_model(model, "CPU", options)
+        compiled = core.compile_model(model, "CPU", options)
         request = compiled.create_infer_request()
         times = [_best_ms(request, tokens, runs) for tokens in _TOKENS]
         shown = "  ".join(f"{n}: {ms:6.1f}" for n, ms in zip(_TOKENS, times, strict=True))

@@ -31,7 +31,7 @@ from cpu_engine.requests import Asked  # noqa: E402
 def measure(
     engine: Path, prefix: int, suffix: int, runs: int, threads: int, precision: str | None
 ) -> None:
-    """Print the milliseconds of label decisions with ENGINE, and the memory they took."""
+    """Print the milliseconds of label decisions with ENGINE, and the memory of this process."""
     facts = open_engine(engine)
     forward = Forward(
         facts.graph_path,
