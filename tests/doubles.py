@@ -1,4 +1,5 @@
-"""Stand-ins for the routing model and its prompt, for faults and for tests of the walk alone."""
+"""Stand-ins for the routing model, its prompt and the clock, for faults and for tests of the walk
+alone."""
 
 from __future__ import annotations
 
@@ -20,6 +21,16 @@ from sidecar.core.model import (
     RouteTexts,
 )
 from sidecar.core.policy import OTHER, Policy
+
+
+@dataclass
+class Clock:
+    """Seconds, monotonic; the test moves them on."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def talk(*texts: str) -> Conversation:

@@ -112,8 +112,7 @@ class DecisionCache:
             return
         self._entries[key] = _Entry(answer, size, self._clock() + self._ttl_s)
         self._nbytes += size
-        while self._nbytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        self._evict()
 
     def link(self, key: CacheKey, known: CacheKey) -> None:
         """Have `key` find what `known` does, for as long as that would be kept."""
@@ -122,6 +121,11 @@ class DecisionCache:
             self._drop(key)
             self._entries[key] = entry
             self._nbytes += entry.size
+            self._evict()
+
+    def _evict(self) -> None:
+        while self._nbytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
 
     def _drop(self, key: CacheKey) -> None:
         entry = self._entries.pop(key, None)

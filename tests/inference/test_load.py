@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
 import pytest
 
 from sidecar.core.model import LabelAnswer, Prompt, TextAnswer
 from sidecar.inference.load import PASS_TOKENS, Load, work_of
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.doubles import Clock
 
 
 def waits(load: Load, tokens: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass
 
 import pytest
 
@@ -11,17 +10,9 @@ from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Candidate
 from sidecar.core.model import Answer
 from sidecar.routing.cache import DecisionCache, cache_key, said_key
-from tests.doubles import talk
+from tests.doubles import Clock, talk
 
 ANSWER = Answer("code", (Candidate("code", 0.8), Candidate("other", 0.2)), text="code")
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def key(number: int) -> bytes:
@@ -69,6 +60,25 @@ def test_other_words_have_another_key(left: tuple[str, ...], right: tuple[str, .
     assert None not in keys
 
 
+HELLO = talk("hello")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("sha256:b", "compact-v1", "model", HELLO),
+        ("sha256:a", "compact-v2", "model", HELLO),
+        ("sha256:a", "compact-v1", "model@2", HELLO),
+        ("sha256:a", "compact-v1", "model", Conversation((Message(Role.ASSISTANT, "hello"),))),
+    ],
+    ids=["policy", "format", "model", "who said it"],
+)
+def test_the_same_words_elsewhere_have_another_key(
+    other: tuple[str, str, str, Conversation],
+) -> None:
+    assert said_key(*other) != said_key("sha256:a", "compact-v1", "model", HELLO)
+
+
 def test_what_the_router_is_not_shown_does_not_count() -> None:
     hello = Message(Role.USER, "hello")
     system = Message(Role.SYSTEM, "you are a pirate")
@@ -85,7 +95,7 @@ def test_a_long_conversation_has_no_key_of_its_words() -> None:
 
 
 def test_a_link_ends_when_what_it_links_to_would() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
     cache.put(key(1), ANSWER)
     clock.now = 8
@@ -104,7 +114,7 @@ def test_a_link_to_nothing_is_nothing() -> None:
 
 
 def test_an_answer_is_found_until_its_time_is_over() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
     cache.put(key(1), ANSWER)
     clock.now = 9.9
@@ -117,7 +127,7 @@ def test_an_answer_is_found_until_its_time_is_over() -> None:
 
 
 def test_being_used_does_not_prolong_the_time() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache = DecisionCache(1 << 20, ttl_s=10, clock=clock)
     cache.put(key(1), ANSWER)
     for now in (4, 8):
@@ -143,6 +153,18 @@ def test_bytes_stay_within_the_bound() -> None:
     for number in range(100):
         cache.put(key(number), ANSWER)
         assert cache.nbytes <= 10 * size_of_one() + 1
+
+    assert len(cache) == 10
+
+
+def test_links_stay_within_the_bound_too() -> None:
+    bound = 10 * size_of_one() + 1
+    cache = DecisionCache(bound, 60)
+    cache.put(key(0), ANSWER)
+    for number in range(1, 100):
+        assert cache.get(key(0)) == ANSWER
+        cache.link(key(number), key(0))
+        assert cache.nbytes <= bound
 
     assert len(cache) == 10
 

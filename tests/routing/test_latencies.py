@@ -8,19 +8,12 @@ from sidecar.core.decision import Needs
 from sidecar.core.policy import Model, ModelList, Preference, WeightedModel
 from sidecar.routing import Latencies
 from sidecar.routing.selection import select
+from tests.doubles import Clock
 
 BIG, SMALL = Model("big", "big-1", latency_ms=900), Model("small", "small-1", latency_ms=300)
 UNKNOWN = Model("unknown", "u-1")
 CATALOG = {model.id: model for model in (BIG, SMALL, UNKNOWN)}
 FASTEST = ModelList(tuple(WeightedModel(id) for id in CATALOG), Preference.FASTEST)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
