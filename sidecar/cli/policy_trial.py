@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +96,8 @@ class Trial:
         if not heard(decision):
             raise Failure(
                 f"the routing model of the sidecar does not answer ({decision.reason.value}: "
-                f"{decision.detail}); nothing can be said about {policy.name}"
+                f"{decision.detail}); nothing can be said about {policy.name} until it "
+                "does: the logs of the sidecar and its model server say why"
             )
         return decision
 
@@ -209,13 +211,14 @@ def lint(
     """
     found = _policies(paths)
     findings = list(found.findings)
-    for name, record in found.records.items():
-        file = found.origins.get(name, "")
-        more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))
-        if by_model:
-            with Trial(address) as trial:
+    with ExitStack() as stack:
+        trial = stack.enter_context(Trial(address)) if by_model else None
+        for name, record in found.records.items():
+            file = found.origins.get(name, "")
+            more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))
+            if trial is not None:
                 more += ask_model(record.policy, trial)
-        findings += [replace(each, file=each.file or file) for each in more]
+            findings += [replace(each, file=each.file or file) for each in more]
     if output == "text":
         console = Console()
         for finding in findings:
