@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -95,15 +96,16 @@ def _train(
     mixture = build_mixture(
         corpus.families, corpus.written, encoder, plan.seed, weights=dict(options.weight)
     )
-    together = plan.packs_per_step, options.processes
-    batches = Batches(mixture, *together) if options.processes else None
-    model = base.model().to(options.device)
-    trainer = Trainer(model, mixture, plan, options.out, batches)
-    if options.resume:
-        trainer.resume(options.resume)
-    progress = trainer.run()
-    if batches is not None:
-        batches.close()
+    with ExitStack() as stack:
+        batches = None
+        if options.processes:
+            made = Batches(mixture, plan.packs_per_step, options.processes)
+            batches = stack.enter_context(closing(made))
+        model = base.model().to(options.device)
+        trainer = Trainer(model, mixture, plan, options.out, batches)
+        if options.resume:
+            trainer.resume(options.resume)
+        progress = trainer.run()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     return model, encoder
 

@@ -3,6 +3,7 @@ Skipped where torch is not installed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from router_training.kept_scores import kept_scores
 from router_training.scoring import Scored
 
 
-def case(name: str) -> Case:
+def case(name: str, routes: Sequence[str] = ("a", "b")) -> Case:
     request = Request((("user", "hello"),), frozenset({"a"}))
-    routes = (RouteText("a", "first"), RouteText("b", "second"))
-    return Case(name, "own", "mixed", routes, request, "a", name, frozenset())
+    texts = tuple(RouteText(name, f"what {name} is") for name in routes)
+    return Case(name, "own", "mixed", texts, request, "a", name, frozenset())
 
 
 class Model:
@@ -47,8 +48,19 @@ def test_only_what_the_file_lacks_is_computed(tmp_path: Path) -> None:
     assert model.asked == ["one", "two"]
 
 
-def test_cases_that_the_model_cannot_read_have_no_score(tmp_path: Path) -> None:
-    assert Model(tmp_path).scores(tmp_path / "scores.json", "unread", "one") == {"one": "b"}
+def test_cases_that_the_model_cannot_read_have_no_score_and_are_tried_once(tmp_path: Path) -> None:
+    model, file = Model(tmp_path), tmp_path / "scores.json"
+    assert model.scores(file, "unread", "one") == {"one": "b"}
+    assert model.scores(file, "unread", "one") == {"one": "b"}
+    assert model.asked == ["unread", "one"]
+
+
+def test_scores_of_another_case_with_the_same_id_are_refused(tmp_path: Path) -> None:
+    model, file = Model(tmp_path), tmp_path / "scores.json"
+    model.scores(file, "one")
+    other = [case("one", routes=("a", "b", "c"))]
+    with pytest.raises(ValueError, match=r"scores\.json: case one has 3 routes, .* has 2; delete"):
+        kept_scores(file, model.path, other, model._score)
 
 
 def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
