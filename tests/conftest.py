@@ -5,6 +5,8 @@ The engine is built once in the user's cache, as `sidecar up` does.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.local import LocalError, PostgresServer, TritonServer
-from sidecar.observability.logging import limit_libraries
+from sidecar.observability.logging import LogOptions, configure_logging, limit_libraries
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
 # ones.
@@ -99,3 +102,22 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip(str(error))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def logging_undone() -> Iterator[None]:
+    """Sets back afterwards what a test sets up of logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def log(logging_undone: None) -> io.StringIO:
+    """What is logged, as JSON."""
+    stream = io.StringIO()
+    configure_logging(LogOptions("debug", "json"), stream)
+    return stream

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from aiohttp import ClientSession
 from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
-from sidecar.config import Settings, load_settings
 from sidecar.engines import EngineInfo
-from sidecar.local import free_ports
 from tests.grpc_api.standins import route_request
+from tests.lone_sidecar import Flags, lone_flags, settings
 
 POLICIES = """\
 apiVersion: llmrouter.v1
@@ -41,24 +40,12 @@ routes:
   - {name: billing, description: questions about invoices, models: [acme/fast]}
 """
 
-Flags = dict[str, dict[str, object]]
-
 
 @pytest.fixture
 def flags(cpu_engine: EngineInfo, tmp_path: Path) -> Flags:
-    """Settings of a sidecar whose model server is not there."""
     policies = tmp_path / "policies.yaml"
     policies.write_text(POLICIES)
-    return {
-        "server": {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0"},
-        "policies": {"paths": [policies]},
-        "routing_model": {"directory": cpu_engine.path},
-        "triton": {"address": f"127.0.0.1:{free_ports(1)[0]}"},
-    }
-
-
-def settings(flags: Mapping[str, Mapping[str, object]]) -> Settings:
-    return load_settings(flags=flags, environ={})
+    return lone_flags(cpu_engine, policies)
 
 
 async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:

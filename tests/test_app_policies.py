@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,26 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
-from sidecar.config import Settings, SettingsError, load_settings
+from sidecar.config import SettingsError, load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import POLICY_STORE
 from sidecar.grpc_api.listening import is_loopback
-from sidecar.local import free_ports
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.stores import ChangeKind, open_store
-from tests.grpc_api.standins import route_request, until
+from tests.grpc_api.standins import route_request
+from tests.lone_sidecar import Flags, lone_flags, settings
 from tests.policies.stores.parts import CATALOG, name_of, policy, write
-
-Flags = dict[str, dict[str, Any]]
+from tests.waiting import until
 
 
 @pytest.fixture
 def flags(cpu_engine: EngineInfo, tmp_path: Path) -> Flags:
-    """Settings of a sidecar with a store, whose model server is not there."""
+    """With a store."""
     seeds = tmp_path / "seeds.yaml"
     documents = catalog_document(CATALOG.values()), policy_document(policy("default"))
     seeds.write_text(yaml_text(*documents))
-    return {
-        "server": {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0"},
-        "policies": {"paths": [seeds]},
-        "policy_store": {"url": f"sqlite:{tmp_path / 'policies.db'}", "poll_ms": 50},
-        "routing_model": {"directory": cpu_engine.path},
-        "triton": {"address": f"127.0.0.1:{free_ports(1)[0]}"},
-    }
-
-
-def settings(flags: Mapping[str, Mapping[str, object]]) -> Settings:
-    return load_settings(flags=flags, environ={})
+    store = {"url": f"sqlite:{tmp_path / 'policies.db'}", "poll_ms": 50}
+    return {**lone_flags(cpu_engine, seeds), "policy_store": store}
 
 
 def channel_to(sidecar: Sidecar) -> grpc.aio.Channel:

@@ -39,7 +39,9 @@ class TestDockerfiles:
             for line in (ROOT / ".dockerignore").read_text().splitlines()
             if line.startswith("!")
         ]
-        for line in re.findall(r"^COPY (?!--from)(.*)$", path.read_text(), re.MULTILINE):
+        copied = re.findall(r"^COPY (?!--from)(.*)$", path.read_text(), re.MULTILINE)
+        assert copied
+        for line in copied:
             *sources, _ = line.split()
             for source in sources:
                 assert (ROOT / source).exists(), source

@@ -209,10 +209,10 @@ class TestBuild:
 
     def test_a_damaged_engine_is_replaced(self, weights: Path, tmp_path: Path) -> None:
         out = tmp_path / "engine"
-        build(weights, out)
+        first = build(weights, out)
         (out / "model.xml").unlink()
         build(weights, out)
-        load_engine(out)
+        assert load_engine(out) == first
 
     def test_steps_are_reported(self, weights: Path, tmp_path: Path) -> None:
         steps: list[str] = []

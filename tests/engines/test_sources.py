@@ -102,7 +102,7 @@ def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
     writer.add_pad_token_id(0)
 
 
-def same_weights(left: Any, right: Any, model: TinyModel, tolerance: float = 0.0) -> None:
+def check_same_weights(left: Any, right: Any, model: TinyModel, tolerance: float = 0.0) -> None:
     for name in model.tensors():
         np.testing.assert_allclose(
             left.weights.tensor(name), right.weights.tensor(name), atol=tolerance, err_msg=name
@@ -116,7 +116,7 @@ class TestGguf:
     ) -> None:
         from_gguf = open_gguf(write_gguf(tmp_path / "model.gguf", model))
         from_directory = open_hugging_face(model.write(tmp_path / "hf"))
-        same_weights(from_gguf, from_directory, model)
+        check_same_weights(from_gguf, from_directory, model)
         assert from_gguf.end_id == from_directory.end_id
         assert from_gguf.pad_id == from_directory.pad_id
 
@@ -142,7 +142,7 @@ def test_quantised_weights_are_close_to_the_originals(
     model = TinyModel("llama", True, 10000.0, 7, hidden=64, heads=4, head_dim=16)
     quantised = open_gguf(write_gguf(tmp_path / "model.gguf", model, quantization))
     exact = open_hugging_face(model.write(tmp_path / "hf"))
-    same_weights(quantised, exact, model, tolerance)
+    check_same_weights(quantised, exact, model, tolerance)
 
 
 def test_tokenizer_of_a_gguf_file_encodes_as_the_original(tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ class TestHuggingFace:
     def test_shards_give_the_same_weights(self, tmp_path: Path) -> None:
         one = open_hugging_face(QWEN2.write(tmp_path / "one"))
         three = open_hugging_face(QWEN2.write(tmp_path / "three", shards=3))
-        same_weights(one, three, QWEN2)
+        check_same_weights(one, three, QWEN2)
 
     def test_bfloat16_is_read(self, tmp_path: Path) -> None:
         exact = open_hugging_face(LLAMA.write(tmp_path / "f16"))
         cut = open_hugging_face(LLAMA.write(tmp_path / "bf16", bfloat16=True))
-        same_weights(exact, cut, LLAMA, tolerance=0.02)
+        check_same_weights(exact, cut, LLAMA, tolerance=0.02)
         assert cut.weights.tensor("model.norm.weight").dtype == np.float32
 
     @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sidecar.ext_proc.options import ExtProcOptions
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.routing import DecisionCache, Pins
 from tests.ext_proc.standins import StubRouter
-from tests.routing.test_router import CATALOG, World, a_world
+from tests.routing.worlds import CATALOG, World, a_world
 
 JSON = {"content-type": ("application/json",)}
 

@@ -3,6 +3,7 @@ error, which Envoy takes for one, and never with the text of a request."""
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Broken(StubDialects):
 
 @pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX])
 async def test_defect_ends_the_stream_without_the_text_of_the_request(
-    tmp_path: Path, mode: Mode.ValueType
+    tmp_path: Path, mode: Mode.ValueType, log: io.StringIO
 ) -> None:
     async with (
         service_on(tmp_path / "s", dialects=Broken()) as service,
@@ -50,6 +51,9 @@ async def test_defect_ends_the_stream_without_the_text_of_the_request(
     assert code is grpc.StatusCode.INTERNAL
     assert "text of a message" not in str(details)
     assert "secret" not in str(details)
+    # The log shows the line that failed, as it stands in the source, and not its text.
+    assert "RuntimeError" in log.getvalue()
+    assert "secret" not in log.getvalue()
 
 
 async def test_message_that_cannot_be_decoded_is_an_error_and_no_end(tmp_path: Path) -> None:

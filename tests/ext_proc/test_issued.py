@@ -35,7 +35,7 @@ from tests.ext_proc.parts import header_map
 from tests.ext_proc.sdk_provider import SdkProvider, sdk_provider
 from tests.ext_proc.standins import service_on
 from tests.ext_proc.test_sdks import CODE, TRAVEL, Walking
-from tests.routing.test_router import World, a_world
+from tests.routing.worlds import World, a_world
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -27,7 +27,9 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def documents(path: Path) -> list[Any]:
-    return list(YAML(typ="safe", pure=True).load_all(path.read_text()))
+    found = list(YAML(typ="safe", pure=True).load_all(path.read_text()))
+    assert found
+    return found
 
 
 def all_of_kind(path: Path, kind: str) -> list[Any]:

@@ -50,6 +50,7 @@ from tests.ext_proc.standins import (
     spliced,
 )
 from tests.ext_proc.upstream import Recorded, Upstream
+from tests.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -155,12 +156,6 @@ class Stage:
             self.process.kill()
             self.process = None
         self.fault_socket.unlink(missing_ok=True)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

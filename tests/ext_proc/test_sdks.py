@@ -22,7 +22,7 @@ from sidecar.routing import DecisionCache, Pins
 from tests.ext_proc.gateway import Filter, gateway
 from tests.ext_proc.sdk_provider import TEXT, TOOL, SdkProvider, sdk_provider
 from tests.ext_proc.standins import StubRouter, service_on
-from tests.routing.test_router import World, a_world
+from tests.routing.worlds import World, a_world
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 

@@ -29,6 +29,7 @@ from tests.ext_proc.parts import (
     streamed,
 )
 from tests.ext_proc.standins import RunningService, StubDialects, StubRouter, chat, service_on
+from tests.waiting import until
 
 JSON = {"content-type": "application/json"}
 
@@ -136,14 +137,12 @@ async def test_cancelled_stream_cancels_the_decision(socket: Path) -> None:
     router.gate = asyncio.Event()
     async with service_on(socket, router=router) as service, stream(service) as envoy:
         await asked(envoy, chat("code"))
-        async with asyncio.timeout(20):
-            while not router.requests:
-                await asyncio.sleep(0.01)
-        envoy.call.cancel()
+        await until(lambda: router.requests != [])
 
-        async with asyncio.timeout(20):
-            while not router.cancelled:
-                await asyncio.sleep(0.01)
+        envoy.call.cancel()
+        await until(lambda: router.cancelled > 0)
+
+    assert (len(router.requests), router.cancelled) == (1, 1)
 
 
 async def test_defect_of_the_router_passes_the_request_on(socket: Path) -> None:
@@ -230,7 +229,9 @@ async def test_stream_is_taken_and_answered_while_the_server_drains(socket: Path
         service.drain.begin()
         async with stream(service) as envoy:
             await asked(envoy, chat("code"))
-            await envoy.hear()
+            answer = await envoy.hear()
+
+    assert set_headers(answer.request_body.response)["x-llm-model"] == b"big/coder"
 
 
 async def test_server_waits_for_requests_that_are_not_answered(socket: Path) -> None:
@@ -238,18 +239,18 @@ async def test_server_waits_for_requests_that_are_not_answered(socket: Path) -> 
     router.gate = asyncio.Event()
     async with service_on(socket, router=router) as service, stream(service) as envoy:
         await asked(envoy, chat("code"))
-        async with asyncio.timeout(20):
-            while not router.requests:
-                await asyncio.sleep(0.01)
+        await until(lambda: router.requests != [])
         service.drain.begin()
         idle = asyncio.ensure_future(service.drain.idle())
         await asyncio.sleep(0.05)
         assert not idle.done()
 
         router.gate.set()
-        await envoy.hear()
+        answer = await envoy.hear()
         async with asyncio.timeout(20):
             await idle
+
+    assert set_headers(answer.request_body.response)["x-llm-model"] == b"big/coder"
 
 
 def test_request_that_is_passed_on_is_counted_by_its_reason() -> None:
@@ -294,8 +295,6 @@ async def test_only_responses_that_a_provider_keeps_are_watched(
         if not watched:
             assert await envoy.ended()
         else:
-            async with asyncio.timeout(20):
-                while not noting.watched:
-                    await asyncio.sleep(0.01)
+            await until(lambda: noting.watched > 0)
 
     assert noting.watched == watched

@@ -24,6 +24,7 @@ from sidecar.policies import load_policies
 from tests.ext_proc.client import Answer, post
 from tests.ext_proc.standins import StubRouter, chat, service_on
 from tests.ext_proc.upstream import Recorded, Upstream
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -476,9 +477,7 @@ async def test_shadow_decides_and_changes_nothing(gateway: Gateway) -> None:
     assert (answer.status, name) == (200, "openai")
     assert request.model == "gpt-5.4-mini"
     assert "x-llm-model" not in request.headers
-    async with asyncio.timeout(20):
-        while len(gateway.router.requests) == decided:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(gateway.router.requests) > decided)
 
 
 # --- The file itself ------------------------------------------------------------------------------
@@ -499,12 +498,6 @@ async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:
     budget = ours.message_timeout_ms - ours.margin_ms
     assert budget >= settings.routing.decision_budget_ms
     assert f"per_connection_buffer_limit_bytes: {ours.max_body_bytes}" in text
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 async def logged(gateway: Gateway, mark: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import RoutingRequest
+from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.options import OwnedHeader, Writing
@@ -123,6 +123,43 @@ def test_compressed_body_that_is_right_already_goes_on_as_it_came() -> None:
 
 def test_beginning_of_a_compressed_body_is_not_rewritten() -> None:
     assert effect(plain=BODY[:50], body=b"compressed", complete=False).body is None
+
+
+LIKE_IT = {
+    "another request": replace(DECISION, id="d-2"),
+    "another revision": replace(DECISION, policy=replace(DECISION.policy, revision=2)),
+    "less sure": replace(DECISION, confidence=0.25),
+    "other fallbacks": replace(DECISION, fallbacks=()),
+    "the model was changed": replace(
+        DECISION, model=replace(DECISION.model, upstream_model="coder-2", cluster="new")
+    ),
+}
+
+
+@pytest.mark.parametrize("after", LIKE_IT.values(), ids=LIKE_IT.keys())
+def test_decision_after_one_much_like_it_is_written_as_its_own(after: Decision) -> None:
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    request = HttpRequest(HEAD, BODY)
+    both = writer()
+    both.decided(DECISION, request, understood)
+
+    second = both.decided(after, request, understood).whole()
+
+    assert second == writer().decided(after, request, understood).whole()
+    assert second.metadata["decision_id"] == after.id
+    assert dict(second.headers)["x-llm-decision-id"] == after.id
+
+
+def test_what_is_kept_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.ext_proc.writing._MAX_KNOWN", 4)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    all_of_them = writer()
+    for number in range(20):
+        decision = replace(DECISION, route=f"route {number}")
+        done = all_of_them.decided(decision, HttpRequest(HEAD, BODY), understood).whole()
+
+        assert dict(done.headers)["x-llm-route"] == decision.route
+        assert len(all_of_them._known) <= 4
 
 
 def test_passed_request_says_why_and_loses_what_only_the_sidecar_sets() -> None:

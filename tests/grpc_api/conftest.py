@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-import structlog
 
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.grpc_api.server import GrpcServer
-from sidecar.observability.logging import LogOptions, configure_logging
 from tests.grpc_api.standins import StandInRouter, serving
 
 
@@ -44,16 +40,3 @@ def routing(channel: grpc.aio.Channel) -> RoutingServiceStub:
 @pytest.fixture
 def policies(channel: grpc.aio.Channel) -> PolicyServiceStub:
     return PolicyServiceStub(channel)
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What is logged, as JSON; set back afterwards."""
-    stream = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    configure_logging(LogOptions("debug", "json"), stream)
-    yield stream
-    root.handlers, level = before
-    root.setLevel(level)
-    structlog.reset_defaults()

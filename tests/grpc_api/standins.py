@@ -156,13 +156,6 @@ def policy_message() -> policy_pb2.Policy:
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition that something else is about to make true."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def call_tasks() -> set[asyncio.Task[Any]]:
     """All tasks but those with which a gRPC server waits for the next call."""
     return {

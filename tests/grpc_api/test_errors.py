@@ -7,8 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
@@ -18,6 +16,7 @@ from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.errors import shortened
 from sidecar.grpc_api.server import ServerOptions
+from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import (
     StandInRouter,
     policy_message,
@@ -155,21 +154,6 @@ OF_THE_ROUTER: dict[str, tuple[Exception, grpc.StatusCode, str]] = {
 }
 
 
-async def failed(call: Awaitable[Any]) -> tuple[grpc.aio.AioRpcError, str, list[str]]:
-    """The error, its ErrorInfo reason and the fields that its BadRequest names."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error = caught.value
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    assert status is not None
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad)
-    assert info.domain == "llmrouter.dev"
-    return error, info.reason, [each.field for each in bad.field_violations]
-
-
 @pytest.mark.parametrize("name", DOCUMENTED)
 async def test_wrong_request_has_its_status_and_names_the_field(name: str) -> None:
     call, code, reason, fields = DOCUMENTED[name]
@@ -177,12 +161,10 @@ async def test_wrong_request_has_its_status_and_names_the_field(name: str) -> No
     router.behavior = find_policy
     options = ServerOptions(limits=RequestLimits(max_messages=10))
     async with serving(router, options=options) as (_, channel):
-        error, info, named = await failed(
-            call(RoutingServiceStub(channel), PolicyServiceStub(channel))
-        )
+        error = await refused(call(RoutingServiceStub(channel), PolicyServiceStub(channel)))
 
-    assert (error.code(), info, named) == (code, reason, fields)
-    assert error.details()
+    assert (error.code, error.reason, list(error.fields)) == (code, reason, fields)
+    assert error.text
 
 
 @pytest.mark.parametrize("name", OF_THE_ROUTER)
@@ -192,18 +174,18 @@ async def test_error_of_the_router_has_its_status(
     raised, code, reason = OF_THE_ROUTER[name]
     router.behavior = raising(raised)
 
-    error, info, _ = await failed(routing.Route(route_request()))
+    error = await refused(routing.Route(route_request()))
 
-    assert (error.code(), info) == (code, reason)
-    assert "canary-secret" not in str(error.details())
+    assert (error.code, error.reason) == (code, reason)
+    assert "canary-secret" not in error.text
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_request(channel: grpc.aio.Channel) -> None:
     call: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
 
-    error, info, _ = await failed(call(b"\xff\xff\xff"))
+    error = await refused(call(b"\xff\xff\xff"))
 
-    assert (error.code(), info) == (Status.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert (error.code, error.reason) == (Status.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 async def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_request(
@@ -215,9 +197,9 @@ async def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_request(
         async for _ in call(iter([b"\xff\xff\xff"])):
             pass
 
-    error, info, _ = await failed(read_all())
+    error = await refused(read_all())
 
-    assert (error.code(), info) == (Status.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert (error.code, error.reason) == (Status.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 async def test_message_over_the_size_limit_is_resource_exhausted() -> None:
@@ -235,11 +217,11 @@ async def test_thousands_of_wrong_fields_still_reach_the_caller(
     """A status travels in HTTP/2 trailers, whose size clients limit."""
     message = routing_pb2.RouteRequest(messages=[routing_pb2.Message()] * 4000)
 
-    error, _, named = await failed(routing.Route(message))
+    error = await refused(routing.Route(message))
 
-    assert error.code() is Status.INVALID_ARGUMENT
-    assert named[0] == "messages[0].role"
-    assert len(named) < 100
+    assert error.code is Status.INVALID_ARGUMENT
+    assert error.fields[0] == "messages[0].role"
+    assert len(error.fields) < 100
 
 
 def test_violations_are_cut_to_what_fits_and_the_rest_is_counted() -> None:

@@ -12,9 +12,9 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.policies.stores import PolicyStore
+from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import route_request, serving
 from tests.grpc_api.stored import stored
-from tests.grpc_api.test_errors import failed
 from tests.policies.stores import parts
 
 TESTS = Path(__file__).parents[1]
@@ -42,17 +42,17 @@ async def test_call_during_a_drain_is_draining() -> None:
     async with serving() as (server, channel):
         server.begin_drain()
 
-        error, name, _ = await failed(RoutingServiceStub(channel).Route(route_request()))
+        error = await refused(RoutingServiceStub(channel).Route(route_request()))
 
-    assert (error.code(), name) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
 
 async def test_write_where_writes_are_off_is_refused(tmp_path: Path) -> None:
     store: PolicyStore = parts.sqlite(tmp_path, parts.policy())
     async with stored(store, writes_refused="policy_store.writes is off") as api:
-        error, name, _ = await failed(api.policies.DeletePolicy(DELETE))
+        error = await refused(api.policies.DeletePolicy(DELETE))
 
-    assert (error.code(), name) == (grpc.StatusCode.PERMISSION_DENIED, "WRITES_REFUSED")
+    assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "WRITES_REFUSED")
 
 
 async def test_write_while_the_store_is_away_is_unavailable(
@@ -67,6 +67,6 @@ async def test_write_while_the_store_is_away_is_unavailable(
         monkeypatch.setattr(api.store, "policy", away)
         monkeypatch.setattr(api.store, "write", away)
         update = policy_pb2.UndeletePolicyRequest(name=NAME)
-        error, name, _ = await failed(api.policies.UndeletePolicy(update))
+        error = await refused(api.policies.UndeletePolicy(update))
 
-    assert (error.code(), name) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")

@@ -23,8 +23,8 @@ from tests.grpc_api.standins import (
     registry,
     route_request,
     serving,
-    until,
 )
+from tests.waiting import until
 
 
 def server_at(options: ServerOptions) -> GrpcServer:

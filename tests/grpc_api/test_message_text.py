@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import grpc
@@ -71,8 +72,11 @@ async def test_message_text_is_in_no_error_and_no_log_entry(
 
 
 async def test_policy_text_is_in_no_log_entry(channel: grpc.aio.Channel, log: io.StringIO) -> None:
-    await PolicyServiceStub(channel).ValidatePolicy(
+    answer = await PolicyServiceStub(channel).ValidatePolicy(
         policy_pb2.ValidatePolicyRequest(yaml=f"kind: Policy\n{CANARY}: [")
     )
+    logging.getLogger("test").debug("after it")
 
+    assert not answer.valid
+    assert "after it" in log.getvalue()
     assert CANARY not in log.getvalue()

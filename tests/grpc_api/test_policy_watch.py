@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -13,62 +12,18 @@ import pytest
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.policies.stores import ChangeKind, PolicyStore
+from tests.grpc_api.refusals import refused
 from tests.grpc_api.stored import Stored, stored
-from tests.grpc_api.test_policy_writes import refused
+from tests.grpc_api.watchers import numbers, watching
 from tests.policies.stores import parts
 from tests.policies.stores.parts import FAST, LARGE, policy, write, write_catalog
-
-Received = policy_pb2.WatchPoliciesResponse
+from tests.waiting import until
 
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Stored]:
     async with stored(parts.sqlite(tmp_path, policy())) as running:
         yield running
-
-
-class Watcher:
-    """One call of WatchPolicies and what it has sent."""
-
-    def __init__(self, api: Stored, after: int, parent: str) -> None:
-        request = policy_pb2.WatchPoliciesRequest(parent=parent, after_change=after)
-        self._call = api.policies.WatchPolicies(request)
-        self.received: list[Received] = []
-
-    async def started(self) -> None:
-        await self._call.initial_metadata()
-
-    async def until(self, number: int) -> list[Received]:
-        """Everything up to the change of that number."""
-        async with asyncio.timeout(60):
-            while not self.received or self.received[-1].change_number < number:
-                message = await self._call.read()
-                assert isinstance(message, Received)
-                self.received.append(message)
-        return self.received
-
-    async def end(self) -> object:
-        async with asyncio.timeout(60):
-            return await self._call.read()
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-
-@asynccontextmanager
-async def watching(
-    api: Stored, after: int = 0, parent: str = "namespaces/-"
-) -> AsyncIterator[Watcher]:
-    watcher = Watcher(api, after, parent)
-    await watcher.started()
-    try:
-        yield watcher
-    finally:
-        watcher.cancel()
-
-
-def numbers(received: list[Received]) -> list[int]:
-    return [each.change_number for each in received]
 
 
 async def test_sends_what_was_and_what_comes(api: Stored) -> None:
@@ -100,6 +55,16 @@ async def test_namespace_limits_policies(api: Stored) -> None:
         write(api.store, ChangeKind.CREATE, policy("new", namespace="team"))
 
         assert numbers(await watcher.until(4)) == [4]
+
+
+async def test_more_than_is_read_at_once_comes_whole(
+    api: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.grpc_api.policy_watch._AT_ONCE", 3)
+    write_many(api.store, 9)
+
+    async with watching(api) as watcher:
+        assert numbers(await watcher.until(11)) == list(range(1, 12))
 
 
 async def test_resuming_anywhere_gives_each_change_once(api: Stored) -> None:
@@ -159,9 +124,7 @@ async def test_store_that_is_away_for_a_while_loses_nothing(
     monkeypatch.setattr(api.store, "changes_after", away)
     async with watching(api, after=2) as watcher:
         write(api.store, ChangeKind.UPDATE, policy(description="second"))
-        async with asyncio.timeout(60):
-            while failures < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: failures >= 3)
         monkeypatch.setattr(api.store, "changes_after", there)
 
         assert numbers(await watcher.until(3)) == [3]

@@ -3,95 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import RoutingRequest
 from sidecar.core.policy import Policy
 from sidecar.policies.stores import PolicyStore
+from tests.grpc_api.policy_calls import NAME, NEW, NOTE, create, get, policy, update
+from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import StandInRouter
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.stores import parts
-
-NAME = "namespaces/default/policies/support"
-NEW = "namespaces/default/policies/new"
-NOTE = policy_pb2.ChangeNote(author="ada", message="a better wording")
+from tests.waiting import until
 
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Stored]:
     async with stored(parts.sqlite(tmp_path, parts.policy())) as running:
         yield running
-
-
-def models(*ids: str) -> policy_pb2.ModelList:
-    return policy_pb2.ModelList(models=[policy_pb2.WeightedModel(model=each) for each in ids])
-
-
-def policy(name: str = "", description: str = "", **more: Any) -> policy_pb2.Policy:
-    return policy_pb2.Policy(
-        name=name,
-        description=description,
-        routes=[
-            policy_pb2.Route(
-                name="billing", description="invoices", models=models("acme/fast"), **more
-            )
-        ],
-        default_models=models("acme/large"),
-    )
-
-
-def create(policy_id: str = "new", **more: Any) -> policy_pb2.CreatePolicyRequest:
-    given = {"policy": policy(), "note": NOTE, **more}
-    return policy_pb2.CreatePolicyRequest(parent="namespaces/default", policy_id=policy_id, **given)
-
-
-def update(
-    description: str = "second", name: str = NAME, etag: str = "", **more: Any
-) -> policy_pb2.UpdatePolicyRequest:
-    content = policy(name, description)
-    content.etag = etag
-    return policy_pb2.UpdatePolicyRequest(policy=content, note=NOTE, **more)
-
-
-async def get(api: Stored, name: str = NAME, revision: int = 0) -> policy_pb2.Policy:
-    return await api.policies.GetPolicy(policy_pb2.GetPolicyRequest(name=name, revision=revision))
-
-
-@dataclass(frozen=True)
-class Refused:
-    code: grpc.StatusCode
-    reason: str
-    fields: tuple[str, ...]
-    metadata: dict[str, str]
-    text: str
-
-
-async def refused(call: Awaitable[Any]) -> Refused:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
-    assert status is not None
-    info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(wrong)
-    return Refused(
-        caught.value.code(),
-        info.reason,
-        tuple(each.field for each in wrong.field_violations),
-        dict(info.metadata),
-        status.message,
-    )
 
 
 async def test_created_policy_is_read_listed_and_in_force(api: Stored) -> None:
@@ -198,12 +133,11 @@ async def test_delete_hides_and_undelete_brings_back(api: Stored) -> None:
 
 
 async def until_in_force(api: Stored, name: str, revision: int | None) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            compiled = api.registry.find(name)
-            if (compiled.ref.revision if compiled is not None else None) == revision:
-                return
-            await asyncio.sleep(0.01)
+    def in_force() -> int | None:
+        compiled = api.registry.find(name)
+        return compiled.ref.revision if compiled is not None else None
+
+    await until(lambda: in_force() == revision)
 
 
 async def test_rollback_is_a_new_revision_with_the_earlier_content(api: Stored) -> None:
@@ -437,9 +371,7 @@ async def test_catalog_is_replaced_and_in_force(api: Stored) -> None:
     assert (before.revision, after.revision) == (1, 2)
     assert [each.id for each in after.models] == ["acme/fast", "acme/large", "acme/new"]
     assert await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest()) == after
-    async with asyncio.timeout(60):
-        while "acme/new" not in api.registry.catalog:
-            await asyncio.sleep(0.01)
+    await until(lambda: "acme/new" in api.registry.catalog)
     error = await refused(
         api.policies.UpdateModelCatalog(policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog))
     )

@@ -13,7 +13,8 @@ from sidecar.core.decision import RoutingRequest
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.routing_service import Concurrency
 from sidecar.grpc_api.server import ServerOptions
-from tests.grpc_api.standins import Gate, StandInRouter, route_request, serving, until
+from tests.grpc_api.standins import Gate, StandInRouter, route_request, serving
+from tests.waiting import until
 
 
 async def test_route_returns_the_decision(routing: RoutingServiceStub) -> None:
@@ -52,8 +53,9 @@ async def test_cancelled_call_cancels_its_decision(
     await until(lambda: router.running == 1)
 
     call.cancel()
+    await until(lambda: router.running == 0)
 
-    await until(lambda: router.cancelled == 1)
+    assert router.cancelled == 1
 
 
 async def test_expired_deadline_cancels_the_decision(
@@ -150,8 +152,9 @@ async def test_cancelled_batch_cancels_all_its_decisions(
     await until(lambda: router.running == 3)
 
     call.cancel()
+    await until(lambda: router.running == 0)
 
-    await until(lambda: router.cancelled == 3)
+    assert router.cancelled == 3
 
 
 async def test_calls_beyond_the_limit_are_resource_exhausted(router: StandInRouter) -> None:

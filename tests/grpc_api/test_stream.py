@@ -17,7 +17,8 @@ from sidecar.core.decision import RoutingRequest
 from sidecar.grpc_api.route_stream import RouteStream
 from sidecar.grpc_api.routing_service import Concurrency
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
-from tests.grpc_api.standins import Gate, StandInRouter, call_tasks, route_request, serving, until
+from tests.grpc_api.standins import Gate, StandInRouter, call_tasks, route_request, serving
+from tests.waiting import until
 
 
 def request(request_id: str, text: str = "hi") -> routing_pb2.StreamRouteRequest:
@@ -159,9 +160,10 @@ async def test_cancelled_stream_cancels_its_decisions_and_leaves_no_task(
     await until(lambda: router.running == 5)
 
     call.cancel()
-
-    await until(lambda: router.cancelled == 5)
+    await until(lambda: router.running == 0)
     await until(lambda: not (call_tasks() - before))
+
+    assert router.cancelled == 5
 
 
 def cancelled(router: StandInRouter, count: int) -> bool:
@@ -190,17 +192,18 @@ async def test_cancelled_streams_are_not_kept_in_memory(
 async def test_caller_that_vanishes_leaves_no_task(
     router: StandInRouter, server: GrpcServer
 ) -> None:
-    gate = Gate()
-    router.behavior = gate
+    # It never opens: the decision ends because nobody waits for it.
+    router.behavior = Gate()
     before = call_tasks()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = RoutingServiceStub(channel).StreamRoute()
         await call.write(request("a"))
         await until(lambda: router.running == 1)
-    gate.open()
 
     await until(lambda: router.running == 0)
     await until(lambda: not (call_tasks() - before))
+
+    assert router.cancelled == 1
 
 
 async def test_defect_in_one_decision_is_its_own_error(

@@ -17,12 +17,14 @@ import pytest
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.local import PostgresServer
 from sidecar.policies.stores import PolicyStore, open_store
+from tests.grpc_api.policy_calls import NAME, get, update
+from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import route_request
 from tests.grpc_api.stored import Stored, stored
-from tests.grpc_api.test_policy_watch import Received, numbers, watching
-from tests.grpc_api.test_policy_writes import NAME, get, refused, update
+from tests.grpc_api.watchers import Received, numbers, watching
 from tests.policies.stores import parts
 from tests.policies.stores.parts import policy
+from tests.waiting import until
 
 PROVE = bool(os.environ.get("SIDECAR_PROVE"))
 
@@ -171,9 +173,7 @@ def described(received: list[Received]) -> list[str]:
 
 
 async def until_problem(api: Stored, there: bool) -> None:
-    async with asyncio.timeout(60):
-        while bool(api.live.problem) != there:
-            await asyncio.sleep(0.02)
+    await until(lambda: bool(api.live.problem) is there)
 
 
 async def test_sidecar_that_starts_beside_another_has_the_same(

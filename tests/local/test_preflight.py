@@ -57,4 +57,6 @@ def test_a_good_machine_passes() -> None:
 
 
 def test_python_3_13_needs_no_libpython() -> None:
-    preflight.require(replace(GOOD, python=(3, 13), libpython=None))
+    machine = replace(GOOD, python=(3, 13), libpython=None)
+
+    assert preflight.require(machine) is machine

@@ -25,16 +25,12 @@ class Stalling(io.StringIO):
 
 
 @pytest.fixture
-def stream() -> Iterator[Stalling]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    stalling = Stalling()
+def stream(logging_undone: None) -> Iterator[Stalling]:
+    root, stalling = logging.getLogger(), Stalling()
     root.handlers = [logging.StreamHandler(stalling)]
     root.setLevel(logging.INFO)
     yield stalling
     stalling.released.set()
-    root.handlers = handlers
-    root.setLevel(level)
 
 
 def test_what_is_logged_is_written_before_the_end(stream: Stalling) -> None:

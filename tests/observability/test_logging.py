@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,24 +31,19 @@ class Terminal(io.StringIO):
         return True
 
 
+Configure = Callable[..., io.StringIO]
+
+
 @pytest.fixture
-def configure() -> Iterator[Callable[..., io.StringIO]]:
-    """Sets logging up and gives what is written; undone afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+def configure(logging_undone: None) -> Configure:
+    """Sets logging up and gives what is written."""
 
     def configured(options: LogOptions, stream: io.StringIO | None = None) -> io.StringIO:
         stream = stream or io.StringIO()
         configure_logging(options, stream)
         return stream
 
-    yield configured
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-Configure = Callable[..., io.StringIO]
+    return configured
 
 
 def entries(stream: io.StringIO) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from tests.grpc_api.standins import (
     policy,
     route_request,
     serving,
-    until,
 )
+from tests.waiting import until
 
 ROUTE = "llmrouter.v1.RoutingService/Route"
 NAMED = RoutingRequest(Conversation((Message(Role.USER, "hi"),)))

@@ -18,7 +18,7 @@ from sidecar.core.model import CompiledPrompt, LabelLogits, Prompt, TextOutput
 from sidecar.core.policy import OTHER, Policy
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts import FORMATS, get_format
-from sidecar.prompts.budget import fixed_tokens, surely_fits
+from sidecar.prompts.budget import MIN_CONVERSATION_TOKENS, fixed_tokens, surely_fits
 from tests.doubles import talk
 from tests.prompts.samples import (
     CODING,
@@ -111,7 +111,9 @@ def test_policy_that_surely_fits_is_never_too_large(
     fixed = fixed_tokens(lambda each: compiled_with(name, tokenizer, each))
     assume(surely_fits(policy, fixed, max_tokens))
 
-    compiled_with(name, tokenizer, policy, max_tokens)
+    compiled = compiled_with(name, tokenizer, policy, max_tokens)
+
+    assert len(compiled.prefix_ids) + MIN_CONVERSATION_TOKENS <= max_tokens
 
 
 @every_format

@@ -30,6 +30,7 @@ FLAT = policy(("code", "", 0.0), ("travel", "", 0.5))
 DEEP = policy(
     ("travel", "", 0.3), ("book", "travel", 0.4), ("hotel", "travel", 0.4), ("code", "", 0.0)
 )
+STRICT = policy(("travel", "", 0.5), ("book", "travel", 0.4), ("code", "", 0.0))
 
 CASES = {
     "most probable route": (FLAT, answer(code=0.6, travel=0.3, other=0.1), 0.0, "code", "matched"),
@@ -84,6 +85,13 @@ CASES = {
         "matched",
     ),
     "action and domain below their minimum": (
+        STRICT,
+        answer(book=0.3, travel=0.1, code=0.35, other=0.25),
+        0.0,
+        None,
+        "low_confidence",
+    ),
+    "other is more probable than a domain and its actions": (
         DEEP,
         answer(book=0.15, hotel=0.07, travel=0.07, code=0.28, other=0.43),
         0.0,

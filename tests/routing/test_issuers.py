@@ -12,7 +12,7 @@ from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.policy import ApiDialect, Catalog, Model, PinMode, Policy
 from sidecar.routing import DecisionCache, Pins
 from tests.doubles import talk
-from tests.routing.test_router import POLICY, World, a_world, models
+from tests.routing.worlds import POLICY, World, a_world, models
 
 RESPONSES = ApiDialect.OPENAI_RESPONSES
 CATALOG: Catalog = {

@@ -19,7 +19,7 @@ from sidecar.routing import CompiledPolicy, DecisionCache, Pins
 from sidecar.routing import router as router_module
 from sidecar.routing.pins import Pin, Subject, pin_mode, subject
 from tests.doubles import talk
-from tests.routing.test_router import CATALOG, POLICY, World, a_world, models
+from tests.routing.worlds import CATALOG, POLICY, World, a_world, models
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 CODE, TRAVEL, OTHER = (8, 1, 1), (1, 8, 1), (1, 1, 8)
@@ -232,15 +232,54 @@ async def test_the_policy_says_how_sure_a_switch_must_be(world: World) -> None:
     assert said(decision) == ("pin", "kept_unsure", "code")
 
 
-async def test_during_an_outage_a_conversation_keeps_its_route(world: World) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        InferenceFailure.UNAVAILABLE,
+        InferenceFailure.ERROR,
+        InferenceFailure.DEADLINE,
+        InferenceFailure.OVERLOADED,
+    ],
+)
+async def test_without_an_answer_a_conversation_keeps_its_route(
+    world: World, failure: InferenceFailure
+) -> None:
     world.model.logits = CODE
     await world.router.decide(FIRST)
-    world.model.break_with(InferenceFailure.UNAVAILABLE)
+    world.model.break_with(failure)
 
     decision = await world.router.decide(SECOND)
 
     assert said(decision) == ("pin", "kept_without_answer", "code")
-    assert "stub: UNAVAILABLE" in decision.detail
+    assert f"stub: {failure.name}" in decision.detail
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "failure", "source"),
+    [
+        (FIRST, OTHER, None, "fallback"),
+        (FIRST, CODE, InferenceFailure.ERROR, "fallback"),
+        (replace(FIRST, needs=Needs(frozenset({Capability.TOOLS}))), CODE, None, "fallback"),
+        (replace(FIRST, model="gpt"), CODE, None, "override"),
+    ],
+    ids=["no match", "failed", "no capable model", "the caller's model"],
+)
+async def test_what_the_routing_model_did_not_choose_is_not_pinned(
+    world: World,
+    pins: Pins,
+    given: RoutingRequest,
+    answer: tuple[int, ...],
+    failure: InferenceFailure | None,
+    source: str,
+) -> None:
+    world.model.logits = answer
+    if failure is not None:
+        world.model.break_with(failure)
+
+    decision = await world.router.decide(given)
+
+    assert decision.source.value == source
+    assert len(pins) == 0
 
 
 async def test_a_switched_task_is_kept_in_turn(world: World) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
@@ -13,71 +12,12 @@ from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Needs, PolicyName, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, Prompt
-from sidecar.core.policy import (
-    ApiDialect,
-    Capability,
-    Catalog,
-    Model,
-    ModelList,
-    Policy,
-    PolicyRecord,
-    Route,
-    WeightedModel,
-)
-from sidecar.inference.breaker import BreakerState, CircuitBreaker
-from sidecar.inference.guarded import GuardedModel, WatchTimes
-from sidecar.routing import (
-    DecisionCache,
-    Pins,
-    PolicyRegistry,
-    Router,
-    RouterLimits,
-    RoutingModelRef,
-    Target,
-    Targets,
-    Warmth,
-)
-from tests.doubles import ListSink, StubModel, StubPrompt, talk
-
-CATALOG = {
-    "claude": Model("claude", "claude-1", capabilities=frozenset({Capability.IMAGES})),
-    "gpt": Model("gpt", "gpt-1"),
-    "mini": Model("mini", "mini-1"),
-}
-
-
-def models(*ids: str) -> ModelList:
-    return ModelList(tuple(WeightedModel(i) for i in ids))
-
-
-POLICY = Policy(
-    "main",
-    (
-        Route("code", "writing code", models("claude", "gpt")),
-        Route("travel", "booking trips", models("gpt")),
-    ),
-    models("mini"),
-)
-EMPTY = Policy("empty", (), models("mini"))
-HELLO = RoutingRequest(talk("please review my code"))
-
-
-@dataclass
-class World:
-    model: StubModel
-    router: Router
-    guard: GuardedModel
-    breaker: CircuitBreaker
-    warmth: Warmth
-    registry: PolicyRegistry
-    target: Target
-    cache: DecisionCache
-    sink: ListSink = field(default_factory=ListSink)
-
-    async def until_answering(self) -> None:
-        async with asyncio.timeout(60):
-            while self.router.degraded:
-                await asyncio.sleep(0.001)
+from sidecar.core.policy import ApiDialect, Capability, Model, PolicyRecord
+from sidecar.inference.breaker import BreakerState
+from sidecar.routing import DecisionCache
+from tests.doubles import StubPrompt, talk
+from tests.routing.worlds import CATALOG, HELLO, POLICY, World, a_world, models
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -98,47 +38,6 @@ async def hurried() -> AsyncIterator[World]:
 async def remembering() -> AsyncIterator[World]:
     async with a_world(DecisionCache(100_000, 60)) as made:
         yield made
-
-
-@asynccontextmanager
-async def a_world(
-    cache: DecisionCache,
-    pins: Pins | None = None,
-    catalog: Catalog = CATALOG,
-    budget_s: float = 10,
-) -> AsyncIterator[World]:
-    model, sink = StubModel(), ListSink()
-    registry = PolicyRegistry(
-        [
-            PolicyRecord(POLICY, 3, "e"),
-            PolicyRecord(EMPTY, 1, "e"),
-        ],
-        catalog,
-        StubPrompt,
-        default_policy=PolicyName("main"),
-        max_prompt_tokens=100,
-    )
-    warmth = Warmth(registry.named, timeout_s=1, busy=lambda: guard.in_flight > 0)
-    times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
-    breaker = CircuitBreaker(failures=3)
-    guard = GuardedModel(model, breaker, times, warmth.recover)
-    target = Target("stub", guard, warmth)
-    router = Router(
-        registry,
-        Targets([target]),
-        sink,
-        RouterLimits(budget_s=budget_s, reserve_s=0.01, max_waiting=4),
-        RoutingModelRef("stub@1", "stub-v1"),
-        lambda ids: f"{len(ids)} tokens",
-        cache=cache,
-        pins=pins,
-    )
-    guard.start()
-    made = World(model, router, guard, breaker, warmth, registry, target, cache, sink)
-    await made.until_answering()
-    yield made
-    await warmth.close()
-    await guard.close()
 
 
 async def test_policy_that_is_not_compiled_yet_is_compiled_by_its_first_request(
@@ -312,6 +211,17 @@ async def test_frozen_model_is_given_up_at_the_deadline_and_cancelled(hurried: W
     assert hurried.model.cancelled >= 1
 
 
+async def test_a_caller_cannot_make_the_budget_longer(hurried: World) -> None:
+    hurried.model.frozen = True
+
+    decision = await hurried.router.decide(request(budget_s=600))
+
+    assert decision.reason.value == "deadline_exceeded"
+    await asyncio.sleep(0)
+    # Given up on: left alone, the call itself would have failed, somewhat later.
+    assert hurried.model.cancelled == 1
+
+
 async def test_during_an_outage_the_model_is_not_asked(world: World) -> None:
     world.model.break_with(InferenceFailure.UNAVAILABLE)
     await world.router.decide(HELLO)
@@ -404,6 +314,24 @@ async def test_equal_requests_at_once_ask_the_model_once(world: World) -> None:
     assert len({decision.id for decision in decisions}) == 4
 
 
+async def test_the_same_words_under_another_policy_are_another_question(
+    remembering: World,
+) -> None:
+    other = request(policy=replace(POLICY, name="other", description="another one"))
+    # Compiled before, so that both are asked at the same time.
+    await remembering.router.decide(replace(other, conversation=talk("hello")))
+    before = remembering.model.calls
+
+    await asyncio.gather(*(remembering.router.decide(each) for each in (HELLO, other)))
+    at_once = remembering.model.calls
+    third = await remembering.router.decide(
+        request(policy=replace(POLICY, name="third", description="a third one"))
+    )
+
+    assert at_once == before + 2
+    assert third.source is Source.MODEL
+
+
 async def test_the_same_conversation_again_is_decided_by_the_cache(remembering: World) -> None:
     first = await remembering.router.decide(HELLO)
     asked = remembering.model.calls
@@ -463,18 +391,27 @@ async def test_a_cached_answer_is_weighed_by_the_minimum_of_its_own_request(
 
 
 @pytest.mark.parametrize(
-    ("logits", "fault"),
-    [((1.0, 1.0, 8.0), None), ((3.0, 0.0, 0.0), InferenceFailure.ERROR)],
-    ids=["no match", "failed"],
+    ("logits", "minimum", "fault", "reason"),
+    [
+        ((1.0, 1.0, 8.0), 0.0, None, "no_match"),
+        ((3.0, 2.0, 2.0), 0.9, None, "low_confidence"),
+        ((3.0, 0.0, 0.0), 0.0, InferenceFailure.ERROR, "model_error"),
+    ],
+    ids=["no match", "unsure", "failed"],
 )
 async def test_fallbacks_never_enter_the_cache(
-    remembering: World, logits: tuple[float, ...], fault: InferenceFailure | None
+    remembering: World,
+    logits: tuple[float, ...],
+    minimum: float,
+    fault: InferenceFailure | None,
+    reason: str,
 ) -> None:
     remembering.model.logits = logits
     if fault is not None:
         remembering.model.break_with(fault)
-    await remembering.router.decide(HELLO)
+    decision = await remembering.router.decide(request(min_confidence=minimum))
 
+    assert decision.reason.value == reason
     assert len(remembering.cache) == 0
 
 
@@ -545,22 +482,24 @@ async def test_a_defect_is_a_labelled_fallback(
 
 async def test_watch_notices_an_outage_while_nobody_asks(world: World) -> None:
     world.model.break_with(InferenceFailure.UNAVAILABLE)
-    async with asyncio.timeout(60):
-        while not world.router.degraded:
-            await asyncio.sleep(0.001)
+    await until(lambda: world.router.degraded != "")
 
     assert world.router.degraded == "stub: UNAVAILABLE"
 
 
 async def test_failed_recovery_keeps_the_model_out(world: World) -> None:
+    tries = 0
+
     async def failing(prompt: object, answer_form: object, timeout_s: float) -> ModelOutput:
+        nonlocal tries
+        tries += 1
         raise InferenceError(InferenceFailure.ERROR, "no memory")
 
     world.model.break_with(InferenceFailure.UNAVAILABLE)
     await world.router.decide(HELLO)
     world.model.infer = failing  # type: ignore[method-assign]
     world.model.fault = None
-    await asyncio.sleep(0.05)
+    await until(lambda: tries >= 3)
 
     assert world.router.degraded
 

@@ -39,6 +39,7 @@ CATALOG = {
     "unpriced": Model("unpriced", "u-1", dialects=frozenset({ApiDialect.ANTHROPIC_MESSAGES})),
 }
 IMAGES = Needs(frozenset({Capability.IMAGES}))
+IMAGES_AND_TOOLS = Needs(frozenset({Capability.IMAGES, Capability.TOOLS}))
 
 
 def models(*ids: str, preference: Preference = Preference.DECLARED) -> ModelList:
@@ -61,10 +62,17 @@ CASES = {
         ["small", "big", "unpriced"],
     ),
     "images": (models(*ALL), IMAGES, None, ["big"]),
+    "images and tools, not one of them": (models(*ALL), IMAGES_AND_TOOLS, None, ["big"]),
     "dialect": (
         models(*ALL),
         Needs(),
         ApiDialect.OPENAI_CHAT,
+        ["big", "unpriced", "small"],
+    ),
+    "context window that just suffices": (
+        models(*ALL),
+        Needs(context_tokens=16_000),
+        None,
         ["big", "unpriced", "small"],
     ),
     "context window, unknown one stays": (
@@ -114,6 +122,15 @@ def test_weighted_is_stable_for_a_conversation() -> None:
     firsts = {select(WEIGHTED, CATALOG, Needs(), None, "same").models[0].id for _ in range(20)}
 
     assert len(firsts) == 1
+
+
+def test_weighted_is_the_same_in_every_process() -> None:
+    """Several sidecars, and one that is started anew, keep a conversation with its model."""
+    firsts = [
+        select(WEIGHTED, CATALOG, Needs(), None, f"conversation {n}").models[0].id for n in range(8)
+    ]
+
+    assert firsts == ["small", "small", "small", "big", "small", "small", "small", "big"]
 
 
 def test_weighted_gives_each_model_its_share() -> None:

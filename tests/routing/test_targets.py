@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import pytest
+
 from sidecar.core.decision import PolicyName, PolicyRef, RoutingRequest
 from sidecar.core.model import InferenceFailure
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
@@ -24,6 +26,7 @@ from sidecar.routing import (
 )
 from sidecar.routing.targets import Refusal
 from tests.doubles import ListSink, StubModel, StubPrompt, talk
+from tests.waiting import until
 
 MODELS = ModelList((WeightedModel("m"),))
 POLICY = Policy("main", (Route("code", "writing code", MODELS),), MODELS)
@@ -49,9 +52,7 @@ class World:
         return found.reason.value if isinstance(found, Refusal) else found.name
 
     async def until(self, *states: BreakerState) -> None:
-        async with asyncio.timeout(60):
-            while tuple(each.model.state for each in self.targets) != states:
-                await asyncio.sleep(0.001)
+        await until(lambda: tuple(each.model.state for each in self.targets) == states)
 
 
 @asynccontextmanager
@@ -127,6 +128,28 @@ async def test_callers_do_not_notice_that_one_of_two_servers_is_lost() -> None:
         assert world.router.degraded == ""
         await world.until(BreakerState.OPEN, BreakerState.CLOSED)
         assert world.place() == "b"
+
+
+@pytest.mark.parametrize(
+    ("failure", "ended"),
+    [
+        (InferenceFailure.UNAVAILABLE, ("model", "matched")),
+        (InferenceFailure.ERROR, ("model", "matched")),
+        # The time is used up, or there is too much work for all.
+        (InferenceFailure.DEADLINE, ("fallback", "deadline_exceeded")),
+        (InferenceFailure.OVERLOADED, ("fallback", "overloaded")),
+    ],
+)
+async def test_another_server_is_asked_where_that_can_help(
+    failure: InferenceFailure, ended: tuple[str, str]
+) -> None:
+    async with two_servers() as world:
+        asked = world.models[1].calls
+        world.models[0].break_with(failure)
+        decision = await world.router.decide(HELLO)
+
+        assert (decision.source.value, decision.reason.value) == ended
+        assert world.models[1].calls == asked + (ended[0] == "model")
 
 
 async def test_a_server_that_is_back_is_warmed_before_it_is_asked() -> None:

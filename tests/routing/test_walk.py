@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sidecar.core.decision import RoutingRequest
 from sidecar.routing.walk import _stable_key
 from tests.doubles import talk
+
+
+def test_the_callers_key_stands_for_the_conversation_whatever_is_said() -> None:
+    asked = RoutingRequest(talk("hi"), conversation_key="c")
+
+    assert _stable_key(replace(asked, conversation=talk("hello"))) == _stable_key(asked)
+    assert _stable_key(replace(asked, conversation_key="d")) != _stable_key(asked)
 
 
 @pytest.mark.parametrize(

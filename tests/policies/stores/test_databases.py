@@ -88,9 +88,17 @@ def test_policy_of_a_newer_version_is_named_and_leaves_the_others(url: str) -> N
 
 
 def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
+    if url.startswith("postgresql:"):
+        engine = create_engine(plain_url(url))
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+        engine.dispose()
+    start = threading.Barrier(4)
     failures: list[BaseException] = []
 
     def begin() -> None:
+        start.wait()
         try:
             open_store(url).close()
         except BaseException as error:
@@ -103,6 +111,9 @@ def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
         thread.join()
 
     assert not failures
+    store = open_store(url)
+    assert store.last_change() == 0
+    store.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from sidecar.core.errors import ErrorCode, SidecarError
@@ -70,9 +73,15 @@ def test_change_that_was_never_reached_is_refused(make: MakeStore) -> None:
 
 def test_closing_ends_the_waiting(make: MakeStore) -> None:
     store = make(A)
+    # Longer than a test may take: whoever is not woken has failed.
+    waiting = threading.Thread(target=store.wait, args=(3600,), daemon=True)
+    waiting.start()
+    time.sleep(0.05)
+
     store.close()
 
-    store.wait(60)
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_capabilities_are_those_of_the_kind(make: MakeStore) -> None:
