@@ -22,7 +22,6 @@ GROUP = "An application and its provider"
 
 _RATES = (1.0, 5.0)
 _RATE_WITHOUT_MODEL = 50.0
-_WORDS = 40
 
 
 async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
@@ -31,14 +30,15 @@ async def application(subject: Subject, provider: str) -> AsyncIterator[Row]:
     Args:
         provider: its URL.
     """
-    policy = f"routes-{min(subject.scale.routes, key=lambda count: abs(count - 20))}"
+    routes, words = subject.scale.standard_routes, subject.scale.standard_words
+    policy = f"routes-{routes}"
     await subject.warm(policy)
-    known = await subject.known(policy, _WORDS)
+    known = await subject.known(routes, words)
     body = json.dumps(_chat(known)).encode()
     async with aiohttp.ClientSession() as session:
         known_only = _routed(subject, session, provider, lambda _: known)
         always_new = _routed(
-            subject, session, provider, lambda n: traffic.request(n, _WORDS, policy)
+            subject, session, provider, lambda n: traffic.request(n, words, policy)
         )
         ways: tuple[tuple[str, Call, bool], ...] = (
             ("app only", _alone(session, provider, body), False),
@@ -68,9 +68,10 @@ def _routed(
 ) -> Call:
     async def call(number: int) -> Sample:
         asked = request(number)
+        body = json.dumps(_chat(asked)).encode()
         started = time.perf_counter()
         decided = await subject.tcp.route(asked)
-        failure = await _post(session, provider, json.dumps(_chat(asked)).encode())
+        failure = await _post(session, provider, body)
         took = time.perf_counter() - started
         return Sample(took, failure or decided.source, decided.by_model, decided.model_s)
 
@@ -80,9 +81,12 @@ def _routed(
 async def _post(session: aiohttp.ClientSession, provider: str, body: bytes) -> str:
     """Empty, or the sample's source for a request that failed."""
     headers = {"content-type": "application/json"}
-    async with session.post(provider, data=body, headers=headers) as answer:
-        await answer.read()
-        return "" if answer.status == 200 else f"failed:{answer.status}"
+    try:
+        async with session.post(provider, data=body, headers=headers) as answer:
+            await answer.read()
+            return "" if answer.status == 200 else f"failed:{answer.status}"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return f"failed:{type(error).__name__}"
 
 
 def _chat(request: routing_pb2.RouteRequest) -> dict[str, object]:

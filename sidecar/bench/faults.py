@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -23,6 +29,7 @@ _VANISHING = 50
 _VANISH_S = 0.02
 _LARGE_BYTES = 8 * 2**20
 _PAUSE_S = 0.2
+_CONNECTIONS = 20
 _SPARE_FILES = 2
 _SPARE_BYTES = 64 * 2**20
 """A thread's stack is 8 MiB of it, and a message takes several times its size."""
@@ -33,8 +40,8 @@ class World:
     """What can be broken.
 
     Args:
+        proxy: between the sidecar and Triton.
         sidecar: its address for calls of other clients than those that are counted.
-        log: the file that the sidecar logs to.
     """
 
     triton: TritonServer
@@ -91,12 +98,10 @@ async def refused(world: World) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _repeating(once: Callable[[], object]) -> AsyncIterator[None]:
+async def _repeating(once: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     async def repeat() -> None:
         while True:
-            made = once()
-            if asyncio.iscoroutine(made):
-                await made
+            await once()
             await asyncio.sleep(_PAUSE_S)
 
     task = asyncio.create_task(repeat())
@@ -127,12 +132,13 @@ async def vanishing(world: World) -> AsyncIterator[None]:
 
     async def once() -> None:
         async with own.calling(world.sidecar) as routes:
-            for _ in range(_VANISHING):
-                calls = asyncio.create_task(
-                    routes.route(traffic.request(next(numbers), 15, "default"))
-                )
-                calls.add_done_callback(lambda done: done.cancelled() or done.exception())
+            calls = [
+                asyncio.create_task(routes.route(traffic.request(next(numbers), 15, "default")))
+                for _ in range(_VANISHING)
+            ]
             await asyncio.sleep(_VANISH_S)
+        # Closing the channel has ended them.
+        await asyncio.gather(*calls, return_exceptions=True)
 
     async with _repeating(once):
         yield
@@ -151,47 +157,45 @@ async def large(world: World) -> AsyncIterator[None]:
             yield
 
 
+@contextmanager
+def _limited(pid: int, resource_number: int, limit: int) -> Iterator[None]:
+    before = resource.prlimit(pid, resource_number)
+    resource.prlimit(pid, resource_number, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource_number, before)
+
+
 @asynccontextmanager
 async def no_files(world: World) -> AsyncIterator[None]:
     """The sidecar can open hardly any file or connection more, and many clients want one."""
-    pid = world.sidecar_pid
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = len(os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + _SPARE_FILES, before[1]))
-    try:
+    used = len(os.listdir(f"/proc/{world.sidecar_pid}/fd"))
+    with _limited(world.sidecar_pid, resource.RLIMIT_NOFILE, used + _SPARE_FILES):
         async with _many_connections(world):
             yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 @asynccontextmanager
 async def _many_connections(world: World) -> AsyncIterator[None]:
-    # Channels with equal options share a connection.
-    channels = [
-        grpc.aio.insecure_channel(world.sidecar, [("bench.number", number)]) for number in range(20)
-    ]
-    for channel in channels:
-        channel.get_state(try_to_connect=True)
-    try:
+    async with AsyncExitStack() as stack:
+        for number in range(_CONNECTIONS):
+            # Channels with equal options share a connection.
+            options = [("grpc.enable_http_proxy", 0), ("bench.number", number)]
+            channel = grpc.aio.insecure_channel(world.sidecar, options)
+            await stack.enter_async_context(channel)
+            channel.get_state(try_to_connect=True)
         yield
-    finally:
-        for channel in channels:
-            await channel.close()
 
 
 @asynccontextmanager
 async def no_memory(world: World) -> AsyncIterator[None]:
     """The sidecar gets only some tens of MiB more than it has, and messages of megabytes come. A
     limit of the process: its callers and Triton go on as before."""
-    pid = world.sidecar_pid
-    before = resource.prlimit(pid, resource.RLIMIT_DATA)
-    resource.prlimit(pid, resource.RLIMIT_DATA, (_data_bytes(pid) + _SPARE_BYTES, before[1]))
-    try:
+    allowed = _data_bytes(world.sidecar_pid) + _SPARE_BYTES
+    with _limited(world.sidecar_pid, resource.RLIMIT_DATA, allowed):
         async with large(world):
             yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_DATA, before)
 
 
 def _data_bytes(pid: int) -> int:
@@ -205,13 +209,8 @@ def _data_bytes(pid: int) -> int:
 @asynccontextmanager
 async def log_full(world: World) -> AsyncIterator[None]:
     """Nothing can be appended to the sidecar's log, as on a full disk."""
-    pid = world.sidecar_pid
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
-    try:
+    with _limited(world.sidecar_pid, resource.RLIMIT_FSIZE, 1):
         yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
 FAULTS: Mapping[str, Fault] = {

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -28,7 +28,7 @@ class Sample:
 
     Args:
         seconds: from when it should have begun to its answer.
-        source: of the decision, `fallback:reason` for fallbacks, `failed:STATUS` for none.
+        source: of the decision, `fallback:reason` for fallbacks, `failed:why` for none.
         by_model: the routing model answered within the budget.
         model_s: of which the sidecar waited for the model server.
     """
@@ -38,13 +38,35 @@ class Sample:
     by_model: bool = False
     model_s: float = 0.0
 
+    @property
+    def failed(self) -> bool:
+        return self.source.startswith("failed")
+
 
 @dataclass(slots=True)
 class Measured:
-    """Samples, and the seconds in which they were taken."""
+    """Samples, and the seconds in which they were taken; 0 where there is no such time."""
 
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """Calls that were answered; nan without a time."""
+        return self._per_second(sum(not each.failed for each in self.samples))
+
+    @property
+    def model_per_second(self) -> float:
+        """Decisions of the routing model within the budget; nan without a time."""
+        return self._per_second(sum(each.by_model for each in self.samples))
+
+    def _per_second(self, count: int) -> float:
+        return count / self.seconds if self.seconds else math.nan
+
+    def add(self, more: Measured) -> None:
+        """What was measured later, of the same."""
+        self.samples += more.samples
+        self.seconds += more.seconds
 
 
 Call = Callable[[int], Awaitable[Sample]]
@@ -79,11 +101,10 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> M
     """Calls that come at random, `rate` a second, however many are still waiting.
 
     What a call takes counts from when it was due: a server that is late makes no caller wait with
-    the next call, nor does a busy client hide it.
+    the next call, nor does a busy client hide it. Raises ExceptionGroup if a call raises.
     """
     measured = Measured()
     drawn = random.Random(seed)  # noqa: S311 -- not a secret
-    running: set[asyncio.Task[None]] = set()
     started = time.perf_counter()
     due = started
 
@@ -92,12 +113,10 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> M
         took = time.perf_counter() - due
         measured.samples.append(Sample(took, sample.source, sample.by_model, sample.model_s))
 
-    while (due := due + drawn.expovariate(rate)) < started + seconds:
-        await asyncio.sleep(max(due - time.perf_counter(), 0))
-        task = asyncio.create_task(one(due))
-        running.add(task)
-        task.add_done_callback(running.discard)
-    await asyncio.gather(*running)
+    async with asyncio.TaskGroup() as running:
+        while (due := due + drawn.expovariate(rate)) < started + seconds:
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            running.create_task(one(due))
     measured.seconds = time.perf_counter() - started
     return measured
 
@@ -115,3 +134,12 @@ def sample_of(decision: decision_pb2.Decision, seconds: float) -> Sample:
         step.duration.ToNanoseconds() / 1e9 for step in decision.steps if step.step == "model"
     )
     return Sample(seconds, label, by_model, model_s)
+
+
+def without_model(samples: Sequence[Sample]) -> list[Sample]:
+    """Of the calls that the routing model decided: what they took beside the model server."""
+    return [
+        Sample(each.seconds - each.model_s, each.source, each.by_model)
+        for each in samples
+        if each.by_model
+    ]

@@ -17,6 +17,7 @@ from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.bench import traffic
 from sidecar.bench.echo_server import METHOD
 from sidecar.bench.measuring import Sample, closed_loop
+from sidecar.bench.processes import resident_bytes
 from sidecar.bench.rows import Row, row
 from sidecar.bench.scale import Scale
 from sidecar.core.conversation import Conversation, Message, Role
@@ -44,9 +45,9 @@ def conversation(number: int, words: int) -> Conversation:
 
 
 async def model_alone(
-    model: TritonModel, prompt: CompiledPrompt, words: int, scale: Scale, best: list[float]
+    model: TritonModel, prompt: CompiledPrompt, words: int, scale: Scale, rates: list[float]
 ) -> AsyncIterator[Row]:
-    """The routing model in Triton, asked without a sidecar. `best` gets the decisions a second of
+    """The routing model in Triton, asked without a sidecar. `rates` gets the decisions a second of
     each row."""
 
     async def call(number: int) -> Sample:
@@ -63,7 +64,7 @@ async def model_alone(
     for concurrency in (1, 4, 8):
         calls = scale.samples * min(concurrency, 4)
         measured = await closed_loop(call, concurrency, calls)
-        best.append(len(measured.samples) / measured.seconds)
+        rates.append(measured.model_per_second)
         yield row(
             "The model server alone",
             f"{tokens} tokens, {len(prompt.prefix_ids)} of them held",
@@ -163,10 +164,5 @@ async def llama(
 
 def memory_row(name: str, pids: Sequence[int]) -> Row:
     """Resident memory of processes, of which what is shared with others is counted in each."""
-    total = 0
-    for pid in pids:
-        status = Path("/proc", str(pid), "status")
-        for line in status.read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                total += int(line.split()[1])
-    return Row("Memory and start", name, note=f"{total / 1024:,.0f} MiB resident")
+    total = sum(map(resident_bytes, pids))
+    return Row("Memory and start", name, note=f"{total / 2**20:,.0f} MiB resident")

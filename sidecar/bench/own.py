@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from sidecar.bench.measuring import (
     numbers,
     open_loop,
     sample_of,
+    without_model,
 )
 from sidecar.bench.rows import Row, percentile, row
 from sidecar.bench.scale import Scale
@@ -73,17 +75,27 @@ class Routes:
         return sample_of(answer.decision, time.perf_counter() - started)
 
     async def batch(self, requests: list[routing_pb2.RouteRequest]) -> list[Sample]:
-        """A sample for each decision; all took as long as the batch."""
+        """A sample for each request; all took as long as the batch."""
         started = time.perf_counter()
         message = routing_pb2.BatchRouteRequest(requests=requests)
-        answer = await self._batch(message, timeout=_TIMEOUT_S)
+        try:
+            answer = await self._batch(message, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            took = time.perf_counter() - started
+            return [Sample(took, f"failed:{error.code().name}")] * len(requests)
         took = time.perf_counter() - started
-        return [sample_of(each.decision, took) for each in answer.results]
+        return [_sample_of_result(each, took) for each in answer.results]
 
     async def stream(
         self, requests: list[routing_pb2.RouteRequest], in_flight: int
     ) -> list[Sample]:
+        """A sample for each request.
+
+        Args:
+            in_flight: requests sent before the first of them is answered.
+        """
         call = self._stream(timeout=_TIMEOUT_S * len(requests))
+        started = time.perf_counter()
         begun: dict[str, float] = {}
         samples: list[Sample] = []
         slots = asyncio.Semaphore(in_flight)
@@ -98,12 +110,27 @@ class Routes:
             await call.done_writing()
 
         sending = asyncio.create_task(send())
-        async for answer in call:
-            took = time.perf_counter() - begun[answer.request_id]
-            samples.append(sample_of(answer.decision, took))
-            slots.release()
-        await sending
+        try:
+            async for answer in call:
+                took = time.perf_counter() - begun[answer.request_id]
+                samples.append(_sample_of_result(answer, took))
+                slots.release()
+        except grpc.aio.AioRpcError as error:
+            lost = Sample(time.perf_counter() - started, f"failed:{error.code().name}")
+            samples += [lost] * (len(requests) - len(samples))
+        finally:
+            # It may be waiting for answers that do not come any more.
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
         return samples
+
+
+def _sample_of_result(
+    result: routing_pb2.BatchRouteResult | routing_pb2.StreamRouteResponse, seconds: float
+) -> Sample:
+    if result.HasField("error"):
+        return Sample(seconds, f"failed:{result.error.reason}")
+    return sample_of(result.decision, seconds)
 
 
 @asynccontextmanager
@@ -123,6 +150,21 @@ def asking(routes: Routes, policy: str, words: int) -> Call:
     return call
 
 
+async def warm(routes: Routes, policy: str) -> None:
+    """Until the model is asked under `policy`. Raises TooSlowError."""
+    end = time.perf_counter() + _WARM_TIMEOUT_S
+    while time.perf_counter() < end:
+        sample = await routes.route(traffic.request(next(numbers), 15, policy))
+        if sample.by_model:
+            return
+        await asyncio.sleep(0.05)
+    raise TooSlowError(
+        f"under policy {policy} the routing model did not answer once within its budget in "
+        f"{_WARM_TIMEOUT_S} s (last: {sample.source}): this machine is too slow or too busy; stop "
+        "what else it computes, or give decisions a larger budget"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The sidecar under measurement: calls over TCP, and over a Unix domain socket."""
@@ -131,31 +173,22 @@ class Subject:
     uds: Routes
     scale: Scale
 
-    def asking(self, routes: int, words: int, policy: str = "") -> Call:
-        return asking(self.tcp, policy or f"routes-{routes}", words)
+    def asking(self, routes: int, words: int) -> Call:
+        return asking(self.tcp, f"routes-{routes}", words)
 
-    async def known(self, policy: str, words: int) -> routing_pb2.RouteRequest:
+    async def known(self, routes: int, words: int) -> routing_pb2.RouteRequest:
         """A conversation that is answered from the cache. What no route fits, and what came too
         late, is not kept; if that is all there is, the rows say so."""
         for _ in range(_TRIES):
-            request = traffic.request(next(numbers), words, policy)
+            request = traffic.fitting_request(next(numbers), words, routes)
             await self.tcp.route(request)
             if (await self.tcp.route(request)).source == "cache":
                 break
         return request
 
     async def warm(self, policy: str) -> None:
-        """Until the model is asked under `policy`. Raises TooSlowError."""
-        end = time.perf_counter() + _WARM_TIMEOUT_S
-        while time.perf_counter() < end:
-            sample = await self.tcp.route(traffic.request(next(numbers), 15, policy))
-            if sample.by_model:
-                return
-            await asyncio.sleep(0.05)
-        raise TooSlowError(
-            f"under policy {policy} the routing model did not answer once within its budget in "
-            f"{_WARM_TIMEOUT_S} s (last: {sample.source}): this machine is too slow or too busy"
-        )
+        """As the function `warm`, over TCP."""
+        await warm(self.tcp, policy)
 
 
 def _bytes(request: routing_pb2.RouteRequest) -> int:
@@ -186,15 +219,17 @@ async def own_share(subject: Subject) -> AsyncIterator[Row]:
     group, scale = "The sidecar's own share", subject.scale
     policy = f"routes-{scale.routes[-1]}"
     await subject.warm(policy)
-    words = scale.words[-1] if len(scale.words) == 1 else 40
-    asked = await closed_loop(subject.asking(0, words, policy), 1, scale.samples)
-    rest = Measured(
-        [Sample(s.seconds - s.model_s, s.source, s.by_model) for s in asked.samples if s.by_model],
-        asked.seconds,
+    words = scale.standard_words
+    asked = await closed_loop(asking(subject.tcp, policy, words), 1, scale.samples)
+    yield row(
+        group,
+        "Route minus Triton",
+        Measured(without_model(asked.samples)),
+        message_bytes=_bytes(traffic.request(1, words, policy)),
+        concurrency=1,
+        note=f"of {len(asked.samples)} calls those that the model decided",
     )
-    size = _bytes(traffic.request(1, words, policy))
-    yield row(group, "Route minus Triton", rest, message_bytes=size, concurrency=1)
-    known = await subject.known(policy, words)
+    known = await subject.known(scale.routes[-1], words)
     override = traffic.request(0, words, policy)
     override.model = traffic.MODEL
     for name, request in (("known conversation", known), ("model named by the caller", override)):
@@ -238,14 +273,14 @@ async def capacity(
         found: gets the capacity.
         alone: what the model server does without the sidecar; nan if that was not measured.
     """
-    routes, words = _standard(subject.scale)
+    routes, words = subject.scale.standard_routes, subject.scale.standard_words
     await subject.warm(f"routes-{routes}")
     best = 0.0
     size = _bytes(traffic.request(1, words, f"routes-{routes}"))
     for concurrency in (1, 2, 4, 8):
         call = _patient(subject.asking(routes, words))
         measured = await closed_loop(call, concurrency, seconds=subject.scale.seconds)
-        by_model = sum(each.by_model for each in measured.samples) / measured.seconds
+        by_model = measured.model_per_second
         best = max(best, by_model)
         yield row(
             "Capacity",
@@ -256,32 +291,34 @@ async def capacity(
             note=f"{by_model:.1f}/s by the model",
         )
     found(best)
-    share = "" if alone != alone else f", {best / alone:.0%} of the model server alone"
+    compared = not math.isnan(alone) and alone > 0
+    share = f", {best / alone:.0%} of the model server alone" if compared else ""
     yield Row("Capacity", "capacity", note=f"{best:.1f} decisions/s by the model{share}")
 
 
 async def load(subject: Subject, rate: float) -> AsyncIterator[Row]:
     """Shares of the capacity, and three times as much as there is."""
-    routes, words = _standard(subject.scale)
+    routes, words = subject.scale.standard_routes, subject.scale.standard_words
     size = _bytes(traffic.request(1, words, f"routes-{routes}"))
     for percent in (25, 50, 75, 100, 300):
         offered = rate * percent / 100
         call = subject.asking(routes, words)
         measured = await open_loop(call, offered, subject.scale.seconds)
-        by_model = sum(each.by_model for each in measured.samples) / measured.seconds
         yield row(
             "At random, by rate",
             f"{percent} % of capacity",
             measured,
             message_bytes=size,
             offered=offered,
-            note=f"{by_model / rate:.0%} of capacity by the model",
+            note=f"{measured.model_per_second / rate:.0%} of capacity by the model",
         )
 
 
 async def large_messages(subject: Subject, socket: str) -> AsyncIterator[Row]:
     """What others wait while somebody sends megabytes through `socket`."""
-    known = await subject.known(f"routes-{subject.scale.routes[0]}", 15)
+    routes = subject.scale.routes[0]
+    await subject.warm(f"routes-{routes}")
+    known = await subject.known(routes, 15)
 
     async def call(_: int) -> Sample:
         return await subject.tcp.route(known)
@@ -306,7 +343,8 @@ async def large_messages(subject: Subject, socket: str) -> AsyncIterator[Row]:
 
 @asynccontextmanager
 async def _sending(address: str, size: int) -> AsyncIterator[None]:
-    """Within the block another process sends requests of `size` bytes; none if it is 0."""
+    """Within the block another process sends requests of `size` bytes; none if it is 0. Raises
+    TooSlowError if it did not do so to the end."""
     if not size:
         yield
         return
@@ -317,8 +355,14 @@ async def _sending(address: str, size: int) -> AsyncIterator[None]:
         # Until it sends.
         await asyncio.sleep(_SENDER_START_S)
         yield
+        if process.returncode is not None:
+            raise TooSlowError(
+                f"what sends large messages ended with code {process.returncode} (see above), so "
+                "nothing is known of the calls beside them"
+            )
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
@@ -360,11 +404,3 @@ def _patient(call: Call) -> Call:
         return sample
 
     return patient
-
-
-def _standard(scale: Scale) -> tuple[int, int]:
-    """20 routes and 40 words, or what comes nearest."""
-    return (
-        min(scale.routes, key=lambda routes: abs(routes - 20)),
-        min(scale.words, key=lambda words: abs(words - 40)),
-    )

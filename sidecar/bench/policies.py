@@ -24,11 +24,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from sidecar.bench import own, served, traffic
-from sidecar.bench.measuring import Call, Measured, Sample, closed_loop
+from sidecar.bench import own, processes, served, traffic
+from sidecar.bench.measuring import Call, Measured, Sample, closed_loop, without_model
 from sidecar.bench.reload import Changes, reloads
 from sidecar.bench.rows import Row, percentile, row, table
-from sidecar.bench.scale import Scale
 from sidecar.bench.served import Served
 from sidecar.cli.bench import wide_console
 from sidecar.cli.model import default_model
@@ -41,10 +40,6 @@ _START = "Many policies: start and memory"
 _COLD = "Many policies: with the routing model"
 _TURNS = 6
 """Measurements of each sidecar, in turns."""
-
-
-_SCALE = Scale(1, 1, 1, (served.ROUTES,), (_WORDS,), 1)
-"""Of subjects that are only warmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +84,10 @@ class Run:
 def many(run: Run) -> None:
     """Start, memory, own share, cold share."""
     count = run.size.policies
-    documents = [served.document("default", served.ROUTES, 0)]
-    documents += [served.document(f"many-{n}", served.ROUTES, n + 1) for n in range(count - 1)]
+    documents = [traffic.policy_document("default", served.ROUTES, 0)]
+    documents += [
+        traffic.policy_document(f"many-{n}", served.ROUTES, n + 1) for n in range(count - 1)
+    ]
     urls = [served.filled_store(run.folder / f"{n}.db", documents[:n]) for n in (1, len(documents))]
     files = _written(run.folder / "files", documents)
     instant = run.folder / "instant"
@@ -123,7 +120,7 @@ def many(run: Run) -> None:
 def _written(folder: Path, documents: Sequence[dict[str, object]]) -> list[str]:
     """YAML files as people write them, a policy each."""
     folder.mkdir()
-    (folder / "models.yaml").write_text(_yaml(served.catalog_document()))
+    (folder / "models.yaml").write_text(_yaml(traffic.catalog_document()))
     for each in documents:
         (folder / f"{each['name']}.yaml").write_text(_yaml(each))
     return [str(folder)]
@@ -163,7 +160,7 @@ async def _own_share(run: Run, few: Served, all_: Served) -> None:
         one = await stack.enter_async_context(own.calling(few.address))
         other = await stack.enter_async_context(own.calling(all_.address))
         for each in (one, other):
-            await own.Subject(each, each, _SCALE).warm("default")
+            await own.warm(each, "default")
         drawn = _drawn(count, calls * (_TURNS + 1))
         before = all_.cpu_s()
         first = await closed_loop(_asking(other, drawn[:calls]), 1, calls)
@@ -179,7 +176,8 @@ async def _own_share(run: Run, few: Served, all_: Served) -> None:
             )
         ]
         # Every policy of the measured draws has been asked for: what is left is looking it up.
-        await _all_warm(other, set(drawn))
+        for policy in sorted(set(drawn)):
+            await own.warm(other, policy)
         taken: list[list[Sample]] = [[], []]
         cpu = [0.0, 0.0]
         for turn in range(_TURNS):
@@ -198,10 +196,10 @@ async def _own_share(run: Run, few: Served, all_: Served) -> None:
                 row(
                     _MANY,
                     name,
-                    Measured(_without_model(samples)),
+                    Measured(without_model(samples)),
                     message_bytes=size,
                     concurrency=1,
-                    note=_cost(seconds, total),
+                    note=f"of {total} calls those that the model decided; {_cost(seconds, total)}",
                 )
             )
     run.show([*rows, _ratios(taken, cpu)])
@@ -221,26 +219,12 @@ def _asking(routes: own.Routes, policies: Sequence[str]) -> Call:
     return call
 
 
-async def _all_warm(routes: own.Routes, policies: set[str]) -> None:
-    subject = own.Subject(routes, routes, _SCALE)
-    for policy in sorted(policies):
-        await subject.warm(policy)
-
-
-def _without_model(samples: Sequence[Sample]) -> list[Sample]:
-    return [
-        Sample(each.seconds - each.model_s, each.source, each.by_model)
-        for each in samples
-        if each.by_model
-    ]
-
-
 def _cost(cpu_s: float, calls: int) -> str:
     return f"{cpu_s / calls * 1000:.2f} ms of processor time a call"
 
 
 def _ratios(taken: Sequence[Sequence[Sample]], cpu: Sequence[float]) -> Row:
-    ordered = [sorted(each.seconds for each in _without_model(samples)) for samples in taken]
+    ordered = [sorted(each.seconds for each in without_model(samples)) for samples in taken]
     p50, p99 = (percentile(ordered[1], at) / percentile(ordered[0], at) for at in (50, 99))
     note = f"{p50:.2f} times at p50, {p99:.2f} at p99; processor time {cpu[1] / cpu[0]:.2f} times"
     return Row(_MANY, "many to one", note=f"{note} (aim: 1.1)")
@@ -258,19 +242,18 @@ def _with_model(run: Run, url: str) -> None:
             routing={"decision_budget_ms": run.budget_ms},
         ) as sidecar,
     ):
-        models = sum(served.resident_bytes(pid) for pid in children(triton.pid))
-        asyncio.run(run_cold(run, sidecar))
-        after = sum(served.resident_bytes(pid) for pid in children(triton.pid))
-    note = f"{models / 2**20:,.0f} MiB resident before the calls, {after / 2**20:,.0f} after"
+        before = sum(map(processes.resident_bytes, children(triton.pid)))
+        asyncio.run(_cold_share(run, sidecar))
+        after = sum(map(processes.resident_bytes, children(triton.pid)))
+    note = f"{before / 2**20:,.0f} MiB resident before the calls, {after / 2**20:,.0f} after"
     run.show([Row(_COLD, "the model's process", note=note)])
 
 
-async def run_cold(run: Run, sidecar: Served) -> None:
+async def _cold_share(run: Run, sidecar: Served) -> None:
     drawn = _drawn(run.size.policies, 100_000)
     async with own.calling(sidecar.address) as routes:
-        await own.Subject(routes, routes, _SCALE).warm("default")
-        asked = _asking(routes, drawn)
-        measured = await closed_loop(asked, 1, seconds=run.size.seconds)
+        await own.warm(routes, "default")
+        measured = await closed_loop(_asking(routes, drawn), 1, seconds=run.size.seconds)
     calls = len(measured.samples)
     cold = sum(each.source == "fallback:warming" for each in measured.samples) / calls
     distinct = len(set(drawn[:calls]))
@@ -289,8 +272,7 @@ async def run_cold(run: Run, sidecar: Served) -> None:
 
 
 def _kv(run: Run) -> str:
-    shape = run.engine.router.architecture
-    token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
+    token = served.kv_bytes_per_token(run.engine)
     bound = CpuRepositoryOptions().prefix_cache_bytes
     return f"{token:,} bytes of keys and values a token, at most {bound / 2**20:,.0f} MiB are held"
 

@@ -16,7 +16,6 @@ from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar.bench import own, served, traffic
 from sidecar.bench.measuring import Measured, Sample, closed_loop, open_loop
 from sidecar.bench.rows import Row, percentile, row
-from sidecar.bench.scale import Scale
 from sidecar.engines import EngineInfo
 
 _WORDS = 40
@@ -60,10 +59,10 @@ Show = Callable[[Sequence[Row]], None]
 
 @dataclass(slots=True)
 class Made:
-    """The changes of one measurement. `failed`: status of those that were refused."""
+    """The changes of one measurement. `refused`: their status; they are in `count`, too."""
 
     count: int = 0
-    failed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def reloads(engine: EngineInfo, folder: Path, changes: Changes, budget_ms: int, show: Show) -> None:
@@ -71,7 +70,7 @@ def reloads(engine: EngineInfo, folder: Path, changes: Changes, budget_ms: int, 
     with served.model_server(engine, folder / "repository", instant=False) as triton:
         for case in CASES:
             name = f"reload-{case.routes}"
-            documents = [served.document("default", case.routes, 0)]
+            documents = [traffic.policy_document("default", case.routes, 0)]
             url = served.filled_store(folder / f"{name}.db", documents)
             with served.serving(
                 engine,
@@ -84,22 +83,27 @@ def reloads(engine: EngineInfo, folder: Path, changes: Changes, budget_ms: int, 
 
 
 async def _reload(address: str, case: Case, changes: Changes) -> list[Row]:
-    async with own.calling(address) as routes, grpc.aio.insecure_channel(address) as channel:
-        subject = own.Subject(routes, routes, Scale(1, 1, 1, (case.routes,), (_WORDS,), 1))
-        await subject.warm("default")
+    options = [("grpc.enable_http_proxy", 0)]
+    async with (
+        own.calling(address) as routes,
+        grpc.aio.insecure_channel(address, options) as channel,
+    ):
+        await own.warm(routes, "default")
         call = own.asking(routes, "default", _WORDS)
         busy = await closed_loop(call, _CALLERS, seconds=max(changes.seconds / 4, 1))
-        capacity = sum(each.by_model for each in busy.samples) / busy.seconds
+        capacity = busy.model_per_second
         if not capacity:
-            raise own.TooSlowError("the routing model answered nothing within its budget")
+            raise own.TooSlowError(
+                "the routing model answered nothing within its budget; raise --budget-ms"
+            )
         rate = capacity * _HALF
         quiet, changing = Measured(), Measured()
         made = Made()
+        policies = PolicyServiceStub(channel)
         for turn in range(changes.times):
-            _add(quiet, await open_loop(call, rate, changes.seconds, seed=turn))
-            policies = PolicyServiceStub(channel)
+            quiet.add(await open_loop(call, rate, changes.seconds, seed=turn))
             writing = asyncio.create_task(_change(policies, case, changes.seconds, turn, made))
-            _add(changing, await open_loop(call, rate, changes.seconds, seed=turn))
+            changing.add(await open_loop(call, rate, changes.seconds, seed=turn))
             await writing
     return _rows(case, capacity, rate, quiet, changing, made)
 
@@ -123,13 +127,8 @@ async def _change(
             update = policy_pb2.UpdatePolicyRequest(policy=present)
             await policies.UpdatePolicy(update, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            made.failed.append(error.code().name)
+            made.refused.append(error.code().name)
         made.count += 1
-
-
-def _add(measured: Measured, more: Measured) -> None:
-    measured.samples += more.samples
-    measured.seconds += more.seconds
 
 
 def _rows(
@@ -140,11 +139,11 @@ def _rows(
         row(case.group, name, measured, message_bytes=size, offered=rate, note=note)
         for name, measured, note in (
             ("without changes", quiet, f"half of {capacity:.1f} decisions/s"),
-            ("with changes", changing, f"{made.count} changes, {len(made.failed)} refused"),
+            ("with changes", changing, f"{made.count} changes, {len(made.refused)} refused"),
         )
     ]
     before, after = _p99(quiet.samples), _p99(changing.samples)
-    failed = sum(each.source.startswith("failed") for each in changing.samples)
+    failed = sum(each.failed for each in changing.samples)
     note = f"p99 {after / before:.2f} times (aim: 1.3); {failed} requests failed (aim: 0)"
     return [*rows, Row(case.group, "with to without", note=note)]
 

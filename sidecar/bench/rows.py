@@ -22,8 +22,9 @@ class Row:
         concurrency: callers; None where calls came by `offered`.
         message_bytes: of a request.
         p50_ms, p95_ms, p99_ms, max_ms: of the calls; nan if none was made.
-        per_second: calls that were answered.
-        by_model: share that the routing model answered within the budget.
+        per_second: calls that were answered; nan where the time they took is none of its own.
+        model_per_second: decisions of the routing model, as far as they came within the budget.
+        by_model: share that the routing model answered within the budget; nan of no calls.
         sources: share of the calls by source of the decision.
         note: what else the row says, or why there is nothing in it.
     """
@@ -39,6 +40,7 @@ class Row:
     p99_ms: float = math.nan
     max_ms: float = math.nan
     per_second: float = math.nan
+    model_per_second: float = math.nan
     by_model: float = math.nan
     sources: dict[str, float] = field(default_factory=dict)
     note: str = ""
@@ -68,18 +70,19 @@ def row(
     return Row(
         group,
         name,
-        len(samples),
-        offered,
-        concurrency,
-        message_bytes,
-        percentile(times, 50),
-        percentile(times, 95),
-        percentile(times, 99),
-        times[-1] if times else math.nan,
-        len(samples) / measured.seconds if measured.seconds else math.nan,
-        sum(sample.by_model for sample in samples) / max(len(samples), 1),
-        shares(samples),
-        note,
+        calls=len(samples),
+        offered=offered,
+        concurrency=concurrency,
+        message_bytes=message_bytes,
+        p50_ms=percentile(times, 50),
+        p95_ms=percentile(times, 95),
+        p99_ms=percentile(times, 99),
+        max_ms=times[-1] if times else math.nan,
+        per_second=measured.per_second,
+        model_per_second=measured.model_per_second,
+        by_model=sum(each.by_model for each in samples) / len(samples) if samples else math.nan,
+        sources=shares(samples),
+        note=note,
     )
 
 

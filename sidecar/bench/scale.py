@@ -27,6 +27,16 @@ class Scale:
     words: tuple[int, ...]
     many: int
 
+    @property
+    def standard_routes(self) -> int:
+        """20, or what comes nearest: of rows that are not of the matrix."""
+        return min(self.routes, key=lambda routes: abs(routes - 20))
+
+    @property
+    def standard_words(self) -> int:
+        """40, or what comes nearest."""
+        return min(self.words, key=lambda words: abs(words - 40))
+
 
 FULL = Scale(100, 15, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)
 QUICK = Scale(6, 4, 500, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 24)

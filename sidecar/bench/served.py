@@ -7,11 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.bench import traffic
+from sidecar.bench import processes, traffic
 from sidecar.config import ENV_PREFIX, Settings, load_settings
 from sidecar.core.policy import Attribution
 from sidecar.engines import EngineInfo, render_cpu_repository
@@ -48,22 +48,10 @@ class Served:
     start_cpu_s: float
 
     def cpu_s(self) -> float:
-        return cpu_s(self.pid)
+        return processes.cpu_s(self.pid)
 
     def resident_bytes(self) -> int:
-        return resident_bytes(self.pid)
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of processor time that the process has taken."""
-    fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
-    # proc(5): utime and stime are the 14th and 15th, and the first two are cut off.
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_bytes(pid: int) -> int:
-    pages = int(Path("/proc", str(pid), "statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        return processes.resident_bytes(self.pid)
 
 
 @contextmanager
@@ -94,7 +82,7 @@ def serving(
                 raise StartError(f"the sidecar did not start:\n{process.last_lines(10)}")
             time.sleep(_LOOK_S)
         took = time.perf_counter() - begun
-        yield Served(address, process.pid, took, cpu_s(process.pid))
+        yield Served(address, process.pid, took, processes.cpu_s(process.pid))
     finally:
         process.terminate(_STOP_S)
 
@@ -130,29 +118,18 @@ def model_server(engine: EngineInfo, folder: Path, *, instant: bool) -> Iterator
         yield triton
 
 
-def document(name: str, routes: int, seed: int) -> dict[str, object]:
-    """A policy document."""
-    return {
-        "apiVersion": "llmrouter.v1",
-        "kind": "Policy",
-        "name": name,
-        "default": {"models": [traffic.DEFAULT]},
-        "routes": traffic.routes(routes, seed),
-    }
-
-
-def catalog_document() -> dict[str, object]:
-    models = [{"id": id_, "upstream_model": id_} for id_ in (traffic.MODEL, traffic.DEFAULT)]
-    return {"apiVersion": "llmrouter.v1", "kind": "ModelCatalog", "models": models}
-
-
 def filled_store(path: Path, documents: Sequence[dict[str, object]]) -> str:
     """The address of a SQLite file with the policies of `documents`."""
     url = f"sqlite:{path}"
-    store = open_store(url)
-    assert isinstance(store, PolicyWriting)
-    catalog = {model.id: model for model in catalog_from(catalog_document())}
-    policies = [policy_from(each) for each in documents]
-    store.seed(catalog, policies, Attribution("bench", "", now()))
-    store.close()
+    with closing(open_store(url)) as store:
+        assert isinstance(store, PolicyWriting)
+        catalog = {model.id: model for model in catalog_from(traffic.catalog_document())}
+        policies = [policy_from(each) for each in documents]
+        store.seed(catalog, policies, Attribution("bench", "", now()))
     return url
+
+
+def kv_bytes_per_token(engine: EngineInfo) -> int:
+    """Of a prefix that the model server keeps: keys and values in float32."""
+    shape = engine.router.architecture
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * 4

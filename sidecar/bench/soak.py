@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import count
 
 from sidecar.bench import traffic
 from sidecar.bench.faults import FAULTS, World
 from sidecar.bench.measuring import Sample, numbers
 from sidecar.bench.own import Routes
+from sidecar.bench.processes import resident_bytes
 from sidecar.bench.rows import shares
 
 _RECOVERY_S = 60.0
 _POLL_S = 0.02
 _WORDS = 15
+_MEMORY_EVERY_S = 1.0
 _ENOUGH = 60
-"""Measurements of memory, a second apart, from which a slope is told."""
+"""Measurements of memory from which a slope is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Window:
 
 def failed(calls: Sequence[Called]) -> int:
     """Calls without an answer."""
-    return sum(each.sample.source.startswith("failed") for each in calls)
+    return sum(each.sample.failed for each in calls)
 
 
 @dataclass(slots=True)
@@ -98,12 +99,13 @@ class Soaked:
 
 
 class Load:
-    """Calls at random, `rate` a second, each with another conversation, until it is stopped."""
+    """Calls at random, `rate` a second, each with another conversation, until it is stopped.
+    `calls`: those that have ended, in that order."""
 
-    def __init__(self, routes: Routes, rate: float, calls: list[Called]) -> None:
+    def __init__(self, routes: Routes, rate: float) -> None:
+        self.calls: list[Called] = []
         self._routes = routes
         self._rate = rate
-        self._calls = calls
         self._running: set[asyncio.Task[None]] = set()
         self._drawn = random.Random(0)  # noqa: S311 -- not a secret
 
@@ -114,13 +116,14 @@ class Load:
             task.add_done_callback(self._running.discard)
             await asyncio.sleep(self._drawn.expovariate(self._rate))
 
-    async def finish(self) -> None:
+    async def ended(self) -> None:
+        """Waits for the calls that have begun by now."""
         await asyncio.gather(*self._running)
 
     async def _one(self) -> None:
         begun = time.perf_counter()
         sample = await self._routes.route(traffic.request(next(numbers), _WORDS, "default"))
-        self._calls.append(Called(begun, sample))
+        self.calls.append(Called(begun, sample))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,24 +149,24 @@ async def soak(
     world: World, routes: Routes, plan: Plan, tell: Callable[[str], None] = lambda line: None
 ) -> Soaked:
     """Runs `plan`; `tell` gets a line for each fault."""
-    found = Soaked()
-    load = Load(routes, plan.rate, found.calls)
+    load = Load(routes, plan.rate)
+    found = Soaked(load.calls)
     steady = asyncio.create_task(load.run())
     watching = asyncio.create_task(_watch_memory(world.sidecar_pid, found.memory))
     started = time.perf_counter()
     try:
-        for number in range(10**9):
+        for number in count():
             if number >= len(plan.faults) and time.perf_counter() - started > plan.seconds:
                 break
             name = plan.faults[number % len(plan.faults)]
             begun = time.perf_counter()
-            window = await _window(name, world, plan.hold_s, found.calls)
+            window = await _window(name, world, plan.hold_s, load)
             found.windows.append(window)
             tell(_line(window))
             await asyncio.sleep(max(begun + plan.every_s - time.perf_counter(), 0))
     finally:
         await _end(steady, watching)
-    await load.finish()
+    await load.ended()
     return found
 
 
@@ -174,21 +177,23 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
             await task
 
 
-async def _window(name: str, world: World, hold_s: float, calls: list[Called]) -> Window:
-    begun = time.perf_counter()
+async def _window(name: str, world: World, hold_s: float, load: Load) -> Window:
+    before, begun = len(load.calls), time.perf_counter()
     async with FAULTS[name](world):
         await asyncio.sleep(hold_s)
-    ended = time.perf_counter()
-    recovered = await _first(lambda: _decided_after(calls, ended))
+    within, ended = len(load.calls), time.perf_counter()
+    recovered = await _first(lambda: _decided_after(load.calls[within:], ended))
     until = recovered if recovered is not None else time.perf_counter()
-    during = [each for each in calls if begun <= each.begun <= until]
+    # The slowest of them may still be waiting.
+    await load.ended()
+    during = [each for each in load.calls[before:] if begun <= each.begun <= until]
     return Window(name, during, None if recovered is None else recovered - ended)
 
 
 def _decided_after(calls: Sequence[Called], moment: float) -> float | None:
     """When the first call begun after `moment` that the model decided was answered."""
     for each in calls:
-        if each.begun >= moment and each.decided:
+        if each.begun >= moment and each.sample.by_model:
             return each.begun + each.sample.seconds
     return None
 
@@ -202,16 +207,11 @@ async def _first(look: Callable[[], float | None]) -> float | None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _watch_memory(pid: int, memory: list[tuple[float, int]], every_s: float = 1.0) -> None:
+async def _watch_memory(pid: int, memory: list[tuple[float, int]]) -> None:
     started = time.perf_counter()
     while True:
-        memory.append((time.perf_counter() - started, _resident_bytes(pid)))
-        await asyncio.sleep(every_s)
-
-
-def _resident_bytes(pid: int) -> int:
-    pages = Path("/proc", str(pid), "statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        memory.append((time.perf_counter() - started, resident_bytes(pid)))
+        await asyncio.sleep(_MEMORY_EVERY_S)
 
 
 def _line(window: Window) -> str:

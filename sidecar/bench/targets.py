@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from sidecar.bench.rows import Row
@@ -11,6 +10,9 @@ GROUP = "Targets"
 
 _LATE_MS = 5.0
 """What a call may take beyond its budget."""
+
+_KNOWN = 0.99
+"""Share of calls from the cache from which a row is one of known conversations."""
 
 
 def targets(rows: Sequence[Row], capacity: float, budget_ms: float) -> Iterator[Row]:
@@ -30,8 +32,9 @@ def targets(rows: Sequence[Row], capacity: float, budget_ms: float) -> Iterator[
     alone = found.get((beside, "with nothing beside", 1))
     large = found.get((beside, "beside messages of 8 MiB", 1))
     if alone is not None and large is not None:
+        name = "what messages of 8 MiB add to others' p99"
         more = large.p99_ms - alone.p99_ms
-        yield _at_most("what messages of 8 MiB add to others' p99", more, 5.0, "ms")
+        yield _not_known(name, alone, large) or _at_most(name, more, 5.0, "ms")
 
 
 def _cache(found: dict[tuple[str, str, int | None], Row]) -> Iterator[Row]:
@@ -39,10 +42,12 @@ def _cache(found: dict[tuple[str, str, int | None], Row]) -> Iterator[Row]:
     one, many = found.get((group, name, 1)), found.get((group, name, 32))
     if one is None or many is None:
         return
-    yield _at_most("a known conversation, p50", one.p50_ms, 0.5, "ms")
+    latency, rate = "a known conversation, p50", "known conversations"
+    yield _not_known(latency, one) or _at_most(latency, one.p50_ms, 0.5, "ms")
     echo = found.get(("Echoes", "bare grpc.aio", 32))
     note = "" if echo is None else f", {many.per_second / echo.per_second:.0%} of the bare echo's"
-    yield _at_least("known conversations", many.per_second, 4000, "/s", note)
+    at_least = _at_least(rate, many.per_second, 4000, "/s", note)
+    yield _not_known(rate, many) or at_least
 
 
 def _overload(
@@ -53,21 +58,28 @@ def _overload(
         return
     limit = budget_ms + _LATE_MS
     yield _at_most("the slowest call at 300 % of capacity", row.max_ms, limit, "ms")
-    share = row.by_model * row.per_second / capacity * 100
+    share = row.model_per_second / capacity * 100
     yield _at_least("of capacity by the model at 300 % of it", share, 80, "%")
 
 
-def _at_most(name: str, value: float, limit: float, unit: str, note: str = "") -> Row:
-    return _verdict(name, value, "at most", limit, unit, value <= limit, note)
+def _not_known(name: str, *rows: Row) -> Row | None:
+    """Says that nothing can be said, where the rows are not of known conversations."""
+    for row in rows:
+        known = row.sources.get("cache", 0.0)
+        if known < _KNOWN:
+            return Row(
+                GROUP, name, note=f"not measured: {known:.0%} of its calls came from the cache"
+            )
+    return None
+
+
+def _at_most(name: str, value: float, limit: float, unit: str) -> Row:
+    return _verdict(name, value <= limit, f"{value:,.2f} {unit}, at most {limit:,g}")
 
 
 def _at_least(name: str, value: float, limit: float, unit: str, note: str = "") -> Row:
-    return _verdict(name, value, "at least", limit, unit, value >= limit, note)
+    return _verdict(name, value >= limit, f"{value:,.2f} {unit}, at least {limit:,g}{note}")
 
 
-def _verdict(
-    name: str, value: float, bound: str, limit: float, unit: str, reached: bool, note: str
-) -> Row:
-    verdict = "reached" if reached and not math.isnan(value) else "NOT reached"
-    text = f"{verdict}: {value:,.2f} {unit}, {bound} {limit:,g}{note}"
-    return Row(GROUP, name, note=text)
+def _verdict(name: str, reached: bool, told: str) -> Row:
+    return Row(GROUP, name, note=f"{'reached' if reached else 'NOT reached'}: {told}")

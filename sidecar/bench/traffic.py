@@ -45,25 +45,32 @@ def routes(count: int, seed: int = 0) -> list[dict[str, object]]:
     ]
 
 
+def policy_document(name: str, count: int, seed: int) -> dict[str, object]:
+    """A policy of `count` routes."""
+    return {
+        "apiVersion": "llmrouter.v1",
+        "kind": "Policy",
+        "name": name,
+        "default": {"models": [DEFAULT]},
+        "routes": routes(count, seed),
+    }
+
+
+def catalog_document() -> dict[str, object]:
+    """The models of all policies."""
+    models = [{"id": id_, "upstream_model": id_} for id_ in (MODEL, DEFAULT)]
+    return {"apiVersion": "llmrouter.v1", "kind": "ModelCatalog", "models": models}
+
+
 def policy_files(route_counts: Sequence[int], many: int) -> list[str]:
     """Contents of policy files: a catalog, one policy `routes-N` for each count (the first is the
     default as well), and `many` policies `many-I` of six routes."""
-    models = [{"id": id_, "upstream_model": id_} for id_ in (MODEL, DEFAULT)]
     named = [("default", route_counts[0], 0)]
     named += [(f"routes-{count}", count, count) for count in route_counts]
     named += [(f"many-{number}", 6, 1000 + number) for number in range(many)]
-    documents: list[dict[str, object]] = [{"kind": "ModelCatalog", "models": models}]
-    documents += [
-        {
-            "kind": "Policy",
-            "name": name,
-            "default": {"models": [DEFAULT]},
-            "routes": routes(count, seed),
-        }
-        for name, count, seed in named
-    ]
+    documents = [catalog_document(), *(policy_document(*each) for each in named)]
     # JSON is YAML.
-    texts = [json.dumps({"apiVersion": "llmrouter.v1", **each}) for each in documents]
+    texts = list(map(json.dumps, documents))
     return [
         "\n---\n".join(texts[start : start + _POLICIES_A_FILE])
         for start in range(0, len(texts), _POLICIES_A_FILE)
@@ -71,7 +78,8 @@ def policy_files(route_counts: Sequence[int], many: int) -> list[str]:
 
 
 def request(number: int, words: int, policy: str) -> routing_pb2.RouteRequest:
-    """Conversation `number` of `words` words: one message, or from 30 words on three."""
+    """Conversation `number` of `words` words and its number: one message, or from 30 words on
+    three."""
     drawn = random.Random(number)  # noqa: S311
     text = [drawn.choice(_WORDS) for _ in range(words - 1)] + [f"case {number}"]
     turns = 1 if words < 30 else 3
@@ -84,8 +92,17 @@ def request(number: int, words: int, policy: str) -> routing_pb2.RouteRequest:
     return made
 
 
+def fitting_request(number: int, words: int, count: int) -> routing_pb2.RouteRequest:
+    """As `request` under the policy `routes-COUNT`, but asks last for what one of its routes
+    describes: random words fit hardly any."""
+    made = request(number, words, f"routes-{count}")
+    route = routes(count, count)[number % count]
+    made.messages[-1].parts[0].text = f"{route['description']} It is case {number}."
+    return made
+
+
 def large_request(size: int) -> routing_pb2.RouteRequest:
-    """One message of `size` bytes."""
+    """One message whose text has `size` bytes."""
     made = routing_pb2.RouteRequest(policy="default")
     sentence = " ".join(_WORDS) + ". "
     message = made.messages.add(role=routing_pb2.ROLE_USER)

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from sidecar import __version__
 from sidecar.app import build_routing
-from sidecar.bench import others, own, traffic
+from sidecar.bench import others, own, served, traffic
 from sidecar.bench.application import application
 from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
@@ -190,9 +190,8 @@ def _bench(
 
 def _measure(made: Bench, stack: LocalStack) -> None:
     made.prompts = _prompts(made)
-    routes = min(made.scale.routes, key=lambda count: abs(count - 20))
+    routes, words = made.scale.standard_routes, made.scale.standard_words
     prompt = made.prompts[routes]
-    words = min(made.scale.words, key=lambda count: abs(count - 40))
     with ExitStack() as servers:
         # Started from the main thread, whose end is theirs.
         echoes = servers.enter_context(_echoes(made)) if "echo" in made.groups else None
@@ -203,7 +202,7 @@ def _measure(made: Bench, stack: LocalStack) -> None:
             raise Failure(str(error)) from None
         if echoes is not None:
             tokens = len(prompt.prefix_ids) + 60
-            message = traffic.request(1, words, "routes-20").SerializeToString()
+            message = traffic.request(1, words, f"routes-{routes}").SerializeToString()
             asyncio.run(made.take(others.grpc_echo(echoes[0], message, made.scale)))
             asyncio.run(made.take(others.triton_echo(echoes[1], tokens, made.scale)))
     if "llama" in made.groups:
@@ -257,10 +256,9 @@ async def _alone(
 
 
 def _prefix_bytes(made: Bench) -> int:
-    """Of the keys and values of a policy of six routes, in float32."""
-    shape = made.engine.router.architecture
-    per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
-    return per_token * len(made.prompts[min(made.prompts)].prefix_ids)
+    """Of the keys and values of a policy of six routes."""
+    prompt = made.prompts[min(made.prompts)]
+    return served.kv_bytes_per_token(made.engine) * len(prompt.prefix_ids)
 
 
 def _prompts(made: Bench) -> dict[int, CompiledPrompt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def soak(
     engine = chosen_engine(model, load_settings(environ={}), steps)
     runs = cache_dir() / "run"
     runs.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="soak-", dir=runs))
+    folder = Path(tempfile.mkdtemp(prefix=f"soak-{os.getpid()}-", dir=runs))
     proxy = _Proxy()
     try:
         settings = _settings(folder)
@@ -166,8 +167,7 @@ async def _soak(world: World, wanted: _Wanted) -> Soaked:
 async def _half_of_what_is_possible(routes: own.Routes) -> float:
     call = own.asking(routes, "default", 15)
     measured = await closed_loop(call, 2, seconds=_RATE_SECONDS)
-    decided = sum(each.by_model for each in measured.samples)
-    return max(decided / measured.seconds * _RATE_SHARE, 0.1)
+    return max(measured.model_per_second * _RATE_SHARE, 0.1)
 
 
 def _table(found: Soaked) -> Table:

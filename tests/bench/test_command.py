@@ -32,6 +32,21 @@ def test_every_row_states_its_size_and_who_decided(ran: tuple[str, Path]) -> Non
         assert not any(source.startswith("failed") for source in each["sources"]), each
 
 
+def test_known_conversations_are_answered_from_the_cache(ran: tuple[str, Path]) -> None:
+    rows = json.loads(ran[1].read_text())["rows"]
+    known = [
+        each for each in rows if "known conversation" in f"{each['group']} {each['name']}".lower()
+    ]
+    measured = [each for each in known if each["calls"]]
+
+    assert {each["group"] for each in measured} == {
+        "The sidecar's own share",
+        "Known conversations while others send much",
+        "An application and its provider",
+    }
+    assert {tuple(each["sources"]) for each in measured} == {("cache",)}
+
+
 def test_every_group_is_there(ran: tuple[str, Path]) -> None:
     groups = {each["group"] for each in json.loads(ran[1].read_text())["rows"]}
 

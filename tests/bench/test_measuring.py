@@ -11,7 +11,14 @@ import pytest
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
 from sidecar.bench import traffic
-from sidecar.bench.measuring import Measured, Sample, closed_loop, open_loop, sample_of
+from sidecar.bench.measuring import (
+    Measured,
+    Sample,
+    closed_loop,
+    open_loop,
+    sample_of,
+    without_model,
+)
 from sidecar.bench.others import conversation
 from sidecar.bench.rows import percentile, row, table
 from sidecar.policies.yaml_source import MAX_BYTES
@@ -69,6 +76,16 @@ async def test_an_open_loop_counts_from_when_a_call_was_due() -> None:
     assert max(each.seconds for each in measured.samples) > 0.02
 
 
+async def test_an_open_loop_loses_no_call_that_raises() -> None:
+    async def broken(number: int) -> Sample:
+        raise ValueError(number)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await open_loop(broken, rate=1000, seconds=0.1)
+
+    assert raised.group_contains(ValueError)
+
+
 @pytest.mark.parametrize(
     ("source", "reason", "label", "by_model"),
     [
@@ -104,17 +121,31 @@ def test_a_row_has_size_load_and_share_of_every_source() -> None:
     samples.append(Sample(0.01, "fallback:overloaded"))
     made = row("g", "n", Measured(samples, 2.0), message_bytes=120, offered=2.0)
 
-    assert (made.p50_ms, made.max_ms, made.per_second, made.by_model) == (2.0, 10.0, 2.0, 0.75)
+    assert (made.p50_ms, made.max_ms, made.by_model) == (2.0, 10.0, 0.75)
+    assert (made.per_second, made.model_per_second) == (2.0, 1.5)
     assert made.sources == {"model": 0.75, "fallback:overloaded": 0.25}
     assert json.loads(json.dumps(made.as_json()))["message_bytes"] == 120
     assert table("g", [made]).row_count == 1
+
+
+def test_what_failed_counts_as_a_call_and_not_as_answered() -> None:
+    samples = [Sample(0.1, "model", by_model=True), Sample(0.0, "failed:UNAVAILABLE")]
+    made = row("g", "n", Measured(samples, 2.0), message_bytes=120)
+
+    assert (made.calls, made.per_second, made.by_model) == (2, 0.5, 0.5)
 
 
 def test_a_row_without_calls_has_no_numbers() -> None:
     made = row("g", "n", Measured(), message_bytes=0)
 
     assert math.isnan(made.p50_ms)
-    assert "p50_ms" not in made.as_json()
+    assert not {"p50_ms", "per_second", "model_per_second", "by_model"} & set(made.as_json())
+
+
+def test_what_the_model_server_took_is_left_out_with_the_calls_that_it_did_not_decide() -> None:
+    samples = [Sample(0.5, "model", True, 0.375), Sample(9.0, "fallback:warming")]
+
+    assert without_model(samples) == [Sample(0.125, "model", True)]
 
 
 @pytest.mark.parametrize("words", [15, 40, 200])
@@ -125,6 +156,16 @@ def test_conversations_have_their_words_and_are_never_the_same(words: int) -> No
     assert len(set(texts)) == 50
     assert {len(text.split()) for text in texts} == {words + 1}
     assert [m.text for m in conversation(7, words).messages] == texts[7].split("\n")
+
+
+def test_fitting_conversations_ask_last_what_a_route_describes() -> None:
+    described = [str(each["description"]) for each in traffic.routes(20, 20)]
+    requests = [traffic.fitting_request(number, 40, 20) for number in range(40)]
+    asked = [each.messages[-1].parts[0].text for each in requests]
+
+    assert {each.policy for each in requests} == {"routes-20"}
+    assert len(set(asked)) == 40
+    assert all(any(text.startswith(each) for text in asked) for each in described)
 
 
 def test_policy_files_can_be_read_however_many_there_are() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.bench import policies, served
+from sidecar.bench import policies, served, traffic
 from sidecar.bench.measuring import Measured, Sample
 from sidecar.bench.reload import Case, Made, _rows
 from sidecar.policies import load_policies
 from sidecar.policies.stores import open_store
 
-DOCUMENTS = [served.document("default", 34, 0), served.document("many-0", 34, 1)]
+DOCUMENTS = [traffic.policy_document("default", 34, 0), traffic.policy_document("many-0", 34, 1)]
 
 
 def test_files_and_store_hold_the_same_policies(tmp_path: Path) -> None:

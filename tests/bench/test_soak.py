@@ -5,14 +5,20 @@ Triton killed and frozen is left to tests/integration/test_outages.py, which jud
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from sidecar.bench.faults import FAULTS
+from sidecar.bench.faults import FAULTS, World
 from sidecar.bench.measuring import Sample
-from sidecar.bench.soak import Called, Soaked, Window
+from sidecar.bench.own import Routes
+from sidecar.bench.soak import Called, Plan, Soaked, Window, soak
 from sidecar.engines import EngineInfo
 from tests.cli.test_commands import sidecar
 
@@ -45,6 +51,43 @@ def test_calls_of_a_fault_are_told_from_those_between() -> None:
 
     assert found.between() == calls[:1]
     assert (window.failed, window.slowest_ms) == (1, 500)
+
+
+class SlowWhileBroken(Routes):
+    """Stands in for a sidecar: what it is asked while it is broken is answered long after it
+    decides again."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    async def route(self, request: object) -> Sample:
+        if not self.broken:
+            return Sample(0.0, "model", by_model=True)
+        await asyncio.sleep(0.5)
+        return Sample(0.5, "fallback:deadline_exceeded")
+
+
+async def test_calls_that_are_answered_after_the_recovery_belong_to_the_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    routes = SlowWhileBroken()
+
+    @asynccontextmanager
+    async def broken(_: World) -> AsyncIterator[None]:
+        routes.broken = True
+        yield
+        routes.broken = False
+
+    monkeypatch.setitem(cast(dict[str, Any], FAULTS), "broken", broken)
+    world = World(cast(Any, None), cast(Any, None), "", os.getpid())
+    found = await soak(world, routes, Plan(0, 0, 0.2, rate=100, faults=["broken"]))
+
+    (window,) = found.windows
+    late = [each for each in found.calls if each.sample.source.startswith("fallback")]
+    assert late
+    assert all(each in window.calls for each in late)
+    assert window.slowest_ms == 500
+    assert {each.sample.source for each in found.between()} <= {"model"}
 
 
 @pytest.mark.parametrize(("growth", "slope"), [(0, 0.0), (1000, 3_600_000.0)])

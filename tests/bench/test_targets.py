@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sidecar.bench.rows import Row
@@ -9,17 +11,19 @@ from sidecar.bench.targets import targets
 
 LARGE = "Known conversations while others send much"
 RATE = "At random, by rate"
+SHARE = "The sidecar's own share"
+CACHED = {"cache": 1.0}
 
 
 def rows() -> list[Row]:
     return [
-        Row("The sidecar's own share", "Route minus Triton", concurrency=1, p50_ms=0.9),
-        Row("The sidecar's own share", "known conversation, TCP", concurrency=1, p50_ms=0.6),
-        Row("The sidecar's own share", "known conversation, TCP", concurrency=32, per_second=4100),
+        Row(SHARE, "Route minus Triton", concurrency=1, p50_ms=0.9),
+        Row(SHARE, "known conversation, TCP", concurrency=1, p50_ms=0.6, sources=CACHED),
+        Row(SHARE, "known conversation, TCP", concurrency=32, per_second=4100, sources=CACHED),
         Row("Echoes", "bare grpc.aio", concurrency=32, per_second=8200),
-        Row(RATE, "300 % of capacity", max_ms=1006, per_second=30, by_model=0.25),
-        Row(LARGE, "with nothing beside", concurrency=1, p99_ms=2),
-        Row(LARGE, "beside messages of 8 MiB", concurrency=1, p99_ms=6.5),
+        Row(RATE, "300 % of capacity", max_ms=1006, per_second=30, model_per_second=7.5),
+        Row(LARGE, "with nothing beside", concurrency=1, p99_ms=2, sources=CACHED),
+        Row(LARGE, "beside messages of 8 MiB", concurrency=1, p99_ms=6.5, sources=CACHED),
     ]
 
 
@@ -41,6 +45,20 @@ def test_every_target_is_told_reached_or_not(name: str, note: str) -> None:
     told = {each.name: each.note for each in targets(rows(), capacity=10, budget_ms=1000)}
 
     assert told[name] == note
+
+
+@pytest.mark.parametrize(
+    "sources", [{"fallback:no_match": 1.0}, {"cache": 0.98, "failed:UNAVAILABLE": 0.02}]
+)
+def test_calls_that_no_cache_answered_are_not_judged_as_known(sources: dict[str, float]) -> None:
+    found = [replace(each, sources=sources) for each in rows()]
+
+    told = {each.name: each.note for each in targets(found, capacity=10, budget_ms=1000)}
+
+    known = ("a known conversation, p50", "known conversations")
+    for name in (*known, "what messages of 8 MiB add to others' p99"):
+        assert told[name].startswith("not measured: "), name
+    assert told["the sidecar's own share, p50"] == "reached: 0.90 ms, at most 1"
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
