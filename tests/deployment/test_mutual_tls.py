@@ -111,8 +111,10 @@ def envoy_config(triton: TritonServer, secret: Path, folder: Path, port: int) ->
     return f"node: {{id: test, cluster: test}}\n{text}"
 
 
-async def ask(triton: TritonServer, secret: Path, folder: Path, patience_s: float) -> None:
-    """One question through the Envoy beside a sidecar. Raises InferenceError."""
+async def check_reached(
+    triton: TritonServer, secret: Path, folder: Path, patience_s: float
+) -> None:
+    """Triton answers through the Envoy beside a sidecar. Raises InferenceError."""
     [port] = free_ports(1)
     async with EnvoyServer(envoy_config(triton, secret, folder, port)):
         model = TritonModel(TritonTarget(f"127.0.0.1:{port}", "tensorrt_llm", 2, 0, 100))
@@ -137,14 +139,14 @@ async def _soon(model: TritonModel, patience_s: float) -> None:
 async def test_a_sidecar_reaches_triton(
     triton: TritonServer, secrets: Secrets, tmp_path: Path
 ) -> None:
-    await ask(triton, secrets.client, tmp_path, patience_s=60)
+    await check_reached(triton, secrets.client, tmp_path, patience_s=60)
 
 
 async def test_nobody_without_a_certificate_of_the_authority_does(
     triton: TritonServer, secrets: Secrets, tmp_path: Path
 ) -> None:
     with pytest.raises(InferenceError):
-        await ask(triton, secrets.stranger, tmp_path, patience_s=5)
+        await check_reached(triton, secrets.stranger, tmp_path, patience_s=5)
 
 
 async def test_nobody_in_the_clear_does(triton: TritonServer) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
-from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from sidecar.engines import (
@@ -25,7 +23,15 @@ from sidecar.engines import (
 )
 from sidecar.local import LocalError, TritonServer
 from tests.engines import reference
-from tests.engines.tiny_models import END_ID, LLAMA, tiny_tokenizer
+from tests.engines.tiny_models import LLAMA, tiny_tokenizer
+from tests.integration.model_client import (
+    MANDATORY,
+    Call,
+    Client,
+    endless,
+    gone,
+    status_of,
+)
 
 PREFIX, SUFFIXES = reference.prompts(LLAMA.vocab)
 EXPECTED = json.loads((reference.FIXTURES / "llama.json").read_text())
@@ -34,7 +40,6 @@ ENDLESS = 30_000
 """Answer tokens that take far longer than a test may: who waits for them has failed."""
 
 QUEUE = 8
-MANDATORY = ("output_ids", "sequence_length")
 ALL_OUTPUTS = (
     *MANDATORY,
     "cum_log_probs",
@@ -44,65 +49,6 @@ ALL_OUTPUTS = (
     "kv_cache_alloc_new_blocks",
     "kv_cache_alloc_total_blocks",
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request. `extra` adds or replaces tensors by name."""
-
-    prefix: Sequence[int]
-    suffix: Sequence[int]
-    max_tokens: int = 1
-    literals: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = MANDATORY
-    end_id: int = END_ID
-    extra: tuple[tuple[str, str, Any], ...] = ()
-
-    def tensors(self) -> dict[str, tuple[str, Any]]:
-        ids = [*self.prefix, *self.suffix]
-        tensors: dict[str, tuple[str, Any]] = {
-            "input_ids": ("INT32", [ids]),
-            "input_lengths": ("INT32", [[len(ids)]]),
-            "request_output_len": ("INT32", [[self.max_tokens]]),
-            "end_id": ("INT32", [[self.end_id]]),
-            "pad_id": ("INT32", [[0]]),
-            "exclude_input_in_output": ("BOOL", [[True]]),
-            "return_log_probs": ("BOOL", [["output_log_probs" in self.outputs]]),
-            "return_generation_logits": ("BOOL", [["generation_logits" in self.outputs]]),
-            "return_perf_metrics": ("BOOL", [["kv_cache_reused_blocks" in self.outputs]]),
-        }
-        if self.prefix:
-            ranges = {"starts": 0, "ends": len(self.prefix), "priorities": 90, "durations_ms": -1}
-            for name, value in ranges.items():
-                tensors[f"retention_token_range_{name}"] = ("INT32", [[value]])
-        if self.literals:
-            guide = "root ::= " + " | ".join(json.dumps(literal) for literal in self.literals)
-            tensors["guided_decoding_guide_type"] = ("BYTES", [[b"ebnf_grammar"]])
-            tensors["guided_decoding_guide"] = ("BYTES", [[guide.encode()]])
-        return {**tensors, **{name: (kind, value) for name, kind, value in self.extra}}
-
-
-class Client:
-    """Calls the model as the sidecar does."""
-
-    def __init__(self, address: str) -> None:
-        self._client = InferenceServerClient(address)
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def __call__(self, call: Call, timeout_s: float = 60) -> InferResult:
-        inputs = []
-        for name, (kind, value) in call.tensors().items():
-            dtype = {"INT32": np.int32, "BOOL": np.bool_, "FP32": np.float32}.get(kind, np.object_)
-            values: npt.NDArray[Any] = np.array(value, dtype)
-            tensor = InferInput(name, list(values.shape), kind)
-            tensor.set_data_from_numpy(values)
-            inputs.append(tensor)
-        outputs = [InferRequestedOutput(name) for name in call.outputs]
-        return await self._client.infer(
-            "tensorrt_llm", inputs, outputs=outputs, client_timeout=timeout_s
-        )
 
 
 @pytest.fixture(scope="module")
@@ -135,29 +81,6 @@ async def model(triton: TritonServer) -> AsyncIterator[Client]:
     client = Client(triton.grpc_address)
     yield client
     await client.close()
-
-
-async def endless(model: Client) -> asyncio.Task[InferResult]:
-    """A request that the model is working on."""
-    # No token ends it: -1 is none.
-    call = Call([], SUFFIXES[1], max_tokens=ENDLESS, end_id=-1)
-    task = asyncio.create_task(model(call))
-    await asyncio.sleep(0.3)
-    assert not task.done()
-    return task
-
-
-async def gone(task: asyncio.Task[InferResult]) -> None:
-    """Cancel a call as a caller who leaves does."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def status_of(call: Awaitable[InferResult]) -> tuple[str, str]:
-    """gRPC status and text of a call that fails."""
-    with pytest.raises(InferenceServerException) as error:
-        await call
-    return str(error.value.status()), str(error.value.message())
 
 
 def label(prefix: Sequence[int], suffix: Sequence[int]) -> Call:
@@ -303,9 +226,10 @@ async def test_one_refused_call_does_not_fail_its_neighbours(model: Client) -> N
 
 
 async def test_a_cancelled_call_stops_computing(model: Client) -> None:
-    await gone(await endless(model))
+    await gone(await endless(model, SUFFIXES[1], ENDLESS))
     # It would take minutes; the model is free at once.
-    await model(label(PREFIX, SUFFIXES[0]), timeout_s=60)
+    result = await model(label(PREFIX, SUFFIXES[0]), timeout_s=60)
+    assert logits(result).shape == (LLAMA.vocab,)
 
 
 async def test_an_expired_call_stops_computing(model: Client) -> None:
@@ -317,7 +241,7 @@ async def test_an_expired_call_stops_computing(model: Client) -> None:
 
 async def test_a_call_cancelled_in_the_queue_is_not_computed(model: Client) -> None:
     prefix = [9, *PREFIX, *PREFIX]
-    running = await endless(model)
+    running = await endless(model, SUFFIXES[1], ENDLESS)
     queued = asyncio.create_task(model(Call(prefix, [3])))
     await asyncio.sleep(0.2)
     await gone(queued)
@@ -329,7 +253,7 @@ async def test_a_call_cancelled_in_the_queue_is_not_computed(model: Client) -> N
 
 
 async def test_more_than_the_queue_holds_is_unavailable(model: Client) -> None:
-    running = await endless(model)
+    running = await endless(model, SUFFIXES[1], ENDLESS)
     waiting = [asyncio.create_task(model(label(PREFIX, [token]))) for token in range(3, 3 + QUEUE)]
     await asyncio.sleep(0.5)
     status, message = await status_of(model(label(PREFIX, SUFFIXES[0])))
@@ -341,7 +265,7 @@ async def test_more_than_the_queue_holds_is_unavailable(model: Client) -> None:
 
 
 async def test_the_answer_of_one_does_not_wait_for_a_longer_one(model: Client) -> None:
-    running = await endless(model)
+    running = await endless(model, SUFFIXES[1], ENDLESS)
     # Both stand in the queue and are handed over together.
     short = asyncio.create_task(model(label(PREFIX, SUFFIXES[0])))
     long = asyncio.create_task(model(Call(PREFIX, SUFFIXES[1], ENDLESS, end_id=-1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -52,12 +52,15 @@ class Running:
         async with asyncio.timeout(90):
             while True:
                 _, headers = await self.ask("Write a haiku about rain.", policy)
-                if headers.get("x-llm-source") in FROM_MODEL or headers.get("x-llm-reason") in {
-                    "no_match",
-                    "low_confidence",
-                }:
+                if decided_by_model(headers):
                     return
                 await asyncio.sleep(0.1)
+
+
+def decided_by_model(headers: Mapping[str, str]) -> bool:
+    """True if the routing model answered, be it that no route fits."""
+    answered = {"no_match", "low_confidence"}
+    return headers.get("x-llm-source") in FROM_MODEL or headers.get("x-llm-reason") in answered
 
 
 @asynccontextmanager
@@ -102,8 +105,7 @@ async def test_request_is_routed_by_the_routing_model(
         answer, headers = await running.ask("Translate 'good morning' to French, please.")
 
         assert answer.status == 200
-        assert headers["x-llm-source"] in {"model", "fallback"}
-        assert headers["x-llm-reason"] not in {"model_unavailable", "warming", "internal_error"}
+        assert decided_by_model(headers), headers
         assert answer.json["served_by"] == headers["x-llm-cluster"]
 
 

@@ -18,6 +18,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.core.model import (
     InferenceError,
     InferenceFailure,
@@ -39,8 +40,15 @@ from tests.integration.gpu_stand_in import (
     production_flags,
     stand_in_repository,
 )
+from tests.integration.model_client import (
+    MANDATORY,
+    Call,
+    Client,
+    endless,
+    gone,
+    status_of,
+)
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
-from tests.integration.test_cpu_model import MANDATORY, Call, Client, status_of
 from tests.prompts.samples import conversation_of, policy_of
 from tests.prompts.vocabularies import qwen_tokenizer_text
 
@@ -146,28 +154,14 @@ async def test_a_tensor_that_only_tensorrt_llm_has_reaches_the_backend(client: C
     assert (status, message) == ("StatusCode.INTERNAL", "beam_width is 2; only 1 is supported")
 
 
-async def endless(client: Client) -> asyncio.Task[object]:
-    """A request that the model is working on."""
-    # No token ends it: -1 is none.
-    call = Call((), SUFFIX, max_tokens=ENDLESS, end_id=-1)
-    task: asyncio.Task[object] = asyncio.create_task(client(call))
-    await asyncio.sleep(0.5)
-    assert not task.done()
-    return task
-
-
-async def gone(task: asyncio.Task[object]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 async def test_a_cancelled_decision_stops_computing(model: TritonModel, client: Client) -> None:
-    await gone(await endless(client))
-    await model.infer(Prompt(PREFIX, SUFFIX), LabelAnswer((5,)), 15)
+    await gone(await endless(client, SUFFIX, ENDLESS))
+    output = await model.infer(Prompt(PREFIX, SUFFIX), LabelAnswer((5,)), 15)
+    assert isinstance(output, LabelLogits)
 
 
 async def test_a_full_queue_is_overload(model: TritonModel, client: Client) -> None:
-    running = await endless(client)
+    running = await endless(client, SUFFIX, ENDLESS)
     label = LabelAnswer((5,))
     waiting = [
         asyncio.create_task(model.infer(Prompt((), (token,)), label, 60))
@@ -232,18 +226,19 @@ async def test_another_version_is_not_found(served: Served) -> None:
     assert error.value.status() == "StatusCode.NOT_FOUND"
 
 
-async def unavailable(stub: object) -> None:
+async def unavailable(stub: RoutingServiceStub) -> decision_pb2.Decision:
     """Wait for a decision that says that the model cannot be asked."""
     async with asyncio.timeout(60):
         # Another text each time: the same one would be answered from the cache.
         for number in itertools.count():
-            decision = (await stub.Route(request(f"gone {number}", "travel"))).decision  # type: ignore[attr-defined]
+            decision = (await stub.Route(request(f"gone {number}", "travel"))).decision
             if decision.source == decision_pb2.DECISION_SOURCE_FALLBACK and decision.reason in (
                 decision_pb2.DECISION_REASON_MODEL_UNAVAILABLE,
                 decision_pb2.DECISION_REASON_BREAKER_OPEN,
             ):
-                return
+                return decision
             await asyncio.sleep(0.05)
+    raise AssertionError("counting does not end")
 
 
 async def test_an_unloaded_model_is_a_fallback_and_a_loaded_one_decides_again(
@@ -255,16 +250,22 @@ async def test_an_unloaded_model_is_a_fallback_and_a_loaded_one_decides_again(
     ):
         await decides_by_model(stub, "travel")
         await client.unload_model("tensorrt_llm")
-        await unavailable(stub)
+        lost = await unavailable(stub)
         await client.load_model("tensorrt_llm")
-        await decides_by_model(stub, "travel")
+        back = await decides_by_model(stub, "travel")
+
+    assert lost.model.model
+    assert back.confidence > 0
 
 
 async def test_after_a_restart_the_model_decides_again(served: Served) -> None:
     async with sidecar_on(served.triton.grpc_address, served.engine, budget_s=60) as stub:
         await decides_by_model(stub, "travel")
         served.triton.kill()
-        await unavailable(stub)
+        lost = await unavailable(stub)
         served.triton.spawn()
         await asyncio.to_thread(served.triton.wait_ready)
-        await decides_by_model(stub, "travel")
+        back = await decides_by_model(stub, "travel")
+
+    assert lost.model.model
+    assert back.confidence > 0
