@@ -26,7 +26,10 @@ def test_make_alone_lists_the_targets(tmp_path: Path) -> None:
 
 
 def test_the_python_of_these_tests_fits_before_anything_is_installed() -> None:
-    subprocess.run([sys.executable, "-I", "-S", str(CHECK)], check=True)
+    command = [sys.executable, "-I", "-S", str(CHECK)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_without_a_python_that_fits_make_says_why_and_what_to_do(tmp_path: Path) -> None:
