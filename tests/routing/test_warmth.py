@@ -14,6 +14,7 @@ from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
 from sidecar.inference.load import Load
 from sidecar.routing import CompiledPolicy, Warmth
 from tests.doubles import StubModel, StubPrompt
+from tests.waiting import until
 
 MODELS = ModelList((WeightedModel("m"),))
 NAMES = ("default", "second", "third")
@@ -102,9 +103,7 @@ async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
     await settle()
     while_busy = warmed(model)
     busy = False
-    async with asyncio.timeout(60):
-        while len(model.warmed) < len(NAMES):
-            await asyncio.sleep(0.01)
+    await until(lambda: len(model.warmed) == len(NAMES))
 
     assert while_busy == ["default"]
 
@@ -287,6 +286,34 @@ async def test_a_prefix_that_takes_longer_than_its_request_goes_on_for_the_next(
     second = await warm.prepare(inline, model, within_s=1)
 
     assert (first, second) == (False, True)
+
+
+async def test_a_server_that_was_only_late_must_decide_in_time_or_is_asked_again() -> None:
+    warm = Warmth(lambda: [POLICIES["default"]], 5, lambda: False, in_time_s=1)
+    model = StubModel()
+    given: list[float] = []
+
+    async def late(prompt: object, answer_form: object, timeout_s: float) -> ModelOutput:
+        given.append(timeout_s)
+        raise InferenceError(InferenceFailure.DEADLINE, "late")
+
+    async def recovers(only_late: bool) -> None:
+        with pytest.raises(InferenceError):
+            await warm.recover(model, only_late=only_late)
+
+    in_time = model.infer
+    model.infer = late  # type: ignore[method-assign]
+    for _ in range(7):
+        await recovers(only_late=True)
+    await recovers(only_late=False)
+    await recovers(only_late=True)
+    assert given == [1, 1, 2, 2, 4, 4, 5, 5, 1]
+
+    model.infer = in_time  # type: ignore[method-assign]
+    await warm.recover(model, only_late=True)
+    model.infer = late  # type: ignore[method-assign]
+    await recovers(only_late=True)
+    assert given[-1] == 1
 
 
 async def test_recovery_ends_with_a_decision_that_can_be_read() -> None:
