@@ -14,9 +14,6 @@ from tests.integration.running_sidecar import decides_by_model, sidecar_on
 UNSURE = {"code_review"}
 """Routes of conversations about which it is unsure: another CPU's rounding may turn them."""
 
-INSTEAD = {"debugging": "coding"}
-"""Where it is wrong: the domain instead of its action."""
-
 
 def sure_cases() -> list[Case]:
     cases = read_case_file(EXAMPLES / "demo" / "conversations.jsonl")
@@ -37,6 +34,5 @@ async def test_the_shipped_model_routes_the_demo_as_it_did_when_it_was_released(
             decided.append(decision_to_core(answer.decision))
 
     assert cpu_engine.router.trained
-    expected = [INSTEAD.get(case.expected or "", case.expected) for case in cases]
-    assert [decision.route for decision in decided] == expected
+    assert [decision.route for decision in decided] == [case.expected for case in cases]
     assert all(decision.routing_model.startswith("router-135m@") for decision in decided)
