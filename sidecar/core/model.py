@@ -138,6 +138,11 @@ class TextOutput:
 ModelOutput = LabelLogits | TextOutput
 
 
+def by_language_model(output: ModelOutput) -> bool:
+    """False where the sentence encoder was enough: the prefix has not been read then."""
+    return not isinstance(output, LabelLogits) or bool(output.logits)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the output means for the policy.

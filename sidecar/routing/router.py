@@ -25,6 +25,7 @@ from sidecar.core.model import (
     InferenceFailure,
     ModelOutput,
     Prompt,
+    by_language_model,
 )
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
@@ -302,7 +303,8 @@ class Router:
         finally:
             self._waiting -= 1
             walk.finish_step("model")
-        target.warmth.in_time(walk.compiled)
+        if by_language_model(output):
+            target.warmth.in_time(walk.compiled)
         answer = _prompt_of(walk).read(output)
         outcome = self._chosen(walk, answer, Source.MODEL)
         if outcome.route is not None:

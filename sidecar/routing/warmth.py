@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -267,7 +268,12 @@ class Warmth:
             return
         last = (len(prompt.prefix_ids) - 1) // self._piece_tokens * self._piece_tokens
         await self._warm_pieces(prompt.prefix_ids[:last], model, prompt.route_texts, timeout_s)
-        await model.infer(prompt.render(_PROBE), prompt.answer_form, timeout_s)
+        rendered = prompt.render(_PROBE)
+        if rendered.second_opinion is not None:
+            # Not by the encoder alone: it is the language model that has to have read the prefix.
+            both = replace(rendered.second_opinion, enough=None)
+            rendered = replace(rendered, second_opinion=both)
+        await model.infer(rendered, prompt.answer_form, timeout_s)
         self._computed(compiled.ref.digest)
 
     def _computed(self, digest: str) -> None:

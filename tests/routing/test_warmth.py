@@ -8,8 +8,20 @@ from dataclasses import replace
 
 import pytest
 
+from sidecar.core.conversation import Conversation
 from sidecar.core.decision import PolicyRef
-from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, RouteTexts
+from sidecar.core.model import (
+    Enough,
+    InferenceError,
+    InferenceFailure,
+    LabelLogits,
+    ModelOutput,
+    Prompt,
+    RouteTexts,
+    SecondOpinionIds,
+    TextOutput,
+    by_language_model,
+)
 from sidecar.core.policy import ModelList, Policy, Route, WeightedModel
 from sidecar.inference.load import Load
 from sidecar.routing import CompiledPolicy, Warmth
@@ -325,6 +337,47 @@ async def test_recovery_ends_with_a_decision_that_can_be_read() -> None:
     model.infer = garbage  # type: ignore[method-assign]
     with pytest.raises(InferenceError):
         await warm.recover(model, only_late=False)
+
+
+class BothPrompt(StubPrompt):
+    """Of a model with an encoder beside it, which is soon enough."""
+
+    def render(self, conversation: Conversation) -> Prompt:
+        second = SecondOpinionIds((1,), (0,), ((2,),), Enough(1.0, 0.0, 0.5))
+        return replace(super().render(conversation), second_opinion=second)
+
+
+async def test_recovery_ends_with_a_decision_of_the_language_model() -> None:
+    """One of the encoder alone would leave the prefix to be read by the first caller."""
+    policy = POLICIES["default"]
+    both = replace(policy, prompt=BothPrompt(policy.policy))
+    warm, model = Warmth(lambda: [both], 1, lambda: False), StubModel()
+    asked: list[Prompt] = []
+
+    async def keeping(prompt: Prompt, answer_form: object, timeout_s: float) -> ModelOutput:
+        asked.append(prompt)
+        return LabelLogits((1.0, 0.0))
+
+    model.infer = keeping  # type: ignore[method-assign]
+    await warm.recover(model, only_late=False)
+    (prompt,) = asked
+    assert prompt.second_opinion is not None
+    assert prompt.second_opinion.enough is None
+    assert warm.is_warm(both)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (LabelLogits((1.0, 0.0), (0.5, 0.5)), True),
+        (LabelLogits((), (0.5, 0.5)), False),
+        (TextOutput((1,)), True),
+    ],
+)
+def test_what_the_encoder_decides_alone_says_nothing_of_the_prefix(
+    output: ModelOutput, expected: bool
+) -> None:
+    assert by_language_model(output) is expected
 
 
 async def test_warming_counts_as_work_of_the_server() -> None:
