@@ -12,6 +12,7 @@ from sidecar.core.decision import Candidate, Decision, RoutingRequest
 from sidecar.core.model import (
     Answer,
     AnswerForm,
+    Enough,
     InferenceError,
     InferenceFailure,
     LabelAnswer,
@@ -19,6 +20,7 @@ from sidecar.core.model import (
     ModelOutput,
     Prompt,
     RouteTexts,
+    SecondOpinionIds,
 )
 from sidecar.core.policy import OTHER, Policy
 
@@ -52,6 +54,8 @@ class StubModel:
         self.warmed: list[tuple[int, ...]] = []
         self.calls = 0
         self.cancelled = 0
+        self.opinion: tuple[float, ...] = ()
+        """What its encoder says; alone where it is asked alone."""
 
     def break_with(self, failure: InferenceFailure) -> None:
         self.fault = InferenceError(failure, f"stub: {failure.name}")
@@ -59,6 +63,9 @@ class StubModel:
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         self.calls += 1
         await self._obey(timeout_s, self.slow)
+        second = prompt.second_opinion
+        if second is not None and second.alone:
+            return LabelLogits((), self.opinion)
         if tuple(prompt.prefix_ids) not in self.warmed:
             # As any server, it computes what it does not hold.
             self.warmed.append(tuple(prompt.prefix_ids))
@@ -91,11 +98,16 @@ class StubModel:
 
 @dataclass(frozen=True)
 class StubPrompt:
-    """Answers with the route whose logit is highest; the last position is `other`."""
+    """Answers with the route whose logit is highest; the last position is `other`.
+
+    Args:
+        enough: when an encoder beside the model decides alone; None: there is no encoder.
+    """
 
     policy: Policy
     prefix_ids: tuple[int, ...] = (1, 2, 3)
     route_texts: RouteTexts = ()
+    enough: Enough | None = None
 
     @property
     def answer_form(self) -> AnswerForm:
@@ -103,14 +115,17 @@ class StubPrompt:
 
     def render(self, conversation: Conversation) -> Prompt:
         shown = conversation.shown_to_router()
-        return Prompt(self.prefix_ids, tuple(hash(m.text) % 1000 for m in shown))
+        second = SecondOpinionIds((1,), (0,), (), self.enough) if self.enough else None
+        asked = tuple(hash(m.text) % 1000 for m in shown)
+        return Prompt(self.prefix_ids, asked, second_opinion=second)
 
     def read(self, output: ModelOutput) -> Answer:
         assert isinstance(output, LabelLogits)
         names = [*(route.name for route in self.policy.routes), OTHER]
-        total = sum(output.logits)
+        logits = output.logits or output.second_opinion or ()
+        total = sum(logits)
         ranked = sorted(
-            (Candidate(n, x / total) for n, x in zip(names, output.logits, strict=True)),
+            (Candidate(n, x / total) for n, x in zip(names, logits, strict=True)),
             key=lambda candidate: -candidate.probability,
         )
         return Answer(ranked[0].name, tuple(ranked), text=ranked[0].name)

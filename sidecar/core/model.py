@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -82,12 +82,14 @@ class SecondOpinionIds:
         request_types: 0 or 1 for each of them: the request, what was said before.
         routes: shared by all requests of a policy.
         enough: when the encoder decides by itself; None: never.
+        alone: the language model is not asked in any case, so that no prefix has to be read.
     """
 
     request_ids: tuple[int, ...]
     request_types: tuple[int, ...]
     routes: RouteTexts
     enough: Enough | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +114,20 @@ class Prompt:
         return (*self.suffix_ids, -1, *self.second_opinion.request_ids)
 
 
+def encoder_alone(prompt: Prompt) -> Prompt | None:
+    """`prompt` for the sentence encoder alone; None if that never decides by itself."""
+    second = prompt.second_opinion
+    if second is None or second.enough is None:
+        return None
+    return replace(prompt, second_opinion=replace(second, alone=True))
+
+
 @dataclass(frozen=True, slots=True)
 class LabelLogits:
     """Logits of the label tokens, in the order of `LabelAnswer.token_ids`.
 
     Args:
-        logits: empty where the sentence encoder was `Enough`.
+        logits: empty where the sentence encoder was `Enough`, or asked alone.
         second_opinion: the sentence encoder's, of the same candidates; None if the model server
             sent none.
     """
@@ -139,7 +149,7 @@ ModelOutput = LabelLogits | TextOutput
 
 
 def by_language_model(output: ModelOutput) -> bool:
-    """False where the sentence encoder was enough: the prefix has not been read then."""
+    """False where the sentence encoder answered alone: the prefix has not been read then."""
     return not isinstance(output, LabelLogits) or bool(output.logits)
 
 
@@ -159,6 +169,14 @@ class Answer:
     candidates: tuple[Candidate, ...] = ()
     problem: Reason | None = None
     text: str = ""
+
+
+def is_sure(answer: Answer, prompt: Prompt) -> bool:
+    """True if `answer`, of the sentence encoder alone, is one that it decides by itself."""
+    enough = prompt.second_opinion.enough if prompt.second_opinion is not None else None
+    if enough is None or not answer.candidates:
+        return False
+    return answer.candidates[0].probability >= enough.probability
 
 
 class CompiledPrompt(Protocol):

@@ -13,6 +13,9 @@ PASS_TOKENS = 24
 """What a pass over the weights costs whatever it computes, in tokens of a prompt: on two CPU cores
 one token took 38 ms and sixty 138 (README, what was measured)."""
 
+ENCODER_TOKENS = 12
+"""What a pass of the sentence encoder alone costs, likewise: 30 ms."""
+
 _TEXT_PASSES = 8
 """Passes of a text answer: tokens of a route name and of what stands around it."""
 

@@ -281,6 +281,7 @@ def _second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
         _int_input("second_opinion_request_types", [second.request_types]),
         *_route_inputs(second.routes),
         *([_enough_input(second.enough)] if second.enough is not None else []),
+        *([_bool_input("second_opinion_alone")] if second.alone else []),
     ]
 
 

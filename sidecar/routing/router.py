@@ -26,10 +26,12 @@ from sidecar.core.model import (
     ModelOutput,
     Prompt,
     by_language_model,
+    encoder_alone,
+    is_sure,
 )
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
-from sidecar.inference.load import work_of
+from sidecar.inference.load import ENCODER_TOKENS, work_of
 from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
@@ -55,6 +57,10 @@ deadline, so this only ends a call that ever new waiters would keep alive."""
 
 _ISSUED_TRIES, _ISSUED_PAUSE_S = 10, 0.005
 """For an id that is not known, and may be on its way."""
+
+_MODEL, _ENCODER = "model", "encoder"
+"""Steps in which the model server is waited for: `encoder` where its encoder was enough. They take
+such different times that a step of both would tell nothing."""
 
 _HASHED_AT_ONCE = 256 * 1024
 """Characters of a conversation that are hashed in the event loop; more would hold it up for
@@ -293,19 +299,48 @@ class Router:
         prompt = self._render(walk)
         target = self._place(walk, prompt)
         if isinstance(target, Refusal):
-            return fallback(target.reason, target.detail)
+            refused = fallback(target.reason, target.detail)
+            if target.cold is None or (alone := encoder_alone(prompt)) is None:
+                return refused
+            return await self._by_encoder(walk, target.cold, alone) or refused
         self._waiting += 1
+        step = _MODEL
         try:
             if walk.compiled.inline and not await self._prepared(walk, target):
                 detail = "The model server is computing the policy's prefix, which is long."
                 return fallback(Reason.WARMING, detail)
             output = await self._ask(walk, target, prompt)
+            if not by_language_model(output):
+                step = _ENCODER
         finally:
             self._waiting -= 1
-            walk.finish_step("model")
-        if by_language_model(output):
+            walk.finish_step(step)
+        if step is _MODEL:
             target.warmth.in_time(walk.compiled)
+        return self._by_answer(walk, _prompt_of(walk).read(output))
+
+    async def _by_encoder(self, walk: Walk, target: Target, prompt: Prompt) -> Outcome | None:
+        """What the encoder alone decides, which needs no prefix; None if it is not sure, or gave no
+        answer."""
+        self._waiting += 1
+        try:
+            output = await self._coalescer.join(
+                (*_flight_key(walk, prompt), _ENCODER),
+                target,
+                lambda: target.infer(
+                    prompt, _prompt_of(walk).answer_form, ENCODER_TOKENS, self._limits.budget_s
+                ),
+                max(walk.remaining_s, 0),
+            )
+        except InferenceError:
+            return None
+        finally:
+            self._waiting -= 1
+            walk.finish_step(_ENCODER)
         answer = _prompt_of(walk).read(output)
+        return self._by_answer(walk, answer) if is_sure(answer, prompt) else None
+
+    def _by_answer(self, walk: Walk, answer: Answer) -> Outcome:
         outcome = self._chosen(walk, answer, Source.MODEL)
         if outcome.route is not None:
             self._keep(walk, answer)

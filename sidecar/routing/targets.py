@@ -53,10 +53,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why no server is asked."""
+    """Why no server is asked.
+
+    Args:
+        cold: has not read the policy's prefix; who needs none of it can be asked there.
+    """
 
     reason: Reason
     detail: str
+    cold: Target | None = None
 
 
 class Targets:
@@ -107,7 +112,8 @@ class Targets:
             if each not in warm:
                 each.warmth.request(compiled, each.model)
         if not warm:
-            return Refusal(Reason.WARMING, "The model server is computing the policy's prefix.")
+            detail = "The model server is computing the policy's prefix."
+            return Refusal(Reason.WARMING, detail, closed[0])
         return self._soonest(warm, compiled, tokens, within_s)
 
     def other(self, failed: Target, compiled: CompiledPolicy) -> Target | None:

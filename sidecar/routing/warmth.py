@@ -221,6 +221,8 @@ class Warmth:
         unasked: bool = False,
         up_to: int | None = None,
     ) -> None:
+        # A turn later: who asks the encoder alone meanwhile comes before the prefix, not after it.
+        await asyncio.sleep(0)
         for compiled in policies:
             if unasked:
                 await self._until_quiet()

@@ -405,7 +405,7 @@ def read(limits: Limits = LIMITS, **changes: tuple[int, ...] | None) -> Asked:
     return read_request(arrays, ("output_ids", "sequence_length"), limits, lambda: False)
 
 
-def reads_enough(*values: float, labels: bool = True) -> Asked:
+def reads_enough(*values: float, labels: bool = True, alone: bool = False) -> Asked:
     asked = {
         "input_ids": np.array([[5, 6]], np.int32),
         "input_lengths": np.array([[2]], np.int32),
@@ -415,8 +415,11 @@ def reads_enough(*values: float, labels: bool = True) -> Asked:
         "second_opinion_request_types": np.array([TYPES], np.int32),
         "second_opinion_route_ids": np.array([[7]], np.int32),
         "second_opinion_route_lengths": np.array([[1]], np.int32),
-        "second_opinion_enough": np.array([values], np.float32),
     }
+    if values:
+        asked["second_opinion_enough"] = np.array([values], np.float32)
+    if alone:
+        asked["second_opinion_alone"] = np.array([[True]])
     if labels:
         asked["label_ids"] = np.array([[1, 2]], np.int32)
     return read_request(asked, ("output_ids", "sequence_length"), LIMITS, lambda: False)
@@ -427,6 +430,16 @@ class TestRequests:
         asked = reads_enough(0.75, -0.5, 0.875).opinion
         assert asked is not None
         assert asked.enough == Enough(0.75, -0.5, 0.875)
+
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_may_be_for_the_encoder_alone(self, alone: bool) -> None:
+        asked = reads_enough(0.75, -0.5, 0.875, alone=alone).opinion
+        assert asked is not None
+        assert asked.alone is alone
+
+    def test_for_the_encoder_alone_say_what_is_enough(self) -> None:
+        with pytest.raises(RefusedError, match="second_opinion_alone needs second_opinion_enough"):
+            reads_enough(alone=True)
 
     @pytest.mark.parametrize(
         ("values", "labels", "message"),
@@ -530,12 +543,51 @@ class TestDecider:
         expected = ByHand().logits(REQUEST, TYPES)
         np.testing.assert_allclose(tensors["second_opinion_logits"][0], expected, atol=1e-3)
 
+    def test_an_encoder_asked_alone_answers_also_where_it_is_not_enough(
+        self, decider: Decider, forwards: Mapping[str, Forward]
+    ) -> None:
+        passes = forwards["llama"].passes
+        unsure = asks_labels(Enough(0.01, 0.0, 0.9))
+        assert unsure.opinion is not None
+        asked = replace(unsure, opinion=replace(unsure.opinion, alone=True))
+        (outcome,) = outcomes(decider, [asked])
+        assert forwards["llama"].passes == passes
+        tensors = to_tensors(replace(asked, outputs=LABEL_OUTPUTS), outcome)
+        assert tensors["generation_logits"].shape == (1, 1, 0, len(ROUTES) + 1)
+        expected = ByHand().logits(REQUEST, TYPES)
+        np.testing.assert_allclose(tensors["second_opinion_logits"][0], expected, atol=1e-3)
+
     def test_those_that_it_is_not_enough_for_are_decided_by_both(self, decider: Decider) -> None:
         sure, unsure = asks_labels(Enough(100.0, 0.0, 0.5)), asks_labels(Enough(0.01, 0.0, 0.9))
         without = asks_labels(None)
         answered = outcomes(decider, [unsure, sure, without])
         assert [len(outcome.logits) for outcome in answered] == [1, 0, 1]
         np.testing.assert_allclose(answered[0].logits, answered[2].logits, atol=1e-4)
+
+    def test_those_that_are_sure_wait_for_no_pass_over_another_policy(
+        self, decider: Decider, forwards: Mapping[str, Forward]
+    ) -> None:
+        passes = forwards["llama"].passes
+        both, sure = asks_labels(None), asks_labels(Enough(100.0, 0.0, 0.5))
+        other_policy = replace(sure, ids=ids((30, 31, 32)), prefix_length=2)
+        results = decider.decide([both, sure, other_policy])
+        first = [next(results)[0], next(results)[0]]
+        assert first == [sure, other_policy]
+        assert forwards["llama"].passes == passes
+        assert [asked for asked, _ in results] == [both]
+
+    def test_those_that_are_sure_wait_for_no_routes_to_be_read(
+        self, decider: Decider, second: SecondOpinion
+    ) -> None:
+        sure = asks_labels(Enough(100.0, 0.0, 0.5))
+        second.opinions([opinion()])
+        new = Opinion(ids(REQUEST), ids(TYPES), (ids((CLS, 50, SEP)), *opinion().routes[1:]))
+        cold = replace(sure, opinion=replace(new, enough=Enough(100.0, 0.0, 0.5)))
+        passes = second._encoder.passes
+        results = decider.decide([cold, sure])
+        assert next(results)[0] is sure
+        assert second._encoder.passes == passes + 1
+        assert next(results)[0] is cold
 
     @pytest.mark.parametrize(
         ("enough", "reached"),

@@ -22,6 +22,7 @@ from sidecar.core.model import (
     SecondOpinionIds,
     TextAnswer,
     TextOutput,
+    encoder_alone,
 )
 from sidecar.inference.triton import TritonModel, TritonTarget
 from tests.fake_triton import FakeTriton, Tensors, sent, serving
@@ -173,6 +174,22 @@ async def test_what_is_enough_is_told_and_the_encoder_may_decide_alone() -> None
 
     assert output == LabelLogits((), (0.5, 1.5, 2.5))
     assert sent(fake.requests[0])["second_opinion_enough"] == [0.75, -0.5, 0.875]
+
+
+async def test_an_encoder_can_be_asked_alone() -> None:
+    alone = encoder_alone(ENOUGH)
+    assert alone is not None
+    fake = FakeTriton(by_encoder_alone())
+    async with model_of(fake) as model:
+        for prompt in (ENOUGH, alone):
+            await model.infer(prompt, LABELS_3, 60)
+
+    assert [sent(each).get("second_opinion_alone") for each in fake.requests] == [None, [True]]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, BOTH], ids=["no encoder", "never enough"])
+def test_an_encoder_that_never_decides_is_not_asked_alone(prompt: Prompt) -> None:
+    assert encoder_alone(prompt) is None
 
 
 @pytest.mark.parametrize(

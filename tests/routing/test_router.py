@@ -11,7 +11,14 @@ import pytest
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Needs, PolicyName, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.model import InferenceError, InferenceFailure, ModelOutput, Prompt
+from sidecar.core.model import (
+    Enough,
+    InferenceError,
+    InferenceFailure,
+    LabelLogits,
+    ModelOutput,
+    Prompt,
+)
 from sidecar.core.policy import ApiDialect, Capability, Model, PolicyRecord
 from sidecar.inference.breaker import BreakerState
 from sidecar.routing import DecisionCache
@@ -245,14 +252,86 @@ async def test_prefixes_are_warmed_again_before_the_model_is_asked_again(world: 
 
 
 async def test_a_policy_that_is_not_warm_answers_warming_until_it_is(world: World) -> None:
-    for _ in range(3):
-        world.warmth.late(world.registry.get(PolicyName("main")))
+    forget_prefix(world)
     first = await world.router.decide(HELLO)
     async with asyncio.timeout(60):
         while (await world.router.decide(HELLO)).source.value != "model":
             await asyncio.sleep(0.001)
 
     assert (first.source.value, first.reason.value) == ("fallback", "warming")
+
+
+def forget_prefix(world: World) -> None:
+    for _ in range(3):
+        world.warmth.late(world.registry.get(PolicyName("main")))
+
+
+@pytest.fixture
+async def with_encoder() -> AsyncIterator[World]:
+    """As `remembering`; with an encoder that decides alone from nine tenths on."""
+    cache = DecisionCache(100_000, 60)
+    async with a_world(cache, enough=Enough(1.0, 0.0, 0.9)) as made:
+        yield made
+
+
+async def test_a_sure_encoder_decides_while_the_prefix_is_cold(with_encoder: World) -> None:
+    with_encoder.model.opinion = (1.0, 19.0, 0.0)
+    forget_prefix(with_encoder)
+    decision = await with_encoder.router.decide(HELLO)
+    again = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.route) == (Source.MODEL, "travel")
+    assert decision.confidence == 0.95
+    assert [step.step for step in decision.steps if step.step in ("model", "encoder")] == [
+        "encoder"
+    ]
+    assert (again.source, again.route) == (Source.CACHE, "travel")
+
+
+async def test_an_encoder_that_decides_says_nothing_of_the_prefix(with_encoder: World) -> None:
+    with_encoder.model.opinion = (19.0, 1.0, 0.0)
+    forget_prefix(with_encoder)
+    with_encoder.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
+    await with_encoder.router.decide(HELLO)
+
+    assert not with_encoder.warmth.is_warm(with_encoder.registry.get(PolicyName("main")))
+
+
+@pytest.mark.parametrize("opinion", [(16.0, 4.0, 0.0), (8.0, 2.0, 10.0)])
+async def test_an_encoder_that_is_not_sure_leaves_a_cold_policy_warming(
+    with_encoder: World, opinion: tuple[float, ...]
+) -> None:
+    with_encoder.model.opinion = opinion
+    forget_prefix(with_encoder)
+    decision = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+    assert len(with_encoder.cache) == 0
+
+
+async def test_an_encoder_that_gives_no_answer_leaves_a_cold_policy_warming(
+    with_encoder: World,
+) -> None:
+    forget_prefix(with_encoder)
+    with_encoder.model.break_with(InferenceFailure.ERROR)
+    decision = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+
+
+async def test_where_the_encoder_was_enough_the_step_says_so(with_encoder: World) -> None:
+    alone, both = LabelLogits((), (19.0, 1.0, 0.0)), LabelLogits((19.0, 1.0, 0.0))
+    steps = []
+    for output, text in ((alone, "one"), (both, "another")):
+
+        async def infer(*_: object, output: LabelLogits = output) -> ModelOutput:
+            return output
+
+        with_encoder.model.infer = infer  # type: ignore[method-assign, assignment]
+        decision = await with_encoder.router.decide(request(conversation=talk(text)))
+        steps += [each.step for each in decision.steps if each.step in ("model", "encoder")]
+
+    assert steps == ["encoder", "model"]
 
 
 async def test_callers_in_a_hurry_do_not_take_the_model_away_from_others(world: World) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from sidecar.core.decision import PolicyName, RoutingRequest
+from sidecar.core.model import Enough
 from sidecar.core.policy import (
     Capability,
     Catalog,
@@ -78,7 +80,9 @@ async def a_world(
     pins: Pins | None = None,
     catalog: Catalog = CATALOG,
     budget_s: float = 10,
+    enough: Enough | None = None,
 ) -> AsyncIterator[World]:
+    """`enough`: when an encoder beside the model decides alone; None: there is no encoder."""
     model, sink = StubModel(), ListSink()
     registry = PolicyRegistry(
         [
@@ -86,7 +90,7 @@ async def a_world(
             PolicyRecord(EMPTY, 1, "e"),
         ],
         catalog,
-        StubPrompt,
+        partial(StubPrompt, enough=enough),
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )

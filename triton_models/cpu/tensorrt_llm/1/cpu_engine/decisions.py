@@ -126,21 +126,20 @@ class Decider:
         self._second_opinion = second_opinion
 
     def decide(self, requests: Sequence[Asked]) -> Iterator[Result]:
-        """Results as they come, one for each request."""
-        for group in _by_prefix(requests):
-            yield from self._decide_group(group)
-
-    def _decide_group(self, group: Sequence[Asked]) -> Iterator[Result]:
-        opinions = self._opinions(group)
+        """Results as they come, one for each request: first those that the encoder decides by
+        itself, since a pass over one policy's requests takes as long as many of them together."""
+        opinions: dict[int, Floats] = {}
         undecided: list[Asked] = []
-        for asked in group:
-            outcome = self._by_encoder(asked, opinions.get(id(asked)))
-            if outcome is None:
-                undecided.append(asked)
-            else:
+        for asked, logits in self._opinions(requests):
+            outcome = self._by_encoder(asked, logits)
+            if outcome is not None:
                 yield asked, outcome
-        if undecided:
-            yield from self._decide_by_both(undecided, opinions)
+                continue
+            undecided.append(asked)
+            if logits is not None:
+                opinions[id(asked)] = logits
+        for group in _by_prefix(undecided):
+            yield from self._decide_by_both(group, opinions)
 
     def _decide_by_both(
         self, group: Sequence[Asked], opinions: Mapping[int, Floats]
@@ -170,25 +169,35 @@ class Decider:
             yield from self._answer(sequences, prefix)
             reused = group[0].prefix_length
 
-    def _opinions(self, group: Sequence[Asked]) -> dict[int, Floats]:
-        """The encoder's logits by the identity of the request."""
-        if self._second_opinion is None:
-            return {}
-        wanted: list[tuple[int, Opinion]] = []
-        for asked in group:
-            if asked.opinion is None or asked.is_cancelled():
-                continue
-            if asked.opinion.has_request:
-                wanted.append((id(asked), asked.opinion))
+    def _opinions(self, requests: Sequence[Asked]) -> Iterator[tuple[Asked, Floats | None]]:
+        """Every request with the encoder's logits; None where it is not asked."""
+        second = self._second_opinion
+        wanted: list[tuple[Asked, Opinion]] = []
+        routes: list[Opinion] = []
+        for asked in requests:
+            if second is None or asked.opinion is None or asked.is_cancelled():
+                yield asked, None
+            elif asked.opinion.has_request:
+                wanted.append((asked, asked.opinion))
             else:
-                self._second_opinion.keep(asked.opinion)
-        given = self._second_opinion.opinions([opinion for _, opinion in wanted])
-        return {key: logits for (key, _), logits in zip(wanted, given, strict=True)}
+                routes.append(asked.opinion)
+                yield asked, None
+        if second is None:
+            return
+        # Routes that have to be read first take longer than many requests.
+        held = [each for each in wanted if second.holds(each[1])]
+        for some in (held, [each for each in wanted if each not in held]):
+            given = second.opinions([opinion for _, opinion in some])
+            yield from zip((asked for asked, _ in some), given, strict=True)
+        for opinion in routes:
+            second.keep(opinion)
 
     def _by_encoder(self, asked: Asked, logits: Floats | None) -> Outcome | None:
-        """What the encoder decides by itself; None if that is not enough."""
+        """What the encoder decides by itself; None if that is not enough and more is wanted."""
         enough = asked.opinion.enough if asked.opinion else None
-        if logits is None or enough is None or not enough.reached(logits):
+        if asked.opinion is None or logits is None or enough is None:
+            return None
+        if not (enough.reached(logits) or asked.opinion.alone):
             return None
         return Outcome(self._new_answer(asked), 0, opinion=logits)
 

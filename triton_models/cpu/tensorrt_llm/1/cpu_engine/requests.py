@@ -84,12 +84,14 @@ class Opinion:
         request_ids, request_types: [tokens]; empty: the routes are only to be kept.
         routes: ids of each, at least one.
         enough: when the language model need not be computed; None: never.
+        alone: the language model is not computed where the encoder is not enough either.
     """
 
     request_ids: Ints
     request_types: Ints
     routes: tuple[Ints, ...]
     enough: Enough | None = None
+    alone: bool = False
 
     @property
     def has_request(self) -> bool:
@@ -175,7 +177,7 @@ def read_request(
         perf_metrics=_flag(tensors, "return_perf_metrics"),
         outputs=frozenset(outputs),
         is_cancelled=is_cancelled,
-        opinion=_opinion(tensors, limits.second_opinion),
+        opinion=read_opinion(tensors, limits.second_opinion),
         label_ids=_label_ids(tensors, limits.vocab_size),
     )
 
@@ -256,7 +258,12 @@ def _label_ids(tensors: Tensors, vocab_size: int) -> Ints | None:
     return ids
 
 
-def _opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:
+def read_opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:
+    """What the encoder is asked; None if nothing, or there is none.
+
+    Raises:
+        RefusedError: as `read_request`.
+    """
     names = [name for name in tensors if name.startswith(_OPINION)]
     if limits is None or not names:
         return None
@@ -280,7 +287,10 @@ def _opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | None:
         )
     _check_range(request, request_ids, limits.vocab_size)
     _check_range(types, request_types, 2)
-    return Opinion(request_ids, request_types, routes, _enough(tensors))
+    enough, alone = _enough(tensors), _flag(tensors, f"{_OPINION}alone")
+    if alone and enough is None:
+        raise RefusedError(f"{_OPINION}alone needs {_OPINION}enough: nothing else would decide")
+    return Opinion(request_ids, request_types, routes, enough, alone)
 
 
 def _enough(tensors: Tensors) -> Enough | None:

@@ -15,7 +15,7 @@ def to_tensors(asked: Asked, outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     """The outputs that were requested and switched on: output_ids [1, 1, n], sequence_length
     [1, 1], cum_log_probs [1, 1], output_log_probs [1, 1, n], generation_logits
     [1, 1, n, vocabulary or labels], second_opinion_logits [1, routes + 1], kv_cache_* [1, 1]; n is
-    0 where the encoder was enough."""
+    0 where the encoder was enough, or asked alone."""
     answer = outcome.answer
     shown = answer.tokens if asked.without_input else [*asked.ids.tolist(), *answer.tokens]
     tensors: dict[str, npt.NDArray[Any]] = {

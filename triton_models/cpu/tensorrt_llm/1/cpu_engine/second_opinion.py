@@ -154,6 +154,10 @@ class SecondOpinion:
         """Compute what is not held of the routes."""
         self._routes(opinion)
 
+    def holds(self, opinion: Opinion) -> bool:
+        """True if all of the routes are held."""
+        return all(self._held.get(ids) is not None for ids in opinion.routes)
+
     def opinions(self, wanted: Sequence[Opinion]) -> list[Floats]:
         """Logits [routes + 1] of each request, the last of them for `other`."""
         encoded = self._encoder.run([(each.request_ids, each.request_types) for each in wanted])
