@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
@@ -21,6 +21,10 @@ _ANSWERS = {
 }
 """Fallbacks that the routing model's answer led to: it did its work within the budget."""
 
+_ENCODER_ALONE = "encoder"
+_MODEL_STEPS = ("model", _ENCODER_ALONE)
+"""Steps of a decision in which the sidecar waits for the model server."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -31,12 +35,14 @@ class Sample:
         source: of the decision, `fallback:reason` for fallbacks, `failed:why` for none.
         by_model: the routing model answered within the budget.
         model_s: of which the sidecar waited for the model server.
+        by_encoder: its encoder was sure and answered alone; the language model was not computed.
     """
 
     seconds: float
     source: str
     by_model: bool = False
     model_s: float = 0.0
+    by_encoder: bool = False
 
     @property
     def failed(self) -> bool:
@@ -111,7 +117,7 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int = 0) -> M
     async def one(due: float) -> None:
         sample = await call(next(numbers))
         took = time.perf_counter() - due
-        measured.samples.append(Sample(took, sample.source, sample.by_model, sample.model_s))
+        measured.samples.append(replace(sample, seconds=took))
 
     async with asyncio.TaskGroup() as running:
         while (due := due + drawn.expovariate(rate)) < started + seconds:
@@ -130,16 +136,19 @@ def sample_of(decision: decision_pb2.Decision, seconds: float) -> Sample:
         reason = decision_pb2.DecisionReason.Name(decision.reason)
         label += ":" + reason.removeprefix("DECISION_REASON_").lower()
         by_model = decision.reason in _ANSWERS
-    model_s = sum(
-        step.duration.ToNanoseconds() / 1e9 for step in decision.steps if step.step == "model"
-    )
-    return Sample(seconds, label, by_model, model_s)
+    waited = {
+        step.step: step.duration.ToNanoseconds() / 1e9
+        for step in decision.steps
+        if step.step in _MODEL_STEPS
+    }
+    by_encoder = by_model and _ENCODER_ALONE in waited
+    return Sample(seconds, label, by_model, sum(waited.values()), by_encoder)
 
 
 def without_model(samples: Sequence[Sample]) -> list[Sample]:
     """Of the calls that the routing model decided: what they took beside the model server."""
     return [
-        Sample(each.seconds - each.model_s, each.source, each.by_model)
+        replace(each, seconds=each.seconds - each.model_s, model_s=0.0)
         for each in samples
         if each.by_model
     ]

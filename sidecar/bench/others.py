@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ from sidecar.bench.processes import resident_bytes
 from sidecar.bench.rows import Row, row
 from sidecar.bench.scale import Scale
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import CompiledPrompt, InferenceError
+from sidecar.core.model import CompiledPrompt, InferenceError, by_language_model
 from sidecar.inference.triton import TritonModel
 
 ECHO_REPOSITORY = Path(__file__).with_name("echo_model")
+
+ALONE = "The model server alone"
+LLAMA = "llama.cpp's server"
+ONE_OUT = ", 1 out"
+"""Ends the names of its rows of one token."""
 
 _TIMEOUT_S = 60.0
 _LLAMA_TIMEOUT_S = 300.0
@@ -33,44 +38,60 @@ _LLAMA_TIMEOUT_S = 300.0
 
 def conversation(number: int, words: int) -> Conversation:
     """As `traffic.request` has it."""
+    return conversation_of(traffic.request(number, words, ""))
+
+
+def conversation_of(request: routing_pb2.RouteRequest) -> Conversation:
+    """Of a request of this package: messages of one text each."""
     return Conversation(
         tuple(
             Message(
                 Role.ASSISTANT if each.role == routing_pb2.ROLE_ASSISTANT else Role.USER,
                 each.parts[0].text,
             )
-            for each in traffic.request(number, words, "").messages
+            for each in request.messages
         )
     )
 
 
 async def model_alone(
-    model: TritonModel, prompt: CompiledPrompt, words: int, scale: Scale, rates: list[float]
+    model: TritonModel,
+    prompt: CompiledPrompt,
+    asked: tuple[str, Callable[[int], Conversation]],
+    scale: Scale,
+    rates: list[float],
 ) -> AsyncIterator[Row]:
-    """The routing model in Triton, asked without a sidecar. `rates` gets the decisions a second of
-    each row."""
+    """The routing model in Triton, asked without a sidecar.
+
+    Args:
+        asked: what the conversations are, for the tables, and conversation `number`.
+        rates: gets the decisions a second of each row.
+    """
+    kind, conversations = asked
 
     async def call(number: int) -> Sample:
-        rendered = prompt.render(conversation(number, words))
+        rendered = prompt.render(conversations(number))
         started = time.perf_counter()
         try:
-            await model.infer(rendered, prompt.answer_form, _TIMEOUT_S)
+            output = await model.infer(rendered, prompt.answer_form, _TIMEOUT_S)
         except InferenceError as error:
             return Sample(time.perf_counter() - started, f"failed:{error.failure.name}")
-        return Sample(time.perf_counter() - started, "model", by_model=True)
+        took = time.perf_counter() - started
+        return Sample(took, "model", by_model=True, by_encoder=not by_language_model(output))
 
     await call(0)
-    tokens = len(prompt.prefix_ids) + len(prompt.render(conversation(1, words)).suffix_ids)
+    tokens = len(prompt.prefix_ids) + len(prompt.render(conversations(1)).suffix_ids)
     for concurrency in (1, 4, 8):
         calls = scale.samples * min(concurrency, 4)
         measured = await closed_loop(call, concurrency, calls)
         rates.append(measured.model_per_second)
         yield row(
-            "The model server alone",
-            f"{tokens} tokens, {len(prompt.prefix_ids)} of them held",
+            ALONE,
+            kind,
             measured,
             message_bytes=4 * tokens,
             concurrency=concurrency,
+            note=f"{tokens} tokens, {len(prompt.prefix_ids)} of them held",
         )
 
 
@@ -123,10 +144,14 @@ async def triton_echo(address: str, tokens: int, scale: Scale) -> AsyncIterator[
         await client.close()
 
 
-async def llama(
-    address: str, prompt: CompiledPrompt, words: int, scale: Scale
-) -> AsyncIterator[Row]:
-    """llama.cpp's server with the same prompts and its prompt cache; the wheel is for AVX2."""
+async def llama(address: str, prompt: CompiledPrompt, scale: Scale) -> AsyncIterator[Row]:
+    """llama.cpp's server with the same prompts and its prompt cache; the wheel is for AVX2.
+
+    Args:
+        prompt: of the standard number of routes.
+    """
+    words = scale.standard_words
+    title = f"{scale.standard_routes} routes, {words} words"
     timeout = aiohttp.ClientTimeout(total=_LLAMA_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as http:
 
@@ -153,8 +178,8 @@ async def llama(
 
             measured = await closed_loop(call, 1, max(scale.samples // 2, 1))
             yield row(
-                "llama.cpp's server",
-                f"{words} words, {tokens} out",
+                LLAMA,
+                f"{title}, {tokens} out",
                 measured,
                 message_bytes=4 * length,
                 concurrency=1,

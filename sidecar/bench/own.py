@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,10 @@ from sidecar.bench.measuring import (
     Sample,
     closed_loop,
     numbers,
-    open_loop,
     sample_of,
     without_model,
 )
-from sidecar.bench.rows import Row, percentile, row
+from sidecar.bench.rows import Row, percentile, row, rows_by_part
 from sidecar.bench.scale import Scale
 
 _SERVICE = "/llmrouter.v1.RoutingService"
@@ -37,7 +35,6 @@ _LONG_WORDS = 100
 _TRIES = 30
 _IN_FLIGHT = 8
 
-_PATIENCE_S = 0.02
 _WARM_TIMEOUT_S = 120
 _SENDER_START_S = 2.0
 
@@ -151,11 +148,14 @@ def asking(routes: Routes, policy: str, words: int) -> Call:
 
 
 async def warm(routes: Routes, policy: str) -> None:
-    """Until the model is asked under `policy`. Raises TooSlowError."""
+    """Until the language model is asked under `policy`, or its encoder knows all of many requests
+    by itself. Raises TooSlowError."""
     end = time.perf_counter() + _WARM_TIMEOUT_S
+    by_encoder = 0
     while time.perf_counter() < end:
         sample = await routes.route(traffic.request(next(numbers), 15, policy))
-        if sample.by_model:
+        by_encoder += sample.by_encoder
+        if by_encoder > _TRIES or (sample.by_model and not sample.by_encoder):
             return
         await asyncio.sleep(0.05)
     raise TooSlowError(
@@ -201,6 +201,7 @@ def _title(routes: int, words: int) -> str:
 
 async def matrix(subject: Subject) -> AsyncIterator[Row]:
     """Routes by words, one caller."""
+    standard_words = subject.scale.standard_words
     for routes in subject.scale.routes:
         await subject.warm(f"routes-{routes}")
         for words in subject.scale.words:
@@ -209,9 +210,18 @@ async def matrix(subject: Subject) -> AsyncIterator[Row]:
             calls = subject.scale.samples if words < _LONG_WORDS else -(-subject.scale.samples // 2)
             measured = await closed_loop(call, 1, calls)
             size = _bytes(traffic.request(1, words, f"routes-{routes}"))
-            yield row(
+            standard = (routes, words) == (subject.scale.standard_routes, standard_words)
+            rows = rows_by_part if standard else _one_row
+            for each in rows(
                 "One caller", _title(routes, words), measured, message_bytes=size, concurrency=1
-            )
+            ):
+                yield each
+
+
+def _one_row(
+    group: str, name: str, measured: Measured, *, message_bytes: int, concurrency: int
+) -> Iterator[Row]:
+    yield row(group, name, measured, message_bytes=message_bytes, concurrency=concurrency)
 
 
 async def own_share(subject: Subject) -> AsyncIterator[Row]:
@@ -262,56 +272,6 @@ async def batch_and_stream(subject: Subject) -> AsyncIterator[Row]:
         samples = await ask(requests)
         measured = Measured(samples, time.perf_counter() - started)
         yield row("Batch and stream", name, measured, message_bytes=size, concurrency=1)
-
-
-async def capacity(
-    subject: Subject, found: Callable[[float], None], alone: float
-) -> AsyncIterator[Row]:
-    """Decisions by the model per second.
-
-    Args:
-        found: gets the capacity.
-        alone: what the model server does without the sidecar; nan if that was not measured.
-    """
-    routes, words = subject.scale.standard_routes, subject.scale.standard_words
-    await subject.warm(f"routes-{routes}")
-    best = 0.0
-    size = _bytes(traffic.request(1, words, f"routes-{routes}"))
-    for concurrency in (1, 2, 4, 8):
-        call = _patient(subject.asking(routes, words))
-        measured = await closed_loop(call, concurrency, seconds=subject.scale.seconds)
-        by_model = measured.model_per_second
-        best = max(best, by_model)
-        yield row(
-            "Capacity",
-            _title(routes, words),
-            measured,
-            message_bytes=size,
-            concurrency=concurrency,
-            note=f"{by_model:.1f}/s by the model",
-        )
-    found(best)
-    compared = not math.isnan(alone) and alone > 0
-    share = f", {best / alone:.0%} of the model server alone" if compared else ""
-    yield Row("Capacity", "capacity", note=f"{best:.1f} decisions/s by the model{share}")
-
-
-async def load(subject: Subject, rate: float) -> AsyncIterator[Row]:
-    """Shares of the capacity, and three times as much as there is."""
-    routes, words = subject.scale.standard_routes, subject.scale.standard_words
-    size = _bytes(traffic.request(1, words, f"routes-{routes}"))
-    for percent in (25, 50, 75, 100, 300):
-        offered = rate * percent / 100
-        call = subject.asking(routes, words)
-        measured = await open_loop(call, offered, subject.scale.seconds)
-        yield row(
-            "At random, by rate",
-            f"{percent} % of capacity",
-            measured,
-            message_bytes=size,
-            offered=offered,
-            note=f"{measured.model_per_second / rate:.0%} of capacity by the model",
-        )
 
 
 async def large_messages(subject: Subject, socket: str) -> AsyncIterator[Row]:
@@ -392,15 +352,3 @@ async def many_policies(subject: Subject, prefix_bytes: int) -> AsyncIterator[Ro
         note=f"cold {cold:.0%}; {asked} asked for, "
         f"{asked * prefix_bytes / 2**20:,.0f} MiB of keys and values if all were held",
     )
-
-
-def _patient(call: Call) -> Call:
-    """A caller who was refused comes again a moment later, not at once."""
-
-    async def patient(number: int) -> Sample:
-        sample = await call(number)
-        if not sample.by_model:
-            await asyncio.sleep(_PATIENCE_S)
-        return sample
-
-    return patient

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from rich.table import Table
 
 from sidecar.bench.measuring import Measured, Sample
+
+ENCODER_ALONE = "the encoder alone"
+BOTH = "the language model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Row:
         per_second: calls that were answered; nan where the time they took is none of its own.
         model_per_second: decisions of the routing model, as far as they came within the budget.
         by_model: share that the routing model answered within the budget; nan of no calls.
+        by_encoder: share that the routing model's encoder answered alone; nan of no calls.
         sources: share of the calls by source of the decision.
         note: what else the row says, or why there is nothing in it.
     """
@@ -42,6 +46,7 @@ class Row:
     per_second: float = math.nan
     model_per_second: float = math.nan
     by_model: float = math.nan
+    by_encoder: float = math.nan
     sources: dict[str, float] = field(default_factory=dict)
     note: str = ""
 
@@ -81,9 +86,39 @@ def row(
         per_second=measured.per_second,
         model_per_second=measured.model_per_second,
         by_model=sum(each.by_model for each in samples) / len(samples) if samples else math.nan,
+        by_encoder=sum(each.by_encoder for each in samples) / len(samples) if samples else math.nan,
         sources=shares(samples),
         note=note,
     )
+
+
+def rows_by_part(
+    group: str,
+    name: str,
+    measured: Measured,
+    *,
+    message_bytes: int,
+    concurrency: int | None = None,
+    note: str = "",
+) -> Iterator[Row]:
+    """The row of all calls, and one of those that the encoder answered alone and of those that the
+    language model answered, too; of neither where there was no such call."""
+    yield row(
+        group, name, measured, message_bytes=message_bytes, concurrency=concurrency, note=note
+    )
+    answered = [each for each in measured.samples if each.by_model]
+    for part, by_encoder in ((ENCODER_ALONE, True), (BOTH, False)):
+        # The time they took is none of their own: calls of the other part lie in between.
+        some = Measured([each for each in answered if each.by_encoder is by_encoder])
+        if some.samples:
+            yield row(
+                group,
+                f"{name}: {part}",
+                some,
+                message_bytes=message_bytes,
+                concurrency=concurrency,
+                note=f"{len(some.samples) / len(measured.samples):.0%} of the calls",
+            )
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -103,7 +138,7 @@ def table(group: str, rows: Sequence[Row]) -> Table:
     """The rows of one group."""
     made = Table(title=group, title_justify="left", header_style="bold", box=None)
     made.add_column("what", overflow="fold")
-    for name in ("load", "bytes", "calls", "p50 ms", "p95", "p99", "per s", "model"):
+    for name in ("load", "bytes", "calls", "p50 ms", "p95", "p99", "per s", "model", "encoder"):
         made.add_column(name, justify="right")
     made.add_column("by source", overflow="fold")
     for each in rows:
@@ -118,10 +153,14 @@ def table(group: str, rows: Sequence[Row]) -> Table:
             str(each.calls or ""),
             *(_number(value) for value in (each.p50_ms, each.p95_ms, each.p99_ms)),
             _number(each.per_second),
-            "" if math.isnan(each.by_model) else f"{each.by_model:.0%}",
+            *(_percent(share) for share in (each.by_model, each.by_encoder)),
             "; ".join(part for part in (sources, each.note) if part),
         )
     return made
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.0%}"
 
 
 def _number(value: float) -> str:

@@ -40,4 +40,4 @@ class Scale:
 
 FULL = Scale(100, 15, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)
 QUICK = Scale(6, 4, 500, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 24)
-TINY = Scale(1, 0.5, 20, (6,), (15,), 3)
+TINY = Scale(1, 0.25, 20, (6,), (15,), 3)

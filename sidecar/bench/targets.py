@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from sidecar.bench.kinds import (
+    BY_RATE,
+    CAPACITY,
+    LIKE_EXAMPLES,
+    NEVER_ALONE,
+    ONE_CALLER,
+    capacity_name,
+    rate_name,
+)
+from sidecar.bench.others import ALONE, LLAMA, ONE_OUT
 from sidecar.bench.rows import Row
 
 GROUP = "Targets"
@@ -15,19 +25,26 @@ _KNOWN = 0.99
 """Share of calls from the cache from which a row is one of known conversations."""
 
 
-def targets(rows: Sequence[Row], capacity: float, budget_ms: float) -> Iterator[Row]:
+Found = Mapping[tuple[str, str, int | None], Row]
+"""Rows by group, name and concurrency."""
+
+
+def targets(rows: Sequence[Row], budget_ms: float) -> Iterator[Row]:
     """A row for each target whose group was measured.
 
     Args:
-        capacity: decisions by the model a second; 0 if it was not measured.
         budget_ms: of a decision.
     """
     found = {(each.group, each.name, each.concurrency): each for each in rows}
+    for kind in (LIKE_EXAMPLES, NEVER_ALONE):
+        yield from _decisions(found, kind)
+    yield from _llama(found)
     share = found.get(("The sidecar's own share", "Route minus Triton", 1))
     if share is not None:
         yield _at_most("the sidecar's own share, p50", share.p50_ms, 1.0, "ms")
     yield from _cache(found)
-    yield from _overload(found, capacity, budget_ms)
+    for kind in (LIKE_EXAMPLES, NEVER_ALONE):
+        yield from _under_load(found, kind, budget_ms)
     beside = "Known conversations while others send much"
     alone = found.get((beside, "with nothing beside", 1))
     large = found.get((beside, "beside messages of 8 MiB", 1))
@@ -37,7 +54,24 @@ def targets(rows: Sequence[Row], capacity: float, budget_ms: float) -> Iterator[
         yield _not_known(name, alone, large) or _at_most(name, more, 5.0, "ms")
 
 
-def _cache(found: dict[tuple[str, str, int | None], Row]) -> Iterator[Row]:
+def _decisions(found: Found, kind: str) -> Iterator[Row]:
+    one = found.get((ONE_CALLER, kind, 1))
+    if one is not None:
+        yield _at_most(f"a decision, {kind}, p50", one.p50_ms, 50, "ms")
+        yield _at_most(f"a decision, {kind}, p99", one.p99_ms, 75, "ms")
+
+
+def _llama(found: Found) -> Iterator[Row]:
+    for (group, name, _), theirs in found.items():
+        if group != LLAMA or not name.endswith(ONE_OUT):
+            continue
+        ours = found.get(("One caller", name.removesuffix(ONE_OUT), 1))
+        if ours is not None and ours.p50_ms > 0:
+            times = theirs.p50_ms / ours.p50_ms
+            yield _at_least(f"{LLAMA}, {name}, takes", times, 8, "times as long")
+
+
+def _cache(found: Found) -> Iterator[Row]:
     group, name = "The sidecar's own share", "known conversation, TCP"
     one, many = found.get((group, name, 1)), found.get((group, name, 32))
     if one is None or many is None:
@@ -50,16 +84,32 @@ def _cache(found: dict[tuple[str, str, int | None], Row]) -> Iterator[Row]:
     yield _not_known(rate, many) or at_least
 
 
-def _overload(
-    found: dict[tuple[str, str, int | None], Row], capacity: float, budget_ms: float
-) -> Iterator[Row]:
-    row = found.get(("At random, by rate", "300 % of capacity", None))
-    if row is None or not capacity:
+def _under_load(found: Found, kind: str, budget_ms: float) -> Iterator[Row]:
+    capacity = found.get((CAPACITY, capacity_name(kind), None))
+    if capacity is None:
         return
-    limit = budget_ms + _LATE_MS
-    yield _at_most("the slowest call at 300 % of capacity", row.max_ms, limit, "ms")
-    share = row.model_per_second / capacity * 100
-    yield _at_least("of capacity by the model at 300 % of it", share, 80, "%")
+    most = capacity.model_per_second
+    alone = [
+        each.model_per_second
+        for (group, name, _), each in found.items()
+        if (group, name) == (ALONE, kind)
+    ]
+    if alone:
+        share = most / max(alone) * 100
+        yield _at_least(f"of what the model server does alone, {kind}", share, 85, "%")
+    half, over = (found.get((BY_RATE, rate_name(rate, kind), None)) for rate in (50, 300))
+    if half is not None:
+        by_model = half.by_model * 100
+        yield _at_least(f"by the model at 50 % of capacity, {kind}", by_model, 99, "%")
+        unloaded = found.get((ONE_CALLER, kind, 1))
+        if unloaded is not None:
+            limit = 2 * unloaded.p99_ms
+            yield _at_most(f"p99 at 50 % of capacity, {kind}", half.p99_ms, limit, "ms")
+    if over is not None:
+        limit = budget_ms + _LATE_MS
+        yield _at_most(f"the slowest call at 300 % of capacity, {kind}", over.max_ms, limit, "ms")
+        share = over.model_per_second / most * 100
+        yield _at_least(f"of capacity by the model at 300 % of it, {kind}", share, 80, "%")
 
 
 def _not_known(name: str, *rows: Row) -> Row | None:
@@ -74,7 +124,7 @@ def _not_known(name: str, *rows: Row) -> Row | None:
 
 
 def _at_most(name: str, value: float, limit: float, unit: str) -> Row:
-    return _verdict(name, value <= limit, f"{value:,.2f} {unit}, at most {limit:,g}")
+    return _verdict(name, value <= limit, f"{value:,.2f} {unit}, at most {limit:,.5g}")
 
 
 def _at_least(name: str, value: float, limit: float, unit: str, note: str = "") -> Row:

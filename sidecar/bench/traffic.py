@@ -62,13 +62,15 @@ def catalog_document() -> dict[str, object]:
     return {"apiVersion": "llmrouter.v1", "kind": "ModelCatalog", "models": models}
 
 
-def policy_files(route_counts: Sequence[int], many: int) -> list[str]:
+def policy_files(
+    route_counts: Sequence[int], many: int, others: Sequence[dict[str, object]] = ()
+) -> list[str]:
     """Contents of policy files: a catalog, one policy `routes-N` for each count (the first is the
-    default as well), and `many` policies `many-I` of six routes."""
+    default as well), `others`, and `many` policies `many-I` of six routes."""
     named = [("default", route_counts[0], 0)]
     named += [(f"routes-{count}", count, count) for count in route_counts]
     named += [(f"many-{number}", 6, 1000 + number) for number in range(many)]
-    documents = [catalog_document(), *(policy_document(*each) for each in named)]
+    documents = [catalog_document(), *(policy_document(*each) for each in named), *others]
     # JSON is YAML.
     texts = list(map(json.dumps, documents))
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import platform
 import shutil
@@ -12,9 +11,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,15 +24,17 @@ from rich.console import Console
 
 from sidecar import __version__
 from sidecar.app import build_routing
-from sidecar.bench import others, own, served, traffic
+from sidecar.bench import kinds, others, own, served, traffic
 from sidecar.bench.application import application
+from sidecar.bench.example_traffic import POLICY, ExampleTraffic
+from sidecar.bench.kinds import LIKE_EXAMPLES, NEVER_ALONE, Kind
 from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
 from sidecar.bench.targets import targets
 from sidecar.cli.failures import Failure
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
-from sidecar.cli.up import chosen_engine
+from sidecar.cli.up import EXAMPLES, chosen_engine
 from sidecar.config import Settings, load_settings
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.model import CompiledPrompt
@@ -50,7 +52,9 @@ from sidecar.local.process import children
 from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
 
-GROUPS = ("matrix", "share", "batch", "alone", "load", "large", "many", "app", "echo", "llama")
+GROUPS = (
+    "matrix", "traffic", "share", "batch", "alone", "load", "large", "many", "app", "echo", "llama",
+)  # fmt: skip
 
 _SCALES = {"quick": QUICK, "full": FULL, "tiny": TINY}
 _BUSY_LOAD = 0.5
@@ -67,6 +71,9 @@ class Bench:
 
     Args:
         folder: for policies, sockets and logs.
+        prompts: by the name of the policy.
+        capacity, alone: decisions a second of the sidecar and of the model server alone, by kind
+            of request, where they were measured.
     """
 
     engine: EngineInfo
@@ -75,13 +82,16 @@ class Bench:
     folder: Path
     settings: Settings
     console: Console
+    examples: ExampleTraffic
     rows: list[Row] = field(default_factory=list)
-    prompts: dict[int, CompiledPrompt] = field(default_factory=dict)
-    capacity: float = 0.0
-    alone: float = math.nan
+    prompts: dict[str, CompiledPrompt] = field(default_factory=dict)
+    capacity: dict[str, float] = field(default_factory=dict)
+    alone: dict[str, float] = field(default_factory=dict)
 
-    def found(self, capacity: float) -> None:
-        self.capacity = capacity
+    @property
+    def never_alone(self) -> dict[str, object]:
+        """Settings of a routing model whose encoder decides nothing by itself."""
+        return {"encoder_alone_from": 1.0}
 
     def show(self, rows: list[Row]) -> None:
         self.rows += rows
@@ -140,7 +150,7 @@ def bench(size: str, groups: tuple[str, ...], model: Path | None, json_path: Pat
             _measure(made, stack)
             made.show(_memory(stack, took))
     budget_ms = made.settings.routing.decision_budget_ms
-    made.show(list(targets(made.rows, made.capacity, budget_ms)))
+    made.show(list(targets(made.rows, budget_ms)))
     made.console.print(_about(made, size))
     if json_path is not None:
         json_path.write_text(json.dumps(_document(made, size, busy), indent=2) + "\n")
@@ -170,7 +180,9 @@ def _bench(
     policies = folder / "policies"
     policies.mkdir()
     many = scale.many if "many" in groups else 0
-    for number, content in enumerate(traffic.policy_files(scale.routes, many)):
+    examples = ExampleTraffic(EXAMPLES / "policies", scale.standard_routes)
+    files = traffic.policy_files(scale.routes, many, [examples.policy_document()])
+    for number, content in enumerate(files):
         (policies / f"{number}.yaml").write_text(content)
     (port,) = free_ports(1)
     settings = load_settings(
@@ -185,19 +197,20 @@ def _bench(
         },
         environ={},
     )
-    return Bench(engine, scale, groups, folder, settings, console)
+    return Bench(engine, scale, groups, folder, settings, console, examples)
 
 
 def _measure(made: Bench, stack: LocalStack) -> None:
-    made.prompts = _prompts(made)
+    made.prompts = _prompts(made, made.settings)
     routes, words = made.scale.standard_routes, made.scale.standard_words
-    prompt = made.prompts[routes]
+    prompt = made.prompts[f"routes-{routes}"]
     with ExitStack() as servers:
         # Started from the main thread, whose end is theirs.
         echoes = servers.enter_context(_echoes(made)) if "echo" in made.groups else None
         provider = servers.enter_context(_provider(made)) if "app" in made.groups else ""
+        never = servers.enter_context(_never_alone(made, stack))
         try:
-            asyncio.run(_of_sidecar(made, stack, prompt, words, provider))
+            asyncio.run(_of_sidecar(made, stack, provider, never))
         except own.TooSlowError as error:
             raise Failure(str(error)) from None
         if echoes is not None:
@@ -206,21 +219,28 @@ def _measure(made: Bench, stack: LocalStack) -> None:
             asyncio.run(made.take(others.grpc_echo(echoes[0], message, made.scale)))
             asyncio.run(made.take(others.triton_echo(echoes[1], tokens, made.scale)))
     if "llama" in made.groups:
-        _llama(made, prompt, words)
+        _llama(made, prompt)
 
 
-async def _of_sidecar(
-    made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int, provider: str
-) -> None:
+async def _of_sidecar(made: Bench, stack: LocalStack, provider: str, never: str) -> None:
     path = f"unix:{made.settings.server.uds_path}"
-    async with own.calling(stack.address) as tcp, own.calling(path) as uds:
+    async with (
+        own.calling(stack.address) as tcp,
+        own.calling(path) as uds,
+        own.calling(never or stack.address) as language_model,
+    ):
         subject = own.Subject(tcp, uds, made.scale)
+        asked = [
+            Kind(LIKE_EXAMPLES, tcp, POLICY, made.examples.request),
+            Kind(NEVER_ALONE, language_model, POLICY, made.examples.request),
+        ]
         groups: dict[str, Callable[[], AsyncIterator[Row]]] = {
             "matrix": lambda: own.matrix(subject),
+            "traffic": lambda: _by_kind(made, asked),
             "share": lambda: own.own_share(subject),
             "batch": lambda: own.batch_and_stream(subject),
-            "alone": lambda: _alone(made, stack, prompt, words),
-            "load": lambda: own.capacity(subject, made.found, made.alone),
+            "alone": lambda: _alone(made, stack),
+            "load": lambda: _capacity(made, asked),
             "large": lambda: own.large_messages(subject, path),
             "many": lambda: own.many_policies(subject, _prefix_bytes(made)),
             "app": lambda: application(subject, provider),
@@ -228,13 +248,50 @@ async def _of_sidecar(
         for name, rows in groups.items():
             if name in made.groups:
                 await made.take(rows())
-        if made.capacity:
-            await made.take(own.load(subject, made.capacity))
+        if "load" in made.groups:
+            await made.take(_load(made, asked))
 
 
-async def _alone(
-    made: Bench, stack: LocalStack, prompt: CompiledPrompt, words: int
-) -> AsyncIterator[Row]:
+async def _by_kind(made: Bench, asked: Sequence[Kind]) -> AsyncIterator[Row]:
+    for kind in asked:
+        async for each in kinds.one_caller(kind, made.scale):
+            yield each
+
+
+async def _capacity(made: Bench, asked: Sequence[Kind]) -> AsyncIterator[Row]:
+    for kind in asked:
+        found = partial(made.capacity.__setitem__, kind.name)
+        alone = made.alone.get(kind.name)
+        async for each in kinds.capacity(kind, made.scale, found, alone):
+            yield each
+
+
+async def _load(made: Bench, asked: Sequence[Kind]) -> AsyncIterator[Row]:
+    for kind in asked:
+        if rate := made.capacity[kind.name]:
+            async for each in kinds.load(kind, made.scale, rate):
+                yield each
+
+
+@contextmanager
+def _never_alone(made: Bench, stack: LocalStack) -> Iterator[str]:
+    """Address of a second sidecar at the same Triton, whose encoder decides nothing by itself;
+    empty if no group asks it."""
+    if not {"traffic", "load"} & set(made.groups):
+        yield ""
+        return
+    policies: dict[str, object] = {"paths": made.settings.policies.paths}
+    with served.serving(
+        made.engine,
+        stack.triton.grpc_address,
+        made.folder / "never-alone",
+        policies=policies,
+        routing_model=made.never_alone,
+    ) as sidecar:
+        yield sidecar.address
+
+
+async def _alone(made: Bench, stack: LocalStack) -> AsyncIterator[Row]:
     facts = made.engine.router
     model = TritonModel(
         TritonTarget(
@@ -246,31 +303,43 @@ async def _alone(
             label_ids=facts.takes_label_ids,
         )
     )
-    rates: list[float] = []
+    language_model = load_settings(
+        flags={
+            "policies": {"paths": made.settings.policies.paths},
+            "routing_model": {"directory": made.engine.path, **made.never_alone},
+        },
+        environ={},
+    )
+    prompts = {LIKE_EXAMPLES: made.prompts, NEVER_ALONE: _prompts(made, language_model)}
     try:
-        async for each in others.model_alone(model, prompt, words, made.scale, rates):
-            yield each
+        for kind, by_policy in prompts.items():
+            rates: list[float] = []
+            asked = (kind, lambda n: others.conversation_of(made.examples.request(n)))
+            async for each in others.model_alone(
+                model, by_policy[POLICY], asked, made.scale, rates
+            ):
+                yield each
+            made.alone[kind] = max(rates)
     finally:
         await model.close()
-    made.alone = max(rates)
 
 
 def _prefix_bytes(made: Bench) -> int:
     """Of the keys and values of a policy of six routes."""
-    prompt = made.prompts[min(made.prompts)]
+    prompt = made.prompts[f"routes-{min(made.scale.routes)}"]
     return served.kv_bytes_per_token(made.engine) * len(prompt.prefix_ids)
 
 
-def _prompts(made: Bench) -> dict[int, CompiledPrompt]:
-    """By number of routes, compiled as the sidecar does."""
-    registry = build_routing(made.settings, _NoSink()).registry
-    loaded = load_policies(made.settings.policies.paths)
+def _prompts(made: Bench, settings: Settings) -> dict[str, CompiledPrompt]:
+    """By name of the policy, compiled as the sidecar does under `settings`."""
+    registry = build_routing(settings, _NoSink()).registry
+    loaded = load_policies(settings.policies.paths)
     records = {record.policy.name: record for record in loaded.records.values()}
-    prompts: dict[int, CompiledPrompt] = {}
-    for count in made.scale.routes:
-        prompt = registry.compile_record(records[f"routes-{count}"], loaded.catalog).prompt
+    prompts: dict[str, CompiledPrompt] = {}
+    for name in (*(f"routes-{count}" for count in made.scale.routes), POLICY):
+        prompt = registry.compile_record(records[name], loaded.catalog).prompt
         assert prompt is not None, "it has routes"
-        prompts[count] = prompt
+        prompts[name] = prompt
     return prompts
 
 
@@ -310,8 +379,8 @@ def _wait_for_port(port: int, server: ChildProcess) -> None:
     raise Failure(f"the provider did not start:\n{server.last_lines(10)}")
 
 
-def _llama(made: Bench, prompt: CompiledPrompt, words: int) -> None:
-    group = "llama.cpp's server"
+def _llama(made: Bench, prompt: CompiledPrompt) -> None:
+    group = others.LLAMA
     if find_spec("xllamacpp") is None:
         why = "not measured: pip install -r requirements/bench.txt"
         made.show([Row(group, "xllamacpp is not installed", note=why)])
@@ -326,7 +395,7 @@ def _llama(made: Bench, prompt: CompiledPrompt, words: int) -> None:
     server = ChildProcess(command, dict(os.environ), log)
     try:
         address = _llama_address(server, log)
-        asyncio.run(made.take(others.llama(address, prompt, words, made.scale)))
+        asyncio.run(made.take(others.llama(address, prompt, made.scale)))
     except (TimeoutError, aiohttp.ClientError) as error:
         # What was measured before is worth more than this comparison.
         made.show([Row(group, "no answer", note=type(error).__name__)])
@@ -376,7 +445,7 @@ def _about(made: Bench, size: str) -> str:
     return (
         f"{made.engine.router.build_id}, {machine['cores']} cores of {machine['cpu']} "
         f"({extensions}), size {size}. `model`: share of the calls that the routing model answered "
-        "within the budget."
+        "within the budget, `encoder`: that its encoder answered alone."
     )
 
 

@@ -52,6 +52,7 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
 
     assert groups == {
         "One caller",
+        "One caller, by kind of request",
         "The sidecar's own share",
         "Batch and stream",
         "The model server alone",
@@ -65,7 +66,24 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
         "Memory and start",
         "Targets",
     }
-    assert len(GROUPS) == 10
+    assert len(GROUPS) == 11
+
+
+def test_a_language_model_that_always_decides_is_measured_beside_the_encoder(
+    ran: tuple[str, Path],
+) -> None:
+    rows = json.loads(ran[1].read_text())["rows"]
+    never = [
+        each for each in rows if each["name"].endswith("the encoder never alone") and each["calls"]
+    ]
+
+    assert {each["group"] for each in never} == {
+        "One caller, by kind of request",
+        "The model server alone",
+        "Capacity",
+        "At random, by rate",
+    }
+    assert {each["by_encoder"] for each in never} == {0}
 
 
 def test_the_machine_is_named(ran: tuple[str, Path]) -> None:

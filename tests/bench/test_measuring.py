@@ -11,6 +11,8 @@ import pytest
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
 from sidecar.bench import traffic
+from sidecar.bench.example_requests import OF_NO_ROUTE, REQUESTS
+from sidecar.bench.example_traffic import ExampleTraffic
 from sidecar.bench.measuring import (
     Measured,
     Sample,
@@ -20,7 +22,9 @@ from sidecar.bench.measuring import (
     without_model,
 )
 from sidecar.bench.others import conversation
-from sidecar.bench.rows import percentile, row, table
+from sidecar.bench.rows import percentile, row, rows_by_part, table
+from sidecar.cli.up import EXAMPLES
+from sidecar.policies.documents import policy_from
 from sidecar.policies.yaml_source import MAX_BYTES
 
 
@@ -87,26 +91,28 @@ async def test_an_open_loop_loses_no_call_that_raises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "reason", "label", "by_model"),
+    ("source", "reason", "step", "label", "by_model", "by_encoder"),
     [
-        ("MODEL", "MATCHED", "model", True),
-        ("CACHE", "MATCHED", "cache", False),
-        ("FALLBACK", "NO_MATCH", "fallback:no_match", True),
-        ("FALLBACK", "OVERLOADED", "fallback:overloaded", False),
-        ("FALLBACK", "DEADLINE_EXCEEDED", "fallback:deadline_exceeded", False),
+        ("MODEL", "MATCHED", "model", "model", True, False),
+        ("MODEL", "MATCHED", "encoder", "model", True, True),
+        ("CACHE", "MATCHED", "model", "cache", False, False),
+        ("FALLBACK", "NO_MATCH", "model", "fallback:no_match", True, False),
+        ("FALLBACK", "NO_MATCH", "encoder", "fallback:no_match", True, True),
+        ("FALLBACK", "OVERLOADED", "model", "fallback:overloaded", False, False),
+        ("FALLBACK", "DEADLINE_EXCEEDED", "model", "fallback:deadline_exceeded", False, False),
     ],
 )
-def test_a_sample_says_whether_the_model_answered(
-    source: str, reason: str, label: str, by_model: bool
+def test_a_sample_says_which_part_of_the_model_answered(
+    source: str, reason: str, step: str, label: str, by_model: bool, by_encoder: bool
 ) -> None:
     decision = decision_pb2.Decision(
         source=decision_pb2.DecisionSource.Value(f"DECISION_SOURCE_{source}"),
         reason=decision_pb2.DecisionReason.Value(f"DECISION_REASON_{reason}"),
     )
-    step = decision.steps.add(step="model")
-    step.duration.FromNanoseconds(1_500_000)
+    decision.steps.add(step="prompt").duration.FromNanoseconds(7_000_000)
+    decision.steps.add(step=step).duration.FromNanoseconds(1_500_000)
 
-    assert sample_of(decision, 0.5) == Sample(0.5, label, by_model, 0.0015)
+    assert sample_of(decision, 0.5) == Sample(0.5, label, by_model, 0.0015, by_encoder)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +132,30 @@ def test_a_row_has_size_load_and_share_of_every_source() -> None:
     assert made.sources == {"model": 0.75, "fallback:overloaded": 0.25}
     assert json.loads(json.dumps(made.as_json()))["message_bytes"] == 120
     assert table("g", [made]).row_count == 1
+
+
+def test_parts_of_the_model_have_rows_of_their_own() -> None:
+    samples = [Sample(0.2, "model", True), Sample(0.03, "model", True, by_encoder=True)]
+    samples += [Sample(0.01, "cache"), Sample(0.04, "fallback:no_match", True, by_encoder=True)]
+    every, encoder, both = rows_by_part("g", "n", Measured(samples, 2.0), message_bytes=120)
+
+    assert (every.calls, every.by_model, every.by_encoder, every.p99_ms) == (4, 0.75, 0.5, 200)
+    assert (encoder.name, encoder.calls, encoder.p50_ms, encoder.p99_ms) == (
+        "n: the encoder alone",
+        2,
+        30,
+        40,
+    )
+    assert (both.name, both.calls, both.p50_ms) == ("n: the language model", 1, 200)
+    assert (encoder.note, both.note) == ("50% of the calls", "25% of the calls")
+    assert math.isnan(encoder.per_second)
+
+
+def test_a_part_that_answered_nothing_has_no_row() -> None:
+    samples = [Sample(0.2, "model", True), Sample(0.01, "cache")]
+    names = [each.name for each in rows_by_part("g", "n", Measured(samples), message_bytes=1)]
+
+    assert names == ["n", "n: the language model"]
 
 
 def test_what_failed_counts_as_a_call_and_not_as_answered() -> None:
@@ -166,6 +196,29 @@ def test_fitting_conversations_ask_last_what_a_route_describes() -> None:
     assert {each.policy for each in requests} == {"routes-20"}
     assert len(set(asked)) == 40
     assert all(any(text.startswith(each) for text in asked) for each in described)
+
+
+def test_requests_like_the_examples_never_repeat_and_are_of_some_forty_words() -> None:
+    made = ExampleTraffic(EXAMPLES / "policies", 20)
+    requests = [made.request(number) for number in range(5000)]
+    texts = {"\n".join(m.parts[0].text for m in each.messages) for each in requests}
+    words = [len(text.split()) for text in texts]
+
+    assert len(made.routes) == 20
+    assert len(texts) == len(requests)
+    assert 30 < sum(words) / len(words) < 50
+
+
+def test_as_many_requests_are_like_the_examples_of_one_route_as_of_another() -> None:
+    made = ExampleTraffic(EXAMPLES / "policies", 6)
+    asked = {text for each in made.routes for text in (*each.examples, *REQUESTS[each.name])}
+    newest = [made.request(n).messages[-1].parts[0].text for n in range(len(asked) + 4)]
+
+    assert set(newest) == asked | set(OF_NO_ROUTE)
+    policy = policy_from(made.policy_document())
+    assert [(route.name, route.description) for route in policy.routes] == [
+        (route.name, route.description) for route in made.routes
+    ]
 
 
 def test_policy_files_can_be_read_however_many_there_are() -> None:
