@@ -28,6 +28,7 @@ from router_training.encoding import Encoder
 from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
 from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
+from router_training.options import family_weight
 from router_training.scoring import Scored, score, stratified, summary
 
 from sidecar.engines.engine_directory import FusionFacts
@@ -50,6 +51,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument("--per-family", type=int, default=150)
     parser.add_argument(
+        "--share",
+        type=family_weight,
+        action="append",
+        default=[],
+        metavar="FAMILY=NUMBER",
+        help="of a family in the loss, of 1; give those more whose policies training has not seen",
+    )
+    parser.add_argument(
+        "--family-cases",
+        type=family_weight,
+        action="append",
+        default=[],
+        metavar="FAMILY=NUMBER",
+        help="cases of a family, instead of --per-family; repeatable, as --share",
+    )
+    parser.add_argument(
         "--keep-scores",
         type=Path,
         help="JSON file for the language model's scores, read where it exists: "
@@ -64,15 +81,17 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     memory.keep_freed_memory()
     options = arguments()
-    chosen = stratified(_cases(options), options.per_family, options.seed)
+    chosen = _chosen(options)
     scored = _language_model(options, chosen)
     opinions = _opinions(options, scored)
-    fusion, temperature = fit_fusion(list(opinions.values())), fit_temperature([*opinions.values()])
+    fusion = fit_fusion(list(opinions.values()), dict(options.share))
+    temperature = fit_temperature([*opinions.values()])
     only_encoder = FusionFacts(language_model=0.0, encoder=1.0)
     result = {
         "fusion": asdict(fusion),
         "temperature": temperature,
         "cases": len(opinions),
+        "shares": dict(options.share),
         "scores": {
             "language_model": summary([one for one in scored if one.case.id in opinions]),
             "encoder": summary(_decided(scored, opinions, only_encoder)),
@@ -82,6 +101,17 @@ def main() -> None:
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({**result, "scores": _short(result["scores"])}, indent=2))  # noqa: T201
+
+
+def _chosen(options: argparse.Namespace) -> list[Case]:
+    """How many are wanted of one family changes nothing of what is drawn of the others."""
+    cases, wanted = _cases(options), dict(options.family_cases)
+    chosen = stratified(cases, options.per_family, options.seed)
+    chosen = [case for case in chosen if case.family not in wanted]
+    for family, number in wanted.items():
+        own = [case for case in cases if case.family == family]
+        chosen += stratified(own, int(number), options.seed)
+    return chosen
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:

@@ -185,6 +185,29 @@ def test_the_fusion_trusts_who_is_right() -> None:
     assert fused(opinions(3.0)[0], found).sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 3.0), (1.0, 1.0)])
+def test_a_family_counts_by_its_share(share: float, expected: float) -> None:
+    cases = [
+        *(case for case in opinions(3.0) if case.family == "f0"),
+        *(case for case in opinions(1.0) if case.family == "f1"),
+    ]
+    assert fit_fusion(cases, {"f1": share}).encoder == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "named"),
+    [
+        ({"f2": 0.5}, "f2"),
+        ({"f0": 1.5}, "1.5"),
+        ({"f0": -0.1}, "-0.1"),
+        ({"f0": 0.5, "f1": 0.2}, "0.2"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        fit_fusion(opinions(3.0), shares)
+
+
 def test_the_encoder_has_a_scale_of_its_own() -> None:
     found = fit_fusion(opinions(3.0))
     assert found.alone_encoder == pytest.approx(3.0, rel=0.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,15 +34,20 @@ class Opinions:
     right: NDArray[np.bool_]
 
 
-def fit_fusion(cases: Sequence[Opinions]) -> FusionFacts:
-    """The factors with the least log loss, every family counting as much as every other: those of
-    the opinions above 0, whatever few cases say; and those of the encoder by itself.
+def fit_fusion(cases: Sequence[Opinions], shares: Mapping[str, float] | None = None) -> FusionFacts:
+    """The factors with the least log loss: those of the opinions above 0, whatever few cases say;
+    and those of the encoder by itself.
 
-    Raises ValueError for no cases."""
+    Args:
+        shares: of families in the loss; what they leave goes to the others, to each the same.
+
+    Raises ValueError for no cases, and for shares that are no part of 1 or of families without a
+    case."""
     start = [math.log(0.5), math.log(0.5), 0.0]
-    language_model, encoder, other_bias = _fit(cases, start)
+    weights = _weights(cases, shares or {})
+    language_model, encoder, other_bias = _fit(cases, weights, start)
     nothing = [replace(case, language_model=np.zeros_like(case.encoder)) for case in cases]
-    _, alone, alone_other_bias = _fit(nothing, start)
+    _, alone, alone_other_bias = _fit(nothing, weights, start)
     return FusionFacts(
         language_model,
         encoder,
@@ -54,7 +59,7 @@ def fit_fusion(cases: Sequence[Opinions]) -> FusionFacts:
 
 def fit_temperature(cases: Sequence[Opinions]) -> float:
     """For the language model alone: what divides its logits. Raises ValueError for no cases."""
-    return 1.0 / _fit(cases, [0.0])[0]
+    return 1.0 / _fit(cases, _weights(cases, {}), [0.0])[0]
 
 
 def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
@@ -94,13 +99,26 @@ def _right(cases: Sequence[Opinions], decided: Sequence[NDArray[np.float64]]) ->
     return np.array([bool(case.right[int(chosen.argmax())]) for case, chosen in pairs])
 
 
-def _fit(cases: Sequence[Opinions], start: Sequence[float]) -> list[float]:
-    """Factors of the language model and the encoder, of which `start` has the logarithms, and the
-    bias of `other`: as many as `start` has."""
+def _weights(cases: Sequence[Opinions], shares: Mapping[str, float]) -> Tensor:
+    """Of the cases in the loss, [cases], their sum 1."""
     if not cases:
         raise ValueError("there are no cases to fit the fusion to")
     counts = Counter(case.family for case in cases)
-    weights = torch.tensor([1 / counts[case.family] / len(counts) for case in cases])
+    if unknown := sorted(shares.keys() - counts.keys()):
+        raise ValueError(f"a share is given for families without a case: {unknown}")
+    rest = 1 - sum(shares.values())
+    others = len(counts) - len(shares)
+    if min(shares.values(), default=0) < 0 or rest < 0 or (not others and rest > 0):
+        raise ValueError(f"shares must be parts of 1, all of it if of all families: {shares}")
+    return torch.tensor(
+        [shares.get(case.family, rest / max(others, 1)) / counts[case.family] for case in cases],
+        dtype=torch.float64,
+    )
+
+
+def _fit(cases: Sequence[Opinions], weights: Tensor, start: Sequence[float]) -> list[float]:
+    """Factors of the language model and the encoder, of which `start` has the logarithms, and the
+    bias of `other`: as many as `start` has."""
     features, right = _tensors(cases)
     found = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([found], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
