@@ -340,6 +340,7 @@ class Sidecar:
                 reflection=server.reflection,
                 channelz=server.channelz,
                 selection=call_selection(settings),
+                max_price_age_days=settings.policies.price_max_age_days,
             ),
             mounted=build_ext_proc(
                 settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 
 from sidecar.cli.findings_view import print_findings
+from sidecar.cli.policy_view import emit
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.findings import findings_as_plain
 
@@ -68,7 +68,7 @@ def policy() -> None:
 )
 @click.option(
     "--output",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(["text", "json", "yaml"]),
     default="text",
     show_default=True,
     help="How findings are written to standard output.",
@@ -82,14 +82,14 @@ def validate(paths: tuple[Path, ...], output: str) -> None:
     Exit code: 0 without errors (warnings allowed), 1 with errors, 2 if a path cannot be read.
     """
     found = load_policies(paths)
-    if output == "json":
-        click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
-    else:
+    if output == "text":
         print_findings(found, Console())
+    else:
+        emit(_as_plain(found), output)
     sys.exit(0 if found.valid else 1)
 
 
-def _as_json(found: PolicySet) -> dict[str, object]:
+def _as_plain(found: PolicySet) -> dict[str, object]:
     return {
         "valid": found.valid,
         "files": list(found.files),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class Applied:
     revision: int
     diff: str = ""
 
+    def as_plain(self, dry_run: bool) -> dict[str, object]:
+        """For programs; with the difference in a dry run."""
+        plain = {"name": self.name, "result": self.what, "revision": self.revision}
+        return {**plain, "diff": self.diff} if dry_run else plain
+
 
 @click.command()
 @click.argument(
@@ -49,25 +54,44 @@ class Applied:
 @at_option
 @note_options
 @dry_run_option
+@click.option(
+    "--require-examples-pass",
+    "examples_pass",
+    is_flag=True,
+    help="Refuse a policy of which an example would go to another route; takes a running sidecar.",
+)
 @output_option
 def apply(
-    paths: tuple[Path, ...], at: str, author: str, message: str, dry_run: bool, output: str
+    paths: tuple[Path, ...],
+    at: str,
+    author: str,
+    message: str,
+    dry_run: bool,
+    examples_pass: bool,
+    output: str,
 ) -> None:
     """Create or update the policies, and replace the model catalog, that files or folders hold.
 
     Policies that are the same already are left alone, and so are those that no file names. Each is
-    a change by itself; when one is refused, those before it stay.
+    a change by itself; when one is refused, those before it stay, and are printed.
     """
+    done: list[Applied] = []
     with place(at) as found:
         files = _read(paths, found)
-        done = list(_Applying(found, author, message, dry_run).all(files))
-    if output == "text":
-        for each in done:
-            click.echo(f"{each.name}: {each.what} (revision {each.revision})")
-            if dry_run and each.diff:
-                print_diff(each.diff)
-    else:
-        emit([{"name": d.name, "result": d.what, "revision": d.revision} for d in done], output)
+        try:
+            for each in _Applying(found, author, message, dry_run, examples_pass).all(files):
+                done.append(each)
+                if output == "text":
+                    _print_applied(each, dry_run)
+        finally:
+            if output != "text":
+                emit([each.as_plain(dry_run) for each in done], output)
+
+
+def _print_applied(each: Applied, dry_run: bool) -> None:
+    click.echo(f"{each.name}: {each.what} (revision {each.revision})")
+    if dry_run and each.diff:
+        print_diff(each.diff)
 
 
 def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
@@ -81,48 +105,53 @@ def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
 
 
 class _Applying:
-    def __init__(self, found: PolicyPlace, author: str, message: str, dry_run: bool) -> None:
+    def __init__(
+        self, found: PolicyPlace, author: str, message: str, dry_run: bool, examples_pass: bool
+    ) -> None:
         self._place = found
+        self._examples_pass = examples_pass
         self._author = author
         self._message = message
         self._dry_run = dry_run
 
-    def all(self, files: PolicySet) -> Sequence[Applied]:
+    def all(self, files: PolicySet) -> Iterator[Applied]:
+        """Makes the changes, each when it is asked for."""
         present = self._place.catalog()
         wanted = dict(files.catalog)
         removed = {key: model for key, model in present.models.items() if key not in wanted}
-        done: list[Applied] = []
         if self._dry_run and catalog_digest(wanted) != present.digest:
             # The place could only check the policies if it had the new models.
-            both = {**removed, **wanted} if files.policies else wanted
-            return [*self._catalog(both, present), *map(self._foreseen, files.policies)]
-        if catalog_digest(wanted) != present.digest and removed and files.policies:
-            # Models go last: policies that are about to change may still name them.
-            self._catalog({**removed, **wanted}, present)
-            done += map(self._policy, files.policies)
-            return [*self._catalog(wanted, self._place.catalog()), *done]
-        return [*self._catalog(wanted, present), *map(self._policy, files.policies)]
+            yield self._catalog({**removed, **wanted} if files.policies else wanted, present)
+            yield from map(self._foreseen, files.policies)
+            return
+        if not files.policies or catalog_digest(wanted) == present.digest:
+            removed = {}
+        # Models go last: policies that are about to change may still name them.
+        yield self._catalog({**removed, **wanted}, present)
+        yield from map(self._policy, files.policies)
+        if removed:
+            yield self._catalog(wanted, self._place.catalog())
 
-    def _catalog(self, wanted: dict[str, Model], present: CatalogRecord) -> list[Applied]:
+    def _catalog(self, wanted: dict[str, Model], present: CatalogRecord) -> Applied:
         if catalog_digest(wanted) == present.digest:
-            return [Applied("model catalog", "unchanged", present.revision)]
+            return Applied("model catalog", "unchanged", present.revision)
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
         what = "updated" if present.revision else "created"
-        return [Applied("model catalog", self._tense(what), made.revision)]
+        return Applied("model catalog", self._tense(what), made.revision)
 
     def _policy(self, policy: Policy) -> Applied:
         name = policy.resource_name
         present = self._present(name)
         if present is None:
             note = note_of(self._author, self._message)
-            made = self._place.create(policy, note, self._dry_run)
+            made = self._place.create(policy, note, self._dry_run, self._examples_pass)
             return Applied(name, self._tense("created"), made.revision)
         if present.digest == policy.digest():
             return Applied(name, "unchanged", present.revision)
         # The etag: what somebody else writes from now on is not overwritten unseen.
         note = note_of(self._author, self._message, present.etag)
-        made = self._place.update(policy, note, self._dry_run)
+        made = self._place.update(policy, note, self._dry_run, self._examples_pass)
         return Applied(name, self._tense("updated"), made.revision, _diff(present, policy))
 
     def _foreseen(self, policy: Policy) -> Applied:

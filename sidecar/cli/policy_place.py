@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import click
+
 from sidecar.cli.failures import Failure
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.policies.editing import PolicyEditing
+from sidecar.policies.findings import quoted
 from sidecar.policies.stores import (
     Change,
     FileStore,
@@ -36,7 +39,8 @@ _STATUSES = {
     ErrorCode.STORE_UNAVAILABLE: UNREACHABLE,
     ErrorCode.DRAINING: UNREACHABLE,
 }
-_NAME = re.compile(r"namespaces/[^/]+/policies/[^/]+")
+_ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_NAME = re.compile(rf"namespaces/{_ID}/policies/{_ID}")
 _SIDECAR = re.compile(r"unix:.+|dns:.+|(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
 _AT_ONCE = 100
 _LOOK_S = 0.5
@@ -66,9 +70,17 @@ class PolicyPlace(Protocol):
 
     def catalog(self) -> CatalogRecord: ...
 
-    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+    def create(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
+        """`examples_pass`: refuse the policy unless each of its examples goes to its route."""
+        ...
 
-    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
+    def update(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
+        """As `create`."""
+        ...
 
     def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord: ...
 
@@ -90,8 +102,21 @@ class PolicyPlace(Protocol):
 
 
 def resource_name(name: str) -> str:
-    """`name` itself, or the policy of that id in the namespace `default`."""
-    return name if _NAME.fullmatch(name) else f"namespaces/default/policies/{name}"
+    """`name` itself, or the policy of that id in the namespace `default`. Raises click.UsageError
+    if it can be neither."""
+    if _NAME.fullmatch(name):
+        return name
+    if re.fullmatch(_ID, name):
+        return f"namespaces/default/policies/{name}"
+    raise click.UsageError(
+        f"{quoted(name)} names no policy; give an id, which has 1 to 63 lower-case letters, digits "
+        "and inner hyphens, or namespaces/NAMESPACE/policies/ID"
+    )
+
+
+def is_sidecar(at: str) -> bool:
+    """True for what can be the address of a running sidecar."""
+    return _SIDECAR.fullmatch(at) is not None and not Path(at).exists()
 
 
 def open_place(at: str, timeout_s: float) -> PolicyPlace:
@@ -160,11 +185,17 @@ class StorePlace:
         with _failing():
             return self._store.catalog()
 
-    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+    def create(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
+        _refuse_examples(examples_pass)
         with _failing():
             return self._editing(policy.resource_name).create(policy, note, dry_run)
 
-    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+    def update(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
+        _refuse_examples(examples_pass)
         name = policy.resource_name
         with _failing():
             return self._editing(name).update(name, lambda _: policy, note, dry_run)
@@ -208,6 +239,14 @@ class StorePlace:
             raise read_only(name, store.file_of(name) if isinstance(store, PolicyFiles) else "")
         assert isinstance(store, PolicyHistory)
         return PolicyEditing(store, lambda policy: None)
+
+
+def _refuse_examples(examples_pass: bool) -> None:
+    if examples_pass:
+        raise Failure(
+            "a database and files have no routing model to route examples with; name a running "
+            "sidecar with --at"
+        )
 
 
 class _failing:  # noqa: N801 -- reads as a statement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sidecar.cli.failures import Failure
 from sidecar.cli.policy_options import at_option, output_option, place
 from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resource_name
 from sidecar.cli.policy_view import (
+    OUTPUTS,
     by_line,
     described,
     described_catalog,
@@ -32,16 +34,20 @@ from sidecar.policies.documents import catalog_document, yaml_text
 
 @click.command()
 @click.argument("name")
-@click.option("--revision", default=0, help="An earlier revision; without it the present one.")
+@click.option(
+    "--revision",
+    type=click.IntRange(1),
+    help="An earlier revision; without it the present one.",
+)
 @at_option
 @output_option
-def get(name: str, revision: int, at: str, output: str) -> None:
+def get(name: str, revision: int | None, at: str, output: str) -> None:
     """Print the policy NAME: an id of the namespace `default`, or a resource name.
 
     As text it is YAML that `apply` takes.
     """
     with place(at) as found:
-        record = found.get(resource_name(name), revision)
+        record = found.get(resource_name(name), revision or 0)
     if output == "text":
         print_policy(record)
     else:
@@ -106,8 +112,10 @@ def catalog(at: str, output: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--from", "older", default=0, help="Revision; without it the one before --to.")
-@click.option("--to", "newer", default=0, help="Revision; without it the present one.")
+@click.option(
+    "--from", "older", type=click.IntRange(1), help="Revision; without it the one before --to."
+)
+@click.option("--to", "newer", type=click.IntRange(1), help="Revision; without it the present one.")
 @click.option(
     "--file",
     type=click.Path(exists=True, path_type=Path),
@@ -118,8 +126,8 @@ def catalog(at: str, output: str) -> None:
 @output_option
 def diff(
     name: str,
-    older: int,
-    newer: int,
+    older: int | None,
+    newer: int | None,
     file: Path | None,
     exit_code: bool,
     at: str,
@@ -130,7 +138,7 @@ def diff(
         raise click.UsageError("give --file, or --from and --to, not both")
     full = resource_name(name)
     with place(at) as found:
-        before, after, names = _compared(found, full, older, newer, file)
+        before, after, names = _compared(found, full, older or 0, newer or 0, file)
     if output == "text":
         print_diff(unified_diff(before, after, names))
     else:
@@ -188,19 +196,21 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
 @at_option
 @click.option(
     "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
+    type=click.Choice(OUTPUTS),
+    default=OUTPUTS[0],
     show_default=True,
-    help="`json`: an object a line.",
+    help="`json`: an object a line. `yaml`: a document each, behind a line `---`.",
 )
 def watch(after: int | None, count: int | None, at: str, output: str) -> None:
     """Print each change as it is made, until Ctrl-C."""
-    with place(at) as found:
+    with place(at) as found, suppress(KeyboardInterrupt):
         for seen, change in enumerate(found.watch(after), 1):
             if output == "text":
                 print_change(change)
-            else:
+            elif output == "json":
                 click.echo(json.dumps(described_change(change), ensure_ascii=False))
+            else:
+                click.echo("---\n" + yaml_text(described_change(change)), nl=False)
             sys.stdout.flush()
             if seen == count:
                 return

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
-from sidecar.cli.policy_place import PlaceFailure
+from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure
 from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
@@ -20,6 +20,9 @@ from sidecar.policies.stores import Change, ChangeKind, WriteNote
 T = TypeVar("T")
 
 _SERVICE = "/llmrouter.v1.PolicyService/"
+_EXAMPLES_TIMEOUT_S = 600.0
+"""The routing model reads each policy for the first time, and each example."""
+
 _UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -63,23 +66,31 @@ class SidecarPlace:
     def catalog(self) -> CatalogRecord:
         return self._catalog("GetModelCatalog", policy_pb2.GetModelCatalogRequest())
 
-    def create(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+    def create(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
         request = policy_pb2.CreatePolicyRequest(
             parent=f"namespaces/{policy.namespace}",
             policy_id=policy.name,
             policy=policy_to_proto(policy),
             note=_note(note),
             validate_only=dry_run,
+            require_examples_pass=examples_pass,
         )
-        return self._policy("CreatePolicy", request)
+        return self._policy("CreatePolicy", request, examples_pass)
 
-    def update(self, policy: Policy, note: WriteNote, dry_run: bool) -> PolicyRecord:
+    def update(
+        self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
+    ) -> PolicyRecord:
         message = policy_to_proto(policy)
         message.etag = note.etag
         request = policy_pb2.UpdatePolicyRequest(
-            policy=message, note=_note(note), validate_only=dry_run
+            policy=message,
+            note=_note(note),
+            validate_only=dry_run,
+            require_examples_pass=examples_pass,
         )
-        return self._policy("UpdatePolicy", request)
+        return self._policy("UpdatePolicy", request, examples_pass)
 
     def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
         request = policy_pb2.DeletePolicyRequest(
@@ -122,23 +133,31 @@ class SidecarPlace:
             request_serializer=policy_pb2.WatchPoliciesRequest.SerializeToString,
             response_deserializer=policy_pb2.WatchPoliciesResponse.FromString,
         )
+        seen = after
         try:
             for message in watch(request):
+                seen = message.change_number
                 yield _change(message)
         except grpc.RpcError as error:
-            raise self._failure(error) from None
+            failure = self._failure(error)
+            if seen is not None and failure.exit_code == UNREACHABLE:
+                failure = PlaceFailure(failure.code, f"{failure}; go on with --after {seen}")
+            raise failure from None
 
     def close(self) -> None:
         self._channel.close()
 
-    def _policy(self, method: str, request: Any) -> PolicyRecord:
-        return record_to_core(self._call(method, request, policy_pb2.Policy.FromString))
+    def _policy(self, method: str, request: Any, examples: bool = False) -> PolicyRecord:
+        timeout_s = max(self._timeout_s, _EXAMPLES_TIMEOUT_S) if examples else self._timeout_s
+        return record_to_core(self._call(method, request, policy_pb2.Policy.FromString, timeout_s))
 
     def _catalog(self, method: str, request: Any) -> CatalogRecord:
         read = policy_pb2.ModelCatalog.FromString
         return catalog_record_to_core(self._call(method, request, read))
 
-    def _call(self, method: str, request: Any, read: Callable[[bytes], T]) -> T:
+    def _call(
+        self, method: str, request: Any, read: Callable[[bytes], T], timeout_s: float | None = None
+    ) -> T:
         # The generated stubs are typed for asyncio alone.
         call = self._channel.unary_unary(
             f"{_SERVICE}{method}",
@@ -146,7 +165,7 @@ class SidecarPlace:
             response_deserializer=read,
         )
         try:
-            return call(request, timeout=self._timeout_s)
+            return call(request, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as error:
             raise self._failure(error) from None
 

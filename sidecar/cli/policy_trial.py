@@ -18,6 +18,7 @@ from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import finding_text, print_findings
 from sidecar.cli.policy_options import output_option
+from sidecar.cli.policy_place import is_sidecar
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.config import ServerSettings
@@ -38,7 +39,9 @@ _TRIES = 20
 _AGAIN_S = 0.5
 
 _address = click.option(
+    "--at",
     "--address",
+    "address",
     envvar="SIDECAR_ADDRESS",
     default=ServerSettings().grpc_address,
     show_default=True,
@@ -58,6 +61,11 @@ class Trial:
     """Routes requests under policies that the sidecar does not have."""
 
     def __init__(self, address: str) -> None:
+        if not is_sidecar(address):
+            raise Failure(
+                f"{address} is not the address of a running sidecar (host:port or unix:path), "
+                "which it takes to ask a routing model"
+            )
         place = SidecarPlace(address, _TIMEOUT_S)
         try:
             models = place.catalog().models
@@ -209,16 +217,15 @@ def lint(
 
     Exit status: 0 without errors, 1 with errors, or with warnings where --strict is given.
     """
-    found = _policies(paths)
-    findings = list(found.findings)
     with ExitStack() as stack:
         trial = stack.enter_context(Trial(address)) if by_model else None
+        found = _policies(paths, trial.catalog if trial is not None else None)
+        findings = list(found.findings)
         for name, record in found.records.items():
-            file = found.origins.get(name, "")
             more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))
             if trial is not None:
                 more += ask_model(record.policy, trial)
-            findings += [replace(each, file=each.file or file) for each in more]
+            findings += found.placed(name, more)
     if output == "text":
         console = Console()
         for finding in findings:

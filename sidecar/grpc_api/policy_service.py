@@ -32,9 +32,16 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
     """Reads, checks and changes policies. Method comments are in policy.proto."""
 
     def __init__(
-        self, registry: PolicyRegistry, access: PolicyAccess, router: Router, drain: Drain
+        self,
+        registry: PolicyRegistry,
+        access: PolicyAccess,
+        router: Router,
+        drain: Drain,
+        max_price_age_days: int,
     ) -> None:
+        """`max_price_age_days`: older prices are doubtful in ValidatePolicy."""
         self._registry = registry
+        self._max_price_age_days = max_price_age_days
         self._access = access
         self._drain = drain
         self._writes = PolicyWrites(access, router)
@@ -91,7 +98,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
             raise invalid("source", "is unset; set policy or yaml")
         # In a thread: reading a large YAML document takes seconds, the event loop has milliseconds.
         return await asyncio.get_running_loop().run_in_executor(
-            self._validating, validated, request, self._registry
+            self._validating, validated, request, self._registry, self._max_price_age_days
         )
 
     async def CreatePolicy(  # noqa: N802

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.errors import FieldViolation, SidecarError
 from sidecar.core.policy import Policy
@@ -14,22 +17,39 @@ from sidecar.grpc_api.convert.policies import (
 )
 from sidecar.grpc_api.convert.violations import Violations
 from sidecar.grpc_api.protocols import PolicyRegistry
-from sidecar.policies import check_policy, has_errors, parse_policy_yaml
+from sidecar.policies import Finding, check_policy, has_errors, parse_policy_yaml
+from sidecar.policies.lint import lint
+from sidecar.policies.prices import today
 
-_Checked = tuple[Policy | None, list[policy_pb2.Finding]]
+_Placed = Callable[[Iterable[Finding]], list[policy_pb2.Finding]]
+"""Findings about the policy, with the paths of what the caller sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What was read. `policy`: None if it has errors."""
+
+    policy: Policy | None
+    findings: list[policy_pb2.Finding]
+    placed: _Placed
 
 
 def validated(
-    request: policy_pb2.ValidatePolicyRequest, registry: PolicyRegistry
+    request: policy_pb2.ValidatePolicyRequest, registry: PolicyRegistry, max_price_age_days: int
 ) -> policy_pb2.ValidatePolicyResponse:
-    """Everything there is to say about the policy; takes seconds for a large one."""
+    """Everything there is to say about the policy but what takes the routing model; takes seconds
+    for a large one."""
     response = policy_pb2.ValidatePolicyResponse(max_prompt_tokens=registry.max_prompt_tokens)
     if request.HasField("policy"):
-        policy, findings = _check_message(request.policy, registry)
+        checked = _check_message(request.policy, registry)
     else:
-        policy, findings = _check_yaml(request.yaml, registry)
+        checked = _check_yaml(request.yaml, registry)
+    policy, findings = checked.policy, checked.findings
     if policy is not None:
-        findings = [*_compile(policy, response, registry), *findings]
+        too_large = _compile(policy, response, registry)
+        # As with files: doubts are for policies that can be used.
+        doubts = () if too_large else lint(policy, registry.catalog, today(), max_price_age_days)
+        findings = [*too_large, *findings, *checked.placed(doubts)]
     response.findings.extend(findings)
     response.valid = not any(each.severity == policy_pb2.SEVERITY_ERROR for each in findings)
     if response.valid and policy is not None:
@@ -38,23 +58,31 @@ def validated(
 
 
 def _check_message(message: policy_pb2.Policy, registry: PolicyRegistry) -> _Checked:
-    """The policy if it has no errors, and all findings."""
     if (too_much := oversize(message, "policy")) is not None:
-        return None, [_error(too_much)]
+        return _Checked(None, [_error(too_much)], _in_message)
     violations = Violations()
     policy = policy_to_core(message, "policy", violations)
     unreadable = [_error(each) for each in violations]
     found = check_policy(policy, registry.catalog)
-    findings = unreadable + [
-        finding_to_proto(each, f"policy.{proto_path(each.path)}") for each in found
-    ]
-    return (None if unreadable or has_errors(found) else policy), findings
+    known = None if unreadable or has_errors(found) else policy
+    return _Checked(known, unreadable + _in_message(found), _in_message)
 
 
 def _check_yaml(text: str, registry: PolicyRegistry) -> _Checked:
     parsed = parse_policy_yaml(text, registry.catalog)
-    findings = [finding_to_proto(each, each.path) for each in parsed.findings]
-    return (parsed.policy if parsed.valid else None), findings
+
+    def in_text(findings: Iterable[Finding]) -> list[policy_pb2.Finding]:
+        return [finding_to_proto(each, each.path) for each in parsed.placed(findings)]
+
+    policy = parsed.policy if parsed.valid else None
+    return _Checked(policy, in_text(parsed.findings), in_text)
+
+
+def _in_message(findings: Iterable[Finding]) -> list[policy_pb2.Finding]:
+    return [
+        finding_to_proto(each, ".".join(filter(None, ("policy", proto_path(each.path)))))
+        for each in findings
+    ]
 
 
 def _compile(

@@ -40,6 +40,7 @@ from sidecar.grpc_api.policy_service import PolicyService
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
 from sidecar.grpc_api.request_reader import RequestReader
 from sidecar.grpc_api.routing_service import Concurrency, RoutingService
+from sidecar.policies.prices import MAX_AGE_DAYS
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class ServerOptions:
         max_message_bytes: of a message in either direction.
         max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
         selection: of the policy, by a call's metadata, for requests that name none.
+        max_price_age_days: prices that were looked up longer ago are doubtful.
     """
 
     address: str = "127.0.0.1:0"
@@ -81,6 +83,7 @@ class ServerOptions:
     limits: RequestLimits = field(default_factory=RequestLimits)
     concurrency: Concurrency = field(default_factory=Concurrency)
     selection: PolicySelection = field(default_factory=PolicySelection)
+    max_price_age_days: int = MAX_AGE_DAYS
 
 
 class MountedService(Protocol):
@@ -134,7 +137,8 @@ class GrpcServer:
         )
         access = PolicyAccess(self._policies, registry)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(
-            PolicyService(registry, access, router, self._drain), self._server
+            PolicyService(registry, access, router, self._drain, options.max_price_age_days),
+            self._server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for service in mounted:

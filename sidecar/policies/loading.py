@@ -20,7 +20,7 @@ from sidecar.policies.findings import (
     quoted,
     warning,
 )
-from sidecar.policies.yaml_source import decode, read_documents
+from sidecar.policies.yaml_source import Document, decode, read_documents
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -36,6 +36,7 @@ class PolicySet:
         findings: errors first.
         files: those that were read.
         origins: the file of each of the records.
+        documents: the document of each of the records.
     """
 
     catalog: Catalog
@@ -43,6 +44,7 @@ class PolicySet:
     findings: tuple[Finding, ...] = ()
     files: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
 
     @property
     def valid(self) -> bool:
@@ -55,18 +57,27 @@ class PolicySet:
     def record(self, name: PolicyName) -> PolicyRecord | None:
         return self.records.get(f"namespaces/{name.namespace}/policies/{name.name}")
 
+    def placed(self, name: str, findings: Iterable[Finding]) -> list[Finding]:
+        """`findings` about the record of that resource name, with file and line."""
+        return placed(findings, self.documents[name], self.origins[name])
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedPolicy:
     """One policy document. `policy` is None where it could not be read far enough; with errors
-    among the findings it is for display only."""
+    among the findings it is for display only. `document` is what it was read from."""
 
     policy: Policy | None
     findings: tuple[Finding, ...]
+    document: Document | None = field(default=None, repr=False)
 
     @property
     def valid(self) -> bool:
         return self.policy is not None and not has_errors(self.findings)
+
+    def placed(self, findings: Iterable[Finding]) -> list[Finding]:
+        """`findings` about the policy, with lines."""
+        return list(findings) if self.document is None else placed(findings, self.document, "")
 
 
 def file_record(policy: Policy) -> PolicyRecord:
@@ -102,7 +113,7 @@ def parse_policy_yaml(text: str, catalog: Catalog) -> ParsedPolicy:
         return ParsedPolicy(None, tuple(problems))
     draft = read_document(documents[0], "")
     if isinstance(draft, PolicyDraft):
-        return ParsedPolicy(draft.policy, errors_first(draft.check(catalog)))
+        return ParsedPolicy(draft.policy, errors_first(draft.check(catalog)), documents[0])
     if isinstance(draft, CatalogDraft):
         wrong = error("kind", '"ModelCatalog" is not a policy; give a document of kind Policy')
         return ParsedPolicy(None, tuple(placed([wrong], documents[0], "")))
@@ -174,14 +185,14 @@ class _Loading:
         known = MappingProxyType(catalog)
         checked = bool(self._catalogs) or self._known_catalog is not None
         records = self._check_policies(known if checked else None)
+        firsts = {each.policy.resource_name: each for each in reversed(self._policies)}
         return PolicySet(
             known,
             MappingProxyType(records),
             self._sorted_findings(),
             tuple(self._files),
-            MappingProxyType(
-                {each.policy.resource_name: each.file for each in reversed(self._policies)}
-            ),
+            MappingProxyType({name: each.file for name, each in firsts.items()}),
+            MappingProxyType({name: each.document for name, each in firsts.items()}),
         )
 
     def _sorted_findings(self) -> tuple[Finding, ...]:

@@ -158,6 +158,12 @@ def test_watch_prints_changes_in_order(at: str) -> None:
     assert [line.split()[:2] for line in text.splitlines()] == [["1", "catalog"], ["2", "create"]]
     lines = done("watch", "--after", 1, "--count", 1, "--at", at, "--output", "json").splitlines()
     assert [(each["change"], each["name"]) for each in map(json.loads, lines)] == [(2, SUPPORT)]
+    documents = list(
+        YAML(typ="safe").load_all(
+            done("watch", "--after", 0, "--count", 2, "--at", at, "--output", "yaml")
+        )
+    )
+    assert [(each["change"], each["kind"]) for each in documents] == [(1, "catalog"), (2, "create")]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +176,12 @@ def test_watch_prints_changes_in_order(at: str) -> None:
         (("undelete", "support"), 1, "not deleted"),
         (("list", "--filter", "colour:red"), 1, "filter"),
         (("get",), 2, "Missing argument"),
+        (("get", "Support Team"), 2, '"Support Team" names no policy'),
+        (("get", "namespaces/a/policies/"), 2, "names no policy"),
+        (("get", "support", "--revision", "0"), 2, "--revision"),
+        (("diff", "support", "--from", "-1"), 2, "--from"),
+        (("rollback", "support", "first"), 2, "REVISION"),
+        (("list", "--output", "xml"), 2, "--output"),
     ],
 )
 def test_exit_statuses(at: str, arguments: tuple[str, ...], status: int, says: str) -> None:
@@ -199,6 +211,51 @@ def test_files_with_errors_change_nothing(at: str, folder: Path) -> None:
     assert result.exit_code == 1
     assert 'did you mean "acme/fast"?' in result.output
     assert plain("get", "support", "--at", at)["revision"] == 1
+
+
+def test_what_was_changed_before_a_refusal_is_told(at: str, folder: Path, tmp_path: Path) -> None:
+    done("apply", edit(folder), "--at", at)
+    done("delete", "support", "--at", at)
+    parts.write_files(folder, policy("another"))
+
+    for output in ("text", "json"):
+        result = sidecar("apply", folder, "--at", at, "--output", output)
+
+        assert result.exit_code == 1
+        assert "was deleted; undelete it first" in result.stderr
+        assert name_of("another") in result.stdout
+    assert [each["revision"] for each in plain("history", "another", "--at", at)] == [1]
+
+
+def test_examples_are_routed_by_a_sidecar_alone(at: str, folder: Path) -> None:
+    result = sidecar("apply", edit(folder), "--at", at, "--require-examples-pass")
+
+    assert result.exit_code == 1
+    assert "name a running sidecar with --at" in result.output
+    assert plain("get", "support", "--at", at)["revision"] == 1
+
+
+@pytest.mark.parametrize("command", ["test", "lint"])
+def test_asking_the_model_takes_a_sidecar(at: str, folder: Path, command: str) -> None:
+    more = ["--by-model"] if command == "lint" else []
+    result = sidecar(command, folder, "--at", at, *more)
+
+    assert result.exit_code == 1
+    assert "is not the address of a running sidecar" in result.output
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_validate_tells_programs_what_is_wrong(folder: Path, output: str) -> None:
+    file = edit(folder)
+    file.write_text(file.read_text().replace("acme/fast", "acme/fats"))
+
+    result = sidecar("validate", folder, "--output", output)
+
+    read: Any = json.loads if output == "json" else YAML(typ="safe").load
+    told = read(result.stdout)
+    assert result.exit_code == 1
+    assert not told["valid"]
+    assert {each["severity"] for each in told["findings"]} == {"error"}
 
 
 def test_files_are_read_and_not_written(folder: Path) -> None:
@@ -237,8 +294,7 @@ def test_import_of_another_kind_of_file(tmp_path: Path) -> None:
 async def beside(api: Stored, *arguments: object) -> Result:
     """Runs a command while the sidecar of this event loop answers it."""
     address = f"127.0.0.1:{api.server.port}"
-    flag = "--address" if arguments[0] in ("test", "lint") else "--at"
-    return await asyncio.to_thread(sidecar, *arguments, flag, address)
+    return await asyncio.to_thread(sidecar, *arguments, "--at", address)
 
 
 async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
@@ -263,7 +319,9 @@ async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
         "from files",
     ]
     assert (conflict.exit_code, rolled.exit_code, missing.exit_code) == (3, 0, 4)
-    assert [line.split()[0] for line in watched.output.splitlines()] == ["1", "2", "3", "4"]
+    # What the sidecar of this process logs meanwhile is caught, too.
+    changes = [line for line in watched.output.splitlines() if " UTC, " in line]
+    assert [line.split()[0] for line in changes] == ["1", "2", "3", "4"]
     assert len(json.loads(catalog.output)["catalog"]["models"]) == len(CATALOG)
 
 
@@ -302,6 +360,21 @@ async def test_examples_are_tests_of_their_routes(tmp_path: Path) -> None:
     ]
 
 
+async def test_examples_gate_what_is_applied(tmp_path: Path) -> None:
+    """The stand-in takes every request for `billing`."""
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        refused = await beside(api, "apply", file, "--require-examples-pass")
+        missing = await beside(api, "get", "trial")
+        file.write_text(BILLING[: BILLING.index("  - name: refunds")])
+        applied = await beside(api, "apply", file, "--require-examples-pass")
+
+    assert (refused.exit_code, missing.exit_code, applied.exit_code) == (1, 4, 0), applied.output
+    assert "would not be routed as it says" in refused.stderr
+    assert f"{name_of('trial')}: created (revision 1)" in applied.stdout
+
+
 async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
     file = tmp_path / "trial.yaml"
     models = [Model("acme/fast", "f", input_price=1.0, output_price=1.0)]
@@ -314,6 +387,7 @@ async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
     assert alone.exit_code == 0
     assert "of its words in common with that of" in alone.output
     assert strict.exit_code == 1
+    assert f"{file}:20: warning: routes[1].description: has" in alone.output
     findings = [(f["path"], f["message"]) for f in json.loads(asked.output)]
     paths = [path for path, _ in findings]
     assert paths == [

@@ -111,6 +111,14 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert Metrics()
 
 
+def test_the_dashboard_shows_every_metric_of_prices() -> None:
+    dashboard = (DOCKER / "grafana" / "dashboards" / "routing.json").read_text()
+    source = (ROOT / "sidecar" / "observability" / "metrics.py").read_text()
+    of_prices = set(re.findall(r'"(llmrouter_\w*price\w*)"', source))
+    assert len(of_prices) == 4
+    assert {name for name in of_prices if name not in dashboard} == set()
+
+
 def lost(given: Any, kept: Any, path: str = "$") -> Iterator[str]:
     """Where `kept` is not what `given` was."""
     if isinstance(given, dict) and isinstance(kept, dict):

@@ -25,7 +25,15 @@ from sidecar.core.decision import (
     Source,
     StepTime,
 )
-from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
+from sidecar.core.policy import (
+    Catalog,
+    Model,
+    ModelList,
+    Policy,
+    PolicyRecord,
+    Route,
+    WeightedModel,
+)
 from sidecar.grpc_api.policy_access import Policies
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
@@ -48,11 +56,11 @@ def policy(name: str = "support", namespace: str = "default") -> Policy:
     )
 
 
-def registry(*policies: Policy) -> PolicyRegistry:
+def registry(*policies: Policy, catalog: Catalog = CATALOG) -> PolicyRegistry:
     records: list[PolicyRecord] = [file_record(each) for each in policies or (policy(),)]
     return PolicyRegistry(
         records,
-        CATALOG,
+        catalog,
         StubPrompt,
         default_policy=PolicyName("support"),
         max_prompt_tokens=512,

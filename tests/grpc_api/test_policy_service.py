@@ -6,14 +6,18 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
 
 import pytest
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import Policy
+from sidecar.core.policy import Model, Policy
 from sidecar.grpc_api import paging
+from sidecar.grpc_api.server import ServerOptions
+from sidecar.policies.prices import today
 from sidecar.routing import PolicyRegistry
 from tests.doubles import StubPrompt
 from tests.grpc_api.standins import policy, policy_message, registry, serving
@@ -122,7 +126,7 @@ async def test_valid_policy_comes_back_with_digest_and_size(
     response = await validate(policies, source)
 
     assert response.valid
-    assert not response.findings
+    assert {each.severity for each in response.findings} == {policy_pb2.SEVERITY_WARNING}
     assert [route.name for route in response.policy.routes] == ["billing"]
     assert response.policy.digest.startswith("sha256:")
     assert response.policy.revision == 0
@@ -172,7 +176,43 @@ async def test_warning_leaves_the_policy_valid(policies: PolicyServiceStub) -> N
     response = await validate(policies, message(lambda p: p.ClearField("routes")))
 
     assert response.valid
-    assert [each.severity for each in response.findings] == [policy_pb2.SEVERITY_WARNING]
+    assert {each.severity for each in response.findings} == {policy_pb2.SEVERITY_WARNING}
+    assert ("policy.routes", 0) in {(each.field, each.line) for each in response.findings}
+
+
+@pytest.mark.parametrize(
+    ("source", "untested"),
+    [(YAML, ("routes", 6)), (policy_message(), ("policy.routes", 0))],
+    ids=["yaml", "message"],
+)
+async def test_doubts_of_the_lint_are_warnings_with_their_place(
+    source: str | policy_pb2.Policy, untested: tuple[str, int]
+) -> None:
+    def priced(id_: str, day: date | None) -> Model:
+        return Model(id_, id_, input_price=1.0, output_price=2.0, prices_as_of=day)
+
+    old = date(2020, 2, 29)
+    catalog = {each.id: each for each in (priced("acme/fast", old), priced("acme/large", today()))}
+    async with serving(registry_=registry(catalog=catalog)) as (_, channel):
+        response = await validate(PolicyServiceStub(channel), source)
+
+    found = {each.message.partition(":")[0]: (each.field, each.line) for each in response.findings}
+    assert response.valid
+    assert found['"billing"'] == untested
+    [price] = [each.message for each in response.findings if "priced as of" in each.message]
+    assert price.startswith('"acme/fast": priced as of more than 180 days ago')
+
+
+async def test_age_from_which_prices_are_doubtful_is_set() -> None:
+    model = Model("acme/fast", "f", input_price=1.0, output_price=2.0, prices_as_of=today())
+    yesterday = replace(model, prices_as_of=today() - timedelta(days=2))
+    checked = registry(catalog={model.id: yesterday, "acme/large": replace(model, id="acme/large")})
+    for days, doubted in ((1, True), (2, False)):
+        options = ServerOptions(max_price_age_days=days)
+        async with serving(registry_=checked, options=options) as (_, channel):
+            response = await validate(PolicyServiceStub(channel), YAML)
+
+        assert any("priced as of" in each.message for each in response.findings) is doubted
 
 
 async def test_policy_too_large_for_the_model_is_a_finding() -> None:
