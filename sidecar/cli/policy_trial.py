@@ -31,7 +31,15 @@ from sidecar.policies.examples import ExampleResult, examples_of, heard, result_
 from sidecar.policies.findings import findings_as_plain
 from sidecar.policies.lint import lint as lint_policy
 from sidecar.policies.lint import unreached
-from sidecar.policies.overlaps import misread, overlaps, probes, probes_without, suspects, without
+from sidecar.policies.overlaps import (
+    Alone,
+    misread,
+    overlaps,
+    probes,
+    requests_of,
+    suspects,
+    without,
+)
 from sidecar.policies.prices import MAX_AGE_DAYS, today
 
 _TIMEOUT_S = 60.0
@@ -243,10 +251,7 @@ def ask_model(policy: Policy, trial: Trial) -> list[Finding]:
     pairs = suspects(policy, whole)
     # One after the other: each is a policy of its own for the model server.
     alone = {
-        index: [
-            trial.answer(without(policy, index), each.conversation)
-            for each in probes_without(policy, index)
-        ]
+        index: _asked_without(policy, index, trial)
         for index in sorted({index for pair in pairs for index in pair})
     }
     return [
@@ -254,3 +259,13 @@ def ask_model(policy: Policy, trial: Trial) -> list[Finding]:
         *misread(policy, whole),
         *unreached(policy, trial.results(policy)),
     ]
+
+
+def _asked_without(policy: Policy, index: int, trial: Trial) -> Alone:
+    """Raises Failure."""
+    rest, requests = without(policy, index), requests_of(policy.routes[index])
+
+    def asked(conversations: Sequence[Conversation]) -> list[Decision]:
+        return [trial.answer(rest, each) for each in conversations]
+
+    return Alone(asked(requests.described), asked(requests.examples))

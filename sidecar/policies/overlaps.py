@@ -2,9 +2,12 @@
 
 A description is the best request for its own route, so under the whole policy it hardly ever goes
 elsewhere, however alike another route is. What another route is for shows when the first is not
-there: its description then goes to the other one, or to none. Two routes of which each takes the
-description of the other overlap. To leave out every route in turn costs as many readings of the
-policy as it has routes; the whole policy tells which few are worth it, by who comes second.
+there: its requests then go to the other one, or to none. Two routes of which each takes the
+requests of the other overlap. Of a route's requests its description says what they are about, and
+its examples what they sound like; where there are examples, they count as much as the description.
+
+To leave out every route in turn costs as many readings of the policy as it has routes; the whole
+policy tells which few are worth it, by who comes second.
 """
 
 from __future__ import annotations
@@ -19,18 +22,21 @@ from sidecar.core.decision import Decision
 from sidecar.core.policy import Policy, Route
 from sidecar.policies.findings import Finding, item, member, quoted, warning
 
-_WORTH_ASKING = 0.2
+_WORTH_ASKING = 0.1
 """Share of what a route leaves of its own description that another one must take to be suspected;
 low, since a suspicion costs two readings of the policy and nothing else."""
 
 _TAKES = 0.5
 """Probability from which a route takes a description: more likely than not."""
 
-_OVERLAPS = 0.75
+_OVERLAPS = 0.72
 """Geometric mean of the probabilities, either way, from which two routes overlap. It is more than
 half, since a model takes the nearest route rather than none. Where it lies between overlaps and
 neighbours depends on the routing model: `python -m sidecar.bench.lint` prints what it was chosen
 by."""
+
+_EXAMPLES = 8
+"""Of a route, the first that are asked: each is a request to the routing model."""
 
 _NOT_WORDS = re.compile(r"[\W_]+")
 
@@ -52,12 +58,35 @@ def probes(policy: Policy) -> Iterator[Probe]:
         yield Probe(index, _asking(route.description))
 
 
-def probes_without(policy: Policy, index: int) -> tuple[Probe, ...]:
-    """Requests for the route at `index`, to be asked `without` it: its description as it is, and
-    behind the name, which tells what a short description leaves open."""
-    route = policy.routes[index]
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What is asked `without` a route.
+
+    Args:
+        described: its description as it is, and behind the name, which tells what a short
+            description leaves open.
+        examples: the first of them; empty if it has none.
+    """
+
+    described: tuple[Conversation, ...]
+    examples: tuple[Conversation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The decisions about the `Requests` of a route, `without` it."""
+
+    described: Sequence[Decision]
+    examples: Sequence[Decision] = ()
+
+
+def requests_of(route: Route) -> Requests:
+    """Requests that should go to the route."""
     named = f"{_NOT_WORDS.sub(' ', route.name)}: {route.description}"
-    return tuple(Probe(index, _asking(text)) for text in (route.description, named))
+    return Requests(
+        (_asking(route.description), _asking(named)),
+        tuple(map(_asking, route.examples[:_EXAMPLES])),
+    )
 
 
 def _asking(text: str) -> Conversation:
@@ -65,13 +94,19 @@ def _asking(text: str) -> Conversation:
 
 
 def without(policy: Policy, index: int) -> Policy:
-    """The policy as if the route at `index` had never been there."""
-    left_out = policy.routes[index].name
-    routes = (route for route in policy.routes if route.name != left_out)
+    """The policy as if the route at `index` had never been there, nor what is there for the same
+    requests: the actions of a domain, the domain of an action."""
+    left_out = policy.routes[index]
+    routes = [
+        route
+        for route in policy.routes
+        if route.name != left_out.name and not _related(route, left_out)
+    ]
+    names = {route.name for route in routes}
     return replace(
         policy,
         routes=tuple(
-            replace(route, domain="") if route.domain == left_out else route for route in routes
+            route if route.domain in names else replace(route, domain="") for route in routes
         ),
     )
 
@@ -93,12 +128,12 @@ def suspects(policy: Policy, decisions: Mapping[int, Decision]) -> tuple[Pair, .
 
 
 def overlaps(
-    policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Sequence[Decision]]
+    policy: Policy, pairs: tuple[Pair, ...], alone: Mapping[int, Alone]
 ) -> tuple[Finding, ...]:
-    """A warning for each of `pairs` in which each takes the description of the other.
+    """A warning for each of `pairs` in which each takes the requests of the other.
 
     Args:
-        alone: by the index of a route: the decisions about `probes_without` it.
+        alone: by the index of a route.
     """
     found = []
     for earlier, later in pairs:
@@ -111,7 +146,7 @@ def overlaps(
             warning(
                 member(item("routes", later), "description"),
                 f"overlaps that of {quoted(one)} ({item('routes', earlier)}): without either, the "
-                f"other takes its description (confidence {shares[0]:.2f} and {shares[1]:.2f}); "
+                f"other takes its requests (confidence {shares[0]:.2f} and {shares[1]:.2f}); "
                 "merge the two, or say in each what is the other's",
             )
         )
@@ -155,13 +190,19 @@ def _rivals(policy: Policy, asked: int, other: int, decision: Decision) -> bool:
     known = {candidate.name: candidate.probability for candidate in decision.candidates}
     if len(known) < 2:
         return True
-    own, share = (known.get(policy.routes[index].name, 0.0) for index in (asked, other))
+    route = policy.routes[asked]
+    family = {route.name, *(each.name for each in policy.routes if _related(each, route))}
+    own = sum(known.get(name, 0.0) for name in family)
+    share = known.get(policy.routes[other].name, 0.0)
     return share >= _WORTH_ASKING * max(1 - own, share)
 
 
-def _taken(decisions: Sequence[Decision], name: str) -> float:
-    """Probability that the route takes such requests: the mean."""
-    return sum(_probability(each, name) for each in decisions) / len(decisions)
+def _taken(alone: Alone, name: str) -> float:
+    """Probability that the route takes such requests: the mean, to which descriptions and examples
+    give a half each."""
+    halves = [alone.described, alone.examples] if alone.examples else [alone.described]
+    means = [sum(_probability(each, name) for each in half) / len(half) for half in halves]
+    return sum(means) / len(means)
 
 
 def _probability(decision: Decision, name: str) -> float:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sidecar.bench.lint import verdict
+from sidecar.bench.lint import SETS, verdict
 from sidecar.core.decision import Candidate, Decision, PolicyRef, Reason, Source
 from sidecar.core.policy import Model, ModelList, Policy, Route, WeightedModel
 from sidecar.policies import load_policies
 from sidecar.policies.findings import warning
-from sidecar.policies.overlaps import misread, overlaps, probes, probes_without, suspects, without
+from sidecar.policies.overlaps import (
+    Alone,
+    misread,
+    overlaps,
+    probes,
+    requests_of,
+    suspects,
+    without,
+)
 
 FOLDER = Path(__file__).parent / "overlaps"
 MODELS = ModelList((WeightedModel("m"),))
@@ -59,11 +68,15 @@ def test_description_is_asked_as_a_request_of_each_route() -> None:
 
 
 def test_description_is_asked_with_and_without_the_name_where_its_route_is_left_out() -> None:
-    policy = Policy("shop", (route("order_status-2"),), MODELS)
+    examples = tuple(f"example {number}" for number in range(20))
+    requests = requests_of(replace(route("order_status-2"), examples=examples))
 
-    asked = [each.conversation.messages[0].text for each in probes_without(policy, 0)]
+    described, asked = (
+        [each.messages[0].text for each in some] for some in (requests.described, requests.examples)
+    )
 
-    assert asked == ["what order_status-2 is", "order status 2: what order_status-2 is"]
+    assert described == ["what order_status-2 is", "order status 2: what order_status-2 is"]
+    assert asked == [f"example {number}" for number in range(8)]
 
 
 def test_routes_that_come_second_for_each_other_are_suspected() -> None:
@@ -102,14 +115,41 @@ def test_routing_model_that_tells_its_choice_alone_leaves_all_suspected() -> Non
     assert suspects(POLICY, alone) == ((0, 1), (0, 2), (1, 2))
 
 
-def test_route_is_left_out_and_its_actions_stand_alone() -> None:
+def test_what_comes_second_beside_a_routes_own_domain_is_suspected() -> None:
     policy = Policy(
-        "shop", (route("refunds"), route("returns", "refunds"), route("status")), MODELS
+        "shop", (route("money"), route("refunds", "money"), route("returns", "money")), MODELS
+    )
+    whole = {
+        0: decided("money", money=0.9, refunds=0.05, returns=0.04),
+        1: decided("refunds", refunds=0.9, money=0.095, returns=0.005),
+        2: decided("returns", returns=0.9, money=0.095, refunds=0.005),
+    }
+
+    assert suspects(policy, whole) == ((1, 2),)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "rest"),
+    [
+        (0, [("status", "")]),
+        (1, [("returns", ""), ("status", "")]),
+        (3, [("money", ""), ("refunds", "money"), ("returns", "money")]),
+    ],
+    ids=["domain", "action", "neither"],
+)
+def test_route_is_left_out_with_what_is_there_for_the_same_requests(
+    left_out: int, rest: list[tuple[str, str]]
+) -> None:
+    routes = (
+        route("money"),
+        route("refunds", "money"),
+        route("returns", "money"),
+        route("status"),
     )
 
-    rest = without(policy, 0)
+    left = without(Policy("shop", routes, MODELS), left_out)
 
-    assert [(each.name, each.domain) for each in rest.routes] == [("returns", ""), ("status", "")]
+    assert [(each.name, each.domain) for each in left.routes] == rest
 
 
 @pytest.mark.parametrize(
@@ -125,21 +165,33 @@ def test_route_is_left_out_and_its_actions_stand_alone() -> None:
 def test_routes_overlap_where_each_takes_the_others_description(
     first: Decision, second: Decision, found: bool
 ) -> None:
-    findings = overlaps(POLICY, ((0, 1),), {0: [first], 1: [second]})
+    findings = overlaps(POLICY, ((0, 1),), {0: Alone([first]), 1: Alone([second])})
 
     assert [each.path for each in findings] == (["routes[1].description"] if found else [])
 
 
 def test_overlap_names_both_routes_and_how_sure_it_is() -> None:
     alone = {
-        0: [decided("returns", returns=0.9), decided("returns", returns=0.8)],
-        1: [decided("refunds", refunds=0.8)],
+        0: Alone([decided("returns", returns=0.9), decided("returns", returns=0.8)]),
+        1: Alone([decided("refunds", refunds=0.8)]),
     }
 
     (finding,) = overlaps(POLICY, ((0, 1),), alone)
 
     assert '"refunds" (routes[0])' in finding.message
     assert "0.85 and 0.80" in finding.message
+
+
+@pytest.mark.parametrize(("by_example", "found"), [(0.9, True), (0.1, False)])
+def test_examples_count_as_much_as_descriptions(by_example: float, found: bool) -> None:
+    described = [decided("returns", returns=0.9)]
+    examples = [decided("returns", returns=by_example)] * 3
+    alone = {
+        0: Alone(described, examples),
+        1: Alone([decided("refunds", refunds=0.9)]),
+    }
+
+    assert bool(overlaps(POLICY, ((0, 1),), alone)) is found
 
 
 def test_description_that_another_route_takes_in_its_presence_is_named() -> None:
@@ -171,13 +223,13 @@ def test_description_that_is_taken_within_its_domain_is_well_read(
     assert bool(misread(policy, taken)) == named
 
 
-@pytest.mark.parametrize("name", ["twenty.yaml", "held_back.yaml"])
+@pytest.mark.parametrize("name", SETS)
 def test_fixtures_are_valid_and_their_pairs_are_routes(name: str) -> None:
     found = load_policies([FOLDER / "catalog.yaml", FOLDER / name])
     pairs = json.loads((FOLDER / "pairs.json").read_text())
 
     assert [str(finding) for finding in found.findings] == []
-    assert len(found.policies) == {"twenty.yaml": 20, "held_back.yaml": 10}[name]
+    assert len(found.policies) == {"twenty.yaml": 20, "held_back.yaml": 10, "unseen.yaml": 10}[name]
     for policy in found.policies:
         assert set(pairs[policy.name]) <= {each.name for each in policy.routes}
 
