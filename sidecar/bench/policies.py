@@ -3,7 +3,9 @@
 `many`: a sidecar with 2,000 policies of 34 routes beside one with a single policy. What a sidecar
 takes for itself is measured in front of a real Triton whose model answers at once, so that the
 model does not hide it; both sidecars in turns, so that the machine's moods fall on both. Policies
-are drawn by Zipf's law. Then the same draws with the real routing model: the share that was cold.
+are drawn by Zipf's law. Then calls at half of the capacity for the same policies with the real
+routing model: the share that was cold, of requests that the language model has to decide and of
+requests that its encoder can decide without having read the policy.
 
 `reload`: decisions at half of the capacity while a policy is changed again and again, and without.
 
@@ -16,16 +18,26 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import grpc
 from rich.console import Console
 
+from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
+from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar.bench import own, processes, served, traffic
-from sidecar.bench.measuring import Call, Measured, Sample, closed_loop, without_model
+from sidecar.bench.measuring import (
+    Call,
+    Measured,
+    Sample,
+    closed_loop,
+    open_loop,
+    without_model,
+)
 from sidecar.bench.reload import Changes, reloads
 from sidecar.bench.rows import Row, percentile, row, table
 from sidecar.bench.served import Served
@@ -40,6 +52,9 @@ _START = "Many policies: start and memory"
 _COLD = "Many policies: with the routing model"
 _TURNS = 6
 """Measurements of each sidecar, in turns."""
+_CALLERS = 4
+"""Enough to keep the model server busy."""
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,7 @@ class Size:
     Args:
         policies: of the large sidecar.
         calls: of one sidecar in one turn.
-        seconds: with the routing model.
+        seconds: with the routing model, of each kind of request.
         changes: of the part `reload`.
     """
 
@@ -59,9 +74,9 @@ class Size:
     changes: Changes
 
 
-FULL = Size(2000, 1000, 120, Changes(60, 2))
-QUICK = Size(2000, 100, 10, Changes(30, 1))
-TINY = Size(40, 10, 1, Changes(2, 1))
+FULL = Size(2000, 1000, 120, Changes(60, 1000, 12))
+QUICK = Size(2000, 100, 10, Changes(30, 50, 1))
+TINY = Size(40, 10, 1, Changes(2, 1, 1))
 
 
 @dataclass(slots=True)
@@ -144,8 +159,8 @@ def _yaml(value: object, indent: str = "") -> str:
 def _started(name: str, sidecar: Served) -> Row:
     resident = sidecar.resident_bytes() / 2**20
     note = (
-        f"{sidecar.start_s:.1f} s until it serves, {sidecar.start_cpu_s:.1f} s of processor time; "
-        f"{resident:,.0f} MiB resident"
+        f"{sidecar.start_s:.1f} s until it serves (aim: 5), {sidecar.start_cpu_s:.1f} s of "
+        f"processor time; {resident:,.0f} MiB resident"
     )
     return Row(_START, name, note=note)
 
@@ -210,11 +225,28 @@ def _drawn(count: int, draws: int) -> list[str]:
     return [f"many-{n - 1}" if n else "default" for n in traffic.zipf(count, draws)]
 
 
-def _asking(routes: own.Routes, policies: Sequence[str]) -> Call:
+Request = Callable[[int, str], routing_pb2.RouteRequest]
+"""Of a number and a policy."""
+
+
+def _random(number: int, policy: str) -> routing_pb2.RouteRequest:
+    return traffic.request(number, _WORDS, policy)
+
+
+def _fitting(number: int, policy: str) -> routing_pb2.RouteRequest:
+    """Asks for what one of the policy's routes describes."""
+    made = traffic.request(number, _WORDS, policy)
+    seed = 0 if policy == "default" else int(policy.removeprefix("many-")) + 1
+    route = traffic.routes(served.ROUTES, seed)[number % served.ROUTES]
+    made.messages[-1].parts[0].text = f"{route['description']} It is case {number}."
+    return made
+
+
+def _asking(routes: own.Routes, policies: Sequence[str], request: Request = _random) -> Call:
     order = iter(policies)
 
     async def call(number: int) -> Sample:
-        return await routes.route(traffic.request(number, _WORDS, next(order)))
+        return await routes.route(request(number, next(order)))
 
     return call
 
@@ -240,41 +272,67 @@ def _with_model(run: Run, url: str) -> None:
             folder / "sidecar",
             policy_store={"url": url},
             routing={"decision_budget_ms": run.budget_ms},
+            cache={"max_bytes": 0},
         ) as sidecar,
     ):
         before = sum(map(processes.resident_bytes, children(triton.pid)))
-        asyncio.run(_cold_share(run, sidecar))
+        rows, prefix_tokens = asyncio.run(_cold_share(run, sidecar))
         after = sum(map(processes.resident_bytes, children(triton.pid)))
-    note = f"{before / 2**20:,.0f} MiB resident before the calls, {after / 2**20:,.0f} after"
-    run.show([Row(_COLD, "the model's process", note=note)])
+    run.show([*rows, _held(run, prefix_tokens, before, after)])
 
 
-async def _cold_share(run: Run, sidecar: Served) -> None:
+async def _cold_share(run: Run, sidecar: Served) -> tuple[list[Row], int]:
+    """Rows, and tokens of a policy's prefix."""
     drawn = _drawn(run.size.policies, 100_000)
+    rows = []
     async with own.calling(sidecar.address) as routes:
         await own.warm(routes, "default")
-        measured = await closed_loop(_asking(routes, drawn), 1, seconds=run.size.seconds)
-    calls = len(measured.samples)
-    cold = sum(each.source == "fallback:warming" for each in measured.samples) / calls
-    distinct = len(set(drawn[:calls]))
-    run.show(
-        [
-            row(
-                _COLD,
-                f"{run.size.policies} policies, Zipf",
-                measured,
-                message_bytes=traffic.request(1, _WORDS, "default").ByteSize(),
-                concurrency=1,
-                note=f"cold {cold:.0%}; {distinct} policies asked for, {_kv(run)}",
+        asking = own.asking(routes, "default", _WORDS)
+        busy = await closed_loop(asking, _CALLERS, seconds=run.size.seconds / 4)
+        rate = busy.model_per_second / 2
+        if not rate:
+            raise own.TooSlowError("the routing model answered nothing in time; raise --budget-ms")
+        for name, request in (("random words", _random), ("what a route describes", _fitting)):
+            call = _asking(routes, drawn, request)
+            measured = await open_loop(call, rate, run.size.seconds)
+            calls = len(measured.samples)
+            cold = sum(each.source == "fallback:warming" for each in measured.samples)
+            rows.append(
+                row(
+                    _COLD,
+                    f"{run.size.policies} policies, Zipf, {name}",
+                    measured,
+                    message_bytes=request(1, "default").ByteSize(),
+                    offered=rate,
+                    note=f"cold {cold / max(calls, 1):.0%}; {len(set(drawn[:calls]))} policies "
+                    "asked for",
+                )
             )
-        ]
-    )
+        tokens = await _prefix_tokens(sidecar.address)
+    return rows, tokens
 
 
-def _kv(run: Run) -> str:
-    token = served.kv_bytes_per_token(run.engine)
+async def _prefix_tokens(address: str) -> int:
+    """Of the default policy, as the sidecar counts them."""
+    options = [("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(address, options) as channel:
+        policies = PolicyServiceStub(channel)
+        get = policy_pb2.GetPolicyRequest(name="namespaces/default/policies/default")
+        present = await policies.GetPolicy(get, timeout=_TIMEOUT_S)
+        request = policy_pb2.ValidatePolicyRequest(policy=present)
+        return (await policies.ValidatePolicy(request, timeout=_TIMEOUT_S)).prefix_tokens
+
+
+def _held(run: Run, prefix_tokens: int, before: int, after: int) -> Row:
+    """Memory of the model's process, beside what it may keep of policies."""
+    policy = prefix_tokens * served.kv_bytes_per_token(run.engine)
     bound = CpuRepositoryOptions().prefix_cache_bytes
-    return f"{token:,} bytes of keys and values a token, at most {bound / 2**20:,.0f} MiB are held"
+    note = (
+        f"{prefix_tokens} tokens and {policy / 2**20:.1f} MiB of keys and values a policy; at most "
+        f"{bound / 2**20:,.0f} MiB are held, {bound // policy} policies; "
+        f"{before / 2**20:,.0f} MiB resident before the calls, {after / 2**20:,.0f} after"
+    )
+    return Row(_COLD, "the model's process", note=note)
 
 
 PARTS = ("many", "reload")

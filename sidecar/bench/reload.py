@@ -1,12 +1,20 @@
-"""Decisions while a policy is changed again and again, and while it is not."""
+"""Decisions while a policy is changed again and again, and while it is not.
+
+Both get the same conversations at the same times, in turns of which now one and now the other comes
+first. The conversations are random words, of which the routing model's encoder is hardly ever sure,
+so that it is the language model that decides: it has a prefix to read anew with every change, and
+little time left. No decision comes from a cache.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import grpc
@@ -14,7 +22,7 @@ import grpc
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar.bench import own, served, traffic
-from sidecar.bench.measuring import Measured, Sample, closed_loop, open_loop
+from sidecar.bench.measuring import Call, Measured, Sample, closed_loop, open_loop
 from sidecar.bench.rows import Row, percentile, row
 from sidecar.engines import EngineInfo
 
@@ -27,17 +35,27 @@ _HALF = 0.5
 _TIMEOUT_S = 30.0
 
 
+_CONVERSATIONS_A_TURN = 1_000_000
+"""Far more than there are calls in one; the first ones are those of the warm-up."""
+
+_DRAWS = 1000
+"""Of the samples, for how far the ratio of their percentiles can be believed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """How long is measured.
 
     Args:
-        seconds: with changes, and as long without, each time.
-        times: of both, in turns.
+        seconds: of a turn: with changes, and as long without.
+        calls: of both; turns follow each other until there are as many: the 99th percentile of a
+            thousand calls is that of the ten slowest.
+        turns: at most.
     """
 
     seconds: float
-    times: int
+    calls: int
+    turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,7 @@ def reloads(engine: EngineInfo, folder: Path, changes: Changes, budget_ms: int, 
                 folder / name,
                 policy_store={"url": url},
                 routing={"decision_budget_ms": budget_ms},
+                cache={"max_bytes": 0},
             ) as sidecar:
                 show(asyncio.run(_reload(sidecar.address, case, changes)))
 
@@ -100,12 +119,28 @@ async def _reload(address: str, case: Case, changes: Changes) -> list[Row]:
         quiet, changing = Measured(), Measured()
         made = Made()
         policies = PolicyServiceStub(channel)
-        for turn in range(changes.times):
-            quiet.add(await open_loop(call, rate, changes.seconds, seed=turn))
-            writing = asyncio.create_task(_change(policies, case, changes.seconds, turn, made))
-            changing.add(await open_loop(call, rate, changes.seconds, seed=turn))
-            await writing
+        for turn in range(changes.turns):
+            for with_changes in (turn % 2 == 1, turn % 2 == 0):
+                call = _asking(routes, turn)
+                if not with_changes:
+                    quiet.add(await open_loop(call, rate, changes.seconds, seed=turn))
+                    continue
+                writing = asyncio.create_task(_change(policies, case, changes.seconds, turn, made))
+                changing.add(await open_loop(call, rate, changes.seconds, seed=turn))
+                await writing
+            if min(len(quiet.samples), len(changing.samples)) >= changes.calls:
+                break
     return _rows(case, capacity, rate, quiet, changing, made)
+
+
+def _asking(routes: own.Routes, turn: int) -> Call:
+    """The same conversations in the same order for every one of a turn."""
+    order = count((turn + 1) * _CONVERSATIONS_A_TURN)
+
+    async def call(_: int) -> Sample:
+        return await routes.route(traffic.request(next(order), _WORDS, "default"))
+
+    return call
 
 
 async def _change(
@@ -142,11 +177,28 @@ def _rows(
             ("with changes", changing, f"{made.count} changes, {len(made.refused)} refused"),
         )
     ]
-    before, after = _p99(quiet.samples), _p99(changing.samples)
+    times = [[each.seconds for each in measured.samples] for measured in (quiet, changing)]
+    least, most = _likely(*times)
     failed = sum(each.failed for each in changing.samples)
-    note = f"p99 {after / before:.2f} times (aim: 1.3); {failed} requests failed (aim: 0)"
+    note = (
+        f"p99 {_p99(times[1]) / _p99(times[0]):.2f} times (aim: 1.3; {least:.2f} to {most:.2f} in "
+        f"95 % of draws from these calls); {failed} requests failed (aim: 0)"
+    )
     return [*rows, Row(case.group, "with to without", note=note)]
 
 
-def _p99(samples: Sequence[Sample]) -> float:
-    return percentile(sorted(each.seconds for each in samples), 99)
+def _p99(times: Sequence[float]) -> float:
+    return percentile(sorted(times), 99)
+
+
+def _likely(quiet: Sequence[float], changing: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of the ratios of 99th percentiles of calls drawn from these (the bootstrap's
+    percentile interval)."""
+    if not quiet or not changing:
+        return math.nan, math.nan
+    drawn = random.Random(0)  # noqa: S311 -- not a secret
+    ratios = sorted(
+        _p99(drawn.choices(changing, k=len(changing))) / _p99(drawn.choices(quiet, k=len(quiet)))
+        for _ in range(_DRAWS)
+    )
+    return percentile(ratios, 2.5), percentile(ratios, 97.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -12,6 +14,8 @@ from sidecar.cli.policy_place import resource_name
 from sidecar.policies import Severity, check_catalog, check_policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
+
+_OWNED = re.compile(r"(?P<kind>models|routes)\[(?P<owner>[^]]*)\]\.(?P<what>.*)")
 
 _FORMAT_HELP = "; ".join(f"{name}: {known.about}" for name, known in FORMATS.items())
 
@@ -37,13 +41,29 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
         found = FORMATS[kind].read(text, name)
     except (UnreadableFileError, UnicodeDecodeError) as error:
         raise Failure(f"{file}: {error}") from None
-    for line in found.lost:
+    for line in grouped(found.lost):
         click.echo(f"{file}: {line}", err=True)
     _report_errors(found)
     documents = [catalog_document(found.catalog.values())]
     if found.policy is not None:
         documents.append(policy_document(found.policy))
     _write(yaml_text(*documents), out)
+
+
+def grouped(lines: Iterable[str]) -> list[str]:
+    """`lines`, but what is the same of several models or routes in one line that names them all."""
+    owners: dict[str, list[str]] = {}
+    for line in lines:
+        owned = _OWNED.fullmatch(line)
+        key = f"{owned['kind']}[*].{owned['what']}" if owned else line
+        owners.setdefault(key, []).append(owned["owner"] if owned else "")
+    return [_line(key, names) for key, names in owners.items()]
+
+
+def _line(key: str, names: Sequence[str]) -> str:
+    if not names[0]:
+        return key
+    return f"{key} ({', '.join(names)})" if len(names) > 1 else key.replace("[*]", f"[{names[0]}]")
 
 
 def _report_errors(found: Imported) -> None:
@@ -77,7 +97,7 @@ def export(name: str, kind: str, out: Path | None, at: str) -> None:
         written = FORMATS[kind].write(Imported(models, policy))
     except UnreadableFileError as error:
         raise Failure(str(error)) from None
-    for line in written.lost:
+    for line in grouped(written.lost):
         click.echo(line, err=True)
     _write(written.text, out)
 

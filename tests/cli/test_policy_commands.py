@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from sidecar.cli import cli
+from sidecar.cli.policy_exchange import grouped
 from sidecar.core.policy import Model
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from tests.grpc_api.stored import Stored, stored
@@ -280,6 +281,21 @@ def test_import_and_export(kind: str, tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     sidecar("import", back, "--from", kind, "--name", "mine", "-o", again)
     assert again.read_text() == ours.read_text()
+
+
+def test_what_is_lost_of_several_models_is_one_line() -> None:
+    assert grouped(
+        [
+            "models[a/b].prices: has no counterpart",
+            "name: has no counterpart",
+            "models[c].prices: has no counterpart",
+            "routes[x].examples: has no counterpart",
+        ]
+    ) == [
+        "models[*].prices: has no counterpart (a/b, c)",
+        "name: has no counterpart",
+        "routes[x].examples: has no counterpart",
+    ]
 
 
 def test_import_of_another_kind_of_file(tmp_path: Path) -> None:
