@@ -32,6 +32,7 @@ Fleet = tuple[Stored, Stored]
 
 _CALLERS = 2
 _PAUSE_S = 0.02
+_AWAY_S = 60 if PROVE else 0
 
 
 @pytest.fixture
@@ -127,6 +128,7 @@ async def test_writers_on_both_sides_never_overwrite_each_other(fleet: Fleet) ->
     assert (await get(fleet[1])).description == won[0]
 
 
+@pytest.mark.timeout(600 if PROVE else 120)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_decisions_go_on_while_postgres_is_away_and_nothing_is_missed(
     fleet: Fleet, postgres: PostgresServer, how: str, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +141,10 @@ async def test_decisions_go_on_while_postgres_is_away_and_nothing_is_missed(
         await asyncio.gather(*(until_in_force(api, "before") for api in fleet))
         await asyncio.to_thread(postgres.kill if how == "killed" else postgres.pause)
         await asyncio.gather(*(until_problem(api, there=True) for api in fleet))
+        async with calls_going_on(fleet) as routes:
+            await asyncio.sleep(_AWAY_S)
+            await until(lambda: bool(routes))
+        assert set(routes) == {"billing"}
 
         for api in fleet:
             assert (await api.routing.Route(route_request())).decision.route == "billing"
