@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 
@@ -88,7 +88,9 @@ def begin_live(
 
     async def warm(compiled: CompiledPolicy) -> None:
         end = time.monotonic() + settings.triton.warm_timeout_ms / 1000
-        await asyncio.gather(*(_warm_at(target, compiled, end) for target in held))
+        before = registry.find(compiled.ref.name)
+        present = before.prompt.prefix_ids if before is not None and before.prompt else ()
+        await asyncio.gather(*(_warm_at(target, compiled, present, end) for target in held))
 
     def in_use(compiled: CompiledPolicy) -> bool:
         return any(_holds(target, compiled) for target in held)
@@ -113,7 +115,9 @@ def _holds(target: Target, compiled: CompiledPolicy) -> bool:
     return target.warmth.holds(compiled.ref.digest)
 
 
-async def _warm_at(target: Target, compiled: CompiledPolicy, end: float) -> None:
+async def _warm_at(
+    target: Target, compiled: CompiledPolicy, present: Sequence[int], end: float
+) -> None:
     """Returns when the target holds the prefix, is not being asked, or at `end`."""
     while (
         compiled.prompt is not None
@@ -121,7 +125,7 @@ async def _warm_at(target: Target, compiled: CompiledPolicy, end: float) -> None
         and target.model.state is BreakerState.CLOSED
         and time.monotonic() < end
     ):
-        target.warmth.request(compiled, target.model)
+        target.warmth.succeed(compiled, target.model, present)
         await asyncio.sleep(_LOOK_S)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -35,6 +35,12 @@ PIECE_TOKENS = 256
 a server that computes one request after the other would else be taken for seconds by one large
 policy. It is what a pass of the CPU engine takes (`CpuRepositoryOptions.max_pass_tokens`)."""
 
+GAP_TOKENS = 64
+"""Likewise of what nobody waits for, a policy's next revision: on two CPU cores they take 150 ms,
+no more than a decision that comes meanwhile takes itself."""
+
+_GAP_LOOK_S = 0.005
+
 _PROBE = Conversation((Message(Role.USER, "Hello"),))
 
 _AFTER_RECOVERY = "after recovery"
@@ -53,6 +59,9 @@ class Warmth:
             answered `warming` come back within that time.
         load: of the model server; warming counts as work.
         piece_tokens: most tokens of a prefix that one call computes.
+        gap_tokens: likewise, of a next revision.
+        patience_s: how long each of its pieces waits for a gap between decisions; a server that is
+            always busy gets it all the same.
         in_time_s: what a decision may take. A server that was only late is asked for one within
             that time, and within twice as much after every second failure: it is still late if it
             needs longer, and one that is in time again is found while an earlier question waits.
@@ -67,6 +76,8 @@ class Warmth:
         *,
         load: Load | None = None,
         piece_tokens: int = PIECE_TOKENS,
+        gap_tokens: int = GAP_TOKENS,
+        patience_s: float = 0.5,
         in_time_s: float = math.inf,
     ) -> None:
         self._policies = policies
@@ -80,6 +91,8 @@ class Warmth:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._load = load or Load()
         self._piece_tokens = piece_tokens
+        self._gap_tokens = gap_tokens
+        self._patience_s = patience_s
         self._in_time_s = in_time_s
         self._late_again = 0
         # One piece at a time, so that what is warmed takes turns with decisions, not decisions
@@ -154,6 +167,21 @@ class Warmth:
             return
         if len(self._tasks) < _AT_ONCE:
             self._start(compiled.ref.digest, self._warm_in_turn([compiled], model))
+
+    def succeed(
+        self, compiled: CompiledPolicy, model: RoutingModel, present: Sequence[int] = ()
+    ) -> None:
+        """As `request`, of a policy's next revision: in small pieces, between decisions by the
+        present one, which go on meanwhile.
+
+        Args:
+            present: the prefix of the present one; what the next begins with is held.
+        """
+        if compiled.prompt is None or compiled.ref.digest in self._tasks:
+            return
+        if len(self._tasks) < _AT_ONCE:
+            held = _common(present, compiled.prompt.prefix_ids)
+            self._start(compiled.ref.digest, self._warm_in_gaps(compiled, model, held))
 
     async def recover(self, model: RoutingModel, only_late: bool) -> None:
         """After an outage: warm the policy used last, then others while no decision waits; until
@@ -249,18 +277,40 @@ class Warmth:
         await self._warm_pieces(ids[:end], model, compiled.prompt.route_texts, self._timeout_s)
         self._computed(compiled.ref.digest)
 
+    async def _warm_in_gaps(self, compiled: CompiledPolicy, model: RoutingModel, held: int) -> None:
+        prompt = compiled.prompt
+        if prompt is None or compiled.ref.digest in self._warm:
+            return
+        # The last token at least: it is the whole prefix that has to be kept.
+        ids, start = prompt.prefix_ids, min(held, len(prompt.prefix_ids) - 1)
+        try:
+            for piece in _pieces(len(ids), prompt.route_texts, self._gap_tokens, start):
+                await self._until_gap()
+                await self._warm_piece(piece, ids, model, self._timeout_s)
+        except InferenceError as error:
+            _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
+            return
+        self._computed(compiled.ref.digest)
+
+    async def _until_gap(self) -> None:
+        waited_s = 0.0
+        while self._busy() and waited_s < self._patience_s:
+            await asyncio.sleep(_GAP_LOOK_S)
+            waited_s += _GAP_LOOK_S
+
     async def _warm_pieces(
         self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts, timeout_s: float
     ) -> None:
-        """`routes` are divided evenly among the pieces, each of which may take `timeout_s`."""
-        pieces = -(-len(ids) // self._piece_tokens)
-        for piece in range(pieces):
-            start = piece * self._piece_tokens
-            end = min(start + self._piece_tokens, len(ids))
-            share = routes[len(routes) * piece // pieces : len(routes) * (piece + 1) // pieces]
-            async with self._turn:
-                with self._load.working(end - start + PASS_TOKENS):
-                    await model.warm(ids[:end], timeout_s, share)
+        """Each piece may take `timeout_s`."""
+        for piece in _pieces(len(ids), routes, self._piece_tokens):
+            await self._warm_piece(piece, ids, model, timeout_s)
+
+    async def _warm_piece(
+        self, piece: _Piece, ids: Sequence[int], model: RoutingModel, timeout_s: float
+    ) -> None:
+        async with self._turn:
+            with self._load.working(piece.end - piece.start + PASS_TOKENS):
+                await model.warm(ids[: piece.end], timeout_s, piece.routes)
 
     async def _probe(self, compiled: CompiledPolicy, model: RoutingModel, timeout_s: float) -> None:
         """Warms by a decision whose outcome nobody needs: a server that is ready and answers what
@@ -282,3 +332,27 @@ class Warmth:
         self._warm[digest] = 0
         if len(self._warm) > _REMEMBERED:
             del self._warm[next(iter(self._warm))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Tokens `start` to `end` of a prefix, and what the encoder reads along with them."""
+
+    start: int
+    end: int
+    routes: RouteTexts
+
+
+def _pieces(tokens: int, routes: RouteTexts, most: int, start: int = 0) -> Iterator[_Piece]:
+    """`routes` are divided evenly among the pieces."""
+    count = -(-(tokens - start) // most)
+    for number in range(count):
+        begin = start + number * most
+        share = routes[len(routes) * number // count : len(routes) * (number + 1) // count]
+        yield _Piece(begin, min(begin + most, tokens), share)
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    pairs = zip(left, right, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -244,6 +244,55 @@ async def test_routes_of_a_second_opinion_are_divided_among_the_pieces() -> None
     assert [route for share in shares for route in share] == list(routes)
 
 
+def between_decisions(busy: Callable[[], bool], patience_s: float) -> Warmth:
+    return Warmth(
+        list,
+        timeout_s=1,
+        busy=busy,
+        piece_tokens=100,
+        gap_tokens=10,
+        patience_s=patience_s,
+    )
+
+
+async def test_next_revision_is_computed_in_small_pieces_from_where_it_differs() -> None:
+    warm, model = between_decisions(lambda: False, patience_s=1), StubModel()
+    warm.succeed(long_policy(45), model, present=(*range(12), -1, *range(13, 45)))
+    await settle()
+
+    assert [len(ids) for ids in model.warmed] == [22, 32, 42, 45]
+    assert warm.holds("long")
+
+
+async def test_next_revision_that_another_begins_with_is_computed_as_a_whole() -> None:
+    """What is held is longer, and is not what decisions will ask for."""
+    warm, model = between_decisions(lambda: False, patience_s=1), StubModel()
+    warm.succeed(long_policy(45), model, present=tuple(range(60)))
+    await settle()
+
+    assert [len(ids) for ids in model.warmed] == [45]
+
+
+async def test_next_revision_waits_for_gaps_between_decisions() -> None:
+    busy = True
+    warm, model = between_decisions(lambda: busy, patience_s=60), StubModel()
+    warm.succeed(long_policy(25), model)
+    await settle()
+    while_busy = list(model.warmed)
+    busy = False
+    await until(lambda: warm.holds("long"))
+
+    assert while_busy == []
+    assert [len(ids) for ids in model.warmed] == [10, 20, 25]
+
+
+async def test_next_revision_comes_also_where_there_is_no_gap() -> None:
+    warm, model = between_decisions(lambda: True, patience_s=0.01), StubModel()
+    warm.succeed(long_policy(25), model)
+
+    await until(lambda: warm.holds("long"))
+
+
 async def test_without_any_policy_an_outage_ends_at_once() -> None:
     warm, model = Warmth(list, timeout_s=1, busy=lambda: False), StubModel()
     await warm.recover(model, only_late=False)
