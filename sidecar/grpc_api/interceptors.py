@@ -1,10 +1,10 @@
 """What happens around every call, whatever the service.
 
-gRPC sees one interceptor, which puts its layers around a method's handler once: what `grpc.aio`
-does for an interceptor at every call takes longer than many a decision. Handlers that are async
-generators (those of the reflection service) are turned into coroutines that write: a generator
-whose caller cancels is otherwise closed only by the garbage collector
-(https://github.com/grpc/grpc/issues/43360).
+The layers are put around a method's handler once, when it is added to the server, and not as an
+interceptor of gRPC's: what `grpc.aio` does at every call for an interceptor that does nothing takes
+longer than all the layers. Handlers that are async generators (those of the reflection service) are
+turned into coroutines that write: a generator whose caller cancels is otherwise closed only by the
+garbage collector (https://github.com/grpc/grpc/issues/43360).
 
 CancelledError always passes through: a handler that swallows it keeps the call, and everything it
 holds, alive for ever (same issue).
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -43,35 +43,60 @@ class Layer(Protocol):
         ...
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Puts layers around every handler.
+class LayeredServer(grpc.aio.Server):
+    """A server whose handlers all have layers around them.
 
     Args:
+        server: takes the handlers; not started yet.
         layers: the first is the outermost.
         max_bytes: of a single request, by method; those of other methods are bounded by the
             server's largest message alone.
     """
 
-    def __init__(self, layers: Sequence[Layer], max_bytes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        layers: Sequence[Layer],
+        max_bytes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._server = server
         self._layers = tuple(layers)
         self._max_bytes = max_bytes or {}
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
-    async def intercept_service(
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        wrapped = [_LayeredHandlers(each, self._wrap) for each in generic_rpc_handlers]
+        self._server.add_generic_rpc_handlers(wrapped)
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, Handler]
+    ) -> None:
+        self._server.add_registered_method_handlers(
+            service_name,
+            {
+                name: self._wrap(handler, f"{service_name}/{name}")
+                for name, handler in method_handlers.items()
+            },
+        )
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        return self._server.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        await self._server.stop(grace)
+
+    async def wait_for_termination(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            # No service has such a method; gRPC answers UNIMPLEMENTED.
-            return None
-        path = handler_call_details.method
-        known = self._wrapped.get(path)
-        if known is None or known[0] is not handler:
-            # Bounded: only methods that there are get here.
-            known = self._wrapped[path] = (handler, self._wrap(handler, path.removeprefix("/")))
-        return known[1]
+        timeout: float | None = None,  # noqa: ASYNC109 -- as gRPC has it
+    ) -> bool:
+        return await self._server.wait_for_termination(timeout)
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         kind = (
@@ -90,6 +115,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
         return wrapped
+
+
+class _LayeredHandlers(grpc.GenericRpcHandler):
+    """Those of `inner`, each wrapped once."""
+
+    def __init__(
+        self,
+        inner: grpc.GenericRpcHandler,
+        wrap: Callable[[Handler, str], Handler],
+    ) -> None:
+        self._inner = inner
+        self._wrap = wrap
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        handler = self._inner.service(handler_call_details)
+        if handler is None:
+            # It has no such method; gRPC answers UNIMPLEMENTED where nobody has.
+            return None
+        path = handler_call_details.method
+        known = self._wrapped.get(path)
+        if known is None or known[0] is not handler:
+            # Bounded: only methods that there are get here.
+            known = self._wrapped[path] = (handler, self._wrap(handler, path.removeprefix("/")))
+        return known[1]
 
 
 def _writing(behavior: Any) -> Behavior:

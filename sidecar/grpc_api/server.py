@@ -27,12 +27,13 @@ from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 from sidecar.grpc_api.interceptors import (
-    CallInterceptor,
     CallLog,
     CallMetrics,
     CallObserver,
     DrainRefusal,
     Errors,
+    Layer,
+    LayeredServer,
 )
 from sidecar.grpc_api.listening import listen_tcp, listen_unix
 from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
@@ -125,10 +126,13 @@ class GrpcServer:
         self._health = HealthService(names, self._drain)
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
-        self._server = grpc.aio.server(
-            interceptors=[_interceptor(observer, self._drain, options.limits)],
-            options=_channel_options(options),
-            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        self._server = LayeredServer(
+            grpc.aio.server(
+                options=_channel_options(options),
+                maximum_concurrent_rpcs=options.max_concurrent_calls,
+            ),
+            _layers(observer, self._drain),
+            {f"{ROUTING}/Route": options.limits.max_request_bytes},
         )
         reader = RequestReader(registry, options.limits, options.selection)
         deciding = Deciding(router, reader)
@@ -204,10 +208,8 @@ class GrpcServer:
         self._grace_ended.set()
 
 
-def _interceptor(
-    observer: CallObserver, drain: Drain, limits: RequestLimits
-) -> grpc.aio.ServerInterceptor:
-    layers = (
+def _layers(observer: CallObserver, drain: Drain) -> tuple[Layer, ...]:
+    return (
         # Outermost, so that an exception of any other layer becomes a status too.
         Errors(),
         # Inside the errors: it still sees which error it was, not the status made of it; outside
@@ -218,7 +220,6 @@ def _interceptor(
         # Innermost: a call that it refuses is counted and logged like any other refusal.
         DrainRefusal(drain),
     )
-    return CallInterceptor(layers, {f"{ROUTING}/Route": limits.max_request_bytes})
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -42,9 +42,11 @@ def choose(answer: Answer, policy: Policy, min_confidence: float = 0.0) -> Choic
         return Choice(None, answer.problem, _PROBLEMS[answer.problem])
     own = {candidate.name: candidate.probability for candidate in answer.candidates}
     summed = _summed(policy, own)
-    candidates = tuple(
-        Candidate(name, p) for name, p in sorted(summed.items(), key=lambda item: -item[1])
-    )
+    candidates = answer.candidates
+    if summed is not own:
+        candidates = tuple(
+            Candidate(name, p) for name, p in sorted(summed.items(), key=lambda item: -item[1])
+        )
     name = _best(answer.name, policy, own, summed)
     if name == OTHER:
         detail = "No route fits, or the request is finished."
@@ -59,11 +61,13 @@ _PROBLEMS = {
 
 
 def _summed(policy: Policy, own: dict[str, float]) -> dict[str, float]:
-    """Each candidate's probability and, for a domain, its actions'."""
+    """Each candidate's probability and, for a domain, its actions'; `own` where there is none."""
+    actions = [route for route in policy.routes if route.domain in own]
+    if not actions:
+        return own
     summed = dict(own)
-    for route in policy.routes:
-        if route.domain in summed:
-            summed[route.domain] += own.get(route.name, 0.0)
+    for route in actions:
+        summed[route.domain] += own.get(route.name, 0.0)
     return summed
 
 

@@ -31,7 +31,7 @@ from sidecar.ext_proc.service import SERVICE, ExtProcService
 from sidecar.ext_proc.timing import LatencyObserver
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
-from sidecar.grpc_api.interceptors import CallInterceptor, Errors
+from sidecar.grpc_api.interceptors import Errors, LayeredServer
 
 CATALOG: Catalog = {
     "big/coder": Model("big/coder", "coder-1", cluster="big"),
@@ -142,9 +142,8 @@ async def service_on(
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
-    server = grpc.aio.server(
-        interceptors=[CallInterceptor([Errors()])],
-        options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)],
+    server = LayeredServer(
+        grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]), [Errors()]
     )
     service = ExtProcService(
         router, router, dialects or StubDialects(), options, latencies=latencies, issued=issued

@@ -20,7 +20,7 @@ from sidecar.grpc_api.convert.enums import REASON, SOURCE
 
 
 def decision_to_proto(decision: Decision) -> decision_pb2.Decision:
-    return decision_pb2.Decision(
+    message = decision_pb2.Decision(
         decision_id=decision.id,
         route=decision.route,
         model=_model_to_proto(decision.model),
@@ -29,20 +29,21 @@ def decision_to_proto(decision: Decision) -> decision_pb2.Decision:
         reason=REASON.to_proto(decision.reason),
         detail=decision.detail,
         confidence=decision.confidence,
-        candidates=[
-            decision_pb2.Candidate(route=each.name, probability=each.probability)
-            for each in decision.candidates
-        ],
         policy=decision.policy.name,
         policy_revision=decision.policy.revision,
         policy_digest=decision.policy.digest,
         prompt_format=decision.prompt_format,
         routing_model=decision.routing_model,
-        steps=[
-            decision_pb2.StepTime(step=each.step, duration=_ms(each.ms)) for each in decision.steps
-        ],
         explanation=_explanation_to_proto(decision.explanation),
     )
+    # Made in their place: made by themselves and then copied, they take four times as long, which
+    # is longer than all else here.
+    add_candidate = message.candidates.add
+    for candidate in decision.candidates:
+        add_candidate(route=candidate.name, probability=candidate.probability)
+    for step in decision.steps:
+        _put_ms(message.steps.add(step=step.step).duration, step.ms)
+    return message
 
 
 def decision_to_core(message: decision_pb2.Decision) -> Decision:
@@ -111,7 +112,6 @@ def _explanation_to_core(message: decision_pb2.Decision) -> Explanation | None:
     )
 
 
-def _ms(milliseconds: float) -> Duration:
+def _put_ms(duration: Duration, milliseconds: float) -> None:
     # By hand: `FromNanoseconds` is written in Python and checks, five times for a decision.
-    seconds, nanos = divmod(round(milliseconds * 1e6), 1_000_000_000)
-    return Duration(seconds=seconds, nanos=nanos)
+    duration.seconds, duration.nanos = divmod(round(milliseconds * 1e6), 1_000_000_000)
