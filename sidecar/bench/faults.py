@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -29,10 +30,50 @@ _VANISHING = 50
 _VANISH_S = 0.02
 _LARGE_BYTES = 8 * 2**20
 _PAUSE_S = 0.2
+_LOOK_S = 0.1
 _CONNECTIONS = 20
 _SPARE_FILES = 2
 _SPARE_BYTES = 64 * 2**20
 """A thread's stack is 8 MiB of it, and a message takes several times its size."""
+
+
+class Revival:
+    """Starts Triton again where it dies of what was done to it, as Kubernetes does.
+
+    Once thawed, Triton 2.51 may find that its Python process missed its heartbeat, answer what is
+    in flight with an error, and crash when the late answer comes, too (docs/staying-up.md).
+
+    Args:
+        ready: moments (`time.perf_counter()`) when it was ready again.
+        wanted: False while it is down on purpose.
+    """
+
+    def __init__(self, triton: TritonServer) -> None:
+        self.ready: list[float] = []
+        self.wanted = True
+        self._triton = triton
+        self._under_way = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            if self.wanted and not self._alive():
+                async with self._under_way:
+                    self._triton.kill()
+                    await start_again(self._triton)
+                    self.ready.append(time.perf_counter())
+            await asyncio.sleep(_LOOK_S)
+
+    async def after(self, moment: float, until: float) -> float | None:
+        """When it was ready again, if it died after `moment` and before `until`."""
+        while time.perf_counter() < until or self._under_way.locked():
+            await asyncio.sleep(_LOOK_S)
+            if self.ready and self.ready[-1] > moment and not self._under_way.locked():
+                return self.ready[-1]
+        return None
+
+    def _alive(self) -> bool:
+        return self._triton.exit_code() is None and self._triton.models_alive()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +89,14 @@ class World:
     proxy: FaultyProxy
     sidecar: str
     sidecar_pid: int
+    revival: Revival
+
+
+async def start_again(triton: TritonServer) -> None:
+    """Starts `triton` after `kill` and returns when it is ready."""
+    # Not in a thread: the server is asked to end when the thread that started it ends.
+    triton.spawn()
+    await asyncio.to_thread(triton.wait_ready)
 
 
 Fault = Callable[[World], AbstractAsyncContextManager[None]]
@@ -56,18 +105,19 @@ Fault = Callable[[World], AbstractAsyncContextManager[None]]
 @asynccontextmanager
 async def killed(world: World) -> AsyncIterator[None]:
     """Triton and the routing model die; when the fault ends they are ready again."""
+    world.revival.wanted = False
     world.triton.kill()
     try:
         yield
     finally:
-        # Not in a thread: the server is asked to end when the thread that started it ends.
-        world.triton.spawn()
-        await asyncio.to_thread(world.triton.wait_ready)
+        await start_again(world.triton)
+        world.revival.wanted = True
 
 
 @asynccontextmanager
 async def frozen(world: World) -> AsyncIterator[None]:
-    """Triton and the routing model stand still: connections stay open, nothing is answered."""
+    """Triton and the routing model stand still: connections stay open, nothing is answered. Where
+    Triton does not survive the thaw, the fault lasts until it has been started again."""
     world.triton.pause()
     try:
         yield

@@ -25,6 +25,14 @@ def threads_cpu_s(pid: int) -> float:
     return total / 1e9
 
 
+def own_bytes(pid: int) -> int:
+    """Memory that the process has for itself, swapped out or not (proc_pid_status(5)). Programs and
+    files that are mapped are left out: their pages come and go with what else the machine does."""
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    sizes = dict(line.split(":", 1) for line in lines)
+    return sum(int(sizes[name].split()[0]) * 1024 for name in ("RssAnon", "VmSwap"))
+
+
 def resident_bytes(pid: int) -> int:
     """Memory of the process; what it shares with others is counted in each of them."""
     pages = int(Path("/proc", str(pid), "statm").read_text().split()[1])

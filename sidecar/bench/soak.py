@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,7 +14,7 @@ from sidecar.bench import traffic
 from sidecar.bench.faults import FAULTS, World
 from sidecar.bench.measuring import Sample, numbers
 from sidecar.bench.own import Routes
-from sidecar.bench.processes import resident_bytes
+from sidecar.bench.processes import own_bytes
 from sidecar.bench.rows import shares
 
 _RECOVERY_S = 60.0
@@ -45,12 +45,15 @@ class Window:
     Args:
         calls: begun from the fault's beginning until the model decided again.
         recovery_s: from the fault's end until the first call that the model decided was answered;
-            None if none was within a minute.
+            None if none was within a minute. Where Triton did not survive the fault, from when it
+            had been started again.
+        restarts: how often it had to be.
     """
 
     fault: str
     calls: Sequence[Called]
     recovery_s: float | None
+    restarts: int = 0
 
     @property
     def failed(self) -> int:
@@ -66,17 +69,44 @@ def failed(calls: Sequence[Called]) -> int:
     return sum(each.sample.failed for each in calls)
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that the sidecar has for itself, `at_s` seconds after the start.
+
+    Args:
+        caches: of which its caches say that they hold them, by their own estimate.
+    """
+
+    at_s: float
+    own: int
+    caches: int = 0
+
+    @property
+    def beside(self) -> int:
+        """Without the caches."""
+        return self.own - self.caches
+
+
+CacheBytes = Callable[[], Awaitable[int]]
+"""What the sidecar's caches hold now, in bytes."""
+
+
+async def no_caches() -> int:
+    """Nothing is known of them."""
+    return 0
+
+
 @dataclass(slots=True)
 class Soaked:
     """What a run found.
 
     Args:
-        memory: seconds since the start and resident bytes of the sidecar.
+        memory: of the sidecar, once a second.
     """
 
     calls: list[Called] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
 
     def between(self) -> list[Called]:
         """Calls outside every window."""
@@ -87,9 +117,14 @@ class Soaked:
         return shares([each.sample for each in self.calls])
 
     def bytes_per_hour(self) -> float | None:
-        """Slope of the sidecar's memory over the second half of the run, in which caches have
-        filled, by least squares; None for a run too short to tell."""
-        points = self.memory[len(self.memory) // 2 :]
+        """Slope of the sidecar's memory beside its caches, by least squares over what is left of
+        the run after its first third; None for a run too short to tell.
+
+        What the caches hold has a bound of its own. By then every fault has come, in a run that is
+        long enough, and each leaves the most memory that it takes: of a message of megabytes, or of
+        hundreds of calls at once, the allocator keeps a part.
+        """
+        points = [(each.at_s, each.beside) for each in self.memory[len(self.memory) // 3 :]]
         if len(points) < _ENOUGH:
             return None
         mean_t = sum(t for t, _ in points) / len(points)
@@ -146,26 +181,29 @@ class Plan:
 
 
 async def soak(
-    world: World, routes: Routes, plan: Plan, tell: Callable[[str], None] = lambda line: None
+    world: World,
+    routes: Routes,
+    plan: Plan,
+    tell: Callable[[str], None] = lambda line: None,
+    caches: CacheBytes = no_caches,
 ) -> Soaked:
     """Runs `plan`; `tell` gets a line for each fault."""
     load = Load(routes, plan.rate)
     found = Soaked(load.calls)
     steady = asyncio.create_task(load.run())
-    watching = asyncio.create_task(_watch_memory(world.sidecar_pid, found.memory))
+    watching = asyncio.create_task(_watch_memory(world.sidecar_pid, caches, found.memory))
+    reviving = asyncio.create_task(world.revival.watch())
     started = time.perf_counter()
     try:
         for number in count():
             if number >= len(plan.faults) and time.perf_counter() - started > plan.seconds:
                 break
             name = plan.faults[number % len(plan.faults)]
-            begun = time.perf_counter()
-            window = await _window(name, world, plan.hold_s, load)
+            window = await _window(name, world, plan, load)
             found.windows.append(window)
             tell(_line(window))
-            await asyncio.sleep(max(begun + plan.every_s - time.perf_counter(), 0))
     finally:
-        await _end(steady, watching)
+        await _end(steady, watching, reviving)
     await load.ended()
     return found
 
@@ -177,17 +215,27 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
             await task
 
 
-async def _window(name: str, world: World, hold_s: float, load: Load) -> Window:
+async def _window(name: str, world: World, plan: Plan, load: Load) -> Window:
+    """The fault and what is left of the time until the next one, in which it may turn out that
+    Triton did not survive it."""
     before, begun = len(load.calls), time.perf_counter()
     async with FAULTS[name](world):
-        await asyncio.sleep(hold_s)
-    within, ended = len(load.calls), time.perf_counter()
-    recovered = await _first(lambda: _decided_after(load.calls[within:], ended))
+        await asyncio.sleep(plan.hold_s)
+    ended = time.perf_counter()
+    recovered = await _recovered(load, before, ended)
+    restarts = 0
+    while (again := await world.revival.after(ended, begun + plan.every_s)) is not None:
+        ended, restarts = again, restarts + 1
+        recovered = await _recovered(load, before, ended)
     until = recovered if recovered is not None else time.perf_counter()
     # The slowest of them may still be waiting.
     await load.ended()
     during = [each for each in load.calls[before:] if begun <= each.begun <= until]
-    return Window(name, during, None if recovered is None else recovered - ended)
+    return Window(name, during, None if recovered is None else recovered - ended, restarts)
+
+
+async def _recovered(load: Load, before: int, ended: float) -> float | None:
+    return await _first(lambda: _decided_after(load.calls[before:], ended))
 
 
 def _decided_after(calls: Sequence[Called], moment: float) -> float | None:
@@ -207,13 +255,16 @@ async def _first(look: Callable[[], float | None]) -> float | None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _watch_memory(pid: int, memory: list[tuple[float, int]]) -> None:
+async def _watch_memory(pid: int, caches: CacheBytes, memory: list[Memory]) -> None:
     started = time.perf_counter()
     while True:
-        memory.append((time.perf_counter() - started, resident_bytes(pid)))
+        held = await caches()
+        memory.append(Memory(time.perf_counter() - started, own_bytes(pid), held))
         await asyncio.sleep(_MEMORY_EVERY_S)
 
 
 def _line(window: Window) -> str:
     back = "not within a minute" if window.recovery_s is None else f"{window.recovery_s:.1f} s"
-    return f"{window.fault}: {len(window.calls)} calls, {window.failed} failed, back after {back}"
+    again = ", Triton started again" if window.restarts else ""
+    told = f"{len(window.calls)} calls, {window.failed} failed, back after {back}{again}"
+    return f"{window.fault}: {told}"

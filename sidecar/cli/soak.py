@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import click
 from rich.table import Table
 
 from sidecar.bench import own, traffic
-from sidecar.bench.faults import FAULTS, World
+from sidecar.bench.faults import FAULTS, Revival, World
 from sidecar.bench.faulty_proxy import FaultyProxy
 from sidecar.bench.measuring import closed_loop
 from sidecar.bench.rows import shares
@@ -32,6 +35,11 @@ from sidecar.observability.logging import LogOptions, configure_logging
 
 _RATE_SECONDS = 5.0
 _RATE_SHARE = 0.5
+
+_METRICS_TIMEOUT = aiohttp.ClientTimeout(total=1)
+_CACHE_BYTES = re.compile(
+    r"^llmrouter_(?:cached_decisions|compiled_policies)_bytes (\S+)$", re.MULTILINE
+)
 
 
 @dataclass(slots=True)
@@ -120,9 +128,12 @@ def soak(
         settings = _settings(folder)
         made = LocalStack(engine, settings, quiet=True, steps=steps, between=proxy.between)
         with running(made) as stack:
-            world = World(stack.triton, proxy.running[0], stack.address, stack.sidecar_pid)
+            revival = Revival(stack.triton)
+            proxied = proxy.running[0]
+            world = World(stack.triton, proxied, stack.address, stack.sidecar_pid, revival)
             wanted = _Wanted(minutes * 60, every, hold, rate, faults or tuple(FAULTS))
-            found = asyncio.run(_soak(world, wanted))
+            metrics = f"http://{settings.server.http_address}/metrics"
+            found = asyncio.run(_soak(world, wanted, metrics))
     finally:
         proxy.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -146,22 +157,45 @@ def _settings(folder: Path) -> Settings:
     policies.mkdir()
     for number, content in enumerate(traffic.policy_files((6,), 0)):
         (policies / f"{number}.yaml").write_text(content)
-    (port,) = free_ports(1)
+    grpc_port, http_port = free_ports(2)
     return load_settings(
         flags={
-            "server": {"grpc_address": f"127.0.0.1:{port}", "http_address": ""},
+            "server": {
+                "grpc_address": f"127.0.0.1:{grpc_port}",
+                "http_address": f"127.0.0.1:{http_port}",
+            },
             "policies": {"paths": (policies,)},
         },
         environ={},
     )
 
 
-async def _soak(world: World, wanted: _Wanted) -> Soaked:
-    async with own.calling(world.sidecar) as routes:
+async def _soak(world: World, wanted: _Wanted, metrics: str) -> Soaked:
+    async with own.calling(world.sidecar) as routes, aiohttp.ClientSession() as http:
+        caches = _Caches(http, metrics)
         rate = wanted.rate or await _half_of_what_is_possible(routes)
         click.echo(f"{rate:.1f} calls a second", err=True)
         plan = Plan(wanted.seconds, wanted.every_s, wanted.hold_s, rate, wanted.faults)
-        return await run_soak(world, routes, plan, lambda line: click.echo(f"  {line}", err=True))
+        return await run_soak(
+            world, routes, plan, lambda line: click.echo(f"  {line}", err=True), caches.nbytes
+        )
+
+
+class _Caches:
+    """What the sidecar's metrics at `url` say of its caches."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        self._http = http
+        self._url = url
+        self._last = 0
+
+    async def nbytes(self) -> int:
+        """Bytes; what it last said, while it cannot be asked."""
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with self._http.get(self._url, timeout=_METRICS_TIMEOUT) as answer:
+                found = _CACHE_BYTES.findall(await answer.text())
+                self._last = round(sum(map(float, found)))
+        return self._last
 
 
 async def _half_of_what_is_possible(routes: own.Routes) -> float:
@@ -173,7 +207,7 @@ async def _half_of_what_is_possible(routes: own.Routes) -> float:
 def _table(found: Soaked) -> Table:
     table = Table(title="Faults", title_justify="left", header_style="bold", box=None)
     table.add_column("fault")
-    for name in ("times", "calls", "failed", "slowest ms", "back after s"):
+    for name in ("times", "calls", "failed", "slowest ms", "back after s", "Triton restarted"):
         table.add_column(name, justify="right")
     table.add_column("by source")
     for fault in dict.fromkeys(window.fault for window in found.windows):
@@ -189,6 +223,7 @@ def _table(found: Soaked) -> Table:
             str(failed(calls)),
             f"{max(each.slowest_ms for each in windows):,.0f}",
             lost,
+            str(sum(each.restarts for each in windows) or ""),
             _shares_text(shares([each.sample for each in calls])),
         )
     return table
@@ -202,19 +237,24 @@ def _summary(found: Soaked) -> str:
     between = found.between()
     decided = sum(each.decided for each in between)
     slope = found.bytes_per_hour()
-    growth = "" if slope is None else f", {slope / 2**20:+.1f} MiB an hour over the second half"
+    growth = (
+        ""
+        if slope is None
+        else f"; without the caches {slope / 2**20:+.1f} MiB an hour after the first third"
+    )
+    first, last = found.memory[0], found.memory[-1]
     return (
         f"\n{len(found.calls)} calls, {failed(found.calls)} failed; "
         f"{_shares_text(found.sources())}.\n"
         f"Outside faults: {len(between)} calls, "
         f"{decided / max(len(between), 1):.1%} by the model or the cache.\n"
-        f"The sidecar's memory: {_mib(found.memory[0][1])} MiB at first, "
-        f"{_mib(found.memory[-1][1])} at last{growth}."
+        f"The sidecar's own memory: {_mib(first.own)} MiB at first, {_mib(last.own)} at last, of "
+        f"which its caches hold {_mib(first.caches)} and {_mib(last.caches)}{growth}."
     )
 
 
 def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f}"
+    return f"{size / 2**20:,.1f}"
 
 
 def _document(found: Soaked) -> dict[str, object]:
@@ -227,7 +267,8 @@ def _document(found: Soaked) -> dict[str, object]:
             "calls": len(between),
             "decided": sum(each.decided for each in between),
         },
-        "memory_bytes": [size for _, size in found.memory],
+        "memory_bytes": [each.own for each in found.memory],
+        "cache_bytes": [each.caches for each in found.memory],
         "memory_bytes_per_hour": found.bytes_per_hour(),
         "windows": [
             {
@@ -236,6 +277,7 @@ def _document(found: Soaked) -> dict[str, object]:
                 "failed": each.failed,
                 "slowest_ms": each.slowest_ms,
                 "recovery_s": each.recovery_s,
+                "triton_restarts": each.restarts,
                 "sources": shares([call.sample for call in each.calls]),
             }
             for each in found.windows

@@ -15,11 +15,12 @@ from typing import Any, cast
 
 import pytest
 
-from sidecar.bench.faults import FAULTS, World
+from sidecar.bench.faults import FAULTS, Revival, World
 from sidecar.bench.measuring import Sample
 from sidecar.bench.own import Routes
-from sidecar.bench.soak import Called, Plan, Soaked, Window, soak
+from sidecar.bench.soak import Called, Memory, Plan, Soaked, Window, soak
 from sidecar.engines import EngineInfo
+from sidecar.local import TritonServer
 from tests.cli.test_commands import sidecar
 
 FAST = sorted(set(FAULTS) - {"Triton killed", "Triton frozen"})
@@ -38,6 +39,8 @@ def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path
     assert all(window["recovery_s"] is not None for window in found["windows"])
     # Whatever breaks is known: nothing falls through to the answer of a defect.
     assert not any("internal_error" in source for source in found["sources"]), found["sources"]
+    assert all(size > 0 for size in found["memory_bytes"])
+    assert found["cache_bytes"][-1] > 0
 
 
 def called(begun: float, source: str = "model", seconds: float = 0.1) -> Called:
@@ -51,6 +54,29 @@ def test_calls_of_a_fault_are_told_from_those_between() -> None:
 
     assert found.between() == calls[:1]
     assert (window.failed, window.slowest_ms) == (1, 500)
+
+
+class Mortal(TritonServer):
+    """Stands in for a Triton that a fault may kill, and that is started in no time."""
+
+    def __init__(self) -> None:
+        self.dead = False
+        self.started = 0
+
+    def exit_code(self) -> int | None:
+        return -11 if self.dead else None
+
+    def models_alive(self) -> bool:
+        return not self.dead
+
+    def kill(self) -> None:
+        self.dead = True
+
+    def spawn(self) -> None:
+        self.started += 1
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        self.dead = False
 
 
 class SlowWhileBroken(Routes):
@@ -79,7 +105,7 @@ async def test_calls_that_are_answered_after_the_recovery_belong_to_the_fault(
         routes.broken = False
 
     monkeypatch.setitem(cast(dict[str, Any], FAULTS), "broken", broken)
-    world = World(cast(Any, None), cast(Any, None), "", os.getpid())
+    world = World(cast(Any, None), cast(Any, None), "", os.getpid(), Revival(Mortal()))
     found = await soak(world, routes, Plan(0, 0, 0.2, rate=100, faults=["broken"]))
 
     (window,) = found.windows
@@ -90,12 +116,65 @@ async def test_calls_that_are_answered_after_the_recovery_belong_to_the_fault(
     assert {each.sample.source for each in found.between()} <= {"model"}
 
 
-@pytest.mark.parametrize(("growth", "slope"), [(0, 0.0), (1000, 3_600_000.0)])
-def test_memory_that_grows_has_a_slope(growth: int, slope: float) -> None:
-    found = Soaked(memory=[(float(s), 10**8 + growth * s) for s in range(200)])
+class DecidesWhileTritonLives(Routes):
+    """Stands in for a sidecar."""
 
-    assert found.bytes_per_hour() == pytest.approx(slope)
+    def __init__(self, triton: Mortal) -> None:
+        self.triton = triton
+
+    async def route(self, request: object) -> Sample:
+        if self.triton.dead:
+            return Sample(0.0, "fallback:breaker_open")
+        return Sample(0.0, "model", by_model=True)
+
+
+@pytest.mark.parametrize("survives", [True, False])
+async def test_a_triton_that_a_fault_has_killed_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, survives: bool
+) -> None:
+    triton = Mortal()
+
+    @asynccontextmanager
+    async def deadly(_: World) -> AsyncIterator[None]:
+        yield
+        triton.dead = not survives
+
+    monkeypatch.setitem(cast(dict[str, Any], FAULTS), "deadly", deadly)
+    world = World(triton, cast(Any, None), "", os.getpid(), Revival(triton))
+    routes = DecidesWhileTritonLives(triton)
+    found = await soak(world, routes, Plan(0, 0.4, 0.05, rate=100, faults=["deadly"]))
+
+    (window,) = found.windows
+    assert triton.started == window.restarts == (0 if survives else 1)
+    assert window.recovery_s is not None
+    fell_back = [each for each in found.calls if each.sample.source.startswith("fallback")]
+    assert bool(fell_back) is not survives
+    assert {each.sample.source for each in found.between()} <= {"model"}
+
+
+async def test_a_triton_that_is_down_on_purpose_stays_so() -> None:
+    triton = Mortal()
+    triton.dead = True
+    revival = Revival(triton)
+    revival.wanted = False
+    watching = asyncio.create_task(revival.watch())
+    await asyncio.sleep(0.25)
+    watching.cancel()
+
+    assert triton.started == 0
+
+
+@pytest.mark.parametrize(
+    ("growth", "caches", "slope"),
+    [(0, 0, 0.0), (1000, 0, 3_600_000.0), (1000, 1000, 0.0), (0, 1000, -3_600_000.0)],
+)
+def test_memory_that_grows_beside_the_caches_has_a_slope(
+    growth: int, caches: int, slope: float
+) -> None:
+    memory = [Memory(float(s), 10**8 + growth * s, caches * s) for s in range(200)]
+
+    assert Soaked(memory=memory).bytes_per_hour() == pytest.approx(slope)
 
 
 def test_a_short_run_tells_no_slope() -> None:
-    assert Soaked(memory=[(0.0, 1), (1.0, 2)]).bytes_per_hour() is None
+    assert Soaked(memory=[Memory(0.0, 1), Memory(1.0, 2)]).bytes_per_hour() is None
