@@ -49,6 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
+    parser.add_argument(
+        "--also", type=Path, nargs="*", default=[], help="more case files, all of them held out"
+    )
     parser.add_argument("--per-family", type=int, default=150)
     parser.add_argument(
         "--share",
@@ -115,10 +118,15 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
+    also = _read(options.also)
     if options.held_out:
         without = list(filter(None, options.without.split(",")))
-        return read_corpus(options.cases, without=without).held_out
-    return [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
+        return read_corpus(options.cases, without=without).held_out + also
+    return _read(options.cases) + also
+
+
+def _read(paths: list[Path]) -> list[Case]:
+    return [case for path in paths for file in case_files(path) for case in read_cases(file)]
 
 
 def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scored]:

@@ -21,7 +21,7 @@ from router_training.cases import OTHER, Case
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_loop import EncoderPlan, EncoderTrainer
-from router_training.encoder_model import SecondOpinionModel, untrained
+from router_training.encoder_model import SecondOpinionModel, load_second_opinion
 from router_training.mixture import build_mixture
 from router_training.options import add_data_options
 from router_training.record import write_record
@@ -32,13 +32,19 @@ from sidecar.prompts.second_opinion import encoder_texts
 
 log = logging.getLogger("train_encoder")
 
+_ADAPTER = ".safetensors"
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     plan = EncoderPlan()
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
     add_data_options(parser)
-    parser.add_argument("--start", type=Path, help="checkpoint.pt to begin with the weights of")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="checkpoint.pt, or second_opinion.safetensors of an adapter, to begin with",
+    )
     for field in fields(plan):
         value = getattr(plan, field.name)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
@@ -58,13 +64,14 @@ def main() -> None:
     corpus = read_corpus(options.cases, options.written, without)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
-    model, _ = untrained(options.encoder)
+    adapter = options.start if options.start and options.start.suffix == _ADAPTER else None
+    model = load_second_opinion(options.encoder, adapter, None)
     texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
     encoder = TextsEncoder(texts, options.requests_per_draw)
     weights = dict(options.weight)
     mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed, weights=weights)
     trainer = EncoderTrainer(model, mixture, plan, options.out)
-    if options.start:
+    if options.start and not adapter:
         trainer.start_from(options.start)
     if options.resume:
         trainer.resume(options.resume)

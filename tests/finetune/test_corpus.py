@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_training.cases import read_written
+from router_training.cases import read_cases, read_written
 from router_training.corpus import held_out, read_corpus
 
 OURS = Path(__file__).parents[2] / "build" / "finetune" / "written_policies.jsonl.gz"
+UNSEEN = OURS.with_name("unseen_cases.jsonl.gz")
 
 
 def written(name: str) -> dict[str, Any]:
@@ -74,6 +75,20 @@ def test_cases_drawn_from_written_policies_are_left_to_the_policies(
     assert with_policies.families == {}
     assert [case.id for case in with_policies.held_out] == [f"train-written-{held}-1-0001"]
     assert [case.id for case in alone.families["written"]] == [f"train-written-{kept}-1-0001"]
+
+
+def test_no_unseen_case_is_of_a_policy_to_train_on() -> None:
+    cases = list(read_cases(UNSEEN))
+    policies = {case.id.removeprefix("unseen-").rsplit("-", 1)[0] for case in cases}
+    assert len(policies) >= 100
+    assert {case.family for case in cases} == {"unseen"}
+    assert not policies & {policy.id.split("-", 2)[-1] for policy in read_written(OURS)}
+    routes = [{(route.name, route.description) for route in case.routes} for case in cases]
+    shown = [
+        {(route.name, text) for route in policy.routes for text in route.descriptions}
+        for policy in read_written(OURS)
+    ]
+    assert not any(case <= policy for case in routes for policy in shown)
 
 
 def test_our_own_policies_can_be_drawn_from() -> None:
