@@ -77,7 +77,7 @@ class Warmth:
         load: Load | None = None,
         piece_tokens: int = PIECE_TOKENS,
         gap_tokens: int = GAP_TOKENS,
-        patience_s: float = 0.5,
+        patience_s: float = 1.0,
         in_time_s: float = math.inf,
     ) -> None:
         self._policies = policies
