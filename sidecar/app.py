@@ -36,6 +36,7 @@ from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
+from sidecar.inference.second_opinion import TritonOpinions
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.inference.triton_text import TritonTextModel, TritonVllmModel
@@ -180,15 +181,29 @@ def _target(
         keepalive_timeout_ms=triton.keepalive_timeout_ms,
         label_ids=facts.takes_label_ids,
     )
-    text_model = _TEXT_MODELS.get(triton.interface)
-    served = text_model(where, tokenizer) if text_model else TritonModel(where)
+    served, encoder_lost = _served(where, settings, facts, tokenizer)
     model = GuardedModel(
         served,
         CircuitBreaker(triton.breaker_failures),
         WatchTimes(open_s=triton.breaker_probe_interval_ms / 1000),
         warmth.recover,
     )
-    return Target(address, model, warmth, load)
+    return Target(address, model, warmth, load, encoder_lost)
+
+
+def _served(
+    where: TritonTarget, settings: Settings, facts: RouterFacts, tokenizer: Tokenizer
+) -> tuple[TritonModel, Callable[[], str | None]]:
+    """The model server's client, and what tells why it does without the encoder."""
+    triton, routing = settings.triton, settings.routing
+    if text_model := _TEXT_MODELS.get(triton.interface):
+        return text_model(where, tokenizer), lambda: None
+    if not (facts.encoder_apart and triton.second_opinion):
+        return TritonModel(where), lambda: None
+    # The other half is for those that the encoder keeps waiting in vain.
+    wait_s = (routing.decision_budget_ms - routing.reserve_ms) / 2000
+    both = TritonOpinions(where, triton.second_opinion, wait_s)
+    return both, lambda: both.encoder_lost
 
 
 def _cache(settings: Settings) -> DecisionCache | None:
@@ -223,17 +238,15 @@ def _engine(settings: Settings) -> EngineInfo:
 
 
 def _second_opinion(
-    engine: EngineInfo, probability: float
+    engine: EngineInfo, settings: Settings
 ) -> Callable[[CompiledPrompt, Policy], CompiledPrompt]:
-    """What adds the engine's sentence encoder to a compiled prompt. Raises SidecarError.
-
-    Args:
-        probability: from which on the encoder decides by itself; 1: never.
-    """
+    """What adds the engine's sentence encoder to a compiled prompt. Raises SidecarError."""
     second = engine.router.second_opinion
     path = engine.second_opinion_tokenizer_path
-    if second is None or path is None:
+    unasked = engine.router.encoder_apart and not settings.triton.second_opinion
+    if second is None or path is None or unasked:
         return lambda compiled, policy: compiled
+    probability = settings.routing_model.encoder_alone_from
     texts = encoder_texts(_tokenizer(path))
     facts = second.fusion
     fusion = Fusion(facts.language_model, facts.encoder, facts.other_bias, facts.temperature)
@@ -262,7 +275,7 @@ def _registry(
         )
         chosen = get_format(prompt_format)
 
-        give_second_opinion = _second_opinion(engine, settings.routing_model.encoder_alone_from)
+        give_second_opinion = _second_opinion(engine, settings)
 
         def compile_prompt(policy: Policy) -> CompiledPrompt:
             compiled = chosen.compile(
@@ -374,7 +387,9 @@ class Sidecar:
             waiting=routing.router.waiting,
             policy_store=store_state(self._live),
             targets=tuple(
-                TargetState(each.name, each.model.degraded, each.load.in_flight)
+                TargetState(
+                    each.name, each.model.degraded, each.load.in_flight, each.encoder_lost()
+                )
                 for each in routing.targets
             ),
             pinned=len(routing.pins or ()),

@@ -261,6 +261,12 @@ class TritonSettings(Section):
         "model do. `llmapi` and `vllm`: text, as TensorRT-LLM's `llmapi` model and Triton's vLLM "
         "models do, for Arch-Router's formats alone; what is lost is in docs/gpu.md.",
     )
+    second_opinion: str = setting(
+        "second_opinion",
+        "Name of the model with the sentence encoder, where Triton serves it beside an engine for "
+        "GPUs (docs/gpu.md). Decisions wait for it as long as half of the budget, and are made "
+        "without it where it is away. Empty: it is not asked.",
+    )
     warm_timeout_ms: int = setting(
         30_000, "Longest the first pass over a policy's routes may take.", "ms", ge=1
     )
@@ -309,7 +315,9 @@ class RoutingModelSettings(Section):
         0.95,
         "Probability from which on a routing model's sentence encoder decides by itself, which "
         "takes a CPU some milliseconds; the language model decides with it about the rest. 1: both "
-        "always decide. Of use with the CPU engine of a model that has one, as ours.",
+        "always decide. Of use with the CPU engine of a model that has one, as ours. Where the "
+        "encoder is a model of its own, both always decide, but for policies whose prefix the "
+        "language model has not read yet.",
         "probability",
         ge=0.5,
         le=1.0,

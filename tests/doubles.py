@@ -56,6 +56,7 @@ class StubModel:
         self.cancelled = 0
         self.opinion: tuple[float, ...] = ()
         """What its encoder says; alone where it is asked alone."""
+        self.encoder_lost = False
 
     def break_with(self, failure: InferenceFailure) -> None:
         self.fault = InferenceError(failure, f"stub: {failure.name}")
@@ -69,7 +70,7 @@ class StubModel:
         if tuple(prompt.prefix_ids) not in self.warmed:
             # As any server, it computes what it does not hold.
             self.warmed.append(tuple(prompt.prefix_ids))
-        return LabelLogits(self.logits)
+        return LabelLogits(self.logits, () if self.encoder_lost else None)
 
     async def warm(
         self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
@@ -128,7 +129,9 @@ class StubPrompt:
             (Candidate(n, x / total) for n, x in zip(names, logits, strict=True)),
             key=lambda candidate: -candidate.probability,
         )
-        return Answer(ranked[0].name, tuple(ranked), text=ranked[0].name)
+        lost = output.logits and output.second_opinion == ()
+        missing = "the encoder" if lost else ""
+        return Answer(ranked[0].name, tuple(ranked), text=ranked[0].name, missing=missing)
 
 
 @dataclass

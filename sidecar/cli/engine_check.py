@@ -80,6 +80,8 @@ class EngineCheck:
         # By its path: the launcher does not search PATH.
         argv = [shutil.which(self.tools.python) or self.tools.python, str(gpu_script("serve.py"))]
         argv += ["--engine", str(engine), "--repository", str(repository)]
+        # What is compared with the weights is the language model.
+        argv += ["--language-model-alone"]
         argv += ["--", f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
         argv += [f"--metrics-port={ports[2]}"]
         report("starting Triton with the engine")

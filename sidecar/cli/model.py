@@ -26,6 +26,7 @@ from sidecar.engines import (
     write_checkpoint,
 )
 from sidecar.engines.cpu import RUNTIME
+from sidecar.engines.second_opinion import open_second_opinion
 from sidecar.local import cache_dir, data_file
 from sidecar.local.cache import exclusive
 from sidecar.prompts import FORMATS
@@ -36,10 +37,6 @@ _BASE = "smollm2.gguf"
 _BASE_ID = "smollm2-135m-instruct"
 _ENCODER = "minilm"
 _BASE_FORMAT = "compact-v1"
-_NO_SECOND_OPINION = (
-    "Warning: engines for GPUs have no sentence encoder: this one decides by the language model "
-    "alone, without the second opinion. What that costs is in the model's card."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +168,6 @@ def build(
             # Asks engines, and so needs much that the other commands do without.
             from sidecar.cli.model_trtllm import build_for_gpu
 
-            if recipe.encoder is not None:
-                click.echo(_NO_SECOND_OPINION, err=True)
             weights = _gpu_weights(recipe, report)
             with _writing(folder):
                 if build_for_gpu(weights, folder, options, report) is None:
@@ -315,7 +310,14 @@ def _gpu_weights(recipe: Recipe, report: Report) -> Weights:
     if written:
         folder = cache_dir() / "checkpoints" / recipe.model_id
         _write_checkpoint(recipe, folder, report)
-    return Weights(folder, recipe.model_id, recipe.prompt_format, recipe.trained, written)
+    return Weights(
+        folder,
+        recipe.model_id,
+        recipe.prompt_format,
+        recipe.trained,
+        written,
+        open_second_opinion(recipe.adapter, recipe.encoder),
+    )
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:

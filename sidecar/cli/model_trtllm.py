@@ -89,6 +89,7 @@ def _request(
         served_at=options.served_at,
         trained=weights.trained,
         ensemble=options.ensemble,
+        second_opinion=weights.second_opinion,
     )
     return request, asked
 
@@ -148,6 +149,7 @@ def _print_plan(request: BuildRequest, tools: Toolchain) -> None:
         "GPU memory to build": f"{sizes.gpu_memory_to_build / _MIB:.0f} MiB",
         "KV cache": f"{sizes.kv_per_token} bytes a token",
         "generation logits": "yes, for labels" if request.labels else "no, answers are text",
+        "second opinion": "a sentence encoder, on the CPU" if request.second_opinion else "none",
     }.items():
         click.echo(f"# {name:20}{value}")
     click.echo("# Sizes are computed from the shapes of the tensors; nothing was run.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sidecar.engines.second_opinion import SecondOpinionSource
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.toolchain import Toolchain
 
@@ -117,6 +118,7 @@ class Weights:
 
     Args:
         written: by the sidecar, in float16.
+        second_opinion: the sentence encoder that decides with it; None without one.
     """
 
     folder: Path
@@ -124,3 +126,4 @@ class Weights:
     prompt_format: str
     trained: bool
     written: bool
+    second_opinion: SecondOpinionSource | None = None

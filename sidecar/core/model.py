@@ -163,12 +163,15 @@ class Answer:
             form gives no more; empty where it gives none. Domains not yet summed.
         problem: why `name` is empty: `UNPARSABLE_ANSWER` or `UNKNOWN_ROUTE`.
         text: the answer as written, for the explanation.
+        missing: what the answer should be made of, too, and did not come; empty if nothing. Such an
+            answer is not kept for later requests.
     """
 
     name: str
     candidates: tuple[Candidate, ...] = ()
     problem: Reason | None = None
     text: str = ""
+    missing: str = ""
 
 
 def is_sure(answer: Answer, prompt: Prompt) -> bool:

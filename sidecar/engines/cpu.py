@@ -12,7 +12,6 @@ from typing import Any
 
 from sidecar import __version__
 from sidecar.engines.adapter import Adapter, open_merged
-from sidecar.engines.encoder import EncoderSource
 from sidecar.engines.engine_directory import (
     GRAPH_VERSION,
     ROUTER,
@@ -28,6 +27,11 @@ from sidecar.engines.engine_directory import (
     write_manifest,
 )
 from sidecar.engines.errors import EngineError
+from sidecar.engines.second_opinion import (
+    SecondOpinionSource,
+    open_second_opinion,
+    write_second_opinion,
+)
 from sidecar.engines.sources import extra_missing, source_files
 from sidecar.engines.staging import refuse_foreign, staged
 from sidecar.engines.timing import measure_timing
@@ -86,7 +90,7 @@ def build_cpu_engine(
     merged = (adapter.weights,) if adapter else ()
     weights = sha256_of(*source_files(source), *merged)
     adapter_sha256 = adapter.facts.sha256 if adapter else ""
-    second = _second_opinion(adapter, encoder)
+    second = open_second_opinion(adapter, encoder)
     inputs = _Inputs(
         model_id,
         prompt_format,
@@ -125,35 +129,6 @@ class _Inputs:
     adapter_sha256: str
     trained: bool
     second_opinion: SecondOpinionFacts | None
-
-
-@dataclass(frozen=True, slots=True)
-class _SecondOpinion:
-    source: EncoderSource
-    facts: SecondOpinionFacts
-
-
-def _second_opinion(adapter: Adapter | None, encoder: Path | None) -> _SecondOpinion | None:
-    described = adapter.facts.second_opinion if adapter else None
-    if adapter is None or described is None:
-        return None
-    if encoder is None:
-        raise EngineError(
-            f"{adapter.path}: its second opinion needs the encoder that it was trained from, "
-            f"{described.base.name} with sha256 {described.base.sha256}"
-        )
-    source = adapter.apply_to_encoder(encoder)
-    facts = SecondOpinionFacts(
-        graph_file="second_opinion.xml",
-        tokenizer_file="second_opinion_tokenizer.json",
-        vocab_size=source.architecture.vocab_size,
-        max_tokens=source.architecture.positions,
-        scales=source.scales(),
-        fusion=described.fusion,
-        weights_sha256=described.base.sha256,
-        adapter_sha256=described.sha256,
-    )
-    return _SecondOpinion(source, facts)
 
 
 def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
@@ -214,7 +189,7 @@ def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
 
 def _write(
     source: ModelSource,
-    second: _SecondOpinion | None,
+    second: SecondOpinionSource | None,
     facts: RouterFacts,
     folder: Path,
     progress: Progress,
@@ -222,7 +197,6 @@ def _write(
     try:
         import openvino
 
-        from sidecar.engines.encoder_graph import build_encoder_graph
         from sidecar.engines.graph import build_graph
     except ImportError as error:
         raise extra_missing(error) from error
@@ -232,9 +206,7 @@ def _write(
     openvino.serialize(model, folder / facts.graph_file)
     _write_json(folder / facts.tokenizer_file, source.tokenizer)
     if second is not None:
-        progress("compiling the second opinion")
-        openvino.serialize(build_encoder_graph(second.source), folder / second.facts.graph_file)
-        _write_json(folder / second.facts.tokenizer_file, second.source.tokenizer)
+        write_second_opinion(second, folder, progress)
     (folder / ROUTER).write_text(facts.to_json(), encoding="utf-8")
 
 

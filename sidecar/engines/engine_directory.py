@@ -160,6 +160,11 @@ class RouterFacts:
         return self.runtime == "openvino"
 
     @property
+    def encoder_apart(self) -> bool:
+        """Whether it has a sentence encoder, which is a model of its own in Triton."""
+        return self.second_opinion is not None and self.runtime != "openvino"
+
+    @property
     def decision_temperature(self) -> float:
         """The temperature that decisions are made at."""
         return self.second_opinion.fusion.temperature if self.second_opinion else self.temperature

@@ -131,9 +131,9 @@ class TritonModel:
         if second is None:
             result = await self._call(inputs, self._label_outputs, timeout_s)
             return _read_label_logits(result, form, self._target)
-        inputs += _second_opinion_inputs(second)
+        inputs += second_opinion_inputs(second)
         result = await self._call(inputs, self._second_opinion_outputs, timeout_s)
-        opinion = _read_second_opinion(result, form)
+        opinion = read_second_opinion(result, form)
         if second.enough is not None and opinion is not None and _is_empty(result):
             return LabelLogits((), opinion)
         return replace(_read_label_logits(result, form, self._target), second_opinion=opinion)
@@ -149,7 +149,7 @@ class TritonModel:
         """
         prompt = Prompt(tuple(prefix_ids), (prefix_ids[-1],))
         inputs = [*_prompt_inputs(prompt), *self._common_inputs(output_len=1)]
-        inputs += _route_inputs(routes) if routes else []
+        inputs += route_inputs(routes) if routes else []
         await self._call(inputs, _outputs(), timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
@@ -187,11 +187,15 @@ class TritonModel:
         return self._client
 
     async def _call(
-        self, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
+        self,
+        inputs: list[InferInput],
+        outputs: list[InferRequestedOutput],
+        timeout_s: float,
+        model: str = "",
     ) -> InferResult:
         try:
             result = await self._connected().infer(
-                self._target.model,
+                model or self._target.model,
                 inputs,
                 outputs=outputs,
                 # The backend keys cancellation by this id, across all its clients: reuse of one
@@ -275,11 +279,12 @@ def _prompt_inputs(prompt: Prompt) -> list[InferInput]:
     return inputs
 
 
-def _second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
+def second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
+    """What the encoder is asked."""
     return [
         _int_input("second_opinion_request_ids", [second.request_ids]),
         _int_input("second_opinion_request_types", [second.request_types]),
-        *_route_inputs(second.routes),
+        *route_inputs(second.routes),
         *([_enough_input(second.enough)] if second.enough is not None else []),
         *([_bool_input("second_opinion_alone")] if second.alone else []),
     ]
@@ -290,7 +295,8 @@ def _enough_input(enough: Enough) -> InferInput:
     return _input("second_opinion_enough", "FP32", np.array(values, np.float32))
 
 
-def _route_inputs(routes: RouteTexts) -> list[InferInput]:
+def route_inputs(routes: RouteTexts) -> list[InferInput]:
+    """What the encoder keeps of a policy."""
     return [
         _int_input("second_opinion_route_ids", [list(chain.from_iterable(routes))]),
         _int_input("second_opinion_route_lengths", [list(map(len, routes))]),
@@ -359,7 +365,8 @@ def _is_empty(result: InferResult) -> bool:
     return _tensor(result, "generation_logits", "f").shape[:3] == (1, 1, 0)
 
 
-def _read_second_opinion(result: InferResult, form: LabelAnswer) -> tuple[float, ...] | None:
+def read_second_opinion(result: InferResult, form: LabelAnswer) -> tuple[float, ...] | None:
+    """The encoder's logits, one a label; None if there are none. Raises InferenceError."""
     if result.get_output(SECOND_OPINION) is None:
         return None  # its engine has no encoder
     logits = _tensor(result, SECOND_OPINION, "f")

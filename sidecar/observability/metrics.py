@@ -199,11 +199,13 @@ class LoadedPolicy:
 @dataclass(frozen=True, slots=True)
 class TargetState:
     """A model server: `degraded` is why it is not being asked, empty if it is; `in_flight` the
-    calls it works on."""
+    calls it works on; `encoder_lost` why its sentence encoder is not waited for, empty if it is,
+    None where it has none of its own."""
 
     address: str
     degraded: str
     in_flight: int
+    encoder_lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,8 +423,17 @@ def _of_targets(targets: Iterable[TargetState]) -> Iterator[Metric]:
         "Calls that the model server is working on.",
         labels=("target",),
     )
+    encoder = GaugeMetricFamily(
+        "llmrouter_target_encoder_up",
+        "1 while the sentence encoder beside an engine for GPUs is waited for, 0 while decisions "
+        "are made without it.",
+        labels=("target",),
+    )
     for target in targets:
         up.add_metric((target.address,), float(not target.degraded))
         in_flight.add_metric((target.address,), float(target.in_flight))
+        if target.encoder_lost is not None:
+            encoder.add_metric((target.address,), float(not target.encoder_lost))
     yield up
     yield in_flight
+    yield encoder

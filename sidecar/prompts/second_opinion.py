@@ -44,6 +44,8 @@ ROUTE_TOKENS = 64
 _READ_CHARS = 4000
 """Of a message or route: bounds the time for a text of megabytes."""
 
+_MISSING = "the sentence encoder's second opinion"
+
 _NAME_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
 
 
@@ -139,7 +141,8 @@ class FusedPrompt:
     `core.model.CompiledPrompt`.
 
     Where the model server sends no second opinion, the language model decides alone, at its own
-    temperature. Where the encoder is `enough`, it decides alone.
+    temperature, and the answer says that something is missing. Where the encoder is `enough`, it
+    decides alone.
     """
 
     alone: CompactPrompt
@@ -170,7 +173,7 @@ class FusedPrompt:
         second = output.second_opinion
         names = self.alone.names
         if second is None or len(second) != len(names) or not all(map(math.isfinite, second)):
-            return alone
+            return replace(alone, text=f"{alone.text} (language model alone)", missing=_MISSING)
         fused = LabelLogits(self.fusion.fuse(output.logits, second))
         answer = read_labels(fused, names, self.alone.labels, self.fusion.temperature)
         if not answer.name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -342,7 +342,7 @@ class Router:
 
     def _by_answer(self, walk: Walk, answer: Answer) -> Outcome:
         outcome = self._chosen(walk, answer, Source.MODEL)
-        if outcome.route is not None:
+        if outcome.route is not None and not answer.missing:
             self._keep(walk, answer)
         return outcome
 
@@ -365,6 +365,9 @@ class Router:
         """What the answer means for this request, whose minimum confidence is its own."""
         walk.answer_text = answer.text
         choice = choose(answer, walk.compiled.policy, walk.request.min_confidence)
+        if answer.missing:
+            detail = f"{choice.detail} Without {answer.missing}, which did not come."
+            choice = replace(choice, detail=detail)
         walk.finish_step("answer")
         return Outcome(
             Source.FALLBACK if choice.route is None else source,

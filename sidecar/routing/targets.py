@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.core.decision import Reason
@@ -31,12 +31,15 @@ class Target:
 
     Args:
         name: its address.
+        encoder_lost: why decisions are made without its sentence encoder; empty if they are made
+            with it; None where it has none of its own.
     """
 
     name: str
     model: GuardedModel
     warmth: Warmth
     load: Load = field(default_factory=Load)
+    encoder_lost: Callable[[], str | None] = lambda: None
 
     def predicted_s(self, compiled: CompiledPolicy, tokens: float) -> float:
         """Seconds until further `tokens` of `compiled` are computed; what was never measured

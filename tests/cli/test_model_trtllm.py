@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cpu_engine.engine_files import open_second_opinion
 
 from sidecar.cli import cli
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import chosen_engine
 from sidecar.config import load_settings
 from sidecar.engines import EngineError, load_engine
-from tests.engines.tiny_models import LLAMA
+from tests.engines import tiny_adapter
+from tests.engines.tiny_encoder import FUSION, TINY_ENCODER
+from tests.engines.tiny_models import LLAMA, TINY_MODELS
 from tests.engines.trtllm import fake_nvidia
 from tests.engines.trtllm.conftest import Nvidia, nvidia
 from tests.prompts.vocabularies import qwen_tokenizer_text
@@ -122,20 +125,36 @@ def test_a_dry_run_prints_commands_and_sizes_and_needs_no_gpu(
     assert 1024 < longest < 2048
 
 
-def test_a_router_with_a_second_opinion_is_built_without_it_and_a_warning_says_so(
-    weights: Path, nvidia: Nvidia, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sidecar.cli import model
+def test_a_router_with_a_second_opinion_is_built_with_it(nvidia: Nvidia, tmp_path: Path) -> None:
+    base = TINY_MODELS["llama"].write(tmp_path / "weights")
+    (base / "tokenizer.json").write_text(qwen_tokenizer_text())
+    encoder = TINY_ENCODER.write(tmp_path / "encoder")
+    section = TINY_ENCODER.write_second_opinion(tmp_path / "adapter", encoder)
+    change = tiny_adapter.change_of(TINY_MODELS["llama"])
+    adapter = tiny_adapter.write_adapter(
+        tmp_path / "adapter", base, change, second_opinion=section, prompt_format="compact-v1"
+    )
+    command = ["model", "build", "--target", "trtllm", "--source", base, "--adapter", adapter]
+    command += ["--encoder", encoder, "--examples", nvidia.tools.examples, "--no-verify"]
+    command += ["--max-prompt-tokens", "256", "--out", out_of(nvidia)]
 
-    def recipe(*_: object) -> model.Recipe:
-        return model.Recipe(weights, None, "tiny", "compact-v1", True, encoder=weights)
+    planned = CliRunner().invoke(cli, [*map(str, command), "--dry-run"])
+    assert planned.exit_code == 0, planned.exception
+    assert "a sentence encoder, on the CPU" in planned.output
+    built = CliRunner().invoke(cli, [str(word) for word in command])
+    assert built.exit_code == 0, (built.output, built.exception)
 
-    monkeypatch.setattr(model, "_recipe", recipe)
-    result = build(weights, nvidia, "--dry-run")
-    assert result.exit_code == 0, result.exception
-    assert "decides by the language model alone" in result.output
-    monkeypatch.undo()
-    assert "alone" not in build(weights, nvidia, "--dry-run").output
+    engine = load_engine(out_of(nvidia))
+    second = engine.router.second_opinion
+    assert second is not None
+    assert engine.router.encoder_apart
+    assert asdict(second.fusion) == FUSION | {"alone_encoder": 0.0, "alone_other_bias": 0.0}
+    # What the model `second_opinion` opens when Triton loads it.
+    assert open_second_opinion(engine.path).scales == second.scales
+    model = out_of(nvidia).with_name("engine-repository") / "second_opinion"
+    assert f'"{engine.path}"' in (model / "config.pbtxt").read_text()
+    assert (model / "1" / "model.py").is_file()
+    assert (model / "1" / "cpu_engine" / "second_opinion.py").is_file()
 
 
 def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:

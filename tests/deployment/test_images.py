@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -175,6 +176,60 @@ def test_panels_do_not_overlap_and_name_the_provisioned_source() -> None:
         assert panel["datasource"]["uid"] == "prometheus"
     source = (DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text()
     assert "uid: prometheus" in source
+
+
+class TestDigests:
+    """`docker/digests.sh` on a copy, with a registry that is faked: none can be reached here."""
+
+    @pytest.fixture
+    def copy(self, tmp_path: Path) -> Path:
+        shutil.copytree(DOCKER, tmp_path / "docker")
+        program = tmp_path / "bin" / "docker"
+        program.parent.mkdir()
+        # docker buildx imagetools inspect IMAGE --format …
+        program.write_text('#!/bin/sh\nprintf sha256:; printf %s "$4" | sha256sum | cut -c-64\n')
+        program.chmod(0o755)
+        return tmp_path
+
+    def digests(self, copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = f"{copy / 'bin'}:/usr/bin:/bin"
+        return run("docker/digests.sh", *arguments, cwd=copy, env={"PATH": path})
+
+    def test_what_is_pinned_by_tag_alone_is_named_until_it_is_written(self, copy: Path) -> None:
+        before = self.digests(copy, "--check")
+        written = self.digests(copy, "--write")
+        after = self.digests(copy, "--check")
+        again = self.digests(copy, "--write")
+
+        assert before.returncode == 1
+        named = {line.rpartition(" ")[2] for line in written.stdout.splitlines()}
+        assert {name.partition(":")[0] for name in named} >= {
+            "nvcr.io/nvidia/tritonserver",
+            "python",
+            "envoyproxy/envoy",
+            "prom/prometheus",
+            "grafana/grafana",
+        }
+        assert (after.returncode, after.stdout) == (0, "")
+        assert (again.returncode, again.stdout) == (0, "")
+        base = (copy / "docker" / "triton" / "Dockerfile").read_text()
+        assert re.search(r"^ARG BASE=nvcr\.io/\S+:26\.07-\S+@sha256:[0-9a-f]{64}$", base, re.M)
+
+    def test_a_registry_that_gives_no_digest_changes_nothing(self, copy: Path) -> None:
+        (copy / "bin" / "docker").write_text("#!/bin/sh\necho '<no value>'\n")
+        failed = self.digests(copy, "--write")
+        assert failed.returncode == 1
+        assert "no digest: <no value>" in failed.stderr
+        assert "@sha256" not in (copy / "docker" / "compose.yaml").read_text()
+
+
+def test_the_triton_image_adds_the_openvino_that_engines_are_built_with() -> None:
+    def openvino(name: str) -> tuple[str, ...]:
+        text = (ROOT / "requirements" / name).read_text()
+        [pinned] = re.findall(r"^openvino==.*(?:\n +--hash.*)+", text, re.MULTILINE)
+        return tuple(re.findall(r"openvino==[\d.]+|sha256:\w+", pinned))
+
+    assert openvino("second-opinion.lock") == openvino("cpu.lock")
 
 
 def replay(line: str, source: Path, places: Mapping[str, Path]) -> None:

@@ -34,6 +34,7 @@ import cpu_model
 
 _OWN = {
     "prefix_cache_bytes": 1 << 26,
+    "route_cache_bytes": 1 << 20,
     "max_pass_tokens": 256,
     "max_output_tokens": 4000,
     "threads": 1,
@@ -72,6 +73,8 @@ def for_the_sidecar(engine: EngineInfo, folder: Path) -> EngineInfo:
     facts = replace(engine.router, runtime=RUNTIME)
     (folder / "router.json").write_text(facts.to_json())
     shutil.copy(engine.tokenizer_path, folder)
+    if engine.second_opinion_tokenizer_path is not None:
+        shutil.copy(engine.second_opinion_tokenizer_path, folder)
     write_manifest(folder)
     return read_routing_facts(folder)
 

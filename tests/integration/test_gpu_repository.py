@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import runpy
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ from sidecar.core.model import (
     TextOutput,
 )
 from sidecar.engines import EngineInfo, build_cpu_engine
+from sidecar.evaluation.cases import Case
+from sidecar.evaluation.policies import CaseRoute
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.local import TritonServer
@@ -52,6 +56,7 @@ from tests.integration.running_sidecar import decides_by_model, request, sidecar
 from tests.prompts.samples import conversation_of, policy_of
 from tests.prompts.vocabularies import qwen_tokenizer_text
 
+ROOT = Path(__file__).parents[2]
 END_ID, PAD_ID = 151_645, 151_643
 SHAPE = replace(QWEN2, tied=True, hidden=32, heads=4, vocab=151_936)
 QUEUE = 4
@@ -126,6 +131,21 @@ async def test_a_sidecar_decides_by_a_text_within_the_grammar(served: Served, be
         decision = (await stub.Route(sent)).decision
     assert decision.explanation.answer.startswith("{'route': '")
     assert 0.0 < decision.confidence <= 1.0
+
+
+async def test_free_answers_are_compared_with_those_that_the_prompt_begins(served: Served) -> None:
+    """That the comparison runs; of random weights its outcome means nothing."""
+    parity = runpy.run_path(str(ROOT / "build" / "trtllm" / "skeleton_parity.py"))
+    routes = (CaseRoute("code", "writing programs"), CaseRoute("travel", "hotels and flights"))
+    asked = [
+        Case(text, "made", "made", conversation_of(("user", text)), routes, "travel")
+        for text in ("a room", "a loop")
+    ]
+    address, prompt_format = served.triton.grpc_address, "arch-router/archgw-v1"
+    pairs = await parity["compare"](address, served.engine, prompt_format, asked)
+    assert all(pair.free.name and 0 < pair.free.confidence <= 1 for pair in pairs)
+    alike = sum(pair.free.name == pair.begun.name for pair in pairs)
+    assert parity["report"](pairs)[0] == f"2 cases, {alike} decided alike"
 
 
 async def test_logits_of_labels(model: TritonModel) -> None:

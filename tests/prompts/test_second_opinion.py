@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -208,8 +209,13 @@ class TestFusedPrompt:
     ) -> None:
         prompt = compiled(Fusion(1.0, 1.0, other_bias=50.0))
         output = LabelLogits((0.0, 3.0, 0.0), second)
-        assert prompt.read(output) == prompt.alone.read(output)
-        assert prompt.read(output).name == "travel"
+        alone = prompt.alone.read(output)
+        assert prompt.read(output) == replace(
+            alone,
+            text=f"{alone.text} (language model alone)",
+            missing="the sentence encoder's second opinion",
+        )
+        assert alone.name == "travel"
 
     def test_what_is_enough_goes_with_the_request(self) -> None:
         enough = Enough(0.7, -0.5, 0.9)

@@ -54,6 +54,49 @@ def test_everything_before_it_is_as_without(case: Case, name: str) -> None:
     assert begun.suffix_ids == (*plain.suffix_ids, *ids)
 
 
+@pytest.mark.parametrize("case", ROUTER_CASES, ids=case_id)
+@pytest.mark.parametrize("name", ["arch-router/archgw-v1", "arch-router/model-card+hardened"])
+def test_with_the_rest_it_is_what_a_free_answer_would_make_of_the_prompt(
+    case: Case, name: str
+) -> None:
+    """To the id, for every answer that the case allows. So whatever the model thinks of a route's
+    name after the beginning is what it would think had it written the beginning itself."""
+    policy, conversation = policy_in(case), conversation_in(case)
+    free, begun = (
+        get_format(each).compile(policy, qwen(), 8192) for each in (name, f"{name}+skeleton")
+    )
+    asked, told = free.render(conversation), begun.render(conversation)
+    opening = SKELETONS[AnswerStyle.PYTHON][1]
+    form = begun.answer_form
+    assert isinstance(form, TextAnswer)
+    for route in (*(route.name for route in policy.routes), "other"):
+        answer = tuple(qwen().encode(AnswerStyle.PYTHON.write(route)))
+        rest = answer[len(opening) :]
+        assert (*asked.suffix_ids, *answer) == (*told.suffix_ids, *rest)
+        # And the tokens that are still asked for tell the name.
+        assert begun.read(TextOutput(rest[: form.max_tokens])).name == route
+
+
+GOLDEN = [
+    (case_id(each), each.get("expected_raw_output") or each["expected_message"]["content"])
+    for each in load("golden_model_outputs.json")
+    if "expected_raw_output" in each or "expected_message" in each
+]
+
+
+@pytest.mark.parametrize(("case", "written"), GOLDEN, ids=[case for case, _ in GOLDEN])
+def test_answers_that_the_served_model_was_seen_to_write_begin_so(case: str, written: str) -> None:
+    text, ids = SKELETONS[AnswerStyle.PYTHON]
+    assert written.startswith(text)
+    assert tuple(qwen().encode(written))[: len(ids)] == ids
+
+
+def test_the_model_was_seen_to_write_as_many_tokens_as_the_tokenizer_splits() -> None:
+    """Where the server counted them, the end token included: no sign of another split."""
+    [counted] = [each for each in load("golden_model_outputs.json") if "eval_count" in each]
+    assert len(qwen().encode(counted["expected_raw_output"])) + 1 == counted["eval_count"]
+
+
 def test_the_guide_admits_what_is_left() -> None:
     form = form_of(compiled("code", "it's"))
     # The second name makes Python write other quotes: the answers share no beginning.

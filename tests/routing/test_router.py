@@ -494,6 +494,20 @@ async def test_fallbacks_never_enter_the_cache(
     assert len(remembering.cache) == 0
 
 
+async def test_a_decision_without_the_encoder_says_so_and_never_enters_the_cache(
+    remembering: World,
+) -> None:
+    remembering.model.encoder_lost = True
+    alone = await remembering.router.decide(HELLO)
+    remembering.model.encoder_lost = False
+    again = await remembering.router.decide(HELLO)
+
+    assert (alone.source, alone.route) == (Source.MODEL, "code")
+    assert alone.detail.endswith("Without the encoder, which did not come.")
+    assert (again.source, again.route) == (Source.MODEL, "code")
+    assert "Without" not in again.detail
+
+
 async def test_what_cannot_be_answered_in_time_is_refused_at_once(hurried: World) -> None:
     with hurried.target.load.working(1000):
         await asyncio.sleep(0.05)

@@ -7,12 +7,16 @@ another GPU of the same generation, run slower than it should. Needs Python's st
 alone: NVIDIA's container has its own packages, and the sidecar's do not fit beside them.
 
     serve.py --engine /models/router --repository /models/repository [-- TRITON OPTION...]
+
+Where the engine has a sentence encoder, Triton serves that, too: the model `second_opinion`, which
+computes on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -49,6 +53,12 @@ PRODUCTION_FLAGS = (
 
 
 _TRITONSERVER = "/opt/tritonserver/bin/tritonserver"
+
+SECOND_OPINION = "second_opinion"
+"""The model with the engine's sentence encoder."""
+
+_SECOND_REPOSITORY = Path(__file__).resolve().with_name("second-opinion")
+"""Of that model alone: engines without an encoder must not load it."""
 
 
 class MismatchError(Exception):
@@ -94,8 +104,42 @@ def shm_warnings(folder: Path = Path("/dev/shm")) -> Iterator[str]:  # noqa: S10
         yield f"{folder} has {total} MiB; give the container {NEEDED_SHM_MIB} (--shm-size)"
 
 
-def command(tritonserver: str, repository: Path, extra: Sequence[str]) -> list[str]:
-    return [tritonserver, f"--model-repository={repository}", *PRODUCTION_FLAGS, *extra]
+def repositories(engine: Path, repository: Path, second: Path, *, alone: bool) -> list[Path]:
+    """What Triton loads models from.
+
+    Args:
+        second: the repository of the model `second_opinion`, for a `repository` without it.
+        alone: the language model decides alone, whatever the engine has.
+
+    Raises:
+        MismatchError: the engine's encoder cannot be served here.
+    """
+    there = (repository / SECOND_OPINION).is_dir()
+    has_encoder = _read(engine / "router.json").get(SECOND_OPINION) is not None
+    if alone or not has_encoder:
+        if there:
+            why = "--language-model-alone is given" if alone else f"{engine} has no encoder"
+            raise MismatchError(f"{repository / SECOND_OPINION}: remove this folder: {why}")
+        return [repository]
+    if importlib.util.find_spec("openvino") is None:
+        raise MismatchError(
+            f"{engine}: its sentence encoder needs the package openvino, which this Python lacks; "
+            "use the image of docker/triton, or --language-model-alone to decide without it"
+        )
+    if there:
+        return [repository]
+    if not (second / SECOND_OPINION).is_dir():
+        raise MismatchError(
+            f"{engine}: has a sentence encoder, but {repository} has no model {SECOND_OPINION}, "
+            f"nor has {second}; take the repository that was written with the engine, or "
+            "--language-model-alone to decide without it"
+        )
+    return [repository, second]
+
+
+def command(tritonserver: str, folders: Sequence[Path], extra: Sequence[str]) -> list[str]:
+    models = (f"--model-repository={folder}" for folder in folders)
+    return [tritonserver, *models, *PRODUCTION_FLAGS, *extra]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -104,6 +148,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--tritonserver", default=shutil.which("tritonserver") or _TRITONSERVER)
+    parser.add_argument("--second-opinion", type=Path, default=_SECOND_REPOSITORY)
+    parser.add_argument(
+        "--language-model-alone", action="store_true", help="Leave a sentence encoder out."
+    )
     parser.add_argument("--check-only", action="store_true", help="Do not start Triton.")
     parser.add_argument("extra", nargs="*", help="Further options of tritonserver, after --.")
     given = parser.parse_args(arguments)
@@ -111,12 +159,15 @@ def main(arguments: Sequence[str]) -> int:
         target = check_files(given.engine).get("target", {})
         for warning in (*check_machine(given.engine, target), *shm_warnings()):
             _say(f"Warning: {warning}")
+        folders = repositories(
+            given.engine, given.repository, given.second_opinion, alone=given.language_model_alone
+        )
     except MismatchError as error:
         _say(f"Error: {error}")
         return 1
     if given.check_only:
         return 0
-    argv = command(given.tritonserver, given.repository, given.extra)
+    argv = command(given.tritonserver, folders, given.extra)
     _say(" ".join(argv))
     try:
         os.execvp(argv[0], argv)  # noqa: S606
@@ -133,6 +184,13 @@ def _manifest(engine: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise MismatchError(f"{path}: not the manifest of an engine ({error})") from None
     return dict(manifest)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise MismatchError(f"{path}: cannot be read ({error})") from None
 
 
 def _version(package: str) -> str:

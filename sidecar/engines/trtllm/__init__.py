@@ -9,6 +9,7 @@ from sidecar.engines.trtllm.ensemble import EnsembleOptions, render_ensemble
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.preflight import Machine, inspect_machine
 from sidecar.engines.trtllm.repository import GpuRepositoryOptions, render_gpu_repository
+from sidecar.engines.trtllm.second_opinion import SecondOpinionOptions, render_second_opinion
 from sidecar.engines.trtllm.sizing import EngineLimits
 from sidecar.engines.trtllm.toolchain import IMAGE, Toolchain
 from sidecar.engines.trtllm.verification import Question, Reading, Verdict, compare
@@ -23,6 +24,7 @@ __all__ = [
     "Precision",
     "Question",
     "Reading",
+    "SecondOpinionOptions",
     "Toolchain",
     "Verdict",
     "build_trtllm_engine",
@@ -31,4 +33,5 @@ __all__ = [
     "plan_build",
     "render_ensemble",
     "render_gpu_repository",
+    "render_second_opinion",
 ]

@@ -116,10 +116,21 @@ def assemble(
     source: ModelSource,
     facts: RouterFacts,
     target: Target,
+    second_opinion: Path | None = None,
 ) -> None:
-    """Write the engine directory: engine, tokenizer, router.json, manifest."""
+    """Write the engine directory: engine, tokenizer, router.json, manifest.
+
+    Args:
+        second_opinion: folder with the files of a sentence encoder; None without one.
+    """
     _check_xgrammar(xgrammar / XGRAMMAR_FILE, source.end_id)
-    for file in (engine / CONFIG_FILE, engine / ENGINE_FILE, xgrammar / XGRAMMAR_FILE):
+    encoder = sorted(second_opinion.iterdir()) if second_opinion else []
+    for file in (
+        engine / CONFIG_FILE,
+        engine / ENGINE_FILE,
+        xgrammar / XGRAMMAR_FILE,
+        *encoder,
+    ):
         _place(file, folder / file.name)
     tokenizer = json.dumps(source.tokenizer, ensure_ascii=False)
     (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")

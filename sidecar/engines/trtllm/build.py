@@ -18,6 +18,11 @@ from sidecar.engines.engine_directory import (
     sha256_of,
 )
 from sidecar.engines.errors import EngineError
+from sidecar.engines.second_opinion import (
+    WEIGHTS_FILE,
+    SecondOpinionSource,
+    write_second_opinion,
+)
 from sidecar.engines.sources import open_source, source_files
 from sidecar.engines.staging import refuse_foreign, staged
 from sidecar.engines.trtllm.artifacts import (
@@ -45,6 +50,7 @@ from sidecar.engines.trtllm.preflight import (
     licence_notice,
 )
 from sidecar.engines.trtllm.repository import render_gpu_repository
+from sidecar.engines.trtllm.second_opinion import render_second_opinion
 from sidecar.engines.trtllm.sizing import EngineLimits, Sizes, sizes_of
 from sidecar.engines.trtllm.stages import Report, Stage, run_command, run_stages
 from sidecar.engines.trtllm.toolchain import Toolchain
@@ -69,6 +75,8 @@ class BuildRequest:
         labels: the prompt format's answers are labels, read from their logits.
         calibration: prompts as text, special tokens spelled out; for FP8 and AWQ.
         ensemble: add the model `ensemble`, which takes text, to the repository.
+        second_opinion: a sentence encoder that decides together with the engine; it goes into the
+            engine directory, and the repository gets the model `second_opinion`.
     """
 
     source: Path
@@ -84,6 +92,7 @@ class BuildRequest:
     trained: bool = True
     temperature: float = 1.0
     ensemble: bool = False
+    second_opinion: SecondOpinionSource | None = None
 
     @property
     def work(self) -> Path:
@@ -177,6 +186,7 @@ class _Build:
             self._program("checkpoint", weights, self._settle),
             self._program("engine", self.machine.compute_capability, self._check_engine),
             self._program("tokenizer", weights, lambda: None),
+            self._second_opinion(),
             self._assembly(weights),
             self._repository(),
         ]
@@ -198,6 +208,8 @@ class _Build:
         render_gpu_repository(request.out, request.repository, served_at=request.served_at)
         if request.ensemble:
             render_ensemble(request.out, request.repository, served_at=request.served_at)
+        if request.second_opinion:
+            render_second_opinion(request.out, request.repository, served_at=request.served_at)
         return read_engine(request.out)
 
     def _calibration(self) -> Stage | None:
@@ -236,13 +248,28 @@ class _Build:
             generation_logits=self.request.labels,
         )
 
+    def _second_opinion(self) -> Stage | None:
+        second, folder = self.request.second_opinion, self.request.work / "second_opinion"
+        if second is None:
+            return None
+        facts = second.facts
+        names = (facts.graph_file, WEIGHTS_FILE, facts.tokenizer_file)
+
+        def run(report: Report) -> None:
+            write_second_opinion(second, folder, report)
+
+        produces = tuple(folder / name for name in names)
+        return Stage("second opinion", f"{facts} {__version__}", folder, produces, run)
+
     def _assembly(self, weights: str) -> Stage:
         work, folder = self.request.work, self.request.work / "assembled"
         facts = _facts(self.request, self.source, self.machine, weights)
         target = self._target()
+        second = work / "second_opinion" if self.request.second_opinion else None
 
         def run(report: Report) -> None:
-            assemble(folder, work / "engine", work / "tokenizer", self.source, facts, target)
+            engine, tokenizer = work / "engine", work / "tokenizer"
+            assemble(folder, engine, tokenizer, self.source, facts, target, second)
 
         made_from = f"{facts.to_json()} {target}"
         return Stage("assembled", made_from, folder, (folder / MANIFEST, folder / ROUTER), run)
@@ -336,4 +363,5 @@ def _facts(
         runtime_version=machine.trtllm_version,
         architecture=source.architecture,
         trained=request.trained,
+        second_opinion=request.second_opinion.facts if request.second_opinion else None,
     )

@@ -18,6 +18,7 @@ from sidecar.engines.trtllm import (
     Precision,
     Verdict,
     build_trtllm_engine,
+    render_second_opinion,
 )
 from sidecar.engines.trtllm.build import Verification
 from tests.engines.trtllm.conftest import Nvidia, request_for
@@ -142,6 +143,12 @@ def test_killed_at_each_step_in_turn_the_next_try_does_that_step_anew_and_none_b
     load_engine(request.out)
     # Each program twice: half way, and in the try that was killed at the step after it.
     assert nvidia.ran == [name for name in steps.values() if name for _ in range(2)]
+
+
+def test_an_engine_without_encoder_has_none_to_serve(nvidia: Nvidia, tmp_path: Path) -> None:
+    engine = build_trtllm_engine(request_for(tmp_path), nvidia.tools)
+    with pytest.raises(EngineError, match="has no second opinion to serve"):
+        render_second_opinion(engine.path, tmp_path / "repository")
 
 
 def test_what_is_done_is_not_done_again_and_what_has_changed_is(

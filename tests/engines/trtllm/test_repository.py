@@ -13,11 +13,22 @@ from google.protobuf import text_format
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from sidecar.core.model import Prompt, TextAnswer
+from sidecar.core.model import Prompt, SecondOpinionIds, TextAnswer
 from sidecar.engines import EngineError
-from sidecar.engines.trtllm import GpuRepositoryOptions
+from sidecar.engines.trtllm import (
+    GpuRepositoryOptions,
+    SecondOpinionOptions,
+)
 from sidecar.engines.trtllm.repository import parameters, render_config
-from sidecar.inference.triton import TritonModel, TritonTarget, _prompt_inputs
+from sidecar.engines.trtllm.second_opinion import render_second_opinion_config
+from sidecar.inference.triton import (
+    SECOND_OPINION,
+    TritonModel,
+    TritonTarget,
+    _prompt_inputs,
+    route_inputs,
+    second_opinion_inputs,
+)
 from tests.engines.trtllm.contract import FIXTURES
 
 REPO = Path(__file__).parents[3]
@@ -121,6 +132,18 @@ def test_a_path_that_cannot_stand_in_the_configuration_is_refused(path: str) -> 
         render_config(Path(path), GpuRepositoryOptions())
 
 
+def check_sent(sent: InferInput, config: ModelConfig) -> None:
+    """It is an input of the model, of that type and shape."""
+    [tensor] = [each for each in config.input if each.name == sent.name()]
+    datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    assert sent.datatype() == {"STRING": "BYTES"}.get(datatype, datatype), sent.name()
+    batch, *shape = sent.shape()
+    assert batch == 1
+    assert len(shape) == len(tensor.dims), sent.name()
+    for size, dim in zip(shape, tensor.dims, strict=True):
+        assert dim in (-1, size), sent.name()
+
+
 class TestWhatTheSidecarSends:
     """Of every tensor that `TritonModel` sends or reads: it is there, of that type and shape."""
 
@@ -143,16 +166,8 @@ class TestWhatTheSidecarSends:
         config: ModelConfig,
         requests: tuple[list[InferInput], list[InferRequestedOutput]],
     ) -> None:
-        known = {tensor.name: tensor for tensor in config.input}
         for sent in requests[0]:
-            tensor = known[sent.name()]
-            datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
-            assert sent.datatype() == {"STRING": "BYTES"}.get(datatype, datatype), sent.name()
-            batch, *shape = sent.shape()
-            assert batch == 1
-            assert len(shape) == len(tensor.dims), sent.name()
-            for size, dim in zip(shape, tensor.dims, strict=True):
-                assert dim in (-1, size), sent.name()
+            check_sent(sent, config)
         sent_names = {sent.name() for sent in requests[0]}
         assert {tensor.name for tensor in config.input if not tensor.optional} <= sent_names
 
@@ -172,3 +187,43 @@ class TestWhatTheSidecarSends:
         [sent] = [i for i in requests[0] if i.name() == "guided_decoding_guide_type"]
         word = re.sub(rb"^.{4}", b"", sent._get_content(), flags=re.DOTALL).decode()
         assert word in FACTS["guide_types"]
+
+
+class TestSecondOpinion:
+    """The model `second_opinion` beside the engine's."""
+
+    FOLDER = REPO / "triton_models" / "gpu" / "second_opinion"
+
+    @pytest.fixture
+    def encoder(self) -> ModelConfig:
+        text = render_second_opinion_config(ENGINE, SecondOpinionOptions())
+        return text_format.Parse(text, ModelConfig())
+
+    def test_the_committed_one_is_what_is_rendered(self) -> None:
+        rendered = render_second_opinion_config(ENGINE, SecondOpinionOptions())
+        assert (self.FOLDER / "config.pbtxt").read_text() == rendered, (
+            "render it again: see docs/gpu.md"
+        )
+
+    def test_tensors_are_those_of_the_cpu_model(self, encoder: ModelConfig) -> None:
+        path = REPO / "triton_models" / "cpu" / "tensorrt_llm" / "config.pbtxt"
+        text = re.sub(r": \$\{(\w+)\}", ": 0", path.read_text())
+        cpu = text_format.Parse(text, ModelConfig())
+        for kind in ("input", "output"):
+            theirs = {tensor.name: tensor for tensor in getattr(cpu, kind)}
+            for tensor in getattr(encoder, kind):
+                other = theirs[tensor.name]
+                assert (tensor.data_type, list(tensor.dims)) == (other.data_type, list(other.dims))
+
+    def test_what_the_sidecar_sends_is_there(self, encoder: ModelConfig) -> None:
+        second = SecondOpinionIds((1, 2), (0, 1), ((3,), (4, 5)))
+        sent = second_opinion_inputs(second)
+        for each in sent:
+            check_sent(each, encoder)
+        needed = {tensor.name for tensor in encoder.input if not tensor.optional}
+        assert needed == {each.name() for each in route_inputs(second.routes)}
+        assert [tensor.name for tensor in encoder.output] == [SECOND_OPINION]
+
+    def test_its_queue_has_no_bound(self, encoder: ModelConfig) -> None:
+        assert encoder.HasField("dynamic_batching")
+        assert encoder.dynamic_batching.default_queue_policy.max_queue_size == 0

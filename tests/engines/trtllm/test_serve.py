@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.engines.engine_directory import write_manifest
 from sidecar.engines.trtllm import build_trtllm_engine
 from tests.engines.trtllm import fake_nvidia
 from tests.engines.trtllm.conftest import Nvidia, request_for
@@ -96,3 +97,64 @@ def test_an_engine_for_cpus_is_refused(nvidia: Nvidia, engine: Path) -> None:
     finished = serve(nvidia, engine)
     assert finished.returncode == 1
     assert "not an engine for GPUs" in finished.stderr
+
+
+class TestSecondOpinion:
+    """An engine with a sentence encoder is served with the model that computes it, or not at all
+    unless that is asked for."""
+
+    @pytest.fixture
+    def with_encoder(self, nvidia: Nvidia, engine: Path) -> Path:
+        facts = json.loads((engine / "router.json").read_text())
+        (engine / "router.json").write_text(json.dumps(facts | {"second_opinion": {}}))
+        target = json.loads((engine / "manifest.json").read_text())["target"]
+        write_manifest(engine, target)
+        packages = Path(nvidia.tools.python).parents[1] / "site-packages" / "openvino"
+        packages.mkdir()
+        (packages / "__init__.py").touch()
+        return engine
+
+    @pytest.fixture
+    def second(self, tmp_path: Path) -> Path:
+        (tmp_path / "second-opinion" / "second_opinion").mkdir(parents=True)
+        return tmp_path / "second-opinion"
+
+    def test_its_repository_is_given_to_triton(
+        self, nvidia: Nvidia, with_encoder: Path, second: Path
+    ) -> None:
+        finished = serve(nvidia, with_encoder, "--second-opinion", str(second))
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.split()[:2] == [
+            "--model-repository=/models/repository",
+            f"--model-repository={second}",
+        ]
+
+    def test_an_engine_without_encoder_gets_none(
+        self, nvidia: Nvidia, engine: Path, second: Path
+    ) -> None:
+        finished = serve(nvidia, engine, "--second-opinion", str(second))
+        assert finished.returncode == 0, finished.stderr
+        assert str(second) not in finished.stdout
+
+    def test_it_can_be_left_out(self, nvidia: Nvidia, with_encoder: Path, second: Path) -> None:
+        extra = ("--second-opinion", str(second), "--language-model-alone")
+        finished = serve(nvidia, with_encoder, *extra)
+        assert finished.returncode == 0, finished.stderr
+        assert str(second) not in finished.stdout
+
+    def test_a_repository_without_it_is_refused(
+        self, nvidia: Nvidia, with_encoder: Path, tmp_path: Path
+    ) -> None:
+        finished = serve(nvidia, with_encoder, "--second-opinion", str(tmp_path / "none"))
+        assert finished.returncode == 1
+        assert "/models/repository has no model second_opinion" in finished.stderr
+
+    def test_a_container_without_openvino_is_refused(
+        self, nvidia: Nvidia, with_encoder: Path, second: Path
+    ) -> None:
+        packages = Path(nvidia.tools.python).parents[1] / "site-packages" / "openvino"
+        (packages / "__init__.py").unlink()
+        packages.rmdir()
+        finished = serve(nvidia, with_encoder, "--second-opinion", str(second))
+        assert finished.returncode == 1
+        assert "needs the package openvino" in finished.stderr

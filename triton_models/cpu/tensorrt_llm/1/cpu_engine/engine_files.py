@@ -72,6 +72,27 @@ def open_engine(directory: Path) -> EngineFacts:
     )
 
 
+def open_second_opinion(directory: Path) -> SecondOpinionFacts:
+    """The sentence encoder of an engine whose language model is served by something else; its files
+    alone are checked.
+
+    Raises:
+        EngineFilesError: as `open_engine`, or the engine has none.
+    """
+    files = _read(directory / "manifest.json")["files"]
+    facts = _second_opinion(directory, _read(directory / "router.json").get("second_opinion"))
+    if facts is None:
+        raise EngineFilesError(
+            f"{directory}: has no second opinion; take the model second_opinion out of the "
+            "repository, or build the engine again with one"
+        )
+    for path in (facts.graph_path, facts.graph_path.with_suffix(".bin")):
+        if path.name not in files:
+            raise EngineFilesError(f"{directory}: its manifest has no {path.name}; build it again")
+        _check(path, files[path.name]["sha256"])
+    return facts
+
+
 def _second_opinion(directory: Path, facts: dict[str, Any] | None) -> SecondOpinionFacts | None:
     if facts is None:
         return None

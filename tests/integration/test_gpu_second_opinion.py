@@ -1,0 +1,171 @@
+"""The GPU repository with a sentence encoder in a real Triton, and a sidecar that asks both models.
+
+The language model's backend is a stand-in (see `gpu_stand_in`). The encoder is served as it is in
+production: the same model, on OpenVINO, in Triton's Python backend. The weights are random.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpu_engine.engine_files import open_second_opinion
+from cpu_engine.requests import Opinion
+from cpu_engine.second_opinion import Encoder, SecondOpinion
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from sidecar._generated.llmrouter.v1 import decision_pb2
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
+from sidecar.core.model import LabelAnswer, LabelLogits, Prompt, SecondOpinionIds
+from sidecar.engines import EngineInfo, build_cpu_engine, open_adapter
+from sidecar.engines.trtllm import SecondOpinionOptions, render_second_opinion
+from sidecar.inference.second_opinion import TritonOpinions
+from sidecar.inference.triton import TritonTarget, second_opinion_inputs
+from sidecar.local import TritonServer
+from tests.engines import tiny_adapter
+from tests.engines.tiny_encoder import TINY_ENCODER
+from tests.engines.tiny_models import LLAMA
+from tests.integration.gpu_stand_in import (
+    for_the_sidecar,
+    production_flags,
+    stand_in_repository,
+)
+from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
+from tests.integration.test_second_opinion import POLICIES, bytes_and_words
+
+MISSING = "Without the sentence encoder's second opinion, which did not come."
+SECOND = SecondOpinionIds((2, 40, 41, 3), (0, 0, 0, 0), ((2, 50, 3), (2, 51, 52, 3)))
+LABELS = LabelAnswer((5, 6, 7))
+
+
+@dataclass(frozen=True)
+class Served:
+    triton: TritonServer
+    engine: EngineInfo
+    whole: EngineInfo
+    policies: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("gpu")
+    base = LLAMA.write(folder / "base")
+    (base / "tokenizer.json").write_text(bytes_and_words().to_str())
+    encoder = TINY_ENCODER.write(folder / "encoder")
+    section = TINY_ENCODER.write_second_opinion(folder / "adapter", encoder)
+    change = tiny_adapter.change_of(LLAMA)
+    tiny_adapter.write_adapter(folder / "adapter", base, change, second_opinion=section)
+    engine = build_cpu_engine(
+        base,
+        folder / "engine",
+        model_id="tiny",
+        prompt_format="compact-v1",
+        adapter=open_adapter(folder / "adapter"),
+        encoder=encoder,
+    )
+    repository = stand_in_repository(engine.path, folder / "repository", max_queue_size=16)
+    render_second_opinion(engine.path, repository, options=SecondOpinionOptions(threads=1))
+    policies = folder / "policies.yaml"
+    policies.write_text(POLICIES)
+    # In production nobody loads and unloads models; here tests do.
+    flags = production_flags("--model-control-mode", "--exit-timeout-secs")
+    flags += ["--model-control-mode=explicit", "--load-model=*"]
+    with TritonServer(repository, arguments=flags, exit_timeout_s=0) as triton:
+        yield Served(triton, for_the_sidecar(engine, folder / "facts"), engine, policies)
+
+
+def in_this_process(engine: EngineInfo, *asked: SecondOpinionIds) -> list[list[float]]:
+    facts = open_second_opinion(engine.path)
+    encoder = SecondOpinion(Encoder(facts.graph_path, threads=1), facts.scales, 1 << 20)
+    opinions = [
+        Opinion(
+            np.array(each.request_ids, np.int32),
+            np.array(each.request_types, np.int32),
+            tuple(np.array(route, np.int32) for route in each.routes),
+        )
+        for each in asked
+    ]
+    return [logits.tolist() for logits in encoder.opinions(opinions)]
+
+
+async def test_the_encoder_says_in_triton_what_it_says_here_also_in_a_batch(
+    served: Served,
+) -> None:
+    facts = served.engine.router
+    target = TritonTarget(
+        served.triton.grpc_address, "tensorrt_llm", facts.end_id, facts.pad_id, facts.vocab_size
+    )
+    model = TritonOpinions(target, "second_opinion", 60)
+    asked = [
+        replace(SECOND, request_ids=(2, 30 + number, 3), request_types=(0, 0, 1))
+        for number in range(6)
+    ] + [replace(SECOND, routes=((2, 60, 3), (2, 61, 3)))]
+    try:
+        await model.warm((1, 2, 3), 60, SECOND.routes)
+        outputs = await asyncio.gather(
+            *(model.infer(Prompt((), (9,), second_opinion=each), LABELS, 60) for each in asked)
+        )
+    finally:
+        await model.close()
+
+    expected = in_this_process(served.whole, *asked)
+    for output, logits in zip(outputs, expected, strict=True):
+        assert isinstance(output, LabelLogits)
+        assert output.logits
+        assert output.second_opinion == pytest.approx(logits, abs=1e-3)
+
+
+async def test_what_is_malformed_is_refused_by_name(served: Served) -> None:
+    wrong = replace(SECOND, request_ids=(TINY_ENCODER.vocab,), request_types=(0,))
+    async with InferenceServerClient(served.triton.grpc_address) as client:
+        with pytest.raises(InferenceServerException, match="second_opinion_request_ids must be"):
+            await client.infer("second_opinion", second_opinion_inputs(wrong), client_timeout=60)
+
+
+async def until(stub: RoutingServiceStub, alone: bool) -> decision_pb2.Decision:
+    """Wait for a decision that the language model makes alone, or does not."""
+    async with asyncio.timeout(60):
+        number = 0
+        while True:
+            # Another text each time: the same one would be answered from the cache.
+            text = f"which of them {alone} {number}"
+            decision = (await stub.Route(request(text, explain=True))).decision
+            if "language model" in decision.explanation.answer and alone == (
+                MISSING in decision.detail
+            ):
+                return decision
+            number += 1
+            await asyncio.sleep(0.05)
+
+
+async def test_a_sidecar_decides_by_both_and_by_the_language_model_while_the_encoder_is_away(
+    served: Served,
+) -> None:
+    async with (
+        sidecar_on(
+            served.triton.grpc_address, served.engine, budget_s=60, policies=served.policies
+        ) as stub,
+        InferenceServerClient(served.triton.grpc_address) as client,
+    ):
+        await decides_by_model(stub, "")
+        both = await until(stub, alone=False)
+        await client.unload_model("second_opinion")
+        alone = await until(stub, alone=True)
+        again = request(f"kept {alone.decision_id}")
+        sources = [(await stub.Route(again)).decision.source for _ in range(2)]
+        await client.load_model("second_opinion")
+        back = await until(stub, alone=False)
+
+    assert "(language model" in both.explanation.answer
+    assert ", encoder" in both.explanation.answer
+    assert alone.explanation.answer.endswith("(language model alone)")
+    assert alone.candidates
+    # A decision that lacks an opinion is not kept for the next request.
+    assert decision_pb2.DECISION_SOURCE_CACHE not in sources
+    assert ", encoder" in back.explanation.answer
+    assert both.routing_model == served.engine.router.build_id
