@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from sidecar.admin import AdminServer
-from sidecar.app_ext_proc import build_ext_proc
+from sidecar.app_ext_proc import build_ext_proc, envoy_sockets
 from sidecar.app_policies import (
     PolicySourceError,
     api_policies,
@@ -341,6 +341,14 @@ class Sidecar:
         )
         self._following: list[asyncio.Task[None]] = []
         server = settings.server
+        mounted = build_ext_proc(
+            settings,
+            self._routing.router,
+            self._routing.registry,
+            metrics,
+            self._routing.latencies,
+            self._routing.router,
+        )
         self.grpc = GrpcServer(
             self._routing.router,
             self._routing.registry,
@@ -355,14 +363,8 @@ class Sidecar:
                 selection=call_selection(settings),
                 max_price_age_days=settings.policies.price_max_age_days,
             ),
-            mounted=build_ext_proc(
-                settings,
-                self._routing.router,
-                self._routing.registry,
-                metrics,
-                self._routing.latencies,
-                self._routing.router,
-            ),
+            mounted=mounted,
+            sockets=envoy_sockets(settings, mounted),
             policies=api_policies(settings, self._store, self._live),
         )
         metrics.watch(self.state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sidecar.app_selection import policy_rules
 from sidecar.config import Settings
 from sidecar.config_ext_proc import BY_BODY, CODING_AGENTS, ExtProcSettings
@@ -16,6 +18,7 @@ from sidecar.ext_proc.dialects import (
     tag,
 )
 from sidecar.ext_proc.dialects import CODING_AGENTS as KNOWN_HARNESS
+from sidecar.ext_proc.envoy_socket import EnvoySocket
 from sidecar.ext_proc.issued import IssuedObserver
 from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
 from sidecar.ext_proc.service import ExtProcService
@@ -41,6 +44,17 @@ def build_ext_proc(
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
     options = ext_proc_options(section, largest, policy_rules(settings))
     return [ExtProcService(router, models, dialects, options, observer, latencies, issued)]
+
+
+def envoy_sockets(settings: Settings, services: Iterable[ExtProcService]) -> list[EnvoySocket]:
+    """The socket for Envoy alone, if there is to be one."""
+    path, server = settings.ext_proc.uds_path, settings.server
+    if path is None:
+        return []
+    return [
+        EnvoySocket(service, path, server.max_concurrent_calls, server.max_message_bytes)
+        for service in services
+    ]
 
 
 def dialect_options(section: ExtProcSettings) -> DialectOptions:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,11 +16,20 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import ClientSession
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
+    ExternalProcessorStub,
+)
 from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
 from sidecar.engines import EngineInfo
+from sidecar.ext_proc.messages import BUFFERED
+from sidecar.ext_proc.service import SERVICE
+from tests.ext_proc.parts import request_body, request_headers, set_headers
+from tests.ext_proc.standins import chat
 from tests.grpc_api.standins import route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
 
@@ -72,6 +82,39 @@ async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:
     assert status["ready"]
     assert status["degraded"]
     assert [each["name"] for each in status["policies"]] == ["namespaces/default/policies/default"]
+
+
+async def test_envoy_is_served_on_a_socket_of_its_own(flags: Flags, tmp_path: Path) -> None:
+    path = tmp_path / "envoy.sock"
+    flags["ext_proc"] = {"uds_path": path, "notice_ms": 0}
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    mode = stat.S_IMODE(path.stat().st_mode)
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        health: Any = HealthStub(channel)
+        checked = await health.Check(HealthCheckRequest(service=SERVICE), timeout=20)
+        stub: Any = ExternalProcessorStub(channel)
+        call = stub.Process(timeout=20)
+        head = request_headers({"content-type": "application/json"})
+        head.protocol_config.request_body_mode = BUFFERED
+        await call.write(head)
+        await call.read()
+        await call.write(request_body(chat("Where is my invoice?")))
+        answer = await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as other:
+            await RoutingServiceStub(channel).Route(route_request(), timeout=20)
+    metrics_url = f"http://127.0.0.1:{sidecar.admin.port}/metrics"
+    async with ClientSession() as http, http.get(metrics_url) as response:
+        metrics = await response.text()
+    await sidecar.stop(0)
+
+    assert mode == 0o660
+    assert checked.status == HealthCheckResponse.SERVING
+    assert set_headers(answer.request_body.response)["x-llm-model"] == b"acme/fast"
+    assert other.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert f'llmrouter_grpc_requests_total{{code="ok",method="{SERVICE}/Process"}} 1.0' in metrics
+    assert not path.exists()
 
 
 Spoil = Callable[[Flags, Path], object]

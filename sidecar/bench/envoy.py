@@ -301,10 +301,9 @@ def _flags(folder: Path) -> dict[str, dict[str, object]]:
         "server": {
             "grpc_address": f"127.0.0.1:{api}",
             "http_address": "",
-            "uds_path": folder / "sidecar.sock",
         },
         # Far beyond what a decision takes: how long it takes is what is measured.
-        "ext_proc": {"message_timeout_ms": 30_000},
+        "ext_proc": {"message_timeout_ms": 30_000, "uds_path": folder / "sidecar.sock"},
         "routing": {"decision_budget_ms": 20_000},
         "policies": {"paths": (policies, unpinned)},
     }

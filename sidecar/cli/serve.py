@@ -37,6 +37,9 @@ from sidecar.config import load_settings
 @click.option("--address", metavar="HOST:PORT", help=described("server", "grpc_address"))
 @click.option("--http-address", metavar="HOST:PORT", help=described("server", "http_address"))
 @click.option("--uds", type=click.Path(path_type=Path), help=described("server", "uds_path"))
+@click.option(
+    "--envoy-uds", type=click.Path(path_type=Path), help=described("ext_proc", "uds_path")
+)
 # For a process that starts this one and has to know whose answers it gets.
 @click.option("--started-file", type=click.Path(path_type=Path), hidden=True)
 def serve(
@@ -48,6 +51,7 @@ def serve(
     address: str | None,
     http_address: str | None,
     uds: Path | None,
+    envoy_uds: Path | None,
     started_file: Path | None,
 ) -> None:
     """Serve the API until SIGTERM or Ctrl-C.
@@ -63,6 +67,7 @@ def serve(
                 "http_address": http_address,
                 "uds_path": uds,
             },
+            "ext_proc": {"uds_path": envoy_uds},
             "policies": {"paths": policies or None},
             "policy_store": {"url": store},
             "routing_model": {"directory": model},

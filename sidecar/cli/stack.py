@@ -56,9 +56,9 @@ class LocalStack:
         runs.mkdir(exist_ok=True)
         # The name tells the next start whose it was, should this process be killed.
         self._folder = Path(tempfile.mkdtemp(prefix=f"stack-{os.getpid()}-", dir=runs))
-        if gateway is not None and settings.server.uds_path is None:
-            server = settings.server.model_copy(update={"uds_path": self._folder / "sidecar.sock"})
-            self._settings = settings.model_copy(update={"server": server})
+        if gateway is not None and settings.ext_proc.uds_path is None:
+            section = settings.ext_proc.model_copy(update={"uds_path": self._folder / "envoy.sock"})
+            self._settings = settings.model_copy(update={"ext_proc": section})
         self._wish = gateway
         self._gateway: LocalGateway | None = None
         self._triton: TritonServer | None = None
@@ -173,7 +173,7 @@ class LocalStack:
         self.check()
 
     def _start_gateway(self, wish: GatewayWish) -> LocalGateway:
-        socket = self._settings.server.uds_path
+        socket = self._settings.ext_proc.uds_path
         assert socket is not None, "given when a gateway was wanted"
         timeout_s = self._settings.ext_proc.message_timeout_ms / 1000
         gateway = LocalGateway(wish, socket, timeout_s)

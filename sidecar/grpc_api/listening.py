@@ -101,6 +101,19 @@ def listen_unix(server: grpc.aio.Server, path: Path) -> None:
         ) from None
 
 
+def bound_unix(path: Path) -> socket.socket:
+    """As `listen_unix`, for what is not served by gRPC's library."""
+    check_unix(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _umask(0o777 & ~SOCKET_MODE):
+            bound.bind(os.fspath(path))
+    except OSError as error:
+        bound.close()
+        raise ListenError(f"cannot listen on {path}: {error.strerror}") from None
+    return bound
+
+
 def check_unix(path: Path) -> None:
     """Raises ListenError if nothing can listen there now; removes a socket that was left."""
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:

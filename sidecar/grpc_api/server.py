@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from sidecar.grpc_api.interceptors import (
     Layer,
     LayeredServer,
 )
-from sidecar.grpc_api.listening import listen_tcp, listen_unix
+from sidecar.grpc_api.listening import bound_unix, listen_tcp, listen_unix
 from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
 from sidecar.grpc_api.policy_service import PolicyService
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
@@ -104,6 +105,19 @@ class MountedService(Protocol):
     def add_to(self, server: grpc.aio.Server, drain: Drain) -> None: ...
 
 
+class OwnSocket(Protocol):
+    """A Unix domain socket on which a mounted service is served by other means."""
+
+    @property
+    def path(self) -> Path: ...
+
+    async def start(
+        self, bound: socket.socket, health: HealthService, layers: Sequence[Layer]
+    ) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 class GrpcServer:
     """Serves the API on TCP and a Unix domain socket at once."""
 
@@ -115,23 +129,26 @@ class GrpcServer:
         options: ServerOptions,
         mounted: Sequence[MountedService] = (),
         policies: Policies | None = None,
+        sockets: Sequence[OwnSocket] = (),
     ) -> None:
         """`policies`: where policies are kept; None: those of the registry, which stay."""
         self._router = router
         self._policies = policies or fixed_policies(registry)
         self._options = options
         self._mounted = mounted
+        self._sockets = sockets
         self._drain = Drain()
         names = (ROUTING, POLICIES, *(service.name for service in mounted))
         self._health = HealthService(names, self._drain)
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
+        self._layers = _layers(observer, self._drain)
         self._server = LayeredServer(
             grpc.aio.server(
                 options=_channel_options(options),
                 maximum_concurrent_rpcs=options.max_concurrent_calls,
             ),
-            _layers(observer, self._drain),
+            self._layers,
             {f"{ROUTING}/Route": options.limits.max_request_bytes},
         )
         reader = RequestReader(registry, options.limits, options.selection)
@@ -171,6 +188,8 @@ class GrpcServer:
         if self._options.socket is not None:
             listen_unix(self._server, self._options.socket)
         await self._server.start()
+        for each in self._sockets:
+            await each.start(bound_unix(each.path), self._health, self._layers)
         self._following = asyncio.create_task(
             self._health.follow(self._router, self._policies.feed), name="health"
         )
@@ -190,7 +209,8 @@ class GrpcServer:
         ended = asyncio.create_task(self._grace_ended.wait())
         await asyncio.wait({answered, ended}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         # What remains is the last answers on their way out, or what must end now.
-        await self._server.stop(_FLUSH_S if answered.done() else 0)
+        flush_s = _FLUSH_S if answered.done() else 0
+        await asyncio.gather(self._server.stop(flush_s), *(s.stop() for s in self._sockets))
         for task in (answered, ended, self._following):
             if task is not None:
                 task.cancel()

@@ -17,6 +17,7 @@ from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, PolicyRef, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import ApiDialect, Catalog, Model
+from sidecar.ext_proc.envoy_socket import EnvoySocket
 from sidecar.ext_proc.issued import IssuedObserver
 from sidecar.ext_proc.options import ExtProcOptions
 from sidecar.ext_proc.request import (
@@ -32,11 +33,15 @@ from sidecar.ext_proc.timing import LatencyObserver
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 from sidecar.grpc_api.interceptors import Errors, LayeredServer
+from sidecar.grpc_api.listening import bound_unix
 
 CATALOG: Catalog = {
     "big/coder": Model("big/coder", "coder-1", cluster="big"),
     "small/mini": Model("small/mini", "mini-2", cluster="small"),
 }
+
+
+ALONE = ".alone"
 
 
 class StubRouter:
@@ -138,7 +143,8 @@ async def service_on(
     latencies: LatencyObserver | None = None,
     issued: IssuedObserver | None = None,
 ) -> AsyncIterator[RunningService]:
-    """Serves until the end of the block."""
+    """Serves until the end of the block; a socket whose name ends with `ALONE` not by gRPC's
+    library, but as the one for Envoy alone."""
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
@@ -152,11 +158,16 @@ async def service_on(
     health = HealthService((SERVICE,), drain)
     add_HealthServicer_to_server(health, server)
     health.serve()
-    server.add_insecure_port(f"unix:{socket}")
+    envoy_socket = EnvoySocket(service, socket, 1000, 16 * 1024 * 1024)
+    if socket.suffix == ALONE:
+        await envoy_socket.start(bound_unix(socket), health, [Errors()])
+    else:
+        server.add_insecure_port(f"unix:{socket}")
     await server.start()
     try:
         yield RunningService(socket, router, drain, server, options)
     finally:
+        await envoy_socket.stop()
         await server.stop(0)
 
 

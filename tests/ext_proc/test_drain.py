@@ -11,7 +11,7 @@ import pytest
 from sidecar.local import EnvoyServer, free_ports
 from tests.ext_proc.client import post
 from tests.ext_proc.gateway import Filter, gateway
-from tests.ext_proc.standins import chat, service_on, spliced
+from tests.ext_proc.standins import ALONE, chat, service_on, spliced
 from tests.ext_proc.upstream import Upstream
 
 FULL_DUPLEX = "FULL_DUPLEX_STREAMED"
@@ -24,15 +24,18 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])
-async def test_whole_requests_arrive_while_the_sidecar_drains(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("name", ["s", f"s{ALONE}"])
+async def test_whole_requests_arrive_while_the_sidecar_drains(
+    tmp_path: Path, name: str, size: int
+) -> None:
     body = chat("code", size=size)
     pieces: Sequence[bytes] = [body[:30], body[30:]]
     async with Upstream("small") as small, Upstream("big") as big:
         clusters = {"small": small.port, "big": big.port}
         ports = free_ports(len(FILTERS))
         listeners = dict(zip(ports, FILTERS, strict=True))
-        config = gateway(listeners, clusters, tmp_path / "s", tmp_path / "access.log")
-        async with service_on(tmp_path / "s") as service, EnvoyServer(config):
+        config = gateway(listeners, clusters, tmp_path / name, tmp_path / "access.log")
+        async with service_on(tmp_path / name) as service, EnvoyServer(config):
             service.drain.begin()
             for port in ports:
                 big.requests.clear()

@@ -42,6 +42,7 @@ from tests.ext_proc.matrix import (
 )
 from tests.ext_proc.matrix import Upstream as Got
 from tests.ext_proc.standins import (
+    ALONE,
     CATALOG,
     RunningService,
     StubRouter,
@@ -56,6 +57,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(__file__).with_name("fixtures")
+SOCKET = os.environ.get("MATRIX_SOCKET", ALONE)
+"""Ending of the sockets' names: `ALONE`, or `.grpc` to have them served by gRPC's library, which
+leaves the matrix as it is."""
 CODE = chat("code", size=1000)
 HOLD = chat("hold", size=1000)
 POLICY = """\
@@ -130,7 +134,11 @@ class Stage:
         policies.mkdir(exist_ok=True)
         (policies / "default.yaml").write_text(POLICY)
         (closed,) = free_ports(1)
-        command = ["-m", "sidecar.cli", "serve", "--uds", str(self.fault_socket)]
+        command = ["-m", "sidecar.cli", "serve"]
+        if SOCKET == ALONE:
+            command += ["--envoy-uds", str(self.fault_socket)]
+        else:
+            command += ["--uds", str(self.fault_socket)]
         command += ["--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
         command += ["--policies", str(policies), "--model", str(self.model)]
         await self._start([*command, "--triton", f"127.0.0.1:{closed}"])
@@ -173,12 +181,15 @@ async def stage(
         router = StubRouter()
         router.catalog = {**CATALOG, "big/secure": Model("big/secure", "coder-1", cluster="secure")}
         service = await stack.enter_async_context(
-            service_on(folder / "live", None, router, LlmDialects())
+            service_on(folder / f"live{SOCKET}", None, router, LlmDialects())
         )
         live = dict(zip(MODES, free_ports(len(MODES)), strict=True))
         faulty = dict(zip(MODES, free_ports(len(MODES)), strict=True))
         bridge = 0
-        for ports, socket in ((live, folder / "live"), (faulty, folder / "faulty")):
+        for ports, socket in (
+            (live, folder / f"live{SOCKET}"),
+            (faulty, folder / f"faulty{SOCKET}"),
+        ):
             listeners = {
                 port: replace(MODES[mode], message_timeout_s=TIMEOUT_S, idle_timeout_s=IDLE_S)
                 for mode, port in ports.items()
@@ -193,7 +204,15 @@ async def stage(
             config = gateway(listeners, clusters, socket, folder / "access.log", tls)
             await stack.enter_async_context(EnvoyServer(config))
         made = Stage(
-            live, faulty, service, small, big, secure, folder / "faulty", cpu_engine.path, bridge
+            live,
+            faulty,
+            service,
+            small,
+            big,
+            secure,
+            folder / f"faulty{SOCKET}",
+            cpu_engine.path,
+            bridge,
         )
         yield made
         made.end_process()

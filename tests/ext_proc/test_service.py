@@ -28,7 +28,14 @@ from tests.ext_proc.parts import (
     set_headers,
     streamed,
 )
-from tests.ext_proc.standins import RunningService, StubDialects, StubRouter, chat, service_on
+from tests.ext_proc.standins import (
+    ALONE,
+    RunningService,
+    StubDialects,
+    StubRouter,
+    chat,
+    service_on,
+)
 from tests.waiting import until
 
 JSON = {"content-type": "application/json"}
@@ -88,9 +95,10 @@ async def reason(envoy: EnvoyStandIn) -> bytes:
     return set_headers((await envoy.hear()).request_body.response)["x-llm-reason"]
 
 
-@pytest.fixture
-def socket(tmp_path: Path) -> Path:
-    return tmp_path / "s"
+@pytest.fixture(params=["s", f"s{ALONE}"])
+def socket(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    name: str = request.param
+    return tmp_path / name
 
 
 async def test_decision_has_less_time_than_envoy_waits(socket: Path) -> None:

@@ -72,7 +72,7 @@ class Life:
         return self.folder / "sidecar.sock"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "sidecar.cli", "serve", "--uds", str(self.socket)]
+        command = [sys.executable, "-m", "sidecar.cli", "serve", "--envoy-uds", str(self.socket)]
         command += ["--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
         command += ["--policies", str(POLICIES), "--model", str(self.engine.path)]
         command += ["--triton", self.triton_address]
