@@ -7,13 +7,16 @@ production: the same model, on OpenVINO, in Triton's Python backend. The weights
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cpu_engine.engine_files import open_second_opinion
+from cpu_engine.errors import EngineFilesError
 from cpu_engine.requests import Opinion
 from cpu_engine.second_opinion import Encoder, SecondOpinion
 from tritonclient.grpc.aio import InferenceServerClient
@@ -125,6 +128,40 @@ async def test_what_is_malformed_is_refused_by_name(served: Served) -> None:
     async with InferenceServerClient(served.triton.grpc_address) as client:
         with pytest.raises(InferenceServerException, match="second_opinion_request_ids must be"):
             await client.infer("second_opinion", second_opinion_inputs(wrong), client_timeout=60)
+
+
+def without_encoder(folder: Path) -> None:
+    facts = json.loads((folder / "router.json").read_text())
+    (folder / "router.json").write_text(json.dumps(facts | {"second_opinion": None}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without_encoder, "has no second opinion; take the model second_opinion out"),
+        (lambda folder: (folder / "second_opinion.bin").unlink(), "second_opinion.bin: No such"),
+        (
+            lambda folder: (folder / "second_opinion.xml").write_text("<net/>"),
+            "second_opinion.xml: sha256 is",
+        ),
+    ],
+    ids=["none", "missing", "changed"],
+)
+def test_an_encoder_that_is_not_whole_is_not_served(
+    served: Served, tmp_path: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    folder = Path(shutil.copytree(served.whole.path, tmp_path / "engine"))
+    damage(folder)
+    with pytest.raises(EngineFilesError, match=reason):
+        open_second_opinion(folder)
+
+
+def test_a_language_model_that_is_not_there_is_no_matter_of_the_encoder(
+    served: Served, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(served.whole.path, tmp_path / "engine"))
+    (folder / "model.bin").unlink()
+    assert open_second_opinion(folder).vocab_size == TINY_ENCODER.vocab
 
 
 async def until(stub: RoutingServiceStub, alone: bool) -> decision_pb2.Decision:
