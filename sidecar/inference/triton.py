@@ -8,8 +8,10 @@ The tensors are those of the TensorRT-LLM backend's `tensorrt_llm` model
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 
 import grpc
@@ -52,6 +54,9 @@ _FAILURES = {
 
 SECOND_OPINION = "second_opinion_logits"
 """Output of the CPU model alone, where its engine has a sentence encoder."""
+
+_POLICIES = 64
+"""Policies whose tensors are kept; to make them takes as long as to make those of a request."""
 
 _QUEUE_FULL = "Exceeds maximum queue size"
 
@@ -126,7 +131,7 @@ class TritonModel:
     ) -> LabelLogits:
         inputs = [*_prompt_inputs(prompt), *self._label_inputs]
         if self._target.label_ids:
-            inputs.append(_int_input("label_ids", [form.token_ids]))
+            inputs.append(_label_ids_input(form.token_ids))
         second = prompt.second_opinion
         if second is None:
             result = await self._call(inputs, self._label_outputs, timeout_s)
@@ -149,7 +154,7 @@ class TritonModel:
         """
         prompt = Prompt(tuple(prefix_ids), (prefix_ids[-1],))
         inputs = [*_prompt_inputs(prompt), *self._common_inputs(output_len=1)]
-        inputs += route_inputs(routes) if routes else []
+        inputs += route_inputs(routes) if routes else ()
         await self._call(inputs, _outputs(), timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
@@ -188,7 +193,7 @@ class TritonModel:
 
     async def _call(
         self,
-        inputs: list[InferInput],
+        inputs: Sequence[InferInput],
         outputs: list[InferRequestedOutput],
         timeout_s: float,
         model: str = "",
@@ -263,20 +268,29 @@ class TritonModel:
 
 
 def _prompt_inputs(prompt: Prompt) -> list[InferInput]:
-    ids = np.fromiter(
-        (*prompt.prefix_ids, *prompt.suffix_ids),
-        dtype=np.int32,
-        count=len(prompt.prefix_ids) + len(prompt.suffix_ids),
-    ).reshape(1, -1)
+    # By way of `array`, which takes a third of the time that numpy takes for a tuple.
+    tokens = array("i", prompt.prefix_ids)
+    tokens.extend(prompt.suffix_ids)
+    ids = np.frombuffer(tokens, np.int32).reshape(1, -1)
     inputs = [_input("input_ids", "INT32", ids), _int_input("input_lengths", [[ids.shape[1]]])]
     if prompt.prefix_ids:
-        inputs += [
-            _int_input("retention_token_range_starts", [[0]]),
-            _int_input("retention_token_range_ends", [[len(prompt.prefix_ids)]]),
-            _int_input("retention_token_range_priorities", [[_RETENTION_PRIORITY]]),
-            _int_input("retention_token_range_durations_ms", [[-1]]),
-        ]
+        inputs += _retention_inputs(len(prompt.prefix_ids))
     return inputs
+
+
+@lru_cache(_POLICIES)
+def _retention_inputs(length: int) -> tuple[InferInput, ...]:
+    return (
+        _int_input("retention_token_range_starts", [[0]]),
+        _int_input("retention_token_range_ends", [[length]]),
+        _int_input("retention_token_range_priorities", [[_RETENTION_PRIORITY]]),
+        _int_input("retention_token_range_durations_ms", [[-1]]),
+    )
+
+
+@lru_cache(_POLICIES)
+def _label_ids_input(token_ids: tuple[int, ...]) -> InferInput:
+    return _int_input("label_ids", [token_ids])
 
 
 def second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
@@ -290,17 +304,19 @@ def second_opinion_inputs(second: SecondOpinionIds) -> list[InferInput]:
     ]
 
 
+@lru_cache(_POLICIES)
 def _enough_input(enough: Enough) -> InferInput:
     values = [[enough.factor, enough.other_bias, enough.probability]]
     return _input("second_opinion_enough", "FP32", np.array(values, np.float32))
 
 
-def route_inputs(routes: RouteTexts) -> list[InferInput]:
+@lru_cache(_POLICIES)
+def route_inputs(routes: RouteTexts) -> tuple[InferInput, ...]:
     """What the encoder keeps of a policy."""
-    return [
+    return (
         _int_input("second_opinion_route_ids", [list(chain.from_iterable(routes))]),
         _int_input("second_opinion_route_lengths", [list(map(len, routes))]),
-    ]
+    )
 
 
 def _input(name: str, datatype: str, values: npt.NDArray[np.generic]) -> InferInput:
