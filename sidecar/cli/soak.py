@@ -23,7 +23,7 @@ from sidecar.bench.faults import FAULTS, Revival, World
 from sidecar.bench.faulty_proxy import FaultyProxy
 from sidecar.bench.measuring import closed_loop
 from sidecar.bench.rows import shares
-from sidecar.bench.soak import Plan, Soaked, failed
+from sidecar.bench.soak import Called, Plan, Soaked, failed
 from sidecar.bench.soak import soak as run_soak
 from sidecar.cli.bench import wide_console
 from sidecar.cli.stack import LocalStack, running
@@ -247,10 +247,17 @@ def _summary(found: Soaked) -> str:
         f"\n{len(found.calls)} calls, {failed(found.calls)} failed; "
         f"{_shares_text(found.sources())}.\n"
         f"Outside faults: {len(between)} calls, "
-        f"{decided / max(len(between), 1):.1%} by the model or the cache.\n"
+        f"{decided / max(len(between), 1):.1%} by the model or the cache"
+        f"{_undecided_text(between)}.\n"
         f"The sidecar's own memory: {_mib(first.own)} MiB at first, {_mib(last.own)} at last, of "
         f"which its caches hold {_mib(first.caches)} and {_mib(last.caches)}{growth}."
     )
+
+
+def _undecided_text(calls: Sequence[Called]) -> str:
+    """What the others got, which says where to look."""
+    others = shares([each.sample for each in calls if not each.decided])
+    return f"; of the others {_shares_text(others)}" if others else ""
 
 
 def _mib(size: int) -> str:
@@ -266,6 +273,7 @@ def _document(found: Soaked) -> dict[str, object]:
         "outside_faults": {
             "calls": len(between),
             "decided": sum(each.decided for each in between),
+            "sources": shares([each.sample for each in between]),
         },
         "memory_bytes": [each.own for each in found.memory],
         "cache_bytes": [each.caches for each in found.memory],

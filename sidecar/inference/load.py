@@ -90,5 +90,7 @@ class Load:
         return (self._tokens + tokens) * seconds / done
 
     def forget(self) -> None:
-        """Drop what was measured: the server is another one now, or was held up."""
+        """Drop what was measured: the server is another one now, or was held up. Nor does the time
+        until now count to what completes next."""
         self._measured.clear()
+        self._since = self._clock()

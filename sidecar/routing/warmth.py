@@ -203,6 +203,8 @@ class Warmth:
             return
         first, *rest = used
         await self._probe(first, model, self._probe_s(only_late))
+        # How long that took says how long the server was held up, not how fast it is.
+        self._load.forget()
         self._late_again = 0
         if rest:
             # At the start nobody is known to be asking, and being ready soon is what counts.

@@ -39,6 +39,8 @@ def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path
     assert all(window["recovery_s"] is not None for window in found["windows"])
     # Whatever breaks is known: nothing falls through to the answer of a defect.
     assert not any("internal_error" in source for source in found["sources"]), found["sources"]
+    outside = found["outside_faults"]
+    assert sum(outside["sources"].values()) == pytest.approx(1 if outside["calls"] else 0)
     assert all(size > 0 for size in found["memory_bytes"])
     assert found["cache_bytes"][-1] > 0
 

@@ -73,6 +73,17 @@ def test_measurements_grow_old_and_can_be_forgotten() -> None:
     assert (old, load.wait_s(100)) == (None, None)
 
 
+def test_time_in_which_the_server_was_held_up_is_not_counted_once_it_is_forgotten() -> None:
+    clock = Clock()
+    load = Load(clock)
+    with load.working(100):
+        clock.now += 60
+        load.forget()
+        clock.now += 1
+
+    assert waits(load, 100) == pytest.approx(1)
+
+
 def test_recent_answers_outweigh_those_of_another_load() -> None:
     clock = Clock()
     load = Load(clock)

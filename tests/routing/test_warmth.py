@@ -429,6 +429,16 @@ def test_what_the_encoder_decides_alone_says_nothing_of_the_prefix(
     assert by_language_model(output) is expected
 
 
+async def test_after_a_recovery_nothing_is_known_of_how_fast_the_server_is() -> None:
+    load = Load()
+    warm, model = in_pieces(load), StubModel()
+    with load.working(100):
+        pass
+    await warm.recover(model, only_late=True)
+
+    assert load.wait_s(100) is None
+
+
 async def test_warming_counts_as_work_of_the_server() -> None:
     load = Load()
     warm, model = in_pieces(load), StubModel()
