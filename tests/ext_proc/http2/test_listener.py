@@ -273,9 +273,9 @@ class Peer:
         decoder = hpack.Decoder()
         while True:
             flags, payload = await self.wanted(frames.HEADERS, stream)
-            fields = dict(decoder.decode(payload))
+            fields = dict(decoder.decode(payload, raw=True))
             if flags & frames.END_STREAM:
-                return fields["grpc-status"]
+                return fields[b"grpc-status"].decode()
 
     async def ends_with(self, kind: int) -> int:
         """The code of the GOAWAY with which the connection ends."""
