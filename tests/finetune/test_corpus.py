@@ -81,6 +81,7 @@ def test_no_unseen_case_is_of_a_policy_to_train_on() -> None:
     cases = list(read_cases(UNSEEN))
     policies = {case.id.removeprefix("unseen-").rsplit("-", 1)[0] for case in cases}
     assert len(policies) >= 100
+    assert len({case.id for case in cases}) == len(cases)
     assert {case.family for case in cases} == {"unseen"}
     assert not policies & {policy.id.split("-", 2)[-1] for policy in read_written(OURS)}
     routes = [{(route.name, route.description) for route in case.routes} for case in cases]
