@@ -72,15 +72,30 @@ def answered_by_model(decision: decision_pb2.Decision) -> bool:
     return any(step.step == "answer" for step in decision.steps)
 
 
+_NOT_CLEAR = (
+    "hello",
+    "the first one or rather the other, what would you take?",
+    "a train there, then somewhere to sleep and to eat, and what it costs",
+    "my order came, but the invoice and my password are wrong",
+    "explain it, then write the code and a poem about it",
+)
+"""Of several routes or none, so that no encoder is sure of all of them."""
+
+
 async def decides_by_model(
-    stub: routing_pb2_grpc.RoutingServiceStub, policy: str
+    stub: routing_pb2_grpc.RoutingServiceStub, policy: str, or_encoder: bool = False
 ) -> decision_pb2.Decision:
-    """Wait until the policy is warm; the first decision that the model made."""
+    """Wait until the policy is warm; the first decision that the language model had a part in.
+
+    Args:
+        or_encoder: one of an encoder that is sure counts as well. It decides about a cold policy, too.
+    """
     async with asyncio.timeout(60):
         # Another text each time: the same one would be answered from the cache.
-        for number in itertools.count():
-            decision = (await stub.Route(request(f"hello {number}", policy))).decision
-            if answered_by_model(decision):
+        for number, text in enumerate(itertools.cycle(_NOT_CLEAR)):
+            decision = (await stub.Route(request(f"{text} {number}", policy))).decision
+            steps = {step.step for step in decision.steps}
+            if answered_by_model(decision) and (or_encoder or "model" in steps):
                 return decision
             await asyncio.sleep(0.05)
     raise AssertionError("counting does not end")

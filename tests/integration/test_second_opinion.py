@@ -257,7 +257,7 @@ async def test_from_which_probability_on_is_a_setting(
         policies=policies,
         encoder_alone_from=alone_from,
     ) as stub:
-        await decides_by_model(stub, "")
+        await decides_by_model(stub, "", or_encoder=True)
         decision = (await stub.Route(request(TEXT, explain=True))).decision
     assert answered_by in decision.explanation.answer
 
@@ -274,7 +274,7 @@ async def test_a_decision_is_made_of_both(
     expected = compiled.read(output)
     alone = compiled.alone.read(output)
     async with sidecar_on(triton.grpc_address, engine, budget_s=60, policies=policies) as stub:
-        await decides_by_model(stub, "")
+        await decides_by_model(stub, "", or_encoder=True)
         decision = (await stub.Route(request(TEXT, explain=True))).decision
     found = {each.route: each.probability for each in decision.candidates}
     by_name = {each.name: each.probability for each in expected.candidates}
