@@ -88,7 +88,8 @@ async def decides_by_model(
     """Wait until the policy is warm; the first decision that the language model had a part in.
 
     Args:
-        or_encoder: one of an encoder that is sure counts as well. It decides about a cold policy, too.
+        or_encoder: one of an encoder that is sure counts as well, which decides about a cold
+            policy, too.
     """
     async with asyncio.timeout(60):
         # Another text each time: the same one would be answered from the cache.
