@@ -207,9 +207,7 @@ class Warmth:
         self._load.forget()
         self._late_again = 0
         if rest:
-            # At the start nobody is known to be asking, and being ready soon is what counts.
-            in_use = bool(self._asked)
-            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model, unasked=in_use))
+            self._start(_AFTER_RECOVERY, self._warm_in_turn(rest, model, unasked=True))
 
     async def close(self) -> None:
         """Stop what is under way."""
@@ -254,7 +252,9 @@ class Warmth:
         # A turn later: who asks the encoder alone meanwhile comes before the prefix, not after it.
         await asyncio.sleep(0)
         for compiled in policies:
-            if unasked:
+            # At the start nobody asks yet, and being ready soon is what counts. It ends with the
+            # first request, of whatever policy: behind piece after piece it would be too late.
+            if unasked and self._asked:
                 await self._until_quiet()
             if compiled.ref.digest in self._warm:
                 continue

@@ -120,6 +120,15 @@ async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
     assert while_busy == ["default"]
 
 
+async def test_the_first_request_ends_that_haste() -> None:
+    warm, model = warmth(lambda: True), StubModel()
+    await warm.recover(model, only_late=False)
+    warm.is_warm(POLICIES["default"])
+    await settle()
+
+    assert warmed(model) == ["default"]
+
+
 async def test_a_policy_that_is_asked_for_does_not_wait() -> None:
     warm, model = warmth(lambda: True), StubModel()
     warm.request(POLICIES["second"], model)
