@@ -121,7 +121,7 @@ async def test_policies_nobody_asked_for_wait_until_no_decision_does() -> None:
 
 
 async def test_the_first_request_ends_that_haste() -> None:
-    warm, model = warmth(lambda: True), StubModel()
+    warm, model = warmth(lambda: True, quiet_s=0.01), StubModel()
     await warm.recover(model, only_late=False)
     warm.is_warm(POLICIES["default"])
     await settle()
