@@ -75,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._paused = False
         self._going_away = False
+        self._ended = False
         self._waiters: list[_Waiter] = []
         self._unread = b""
         self._begun = False
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._serving.closed(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport.is_closing():
+        if self._ended or self._transport.is_closing():
             return
         try:
             self._unread = self._read(self._unread + data if self._unread else data)
@@ -119,7 +120,8 @@ class Connection(asyncio.Protocol):
     # --- For calls and the listener ---------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self._ended:
+            self._transport.write(data)
 
     def sendable(self, call: Call) -> int:
         return 0 if self._paused else min(self._window, call.send_window)
@@ -140,13 +142,20 @@ class Connection(asyncio.Protocol):
             self._going_away = True
             self.send(frames.goaway(self._last_stream, frames.NO_ERROR))
             if not self._running:
-                self._transport.close()
+                self._half_close()
 
     def close(self) -> None:
         """Ends it now; calls that are running are cancelled."""
         for each in self._running.values():
             each.task.cancel()
         self._transport.close()
+
+    def _half_close(self) -> None:
+        """Nothing more is sent; the caller closes when it has read the answers. Closed from here,
+        its next write would fail, and with it the calls whose answers it has not read."""
+        if not self._ended and not self._transport.is_closing():
+            self._ended = True
+            self._transport.write_eof()
 
     # --- Frames -----------------------------------------------------------------------------------
 
@@ -266,7 +275,7 @@ class Connection(asyncio.Protocol):
         if there and not self._transport.is_closing():
             self.send(call.end(status, message))
         if self._going_away and not self._running:
-            self._transport.close()
+            self._half_close()
 
     def _settings(self, payload: bytes) -> None:
         for name, value in frames.read_settings(payload):
