@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sidecar.policies.stores.sql import SqlStore
 
 _BUSY_MS = 5_000
 """How long a writer waits for another process; a write takes milliseconds."""
+_AGAIN_S = 0.01
 
 
 class SqliteStore(SqlStore):
@@ -57,10 +59,25 @@ def _prepare(connection: sqlite3.Connection, _: object) -> None:
     # (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
     connection.isolation_level = None
     execute: Callable[[str], Any] = connection.execute
-    execute("PRAGMA journal_mode = WAL")
+    _write_ahead(execute)
     # The log is synced at every commit: what was acknowledged survives a power failure.
     execute("PRAGMA synchronous = FULL")
     execute("PRAGMA foreign_keys = ON")
+
+
+def _write_ahead(execute: Callable[[str], Any]) -> None:
+    # Who makes the file's first log needs it for themselves, and of several who try SQLite refuses
+    # all but one at once, however long a timeout is set (https://sqlite.org/c3ref/busy_handler.html).
+    end = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def _begin(connection: Connection) -> None:
