@@ -28,6 +28,7 @@ from sidecar.inference.second_opinion import TritonOpinions
 from sidecar.inference.triton import TritonTarget
 from tests.doubles import Clock
 from tests.fake_triton import FakeTriton, Tensors, sent, serving
+from tests.waiting import until
 
 SECOND = SecondOpinionIds((7, 8, 9), (0, 0, 1), ((1, 2), (3,)), Enough(1.0, 0.0, 0.9))
 PROMPT = Prompt((10, 11, 12), (20, 21), second_opinion=SECOND)
@@ -49,10 +50,14 @@ class TwoModels(FakeTriton):
     """The language model, and the encoder as a model of its own."""
 
     encoder: FakeTriton = field(default_factory=lambda: FakeTriton(opinion_of(*OPINION)))
+    after_encoder: bool = False
+    """The language model answers when the encoder has been asked."""
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_name == "second_opinion":
             return await self.encoder.ModelInfer(request, context)
+        if self.after_encoder:
+            await until(lambda: bool(self.encoder.requests))
         return await super().ModelInfer(request, context)
 
 
@@ -146,7 +151,7 @@ async def test_a_language_model_that_fails_fails_whatever_the_encoder_says(
     fake: TwoModels,
 ) -> None:
     fake.status = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-    fake.encoder = FakeTriton(silent=True)
+    fake.encoder, fake.after_encoder = FakeTriton(silent=True), True
     async with opinions_of(fake) as model:
         with pytest.raises(InferenceError) as error:
             await model.infer(PROMPT, LABELS, 60)
