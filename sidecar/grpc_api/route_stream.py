@@ -34,31 +34,33 @@ class RouteStream:
         self._ids: set[str] = set()
         # gRPC allows one write at a time on a call.
         self._writing = asyncio.Lock()
+        self._unreadable: SidecarError | None = None
 
     async def run(self, drain: Drain) -> None:
         """Answers until the caller half-closes or the drain begins; what was read is answered.
 
         Raises:
-            SidecarError: DRAINING, when the caller may have more to send.
+            SidecarError: DRAINING, when the caller may have more to send; INVALID_REQUEST for bytes
+                that are no request, after which nothing is read.
         """
-        try:
-            # The group cancels every decision when the call is cancelled, and leaves none behind.
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read_all(group))
-                with drain.calls(reading.cancel):
-                    await asyncio.wait({reading})
-        except ExceptionGroup as errors:
-            for error in errors.exceptions:
-                if isinstance(error, SidecarError):
-                    raise error from None
-            raise
+        # The group cancels every decision when the call is cancelled, and leaves none behind.
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(self._read_all(group))
+            with drain.calls(reading.cancel):
+                await asyncio.wait({reading})
+        if self._unreadable is not None:
+            raise self._unreadable
         if reading.cancelled():
             drain.raise_if_begun()
 
     async def _read_all(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._slots.acquire()
-            message = await self._context.read()
+            try:
+                message = await self._context.read()
+            except SidecarError as error:
+                self._unreadable = error
+                return
             if not isinstance(message, routing_pb2.StreamRouteRequest):
                 # The end of the requests, `grpc.aio.EOF`; the stubs do not have it here.
                 return

@@ -227,3 +227,23 @@ async def test_thousands_of_requests_are_all_answered_once(routing: RoutingServi
     received = await answers(routing.StreamRoute(requests()))
 
     assert sorted(int(each.request_id) for each in received) == list(range(2000))
+
+
+async def test_bytes_that_are_no_message_lose_no_answer_to_what_came_before(
+    router: StandInRouter, channel: grpc.aio.Channel
+) -> None:
+    gate = Gate()
+    router.behavior = gate
+    call: Any = channel.stream_stream(
+        "/llmrouter.v1.RoutingService/StreamRoute",
+        response_deserializer=routing_pb2.StreamRouteResponse.FromString,
+    )()
+    await call.write(request("a").SerializeToString())
+    await until(lambda: router.running == 1)
+    await call.write(b"\xff\xff\xff")
+    # Nobody can see from outside that the server has read it.
+    await asyncio.sleep(0.05)
+    gate.open()
+
+    assert summary(await call.read()) == ("a", "decided")
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
