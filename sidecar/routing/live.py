@@ -204,14 +204,20 @@ class LivePolicies:
         before = self._snapshot
         after = await self._ask(lambda: self._read(before))
         self._snapshot = after
+        outdated: set[str] = set()
         if after.catalog.etag != before.catalog.etag:
+            # What is on its way was checked against the catalog before, and would bring that along.
+            outdated.update(self._taking)
             self._take_catalog(after)
         for name, record in after.records.items():
             known = before.records.get(name)
-            if known is None or known.etag != record.etag or name in self._refusals:
+            anew = name in self._refusals or name in outdated
+            if known is None or known.etag != record.etag or anew:
                 self._begin_taking(name, record)
-        for name in before.records.keys() - after.records.keys() - after.unreadable.keys():
-            self._take_away(name, before.records[name].revision)
+        held = before.records.keys() | before.unreadable.keys()
+        for name in held - after.records.keys() - after.unreadable.keys():
+            gone = before.records.get(name)
+            self._take_away(name, gone.revision + 1 if gone is not None else 0)
         self._note_unreadable()
         # Replaced at every change: whoever waits for the old one has something to look at.
         moved, self._moved = self._moved, asyncio.Event()
@@ -246,13 +252,14 @@ class LivePolicies:
             self._refuse(name, revision, f"the model {missing[0]!r} has left the catalog")
 
     def _take_away(self, name: str, revision: int) -> None:
+        """`revision`: the one that deleted it; 0 if that is not known."""
         self._stop_taking(name)
         if name == self._registry.default_name:
             why = (
                 "it was deleted, but it is the policy of requests that name none here; set "
                 "policies.default_policy to another one"
             )
-            self._refuse(name, revision + 1, why)
+            self._refuse(name, revision, why)
             return
         self._refusals.pop(name, None)
         self._registry.remove(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Policy
-from sidecar.policies.stores import ChangeKind, FileStore, PolicyStore
+from sidecar.policies.stores import Change, ChangeKind, FileStore, PolicyStore, Snapshot
 from sidecar.routing import CompiledPolicy, PolicyRegistry
 from sidecar.routing.live import LivePolicies
 from tests.doubles import StubPrompt
@@ -219,6 +219,49 @@ async def test_catalog_takes_over_for_what_begins_afterwards(world: World) -> No
     assert begun.catalog[LARGE.id].input_price == 0.5
     assert world.registry.get(PolicyName()).catalog[LARGE.id].input_price == 99.0
     assert world.registry.catalog[LARGE.id] == dearer
+
+
+async def test_catalog_that_changes_while_a_policy_is_warmed_holds_for_it_too(
+    world: World,
+) -> None:
+    world.warm_gate.clear()
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.live.beyond(3)
+    write_catalog(world.store, FAST, replace(LARGE, input_price=99.0))
+    await world.live.beyond(4)
+    world.warm_gate.set()
+    await world.until_seen()
+
+    assert world.in_force() == "second"
+    assert world.registry.get(PolicyName()).catalog[LARGE.id].input_price == 99.0
+
+
+async def test_policy_that_cannot_be_read_and_is_then_deleted_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version wrote it: there is none yet that could."""
+    name, whole = name_of("other"), world.store.snapshot
+
+    def newer() -> Snapshot:
+        read = whole()
+        others = {each: record for each, record in read.records.items() if each != name}
+        return replace(read, records=others, unreadable={name: "it has a colour"})
+
+    def unreadable(after: int, limit: int) -> Sequence[Change]:
+        raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "of a newer version")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "snapshot", newer)
+        patched.setattr(world.store, "changes_after", unreadable)
+        write(world.store, ChangeKind.UPDATE, policy("other", description="coloured"))
+        await world.until_seen()
+        kept, refused = world.in_force(name), name in world.live.refusals
+    write(world.store, ChangeKind.DELETE, "other")
+    await world.until_seen()
+
+    assert (kept, refused) == ("first", True)
+    assert world.in_force(name) is None
+    assert not world.live.problem
 
 
 async def test_model_that_leaves_the_catalog_leaves_its_policies_working(world: World) -> None:
