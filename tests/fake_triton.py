@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-_TYPES = {"float32": "FP32", "int32": "INT32", "float16": "FP16", "bool": "BOOL"}
+_TYPES = {"float32": "FP32", "int32": "INT32", "float16": "FP16", "bool": "BOOL", "object": "BYTES"}
 
 
 @dataclass

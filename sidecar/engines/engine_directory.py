@@ -302,8 +302,14 @@ def router_facts(folder: Path) -> RouterFacts:
     missing = sorted(required - content.keys())
     if missing:
         raise EngineError(f"{path}: {', '.join(missing)} missing; build the engine again")
-    content["architecture"] = Architecture(**content["architecture"])
-    content["weight_storage"] = WeightStorage(content["weight_storage"])
+    try:
+        content["architecture"] = Architecture(**content["architecture"])
+        content["weight_storage"] = WeightStorage(content["weight_storage"])
+    except (TypeError, ValueError) as error:
+        raise EngineError(
+            f"{path}: architecture or weight_storage is not as this version knows it ({error}); "
+            "build the engine again"
+        ) from error
     if (second := content.get("second_opinion")) is not None:
         try:
             content["second_opinion"] = SecondOpinionFacts.of(second)

@@ -23,6 +23,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 
 from sidecar.core.model import (
@@ -158,7 +159,7 @@ def _text_outputs() -> list[InferRequestedOutput]:
 
 
 def _text_of(result: InferResult) -> str:
-    texts = result.as_numpy("text_output")
+    texts = _read(result, "text_output")
     if texts is None or texts.size != 1:
         raise InferenceError(InferenceFailure.ERROR, "the model server sent no text_output")
     text = texts.reshape(-1)[0]
@@ -168,8 +169,17 @@ def _text_of(result: InferResult) -> str:
 
 
 def _log_prob_of(result: InferResult) -> float | None:
-    total = result.as_numpy("cumulative_logprob")
+    total = _read(result, "cumulative_logprob")
     return float(total.reshape(-1)[0]) if total is not None and total.size == 1 else None
+
+
+def _read(result: InferResult, name: str) -> npt.NDArray[np.generic] | None:
+    try:
+        values: npt.NDArray[np.generic] | None = result.as_numpy(name)
+    except Exception as error:
+        # Whatever its parts raise: ValueError of numpy, struct.error for texts, …
+        raise InferenceError(InferenceFailure.ERROR, f"{name} cannot be read: {error}") from None
+    return values
 
 
 def _tensor(name: str, datatype: str, values: object) -> InferInput:

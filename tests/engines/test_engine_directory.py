@@ -173,6 +173,16 @@ def test_a_missing_fact_is_named(engine: Path) -> None:
         read_engine(engine)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("architecture", {"layers": 2}), ("weight_storage", "f4")]
+)
+def test_facts_of_another_kind_are_named(engine: Path, key: str, value: object) -> None:
+    change(engine / "router.json", key, value)
+    write_new_manifest(engine)
+    with pytest.raises(EngineError, match="architecture or weight_storage is not as this version"):
+        read_engine(engine)
+
+
 class TestBuild:
     def test_same_source_and_options_reuse_the_engine(self, weights: Path, tmp_path: Path) -> None:
         out = tmp_path / "engine"
