@@ -266,9 +266,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 def _registry(
     settings: Settings, engine: EngineInfo, prompt_format: str, tokenizer: Tokenizer
 ) -> PolicyRegistry:
-    max_tokens = (
-        settings.routing_model.max_prompt_tokens or engine.router.context_length - _ANSWER_TOKENS
-    )
+    max_tokens = _prompt_tokens(settings, engine)
     try:
         default = policy_name(
             settings.policies.default_policy, "policies.default_policy", bare=True
@@ -300,6 +298,19 @@ def _registry(
     except SidecarError as error:
         raise StartupError(error.message) from None
     return registry
+
+
+def _prompt_tokens(settings: Settings, engine: EngineInfo) -> int:
+    configured, context = settings.routing_model.max_prompt_tokens, engine.router.context_length
+    if configured is None:
+        return context - _ANSWER_TOKENS
+    if configured >= context:
+        # Else policies would be accepted that the model server refuses to read.
+        raise StartupError(
+            f"routing_model.max_prompt_tokens is {configured}; the engine holds {context} tokens, "
+            "the answer included: make it smaller, or leave it out"
+        )
+    return configured
 
 
 def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:

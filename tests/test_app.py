@@ -148,6 +148,10 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         lambda f, p: f["routing_model"].update(prompt_format="gone"),
         "prompt format 'gone' does not exist",
     ),
+    "longer prompts than the engine holds": (
+        lambda f, p: f["routing_model"].update(max_prompt_tokens=1_000_000),
+        "routing_model.max_prompt_tokens is 1000000; the engine holds",
+    ),
 }
 
 

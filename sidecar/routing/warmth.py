@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import InferenceError, RouteTexts, RoutingModel
+from sidecar.core.model import InferenceError, InferenceFailure, RouteTexts, RoutingModel
 from sidecar.inference.load import PASS_TOKENS, Load
 from sidecar.routing.registry import CompiledPolicy
 
@@ -40,6 +40,9 @@ GAP_TOKENS = 64
 no more than a decision that comes meanwhile takes itself."""
 
 _GAP_LOOK_S = 0.005
+
+_DOUBLINGS = 20
+"""Of the time in which a server that was late has to decide: far beyond any bound of it."""
 
 _PROBE = Conversation((Message(Role.USER, "Hello"),))
 
@@ -84,7 +87,8 @@ class Warmth:
         self._timeout_s = timeout_s
         self._busy = busy
         self._quiet_s = quiet_s
-        # Prefixes believed to be warm, by digest: late decisions in a row.
+        # Prefixes believed to be warm, by digest, those computed or asked for last at the end: late
+        # decisions in a row.
         self._warm: dict[str, int] = {}
         # Digests of policies asked for, the latest last.
         self._asked: dict[str, None] = {}
@@ -187,11 +191,15 @@ class Warmth:
         """After an outage: warm the policy used last, then others while no decision waits; until
         its turn each of them answers `warming`.
 
+        One that the server answers with an error, as a prefix that is too long for it, keeps no
+        other from being decided: the next is tried.
+
         Args:
             only_late: the server was late but did not go away, so what was warm still counts.
 
         Raises:
-            InferenceError: the first could not be warmed.
+            InferenceError: none could be warmed; or the first that could not for another reason
+                than an error.
         """
         for task in self._tasks.values():
             task.cancel()
@@ -201,8 +209,7 @@ class Warmth:
         used = self._most_used()
         if not used:
             return
-        first, *rest = used
-        await self._probe(first, model, self._probe_s(only_late))
+        rest = await self._probe_any(used, model, self._probe_s(only_late))
         # How long that took says how long the server was held up, not how fast it is.
         self._load.forget()
         self._late_again = 0
@@ -220,7 +227,7 @@ class Warmth:
         if not only_late:
             self._late_again = 0
             return self._timeout_s
-        in_time = self._in_time_s * float(2 ** (self._late_again // 2))
+        in_time = self._in_time_s * 2.0 ** min(self._late_again // 2, _DOUBLINGS)
         self._late_again += 1
         return min(self._timeout_s, in_time)
 
@@ -314,6 +321,20 @@ class Warmth:
             with self._load.working(piece.end - piece.start + PASS_TOKENS):
                 await model.warm(ids[: piece.end], timeout_s, piece.routes)
 
+    async def _probe_any(
+        self, policies: Sequence[CompiledPolicy], model: RoutingModel, timeout_s: float
+    ) -> Sequence[CompiledPolicy]:
+        """Those that follow the first that could be decided by."""
+        for place, compiled in enumerate(policies, 1):
+            try:
+                await self._probe(compiled, model, timeout_s)
+            except InferenceError as error:
+                if error.failure is not InferenceFailure.ERROR or place == len(policies):
+                    raise
+            else:
+                return policies[place:]
+        return ()
+
     async def _probe(self, compiled: CompiledPolicy, model: RoutingModel, timeout_s: float) -> None:
         """Warms by a decision whose outcome nobody needs: a server that is ready and answers what
         is no answer must not count as recovered, or each recovery would cost callers again."""
@@ -331,6 +352,7 @@ class Warmth:
         self._computed(compiled.ref.digest)
 
     def _computed(self, digest: str) -> None:
+        self._warm.pop(digest, None)
         self._warm[digest] = 0
         if len(self._warm) > _REMEMBERED:
             del self._warm[next(iter(self._warm))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from sidecar.core.conversation import Conversation
 from sidecar.core.decision import PolicyRef
 from sidecar.core.model import (
+    AnswerForm,
     Enough,
     InferenceError,
     InferenceFailure,
@@ -384,6 +386,64 @@ async def test_a_server_that_was_only_late_must_decide_in_time_or_is_asked_again
     model.infer = late  # type: ignore[method-assign]
     await recovers(only_late=True)
     assert given[-1] == 1
+
+
+async def test_a_server_that_was_late_for_hours_is_still_asked_again() -> None:
+    warm = Warmth(lambda: [POLICIES["default"]], 5, lambda: False, in_time_s=1)
+    model = StubModel()
+    for late in (True, False):
+        model.fault = InferenceError(InferenceFailure.DEADLINE, "late") if late else None
+        for _ in range(2100 if late else 1):
+            with contextlib.suppress(InferenceError):
+                await warm.recover(model, only_late=True)
+
+    assert warm.holds("default")
+
+
+async def test_a_policy_that_the_server_refuses_keeps_no_other_from_being_decided() -> None:
+    warm, model = warmth(), StubModel()
+    answering = model.infer
+
+    async def too_long(prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
+        if prompt.prefix_ids == (NAMES.index("third"),):
+            raise InferenceError(InferenceFailure.ERROR, "exceeds the context")
+        return await answering(prompt, answer_form, timeout_s)
+
+    model.infer = too_long  # type: ignore[method-assign]
+    warm.is_warm(POLICIES["third"])
+    await warm.recover(model, only_late=False)
+
+    assert [name for name in NAMES if warm.holds(name)] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "asked"),
+    [
+        (InferenceFailure.ERROR, 3),
+        (InferenceFailure.DEADLINE, 1),
+        (InferenceFailure.UNAVAILABLE, 1),
+    ],
+)
+async def test_a_server_that_decides_by_no_policy_is_not_back(
+    failure: InferenceFailure, asked: int
+) -> None:
+    warm, model = warmth(), StubModel()
+    model.break_with(failure)
+    with pytest.raises(InferenceError):
+        await warm.recover(model, only_late=False)
+
+    assert model.calls == asked
+
+
+async def test_of_the_policies_remembered_as_warm_those_in_use_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sidecar.routing.warmth._REMEMBERED", 2)
+    warm = warmth()
+    for name in ("default", "second", "default", "third"):
+        warm.in_time(POLICIES[name])
+
+    assert [name for name in NAMES if warm.holds(name)] == ["default", "third"]
 
 
 async def test_recovery_ends_with_a_decision_that_can_be_read() -> None:
