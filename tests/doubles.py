@@ -57,6 +57,7 @@ class StubModel:
         self.opinion: tuple[float, ...] = ()
         """What its encoder says; alone where it is asked alone."""
         self.encoder_lost = False
+        self.encoder_apart = False
 
     def break_with(self, failure: InferenceFailure) -> None:
         self.fault = InferenceError(failure, f"stub: {failure.name}")

@@ -18,6 +18,7 @@ from sidecar.core.model import (
     Prompt,
     RouteTexts,
     RoutingModel,
+    by_language_model,
 )
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
 
@@ -26,6 +27,12 @@ _log = structlog.get_logger(__name__)
 
 class ServedModel(RoutingModel, Protocol):
     """A routing model in another process."""
+
+    @property
+    def encoder_apart(self) -> bool:
+        """True if its sentence encoder is served beside it: what that answers, or does not, says
+        nothing of the language model."""
+        ...
 
     async def check_ready(self, timeout_s: float) -> None:
         """Raises InferenceError unless the model can be asked."""
@@ -78,6 +85,11 @@ class GuardedModel:
         return self._breaker.state
 
     @property
+    def encoder_apart(self) -> bool:
+        """See `ServedModel`."""
+        return self._model.encoder_apart
+
+    @property
     def in_flight(self) -> int:
         """Inferences that the model server is working on."""
         return self._in_flight
@@ -108,8 +120,9 @@ class GuardedModel:
             raise
         finally:
             self._in_flight -= 1
-        self._answered = time.perf_counter()
-        self._breaker.succeeded()
+        if by_language_model(output) or not self._model.encoder_apart:
+            self._answered = time.perf_counter()
+            self._breaker.succeeded()
         return output
 
     async def warm(

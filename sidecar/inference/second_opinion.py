@@ -57,6 +57,8 @@ class TritonOpinions(TritonModel):
             the language model that takes longer waits for nothing.
     """
 
+    encoder_apart = True
+
     def __init__(
         self,
         target: TritonTarget,

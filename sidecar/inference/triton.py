@@ -97,6 +97,8 @@ class TritonModel:
     A client per call leaks (triton-inference-server/client#731).
     """
 
+    encoder_apart = False
+
     def __init__(self, target: TritonTarget) -> None:
         self._target = target
         self._client: InferenceServerClient | None = None

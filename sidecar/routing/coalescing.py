@@ -67,6 +67,9 @@ class Coalescer(Generic[Place]):
             raise InferenceError(
                 InferenceFailure.DEADLINE, f"no answer within {timeout_s * 1000:.0f} ms"
             )
+        if flight.task.cancelled():
+            # By the channel that was closed under it, and not by whoever waits here.
+            raise InferenceError(InferenceFailure.UNAVAILABLE, "the call was cancelled")
         return flight.task.result()
 
     def _forget(self, key: Hashable, flight: _Flight[Place]) -> None:

@@ -21,6 +21,10 @@ _INLINE_BYTES = 16 * 1024 * 1024
 """Most memory for them, by estimate. It is apart from that of named policies, so that callers who
 make up policies never take the place of those that were accepted."""
 
+_INLINE_AT_ONCE = 16
+"""Inline policies that are being compiled or wait for their turn; who brings another one does not
+wait for all of them."""
+
 COMPILED_BYTES = 128 * 1024 * 1024
 """Memory for compiled named policies; one of 34 routes takes some 80 kB."""
 
@@ -30,7 +34,8 @@ class CompiledPolicy:
     """A policy that decides.
 
     `prompt` is None for a policy without routes. Of a named policy it is None as well until
-    `PolicyRegistry.ready` gives it, where it was not needed before or its memory was.
+    `PolicyRegistry.ready` gives it, where it was not needed before or its memory was; of an inline
+    one where it takes longer to compile than its request can wait.
 
     `catalog` is the one that the policy was checked against: a request that began under it ends
     under it.
@@ -96,10 +101,11 @@ class PolicyRegistry:
         self._default = default_policy
         self._inline: OrderedDict[Policy, CompiledPolicy] = OrderedDict()
         self._inline_bytes = 0
+        self._compiling_inline: dict[Policy, asyncio.Task[CompiledPolicy]] = {}
         self._prompts = CompiledPrompts(compiled_bytes)
         self._compiling: dict[str, asyncio.Task[CompiledPrompt]] = {}
         # One at a time: every thread that computes makes the event loop wait for the interpreter.
-        self._turn = asyncio.Lock()
+        self._turn, self._inline_turn = asyncio.Lock(), asyncio.Lock()
         self._in_force = _InForce(catalog, {}, {})
         self.put([(record, self.compile_record(record, catalog)) for record in records])
 
@@ -190,6 +196,7 @@ class PolicyRegistry:
         self._in_force = _InForce(catalog, before.records, named)
         self._inline.clear()
         self._inline_bytes = 0
+        self._compiling_inline.clear()
 
     def get(self, name: PolicyName) -> CompiledPolicy:
         """Raises SidecarError POLICY_NOT_FOUND."""
@@ -236,22 +243,51 @@ class PolicyRegistry:
                 catalog since it was checked.
         """
         catalog = self.catalog
-        if missing := missing_models(policy, catalog):
-            raise SidecarError(
-                ErrorCode.INVALID_POLICY,
-                f"the model {missing[0]!r} is not in the catalog any more; choose another one",
-            )
-        return self._compiled(policy, PolicyRef("", 0, policy.digest()), catalog)
+        _check_models(policy, catalog)
+        return self._compiled(policy, _inline_ref(policy), catalog)
 
-    async def compile_inline(self, policy: Policy) -> CompiledPolicy:
-        """As `compile`, without holding up the event loop, and remembered."""
+    async def compile_inline(self, policy: Policy, within_s: float | None = None) -> CompiledPolicy:
+        """As `compile`, without holding up the event loop, once for all who wait for it, and
+        remembered.
+
+        Returns:
+            Without its prompt where that takes longer than `within_s`, or too many others come
+            first; what is under way goes on and the next request finds it.
+        """
         compiled = self._inline.get(policy)
-        if compiled is None:
-            compiled = await asyncio.to_thread(self.compile, policy)
-            if compiled.catalog is self.catalog:
-                self._remember_inline(policy, compiled)
-        else:
+        if compiled is not None:
             self._inline.move_to_end(policy)
+            return compiled
+        catalog = self.catalog
+        _check_models(policy, catalog)
+        task = self._compiling_inline.get(policy)
+        if task is None and len(self._compiling_inline) < _INLINE_AT_ONCE:
+            task = self._begin_inline(policy)
+        if task is not None:
+            await asyncio.wait({task}, timeout=within_s)
+            if task.done():
+                return task.result()
+        return CompiledPolicy(policy, _inline_ref(policy), None, catalog)
+
+    def _begin_inline(self, policy: Policy) -> asyncio.Task[CompiledPolicy]:
+        task = asyncio.create_task(self._compile_beside(policy), name="compile-inline")
+        self._compiling_inline[policy] = task
+
+        def forget(_: asyncio.Task[CompiledPolicy]) -> None:
+            if self._compiling_inline.get(policy) is task:
+                del self._compiling_inline[policy]
+            if not task.cancelled():
+                # What is wrong with it is told to who still waits, or to the next request.
+                task.exception()
+
+        task.add_done_callback(forget)
+        return task
+
+    async def _compile_beside(self, policy: Policy) -> CompiledPolicy:
+        async with self._inline_turn:
+            compiled = await asyncio.to_thread(self.compile, policy)
+        if compiled.catalog is self.catalog:
+            self._remember_inline(policy, compiled)
         return compiled
 
     def _remember_inline(self, policy: Policy, compiled: CompiledPolicy) -> None:
@@ -269,6 +305,20 @@ class PolicyRegistry:
     def _resource_name(self, name: PolicyName) -> str:
         named = name if name.name else self._default
         return f"namespaces/{named.namespace}/policies/{named.name}"
+
+
+def _inline_ref(policy: Policy) -> PolicyRef:
+    return PolicyRef("", 0, policy.digest())
+
+
+def _check_models(policy: Policy, catalog: Catalog) -> None:
+    """Raises SidecarError INVALID_POLICY if the policy names a model that has left the catalog
+    since it was checked."""
+    if missing := missing_models(policy, catalog):
+        raise SidecarError(
+            ErrorCode.INVALID_POLICY,
+            f"the model {missing[0]!r} is not in the catalog any more; choose another one",
+        )
 
 
 def _ref_of(record: PolicyRecord) -> PolicyRef:

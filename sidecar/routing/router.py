@@ -136,8 +136,12 @@ class Router:
             SidecarError: POLICY_NOT_FOUND, POLICY_TOO_LARGE (inline), MODEL_NOT_FOUND.
         """
         started = time.perf_counter()
-        compiled = await self._compiled(request)
-        walk = self._walk(request, compiled, started)
+        shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
+        budget_s = request.budget_s if shortened else self._limits.budget_s
+        assert budget_s is not None, "shortened only where the request has a budget"
+        budget_s -= self._limits.reserve_s
+        compiled = await self._compiled(request, budget_s)
+        walk = Walk(request, compiled, budget_s, not shortened, started, self._latencies)
         # What is recorded if the caller goes away before there is an outcome.
         outcome = fallback(Reason.CANCELLED, "The caller went away before the decision.")
         decision: Decision | None = None
@@ -160,11 +164,11 @@ class Router:
         if self._pins is not None:
             self._pins.put(issued_key(caller, response_id), Pin(route, model))
 
-    async def _compiled(self, request: RoutingRequest) -> CompiledPolicy:
+    async def _compiled(self, request: RoutingRequest, within_s: float) -> CompiledPolicy:
         if isinstance(request.policy, PolicyName):
             compiled = self._registry.get(request.policy)
         else:
-            compiled = await self._registry.compile_inline(request.policy)
+            compiled = await self._registry.compile_inline(request.policy, max(within_s, 0))
         if request.model and request.model not in self._registry.catalog:
             raise SidecarError(
                 ErrorCode.MODEL_NOT_FOUND,
@@ -172,13 +176,6 @@ class Router:
                 "leave it empty to have the policy choose",
             )
         return compiled
-
-    def _walk(self, request: RoutingRequest, compiled: CompiledPolicy, started: float) -> Walk:
-        shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
-        budget = request.budget_s if shortened else self._limits.budget_s
-        assert budget is not None, "shortened only where the request has a budget"
-        budget -= self._limits.reserve_s
-        return Walk(request, compiled, budget, not shortened, started, self._latencies)
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
@@ -218,7 +215,7 @@ class Router:
         key, catalog = issued_key(request.caller, request.continues), walk.compiled.catalog
         walk.issuer = self._pins.issuer(key, catalog)
         for _ in range(_ISSUED_TRIES if self._watching else 0):
-            if walk.issuer is not None:
+            if walk.issuer is not None or walk.remaining_s <= _ISSUED_PAUSE_S:
                 return
             # A client sees an id when we do, and can be quicker with it.
             await asyncio.sleep(_ISSUED_PAUSE_S)
@@ -263,7 +260,9 @@ class Router:
         """Has the policy compiled, where that was not needed before."""
         if walk.compiled.prompt is not None:
             return None
-        compiled = await self._registry.ready(walk.compiled, walk.remaining_s)
+        compiled = None
+        if not walk.compiled.inline:
+            compiled = await self._registry.ready(walk.compiled, walk.remaining_s)
         walk.finish_step("compile")
         if compiled is None:
             return fallback(Reason.WARMING, "The policy is being compiled.")
@@ -315,8 +314,6 @@ class Router:
         finally:
             self._waiting -= 1
             walk.finish_step(step)
-        if step is _MODEL:
-            target.warmth.in_time(walk.compiled)
         return self._by_answer(walk, _prompt_of(walk).read(output))
 
     async def _by_encoder(self, walk: Walk, target: Target, prompt: Prompt) -> Outcome | None:
@@ -338,11 +335,15 @@ class Router:
             self._waiting -= 1
             walk.finish_step(_ENCODER)
         answer = _prompt_of(walk).read(output)
-        return self._by_answer(walk, answer) if is_sure(answer, prompt) else None
+        if not is_sure(answer, prompt):
+            return None
+        # An encoder that is apart never decides alone but here: later, both would be asked.
+        return self._by_answer(walk, answer, lasting=not target.model.encoder_apart)
 
-    def _by_answer(self, walk: Walk, answer: Answer) -> Outcome:
+    def _by_answer(self, walk: Walk, answer: Answer, lasting: bool = True) -> Outcome:
+        """`lasting`: the same would be answered at any other time."""
         outcome = self._chosen(walk, answer, Source.MODEL)
-        if outcome.route is not None and not answer.missing:
+        if outcome.route is not None and lasting and not answer.missing:
             self._keep(walk, answer)
         return outcome
 
@@ -412,12 +413,16 @@ class Router:
         timeout_s = self._limits.budget_s * _SHARED_CALL_BUDGETS
         work = work_of(prompt, form, target.warmth.cold_tokens(compiled))
         try:
-            return await target.infer(prompt, form, work, timeout_s)
+            output = await target.infer(prompt, form, work, timeout_s)
         except InferenceError as error:
             other = self._targets.other(target, compiled) if takes_over(error) else None
             if other is None:
                 raise
-        return await other.infer(prompt, form, work, timeout_s)
+            target = other
+            output = await target.infer(prompt, form, work, timeout_s)
+        if by_language_model(output):
+            target.warmth.in_time(compiled)
+        return output
 
     def _decision(self, walk: Walk, outcome: Outcome) -> Decision:
         text = ""

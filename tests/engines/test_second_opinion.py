@@ -16,10 +16,9 @@ import numpy.typing as npt
 import pytest
 from cpu_engine.decisions import Decider
 from cpu_engine.engine_files import open_engine
-from cpu_engine.errors import RefusedError
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
-from cpu_engine.requests import Asked, Enough, Limits, Opinion, OpinionLimits, read_request
+from cpu_engine.requests import Asked, Enough, Opinion
 from cpu_engine.responses import to_tensors
 from cpu_engine.second_opinion import Encoder, SecondOpinion
 
@@ -41,14 +40,10 @@ from sidecar.evaluation.engine_temperature import write_temperature
 from tests.engines import second_opinion_reference as reference
 from tests.engines import tiny_adapter
 from tests.engines.parts import ask, outcomes
-from tests.engines.tiny_encoder import CLS, FUSION, SEP, TINY_ENCODER
+from tests.engines.tiny_encoder import CLS, FUSION, REQUEST, ROUTES, SEP, TINY_ENCODER, TYPES
 from tests.engines.tiny_models import LLAMA
 
 Array = npt.NDArray[np.float64]
-
-REQUEST = (CLS, 10, 11, 12, SEP, 20, 21, SEP)
-TYPES = (0, 0, 0, 0, 0, 1, 1, 1)
-ROUTES = ((CLS, 10, 12, SEP), (CLS, 30, 31, 32, 33, SEP), (CLS, 40, SEP))
 
 
 @pytest.fixture(scope="module")
@@ -384,116 +379,6 @@ def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     other = replace(TINY_ENCODER, seed=9).write(tmp_path / "other")
     with pytest.raises(EngineError, match="was made from tiny encoder with sha256"):
         build(folder, tmp_path / "engine", other)
-
-
-LIMITS = Limits(64, LLAMA.vocab, 16, OpinionLimits(TINY_ENCODER.vocab, 8))
-NAMES = ("request_ids", "request_types", "route_ids", "route_lengths")
-
-
-def read(limits: Limits = LIMITS, **changes: tuple[int, ...] | None) -> Asked:
-    values: dict[str, tuple[int, ...] | None] = {
-        "request_ids": REQUEST,
-        "request_types": TYPES,
-        "route_ids": tuple(token for route in ROUTES for token in route),
-        "route_lengths": tuple(map(len, ROUTES)),
-        **changes,
-    }
-    tensors = {"input_ids": [[5, 6]], "input_lengths": [[2]], "request_output_len": [[1]]}
-    arrays = {name: np.array(value, np.int32) for name, value in tensors.items()}
-    given = {n: np.array([v], np.int32) for n, v in values.items() if v is not None}
-    arrays |= {f"second_opinion_{name}": array for name, array in given.items()}
-    return read_request(arrays, ("output_ids", "sequence_length"), limits, lambda: False)
-
-
-def reads_enough(*values: float, labels: bool = True, alone: bool = False) -> Asked:
-    asked = {
-        "input_ids": np.array([[5, 6]], np.int32),
-        "input_lengths": np.array([[2]], np.int32),
-        "request_output_len": np.array([[1]], np.int32),
-        "return_generation_logits": np.array([[True]]),
-        "second_opinion_request_ids": np.array([REQUEST], np.int32),
-        "second_opinion_request_types": np.array([TYPES], np.int32),
-        "second_opinion_route_ids": np.array([[7]], np.int32),
-        "second_opinion_route_lengths": np.array([[1]], np.int32),
-    }
-    if values:
-        asked["second_opinion_enough"] = np.array([values], np.float32)
-    if alone:
-        asked["second_opinion_alone"] = np.array([[True]])
-    if labels:
-        asked["label_ids"] = np.array([[1, 2]], np.int32)
-    return read_request(asked, ("output_ids", "sequence_length"), LIMITS, lambda: False)
-
-
-class TestRequests:
-    def test_may_say_what_is_enough(self) -> None:
-        asked = reads_enough(0.75, -0.5, 0.875).opinion
-        assert asked is not None
-        assert asked.enough == Enough(0.75, -0.5, 0.875)
-
-    @pytest.mark.parametrize("alone", [False, True])
-    def test_may_be_for_the_encoder_alone(self, alone: bool) -> None:
-        asked = reads_enough(0.75, -0.5, 0.875, alone=alone).opinion
-        assert asked is not None
-        assert asked.alone is alone
-
-    def test_for_the_encoder_alone_say_what_is_enough(self) -> None:
-        with pytest.raises(RefusedError, match="second_opinion_alone needs second_opinion_enough"):
-            reads_enough(alone=True)
-
-    @pytest.mark.parametrize(
-        ("values", "labels", "message"),
-        [
-            ((0.75, -0.5), True, r"second_opinion_enough is \[0.75, -0.5\]; must be a factor"),
-            ((0.75, -0.5, 0.25), True, "a probability from 0.5 to 1"),
-            ((0.75, -0.5, 1.5), True, "a probability from 0.5 to 1"),
-            ((math.nan, 0.0, 0.9), True, "second_opinion_enough is"),
-            ((0.75, -0.5, 0.875), False, "second_opinion_enough needs label_ids"),
-        ],
-    )
-    def test_that_say_it_wrongly_are_refused(
-        self, values: tuple[float, ...], labels: bool, message: str
-    ) -> None:
-        with pytest.raises(RefusedError, match=message):
-            reads_enough(*values, labels=labels)
-
-    def test_are_read(self) -> None:
-        asked = read().opinion
-        assert asked is not None
-        assert tuple(asked.request_ids) == REQUEST
-        assert tuple(asked.request_types) == TYPES
-        assert [tuple(route) for route in asked.routes] == list(ROUTES)
-
-    def test_may_bring_routes_alone(self) -> None:
-        asked = read(request_ids=None, request_types=None).opinion
-        assert asked is not None
-        assert not asked.has_request
-        assert len(asked.routes) == 3
-
-    def test_are_not_read_by_an_engine_without_encoder(self) -> None:
-        assert read(replace(LIMITS, second_opinion=None), route_ids=(1,)).opinion is None
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"route_ids": None}, "second_opinion_route_ids is not present"),
-            ({"route_lengths": None}, "second_opinion_route_lengths is not present"),
-            ({"request_types": None}, "second_opinion_request_types is not present"),
-            ({"request_ids": None}, "second_opinion_request_ids is not present"),
-            ({"route_lengths": (4, 6)}, "add up to 10; second_opinion_route_ids has 13"),
-            ({"route_lengths": (4, 0, 9)}, "a text must have 1..8 tokens"),
-            ({"route_lengths": ()}, "a text must have 1..8 tokens"),
-            ({"request_ids": (CLS,) * 9, "request_types": (0,) * 9}, "must have 1..8 tokens"),
-            ({"request_types": (0, 1)}, "has 2 elements; second_opinion_request_ids 8"),
-            ({"request_types": (2,) * 8}, "request_types must be 0..1"),
-            ({"request_ids": (120,) * 8}, "request_ids must be 0..119"),
-            ({"route_ids": (-1,) * 13}, "route_ids must be 0..119"),
-        ],
-        ids=str,
-    )
-    def test_that_are_malformed_are_refused(self, changes: Any, message: str) -> None:
-        with pytest.raises(RefusedError, match=message.replace(".", r"\.")):
-            read(**changes)
 
 
 LABEL_OUTPUTS = frozenset(

@@ -18,6 +18,12 @@ from tests.engines.tiny_adapter import METADATA, Tensors, write_weights
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 CLS, SEP = 2, 3
+
+REQUEST = (CLS, 10, 11, 12, SEP, 20, 21, SEP)
+TYPES = (0, 0, 0, 0, 0, 1, 1, 1)
+ROUTES = ((CLS, 10, 12, SEP), (CLS, 30, 31, 32, 33, SEP), (CLS, 40, SEP))
+"""A request, and the routes of a policy, in ids of the encoder."""
+
 FUSION = {"language_model": 0.5, "encoder": 2.0, "other_bias": 0.25, "temperature": 1.5}
 
 

@@ -113,3 +113,17 @@ async def test_the_place_of_a_call_is_known_while_it_is_in_flight() -> None:
     await waiter
 
     assert (during, coalescer.place("a"), coalescer.place("b")) == ("here", None, None)
+
+
+async def test_a_call_that_somebody_else_cancels_is_no_cancellation_of_who_waits() -> None:
+    """As a channel does that is closed under its calls."""
+    coalescer = Coalescer[str]()
+
+    async def closed() -> ModelOutput:
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    with pytest.raises(InferenceError) as caught:
+        await coalescer.join("a", "here", closed, 5)
+
+    assert caught.value.failure is InferenceFailure.UNAVAILABLE

@@ -147,6 +147,18 @@ async def test_id_that_is_on_its_way_is_waited_for(world: World) -> None:
     assert chosen(await deciding) == ["claude"]
 
 
+async def test_id_on_its_way_is_waited_for_no_longer_than_the_caller_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.routing.router._ISSUED_TRIES", 1_000_000)
+    world.router.watching()
+
+    async with asyncio.timeout(60):
+        decision = await world.router.decide(going_on(budget_s=0.05))
+
+    assert decision.reason.value == "unknown_issuer"
+
+
 async def test_pins_switched_off_leave_the_default() -> None:
     async with a_world(DecisionCache(0, 60), None, CATALOG, budget_s=10) as world:
         world.router.issued("resp_1", "", "claude", "code")

@@ -14,6 +14,7 @@ from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
 from sidecar.routing import CompiledPolicy, PolicyRegistry
 from sidecar.routing.compiled import prompt_bytes
+from sidecar.routing.registry import CompilePrompt
 from tests.doubles import StubPrompt
 
 MODELS = ModelList((WeightedModel("m"),))
@@ -84,7 +85,66 @@ async def test_an_inline_policy_is_compiled_once() -> None:
     assert compiler.compiled == 2
 
 
-def many(compiler: Compiler, count: int, compiled_bytes: int) -> PolicyRegistry:
+class Gated:
+    """A compiler that holds each policy until it is let go; `huge` ones are too large."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.compiled = 0
+
+    def __call__(self, policy: Policy) -> CompiledPrompt:
+        assert self.gate.wait(60)
+        self.compiled += 1
+        if policy.description == "huge":
+            raise SidecarError(ErrorCode.POLICY_TOO_LARGE, "too large")
+        return StubPrompt(policy)
+
+
+def inline(number: int = 0, description: str = "") -> Policy:
+    return replace(POLICY, name=f"inline-{number}", description=description)
+
+
+async def test_who_cannot_wait_for_an_inline_policy_gets_it_uncompiled_and_the_next_does() -> None:
+    gated = Gated()
+    policies = many(gated, 1, 10**6)
+    late = await policies.compile_inline(inline(), 0.01)
+    waiting = [asyncio.create_task(policies.compile_inline(inline())) for _ in range(3)]
+    gated.gate.set()
+    compiled = await asyncio.gather(*waiting)
+
+    assert late.inline
+    assert (late.prompt, late.ref.digest) == (None, inline().digest())
+    assert all(each.prompt is not None for each in compiled)
+    assert gated.compiled == 1
+
+
+async def test_what_is_wrong_with_an_inline_policy_is_told_to_the_next_who_waits() -> None:
+    gated = Gated()
+    policies = many(gated, 1, 10**6)
+    assert (await policies.compile_inline(inline(description="huge"), 0.01)).prompt is None
+    gated.gate.set()
+
+    with pytest.raises(SidecarError) as caught:
+        await policies.compile_inline(inline(description="huge"))
+    assert caught.value.code is ErrorCode.POLICY_TOO_LARGE
+
+
+async def test_inline_policies_that_are_being_compiled_are_bounded() -> None:
+    gated = Gated()
+    policies = many(gated, 1, 10**6)
+    for number in range(20):
+        await policies.compile_inline(inline(number), 0)
+    # Not waited for: it would never come.
+    beyond = await policies.compile_inline(inline(20))
+    gated.gate.set()
+    known = await policies.compile_inline(inline(15))
+
+    assert beyond.prompt is None
+    assert known.prompt is not None
+    assert gated.compiled == 16
+
+
+def many(compiler: CompilePrompt, count: int, compiled_bytes: int) -> PolicyRegistry:
     """Policies `p-0`, `p-1`, …, none of them compiled yet."""
     made = PolicyRegistry(
         (),

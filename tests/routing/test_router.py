@@ -12,18 +12,15 @@ from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Needs, PolicyName, Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import (
-    Enough,
     InferenceError,
     InferenceFailure,
-    LabelLogits,
     ModelOutput,
-    Prompt,
 )
 from sidecar.core.policy import ApiDialect, Capability, Model, PolicyRecord
 from sidecar.inference.breaker import BreakerState
 from sidecar.routing import DecisionCache
 from tests.doubles import StubPrompt, talk
-from tests.routing.worlds import CATALOG, HELLO, POLICY, World, a_world, models
+from tests.routing.worlds import CATALOG, HELLO, POLICY, World, a_world, models, request
 from tests.waiting import until
 
 
@@ -38,12 +35,6 @@ async def world() -> AsyncIterator[World]:
 async def hurried() -> AsyncIterator[World]:
     """As `world`, with a budget that is soon over."""
     async with a_world(DecisionCache(0, 60), budget_s=0.1) as made:
-        yield made
-
-
-@pytest.fixture
-async def remembering() -> AsyncIterator[World]:
-    async with a_world(DecisionCache(100_000, 60)) as made:
         yield made
 
 
@@ -65,10 +56,6 @@ async def test_policy_that_is_not_compiled_yet_is_compiled_by_its_first_request(
         ).reason is decision.reason:
             await asyncio.sleep(0.01)
     assert world.sink.decisions[-1].source is Source.MODEL
-
-
-def request(**changes: object) -> RoutingRequest:
-    return replace(HELLO, **changes)  # type: ignore[arg-type]
 
 
 IMAGES = Needs(frozenset({Capability.IMAGES}))
@@ -251,89 +238,6 @@ async def test_prefixes_are_warmed_again_before_the_model_is_asked_again(world: 
     assert (await world.router.decide(HELLO)).source.value == "model"
 
 
-async def test_a_policy_that_is_not_warm_answers_warming_until_it_is(world: World) -> None:
-    forget_prefix(world)
-    first = await world.router.decide(HELLO)
-    async with asyncio.timeout(60):
-        while (await world.router.decide(HELLO)).source.value != "model":
-            await asyncio.sleep(0.001)
-
-    assert (first.source.value, first.reason.value) == ("fallback", "warming")
-
-
-def forget_prefix(world: World) -> None:
-    for _ in range(3):
-        world.warmth.late(world.registry.get(PolicyName("main")))
-
-
-@pytest.fixture
-async def with_encoder() -> AsyncIterator[World]:
-    """As `remembering`; with an encoder that decides alone from nine tenths on."""
-    cache = DecisionCache(100_000, 60)
-    async with a_world(cache, enough=Enough(1.0, 0.0, 0.9)) as made:
-        yield made
-
-
-async def test_a_sure_encoder_decides_while_the_prefix_is_cold(with_encoder: World) -> None:
-    with_encoder.model.opinion = (1.0, 19.0, 0.0)
-    forget_prefix(with_encoder)
-    decision = await with_encoder.router.decide(HELLO)
-    again = await with_encoder.router.decide(HELLO)
-
-    assert (decision.source, decision.route) == (Source.MODEL, "travel")
-    assert decision.confidence == 0.95
-    assert [step.step for step in decision.steps if step.step in ("model", "encoder")] == [
-        "encoder"
-    ]
-    assert (again.source, again.route) == (Source.CACHE, "travel")
-
-
-async def test_an_encoder_that_decides_says_nothing_of_the_prefix(with_encoder: World) -> None:
-    with_encoder.model.opinion = (19.0, 1.0, 0.0)
-    forget_prefix(with_encoder)
-    with_encoder.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
-    await with_encoder.router.decide(HELLO)
-
-    assert not with_encoder.warmth.is_warm(with_encoder.registry.get(PolicyName("main")))
-
-
-@pytest.mark.parametrize("opinion", [(16.0, 4.0, 0.0), (8.0, 2.0, 10.0)])
-async def test_an_encoder_that_is_not_sure_leaves_a_cold_policy_warming(
-    with_encoder: World, opinion: tuple[float, ...]
-) -> None:
-    with_encoder.model.opinion = opinion
-    forget_prefix(with_encoder)
-    decision = await with_encoder.router.decide(HELLO)
-
-    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
-    assert len(with_encoder.cache) == 0
-
-
-async def test_an_encoder_that_gives_no_answer_leaves_a_cold_policy_warming(
-    with_encoder: World,
-) -> None:
-    forget_prefix(with_encoder)
-    with_encoder.model.break_with(InferenceFailure.ERROR)
-    decision = await with_encoder.router.decide(HELLO)
-
-    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
-
-
-async def test_where_the_encoder_was_enough_the_step_says_so(with_encoder: World) -> None:
-    alone, both = LabelLogits((), (19.0, 1.0, 0.0)), LabelLogits((19.0, 1.0, 0.0))
-    steps = []
-    for output, text in ((alone, "one"), (both, "another")):
-
-        async def infer(*_: object, output: LabelLogits = output) -> ModelOutput:
-            return output
-
-        with_encoder.model.infer = infer  # type: ignore[method-assign, assignment]
-        decision = await with_encoder.router.decide(request(conversation=talk(text)))
-        steps += [each.step for each in decision.steps if each.step in ("model", "encoder")]
-
-    assert steps == ["encoder", "model"]
-
-
 async def test_callers_in_a_hurry_do_not_take_the_model_away_from_others(world: World) -> None:
     world.model.slow = True
     for _ in range(5):
@@ -391,121 +295,6 @@ async def test_equal_requests_at_once_ask_the_model_once(world: World) -> None:
 
     assert world.model.calls == before + 1
     assert len({decision.id for decision in decisions}) == 4
-
-
-async def test_the_same_words_under_another_policy_are_another_question(
-    remembering: World,
-) -> None:
-    other = request(policy=replace(POLICY, name="other", description="another one"))
-    # Compiled before, so that both are asked at the same time.
-    await remembering.router.decide(replace(other, conversation=talk("hello")))
-    before = remembering.model.calls
-
-    await asyncio.gather(*(remembering.router.decide(each) for each in (HELLO, other)))
-    at_once = remembering.model.calls
-    third = await remembering.router.decide(
-        request(policy=replace(POLICY, name="third", description="a third one"))
-    )
-
-    assert at_once == before + 2
-    assert third.source is Source.MODEL
-
-
-async def test_the_same_conversation_again_is_decided_by_the_cache(remembering: World) -> None:
-    first = await remembering.router.decide(HELLO)
-    asked = remembering.model.calls
-    again = await remembering.router.decide(HELLO)
-
-    assert (again.source.value, again.reason.value, again.route) == ("cache", "matched", "code")
-    assert again.detail == f"Decided before: {first.detail}"
-    assert (again.confidence, again.candidates) == (first.confidence, first.candidates)
-    # The same words: there is nothing to tokenize.
-    assert [step.step for step in again.steps] == ["cache", "answer", "selection", "total"]
-    assert remembering.model.calls == asked
-    assert again.id != first.id
-
-
-async def test_another_conversation_that_reads_the_same_is_decided_by_the_cache(
-    remembering: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cut(self: StubPrompt, conversation: Conversation) -> Prompt:
-        return Prompt(self.prefix_ids, (7,), truncated=True)
-
-    monkeypatch.setattr(StubPrompt, "render", cut)
-    await remembering.router.decide(request(conversation=talk("first", "one", "same end")))
-    again = await remembering.router.decide(request(conversation=talk("other", "two", "same end")))
-    third = await remembering.router.decide(request(conversation=talk("other", "two", "same end")))
-
-    assert [again.source.value, third.source.value] == ["cache", "cache"]
-    assert "prompt" in [step.step for step in again.steps]
-    assert "prompt" not in [step.step for step in third.steps]
-
-
-async def test_a_cached_decision_is_explained_with_its_prompt(remembering: World) -> None:
-    await remembering.router.decide(HELLO)
-    explained = await remembering.router.decide(request(explain=True))
-
-    assert explained.source.value == "cache"
-    assert explained.explanation is not None
-    assert explained.explanation.prompt == "4 tokens"
-
-
-async def test_the_cache_answers_during_an_outage(remembering: World) -> None:
-    await remembering.router.decide(HELLO)
-    remembering.model.break_with(InferenceFailure.UNAVAILABLE)
-    other = await remembering.router.decide(request(conversation=talk("something else")))
-    known = await remembering.router.decide(HELLO)
-
-    assert (other.reason.value, known.source.value) == ("model_unavailable", "cache")
-
-
-async def test_a_cached_answer_is_weighed_by_the_minimum_of_its_own_request(
-    remembering: World,
-) -> None:
-    remembering.model.logits = (8, 1, 1)
-    await remembering.router.decide(request(min_confidence=0.1))
-    strict = await remembering.router.decide(request(min_confidence=0.99))
-
-    assert (strict.source.value, strict.reason.value) == ("fallback", "low_confidence")
-
-
-@pytest.mark.parametrize(
-    ("logits", "minimum", "fault", "reason"),
-    [
-        ((1.0, 1.0, 8.0), 0.0, None, "no_match"),
-        ((3.0, 2.0, 2.0), 0.9, None, "low_confidence"),
-        ((3.0, 0.0, 0.0), 0.0, InferenceFailure.ERROR, "model_error"),
-    ],
-    ids=["no match", "unsure", "failed"],
-)
-async def test_fallbacks_never_enter_the_cache(
-    remembering: World,
-    logits: tuple[float, ...],
-    minimum: float,
-    fault: InferenceFailure | None,
-    reason: str,
-) -> None:
-    remembering.model.logits = logits
-    if fault is not None:
-        remembering.model.break_with(fault)
-    decision = await remembering.router.decide(request(min_confidence=minimum))
-
-    assert decision.reason.value == reason
-    assert len(remembering.cache) == 0
-
-
-async def test_a_decision_without_the_encoder_says_so_and_never_enters_the_cache(
-    remembering: World,
-) -> None:
-    remembering.model.encoder_lost = True
-    alone = await remembering.router.decide(HELLO)
-    remembering.model.encoder_lost = False
-    again = await remembering.router.decide(HELLO)
-
-    assert (alone.source, alone.route) == (Source.MODEL, "code")
-    assert alone.detail.endswith("Without the encoder, which did not come.")
-    assert (again.source, again.route) == (Source.MODEL, "code")
-    assert "Without" not in again.detail
 
 
 async def test_what_cannot_be_answered_in_time_is_refused_at_once(hurried: World) -> None:

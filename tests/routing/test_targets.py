@@ -152,6 +152,16 @@ async def test_another_server_is_asked_where_that_can_help(
         assert world.models[1].calls == asked + (ended[0] == "model")
 
 
+async def test_the_server_that_answered_holds_the_prefix_and_not_the_one_that_failed() -> None:
+    async with two_servers() as world:
+        inline = replace(POLICY, name="inline")
+        world.models[0].break_with(InferenceFailure.ERROR)
+        await world.router.decide(replace(HELLO, policy=inline))
+
+        holds = [each.warmth.holds(inline.digest()) for each in world.targets]
+        assert holds == [False, True]
+
+
 async def test_a_server_that_is_back_is_warmed_before_it_is_asked() -> None:
     async with two_servers() as world:
         back = world.models[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sidecar.core.decision import PolicyName, RoutingRequest
@@ -56,6 +56,11 @@ POLICY = Policy(
 )
 EMPTY = Policy("empty", (), models("mini"))
 HELLO = RoutingRequest(talk("please review my code"))
+
+
+def request(**changes: object) -> RoutingRequest:
+    """`HELLO` with changes."""
+    return replace(HELLO, **changes)  # type: ignore[arg-type]
 
 
 @dataclass

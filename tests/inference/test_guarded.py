@@ -1,0 +1,49 @@
+"""What counts as an answer of the server. The model is a stub."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.model import (
+    Enough,
+    InferenceFailure,
+    LabelAnswer,
+    Prompt,
+    RoutingModel,
+    SecondOpinionIds,
+)
+from sidecar.inference.breaker import BreakerState, CircuitBreaker
+from sidecar.inference.guarded import GuardedModel, WatchTimes
+from tests.doubles import StubModel
+
+LABELS = LabelAnswer((1, 2, 3))
+
+
+async def recover(model: RoutingModel, only_late: bool) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("alone", "apart", "state"),
+    [
+        (False, True, BreakerState.CLOSED),
+        (True, False, BreakerState.CLOSED),
+        (True, True, BreakerState.OPEN),
+    ],
+    ids=["language model", "encoder of the same model", "encoder apart"],
+)
+async def test_only_what_answers_for_the_language_model_keeps_the_breaker_closed(
+    alone: bool, apart: bool, state: BreakerState
+) -> None:
+    model, breaker = StubModel(), CircuitBreaker(failures=3)
+    model.encoder_apart, model.opinion = apart, (1.0, 2.0, 0.0)
+    guard = GuardedModel(model, breaker, WatchTimes(), recover)
+    breaker.close()
+    second = SecondOpinionIds((1,), (0,), ((2,),), Enough(1.0, 0.0, 0.9), alone)
+    for _ in range(2):
+        breaker.failed(InferenceFailure.DEADLINE, "late")
+    await guard.infer(Prompt((1,), (2,), second_opinion=second), LABELS, 1)
+    breaker.failed(InferenceFailure.DEADLINE, "late")
+
+    assert breaker.state is state
+    assert guard.answered_since(0.0) is (state is BreakerState.CLOSED)

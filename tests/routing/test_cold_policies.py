@@ -1,0 +1,143 @@
+"""Policies whose prefix the model server does not hold. The model is a stub."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from sidecar.core.decision import PolicyName, Reason, Source
+from sidecar.core.model import CompiledPrompt, Enough, InferenceFailure, LabelLogits, ModelOutput
+from sidecar.core.policy import Policy
+from sidecar.routing import DecisionCache
+from tests.doubles import talk
+from tests.routing.worlds import HELLO, POLICY, World, a_world, request
+from tests.waiting import until
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """Without a cache, so that every decision asks the model."""
+    async with a_world(DecisionCache(0, 60)) as made:
+        yield made
+
+
+async def test_a_policy_that_is_not_warm_answers_warming_until_it_is(world: World) -> None:
+    forget_prefix(world)
+    first = await world.router.decide(HELLO)
+    async with asyncio.timeout(60):
+        while (await world.router.decide(HELLO)).source.value != "model":
+            await asyncio.sleep(0.001)
+
+    assert (first.source.value, first.reason.value) == ("fallback", "warming")
+
+
+async def test_an_inline_policy_that_takes_longer_to_compile_than_the_budget_is_answered(
+    world: World,
+) -> None:
+    gate, policy = threading.Event(), replace(POLICY, name="inline")
+    compiled = world.registry._compile_prompt
+
+    def slow(policy: Policy) -> CompiledPrompt:
+        assert gate.wait(60)
+        return compiled(policy)
+
+    world.registry._compile_prompt = slow
+    late = await world.router.decide(request(policy=policy, budget_s=0.05))
+    gate.set()
+    after = await world.router.decide(request(policy=policy))
+
+    assert (late.source, late.reason, late.model.id) == (Source.FALLBACK, Reason.WARMING, "mini")
+    assert late.policy.digest == policy.digest()
+    assert (after.source, after.route) == (Source.MODEL, "code")
+
+
+def forget_prefix(world: World) -> None:
+    for _ in range(3):
+        world.warmth.late(world.registry.get(PolicyName("main")))
+
+
+@pytest.fixture
+async def with_encoder() -> AsyncIterator[World]:
+    """With a cache, and an encoder that decides alone from nine tenths on."""
+    cache = DecisionCache(100_000, 60)
+    async with a_world(cache, enough=Enough(1.0, 0.0, 0.9)) as made:
+        yield made
+
+
+async def test_a_sure_encoder_decides_while_the_prefix_is_cold(with_encoder: World) -> None:
+    with_encoder.model.opinion = (1.0, 19.0, 0.0)
+    forget_prefix(with_encoder)
+    decision = await with_encoder.router.decide(HELLO)
+    again = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.route) == (Source.MODEL, "travel")
+    assert decision.confidence == 0.95
+    assert [step.step for step in decision.steps if step.step in ("model", "encoder")] == [
+        "encoder"
+    ]
+    assert (again.source, again.route) == (Source.CACHE, "travel")
+
+
+async def test_what_an_encoder_apart_decides_for_a_cold_policy_is_not_kept(
+    with_encoder: World,
+) -> None:
+    """Beside an engine for GPUs it never decides alone once the language model can be asked."""
+    with_encoder.model.encoder_apart = True
+    with_encoder.model.opinion = (1.0, 19.0, 0.0)
+    forget_prefix(with_encoder)
+    cold = await with_encoder.router.decide(HELLO)
+    await until(lambda: with_encoder.warmth.holds(POLICY.digest()))
+    warm = await with_encoder.router.decide(HELLO)
+
+    assert (cold.source, cold.route) == (Source.MODEL, "travel")
+    assert (warm.source, warm.route) == (Source.MODEL, "code")
+
+
+async def test_an_encoder_that_decides_says_nothing_of_the_prefix(with_encoder: World) -> None:
+    with_encoder.model.opinion = (19.0, 1.0, 0.0)
+    forget_prefix(with_encoder)
+    with_encoder.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
+    await with_encoder.router.decide(HELLO)
+
+    assert not with_encoder.warmth.is_warm(with_encoder.registry.get(PolicyName("main")))
+
+
+@pytest.mark.parametrize("opinion", [(16.0, 4.0, 0.0), (8.0, 2.0, 10.0)])
+async def test_an_encoder_that_is_not_sure_leaves_a_cold_policy_warming(
+    with_encoder: World, opinion: tuple[float, ...]
+) -> None:
+    with_encoder.model.opinion = opinion
+    forget_prefix(with_encoder)
+    decision = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+    assert len(with_encoder.cache) == 0
+
+
+async def test_an_encoder_that_gives_no_answer_leaves_a_cold_policy_warming(
+    with_encoder: World,
+) -> None:
+    forget_prefix(with_encoder)
+    with_encoder.model.break_with(InferenceFailure.ERROR)
+    decision = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+
+
+async def test_where_the_encoder_was_enough_the_step_says_so(with_encoder: World) -> None:
+    alone, both = LabelLogits((), (19.0, 1.0, 0.0)), LabelLogits((19.0, 1.0, 0.0))
+    steps = []
+    for output, text in ((alone, "one"), (both, "another")):
+
+        async def infer(*_: object, output: LabelLogits = output) -> ModelOutput:
+            return output
+
+        with_encoder.model.infer = infer  # type: ignore[method-assign, assignment]
+        decision = await with_encoder.router.decide(request(conversation=talk(text)))
+        steps += [each.step for each in decision.steps if each.step in ("model", "encoder")]
+
+    assert steps == ["encoder", "model"]
