@@ -100,6 +100,27 @@ def test_an_engine_that_decides_otherwise_is_not_published(
     assert not out_of(nvidia).exists()
 
 
+def test_a_verification_that_fails_is_told_and_all_that_the_next_try_does(
+    weights: Path, nvidia: Nvidia, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = 3
+    for variable, broken, reason in (
+        ("FAKE_NVIDIA_FAIL", "reference.py", "CUDA error: out of memory"),
+        ("FAKE_TRITON", "broken", "the engine cannot be read"),
+    ):
+        monkeypatch.setenv(variable, broken)
+        failed = build(weights, nvidia, "--cases", cases)
+        monkeypatch.delenv(variable)
+        assert isinstance(failed.exception, EngineError)
+        assert reason in str(failed.exception)
+        assert not out_of(nvidia).exists()
+        assert len(nvidia.ran) == programs
+
+    again = build(weights, nvidia, "--cases", cases)
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert len(nvidia.ran) == programs
+
+
 def test_without_cases_it_wants_to_be_told_that_nothing_is_compared(
     weights: Path, nvidia: Nvidia
 ) -> None:

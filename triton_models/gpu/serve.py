@@ -29,7 +29,8 @@ from typing import Any
 
 NEEDED_SHM_MIB = 256
 """Of /dev/shm. NVIDIA's examples give 2 GiB, for Python backends and for engines over several GPUs,
-which exchange tensors there; the C++ backend with one engine does not. Not measured."""
+which exchange tensors there. The C++ backend with one engine does not, and what `second_opinion`
+exchanges is a few kilobytes a request. Not measured."""
 
 EXIT_TIMEOUT_S = 30
 """What running requests get on SIGTERM; terminationGracePeriodSeconds must be longer."""

@@ -314,10 +314,9 @@ def _open(request: BuildRequest) -> ModelSource:
 def _plan(request: BuildRequest, tools: Toolchain, source: ModelSource) -> Plan:
     request.limits.check(source.architecture)
     work, limits = request.work, request.limits
-    family = source.architecture.family
     checkpoint = checkpoint_command(
         tools,
-        family,
+        source.architecture,
         request.source,
         request.precision,
         limits,

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.engines.trtllm.precision import Precision
+from sidecar.engines.trtllm.precision import Precision, awq_block
 from sidecar.engines.trtllm.sizing import TOKENS_PER_BLOCK, EngineLimits
 from sidecar.engines.trtllm.toolchain import Toolchain
+from sidecar.engines.weights import Architecture
 
 CALIBRATION_CASES = 512
 _AWQ_CALIBRATION_CASES = 32
@@ -39,7 +40,7 @@ class Command:
 
 def checkpoint_command(
     tools: Toolchain,
-    family: str,
+    architecture: Architecture,
     source: Path,
     precision: Precision,
     limits: EngineLimits,
@@ -50,17 +51,22 @@ def checkpoint_command(
 
     Args:
         calibration: folder with train.jsonl; read where weights are quantised.
+
+    Raises:
+        EngineError: the architecture cannot be quantised so.
     """
     produces = (out / "config.json", out / "rank0.safetensors")
     if not precision.facts.qformat:
-        script = tools.convert_script(family)
+        script = tools.convert_script(architecture.family)
         options = {"--model_dir": source, "--output_dir": out, "--dtype": precision.facts.dtype}
         return Command((tools.python, str(script), *_spelled(options)), produces)
-    return Command(_quantize(tools, source, precision, limits, calibration, out), produces)
+    argv = _quantize(tools, architecture, source, precision, limits, calibration, out)
+    return Command(argv, produces)
 
 
 def _quantize(
     tools: Toolchain,
+    architecture: Architecture,
     source: Path,
     precision: Precision,
     limits: EngineLimits,
@@ -81,7 +87,7 @@ def _quantize(
         "--tokenizer_max_seq_length": limits.max_input_len,
         "--batch_size": _CALIBRATION_BATCH,
         "--output_dir": out,
-        **({"--awq_block_size": 128} if awq else {}),
+        **({"--awq_block_size": awq_block(architecture)} if awq else {}),
     }
     return (tools.python, str(tools.quantize_script), *_spelled(options))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sidecar.engines.engine_directory import WeightStorage
+from sidecar.engines.errors import EngineError
+from sidecar.engines.weights import Architecture
 
 
 class Precision(StrEnum):
@@ -44,7 +46,9 @@ class PrecisionFacts:
     experimental: bool = False
 
 
-_AWQ_BLOCK = 128
+_AWQ_BLOCKS = (128, 64)
+"""Weights that share a scale. TensorRT-LLM computes with these alone
+(https://github.com/NVIDIA/TensorRT-LLM/issues/988); the larger is NVIDIA's default."""
 
 _FACTS = {
     Precision.BF16: PrecisionFacts("bfloat16", "", "bfloat16", 16, 8.0, WeightStorage.BF16),
@@ -54,9 +58,31 @@ _FACTS = {
         "bfloat16",
         "int4_awq",
         "auto",
-        4 + 16 / _AWQ_BLOCK,
+        4 + 16 / _AWQ_BLOCKS[0],
         8.0,
         WeightStorage.INT4_AWQ,
         experimental=True,
     ),
 }
+
+
+def awq_block(architecture: Architecture) -> int:
+    """How many weights share a scale in INT4-AWQ: along the inputs of every layer, whose widths it
+    must divide.
+
+    Raises:
+        EngineError: no block does.
+    """
+    widths = {
+        "hidden_size": architecture.hidden_size,
+        "num_attention_heads * head_dim": architecture.heads * architecture.head_dim,
+        "intermediate_size": architecture.intermediate_size,
+    }
+    for block in _AWQ_BLOCKS:
+        if all(width % block == 0 for width in widths.values()):
+            return block
+    name, width = next((n, w) for n, w in widths.items() if w % _AWQ_BLOCKS[-1])
+    raise EngineError(
+        f"{Precision.INT4_AWQ} keeps weights in blocks of {_AWQ_BLOCKS[-1]} or more, and {name} is "
+        f"{width}, no multiple of it; choose another --precision"
+    )

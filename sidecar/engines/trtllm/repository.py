@@ -31,9 +31,10 @@ class GpuRepositoryOptions:
     Args:
         max_batch_size: of one Triton request; the executor batches requests by itself, up to what
             the engine was built for.
-        max_queue_size: requests that wait; more are answered UNAVAILABLE. 0 sets no bound. That of
-            the CPU model has none, because Triton then overlooks requests while the model computes;
-            this backend returns at once (docs/gpu.md, measured with a stand-in).
+        max_queue_size: requests that wait, in Triton and again in TensorRT-LLM; more are answered
+            UNAVAILABLE or INTERNAL. 0 sets no bound. That of the CPU model has none, because Triton
+            then overlooks requests while the model computes; this backend returns at once
+            (docs/gpu.md, measured with a stand-in).
         kv_cache_fraction: of the GPU memory that is free once the engine is loaded. 0.85 has the
             GPU to itself; 0.3 shares it.
         max_kv_tokens: bound of the KV cache in tokens, where the fraction is more than that.

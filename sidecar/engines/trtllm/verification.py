@@ -1,8 +1,8 @@
 """Whether an engine decides as the weights do that it was made from.
 
 The reference is the model in bfloat16 as transformers computes it, on the same machine
-(`build/trtllm/reference.py`). It gives the probability of every answer, so that a decision which
-the reference was sure of can be told from one that was a coin's toss.
+(`triton_models/gpu/reference.py`). It gives the probability of every answer, so that a decision
+which the reference was sure of can be told from one that was a coin's toss.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def compare(
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """One JSON object a line, as `build/trtllm/reference.py` reads them."""
+    """One JSON object a line, as `triton_models/gpu/reference.py` reads them."""
     lines = (json.dumps(asdict(question)) + "\n" for question in questions)
     path.write_text("".join(lines), encoding="utf-8")
 

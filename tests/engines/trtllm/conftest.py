@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -78,9 +78,10 @@ def _executable(path: Path) -> None:
 
 
 def request_for(tmp_path: Path, family: str = "llama") -> BuildRequest:
-    """A build of a tiny model with random weights."""
+    """A build of a tiny model with random weights, of widths that INT4-AWQ's blocks divide."""
+    shape = replace(TINY_MODELS[family], hidden=64, heads=8, intermediate=128)
     return BuildRequest(
-        source=TINY_MODELS[family].write(tmp_path / f"{family}-weights"),
+        source=shape.write(tmp_path / f"{family}-weights"),
         out=tmp_path / "engine",
         repository=tmp_path / "repository",
         model_id="tiny",

@@ -17,6 +17,16 @@ FIXTURES = Path(__file__).parents[2] / "fixtures" / "tensorrt_llm"
 _TABLE: Mapping[str, Any] = json.loads((FIXTURES / "cli_options.json").read_text())
 COMMANDS = {entry["command"] for entry in _TABLE["options"]}
 _TYPES = {"int": int, "float": float}
+_KV_CACHE = "an 8-bit KV cache breaks Qwen2.5 and paged context attention"
+
+
+def choices(command: str) -> Mapping[str, Sequence[str]]:
+    """Of the command's options those that take one of a few words."""
+    return {
+        entry["option"]: entry["choices"]
+        for entry in _TABLE["options"]
+        if entry["command"] == command and entry["choices"]
+    }
 
 
 class ContractError(Exception):
@@ -30,14 +40,15 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of a command line. Raises ContractError."""
-    command, arguments = _command_of(argv)
+    command, arguments = command_of(argv)
     given = _parser(command).parse_args(arguments)
     for problem in _forbidden(command, given, set(arguments)):
         raise ContractError(problem)
     return given
 
 
-def _command_of(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+def command_of(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Which of COMMANDS it is, and what it is given. Raises ContractError."""
     for place, word in enumerate(argv[:2]):
         for command in COMMANDS:
             if word.endswith(command):
@@ -70,12 +81,22 @@ def _forbidden(command: str, given: argparse.Namespace, words: set[str]) -> Iter
     if command == "trtllm-build":
         yield from _forbidden_builds(given, words)
     elif command.endswith("quantize.py"):
-        if given.kv_cache_dtype is not None:
-            yield "--kv_cache_dtype: an 8-bit KV cache breaks Qwen2.5 and paged context attention"
-        if given.qformat == "int4_awq" and given.calib_size > 32:
-            yield "--calib_size: AWQ cuts it to 32"
-        if "cnn_dailymail" in given.calib_dataset:
-            yield "--calib_dataset: is not routing prompts"
+        yield from _forbidden_quantisations(given)
+    elif command.endswith("convert_checkpoint.py") and (
+        given.int8_kv_cache or getattr(given, "fp8_kv_cache", False)
+    ):
+        yield _KV_CACHE
+
+
+def _forbidden_quantisations(given: argparse.Namespace) -> Iterator[str]:
+    if given.kv_cache_dtype is not None:
+        yield _KV_CACHE
+    if given.qformat == "int4_awq" and given.calib_size > 32:
+        yield "--calib_size: AWQ cuts it to 32"
+    if given.qformat == "int4_awq" and given.awq_block_size not in (64, 128):
+        yield "--awq_block_size: TensorRT-LLM computes with blocks of 64 and 128"
+    if "cnn_dailymail" in given.calib_dataset:
+        yield "--calib_dataset: is not routing prompts"
 
 
 def _forbidden_builds(given: argparse.Namespace, words: set[str]) -> Iterator[str]:

@@ -122,6 +122,8 @@ def main(program: str, arguments: list[str]) -> None:
 def reference(arguments: list[str]) -> None:
     """In the place of `triton_models/gpu/reference.py`, which needs torch: likes labels the more,
     or with `FAKE_REFERENCE=contrary` the less, the higher their ids are."""
+    if os.environ.get("FAKE_NVIDIA_FAIL") == "reference.py":
+        sys.exit("CUDA error: out of memory")
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert (Path(given["--model-dir"]) / "config.json").is_file()
     sign = -1 if os.environ.get("FAKE_REFERENCE") == "contrary" else 1

@@ -1,9 +1,10 @@
 """In the place of tritonserver with TensorRT-LLM's backend: answers every request with logits that
-grow with the token's id."""
+grow with the token's id, or with `FAKE_TRITON=broken` ends as one that cannot load the engine."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import grpc
@@ -32,6 +33,8 @@ async def serve(port: str) -> None:
 
 
 def main() -> None:
+    if os.environ.get("FAKE_TRITON") == "broken":
+        sys.exit("the engine cannot be read")
     options = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     assert (options["--model-control-mode"], options["--exit-on-error"]) == ("none", "true")
     asyncio.run(serve(options["--grpc-port"]))

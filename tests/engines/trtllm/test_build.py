@@ -21,6 +21,7 @@ from sidecar.engines.trtllm import (
     render_second_opinion,
 )
 from sidecar.engines.trtllm.build import Verification
+from tests.engines.tiny_models import LLAMA
 from tests.engines.trtllm.conftest import Nvidia, request_for
 from tests.engines.trtllm.killed_builder import GOOD, PUBLICATION, kill_at, verify
 
@@ -185,6 +186,52 @@ def test_an_engine_other_than_asked_for_is_refused(
         build_trtllm_engine(request, nvidia.tools)
 
 
+def writes(program: Path, name: str, content: str) -> None:
+    """Have a stand-in end well and leave `content` in its file `name`, or leave no file."""
+    change = f"write_text({content!r})" if content else "unlink()"
+    text = program.read_text()
+    program.write_text(
+        f"{text}\nimport pathlib\nout = sys.argv[sys.argv.index('--output_dir') + 1]\n"
+        f"(pathlib.Path(out) / {name!r}).{change}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "content", "reason"),
+    [
+        ("models/core/llama/convert_checkpoint.py", "rank0.safetensors", "", "did not write"),
+        ("models/core/llama/convert_checkpoint.py", "config.json", "{half", "cannot be read"),
+        (
+            "models/core/llama/convert_checkpoint.py",
+            "config.json",
+            '{"quantization": {"quant_algo": "FP8"}}',
+            "the checkpoint is of another precision",
+        ),
+        (
+            "generate_xgrammar_tokenizer_info.py",
+            "xgrammar_tokenizer_info.json",
+            '{"encoded_vocab": [], "tokenizer_str": ""}',
+            "stop_token_ids missing",
+        ),
+        (
+            "generate_xgrammar_tokenizer_info.py",
+            "xgrammar_tokenizer_info.json",
+            '{"encoded_vocab": [], "tokenizer_str": "", "stop_token_ids": [0]}',
+            r"stop_token_ids is \[0\], the model ends its answers with 2",
+        ),
+    ],
+    ids=["no file", "half a file", "another precision", "no stop tokens", "other stop tokens"],
+)
+def test_what_a_program_leaves_is_not_taken_on_trust(
+    nvidia: Nvidia, tmp_path: Path, program: str, name: str, content: str, reason: str
+) -> None:
+    request = request_for(tmp_path)
+    writes(nvidia.tools.examples / program, name, content)
+    with pytest.raises(EngineError, match=reason):
+        build_trtllm_engine(request, nvidia.tools)
+    assert not request.out.exists()
+
+
 def test_verification_calibrates_the_engine_and_is_kept(nvidia: Nvidia, tmp_path: Path) -> None:
     engine = build_trtllm_engine(
         request_for(tmp_path),
@@ -271,6 +318,12 @@ class TestPreflight:
     def test_prompts_longer_than_the_models_context(self, nvidia: Nvidia, tmp_path: Path) -> None:
         request = replace(request_for(tmp_path), limits=EngineLimits(max_input_len=500))
         assert "choose --max-prompt-tokens 416 or less" in self.refused(request, nvidia)
+
+    def test_widths_that_no_block_of_awq_divides(self, nvidia: Nvidia, tmp_path: Path) -> None:
+        request = request_for(tmp_path)
+        odd = replace(LLAMA, intermediate=100).write(tmp_path / "odd")
+        odd_request = replace(request, source=odd, precision=Precision.INT4_AWQ)
+        assert "choose another --precision" in self.refused(odd_request, nvidia)
 
     def test_fp8_without_cases(self, nvidia: Nvidia, tmp_path: Path) -> None:
         request = replace(request_for(tmp_path), precision=Precision.FP8, calibration=())
