@@ -8,6 +8,8 @@ set -euo pipefail
 
 source=$1 prefix=$2 lock=$3
 python=${PYTHON:-python3}
+# NVIDIA's images may pin their own packages by it, which have no say in an environment of its own.
+unset PIP_CONSTRAINT
 
 without_pip=(--without-pip)
 [ -z "${KEEP_PIP:-}" ] || without_pip=()

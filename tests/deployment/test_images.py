@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from sidecar.local import data_file, tool
 from sidecar.observability.metrics import Metrics
@@ -94,6 +95,21 @@ def test_compose(profile: str, services: set[str]) -> None:
 def test_what_is_replaced_in_envoys_configuration_is_there(path: str) -> None:
     [old] = set(re.findall(r"sed 's/([^/]*)/", (ROOT / path).read_text()))
     assert (DOCKER / "envoy" / "envoy.yaml").read_text().count(old) == 1
+
+
+@pytest.mark.parametrize("where", ["compose.yaml", "kubernetes/components/native-sidecar"])
+def test_the_sidecar_serves_the_socket_that_envoy_beside_it_connects_to(where: str) -> None:
+    [socket] = re.findall(r"pipe: \{path: (\S+?)\}", (DOCKER / "envoy/envoy.yaml").read_text())
+    if where == "compose.yaml":
+        given = [compose("cpu")["standalone"], compose("gpu")["sidecar"]]
+        served = {each["environment"]["SIDECAR_EXT_PROC__UDS_PATH"] for each in given}
+    else:
+        patch = YAML(typ="safe", pure=True).load(
+            (DOCKER / where / "sidecar-patch.yaml").read_text()
+        )
+        [sidecar] = patch["spec"]["template"]["spec"]["initContainers"]
+        served = {e["value"] for e in sidecar["env"] if e["name"] == "SIDECAR_EXT_PROC__UDS_PATH"}
+    assert served == {socket}
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
@@ -232,8 +248,13 @@ def test_the_triton_image_adds_the_openvino_that_engines_are_built_with() -> Non
     assert openvino("second-opinion.lock") == openvino("cpu.lock")
 
 
-def replay(line: str, source: Path, places: Mapping[str, Path]) -> None:
-    """Run a command of the image's build outside of it; `places`: the image's paths, elsewhere."""
+def replay(line: str, source: Path, places: Mapping[str, Path], **variables: str) -> None:
+    """Run a command of the image's build outside of it.
+
+    Args:
+        places: the image's paths, elsewhere.
+        variables: of the base image's environment.
+    """
     command = re.split(r" (?:\\|&&)", line)[0].removeprefix("RUN ").split()
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL"))
@@ -241,7 +262,7 @@ def replay(line: str, source: Path, places: Mapping[str, Path]) -> None:
     finished = run(
         *(places.get(word, word) for word in command),
         cwd=source,
-        env=environment | {"PYTHON": sys.executable},
+        env=environment | variables | {"PYTHON": sys.executable},
     )
     assert finished.returncode == 0, finished.stderr
 
@@ -268,7 +289,9 @@ def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Pat
         "/usr/share/sbom/sidecar.cdx.json": listed,
     }
     [install, sbom] = re.findall(r"^RUN docker/.*$", build, re.MULTILINE)
-    replay(install, source, places)
+    # As NVIDIA's images may have it, of which docker/builder is made.
+    (tmp_path / "constraint.txt").write_text("grpcio==1.0\n")
+    replay(install, source, places, PIP_CONSTRAINT=str(tmp_path / "constraint.txt"))
     replay(sbom, source, places)
 
     packages = distributions(prefix)
@@ -277,6 +300,11 @@ def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Pat
     check_sbom(json.loads(listed.read_text()), packages)
     assert "COPY --from=build /usr/share/sbom /usr/share/sbom" in rest
     assert 'llm-routing.sbom="/usr/share/sbom"' in rest
+
+    # What the builder's image serves an engine with, and adds to its repository.
+    [models] = prefix.glob("lib/python3*/site-packages/sidecar/_triton_models/gpu")
+    for needed in ("serve.py", "reference.py", "ensemble/1/model.py", "second_opinion/1/model.py"):
+        assert (models / needed).is_file(), needed
 
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     settings = run(prefix / "bin" / "sidecar", "settings", cwd=tmp_path, env=bare)

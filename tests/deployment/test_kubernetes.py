@@ -167,6 +167,40 @@ class TestOverlays:
 
 
 @needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_triton_is_answered_to_sidecars_and_calls_nobody_but_the_mesh(overlay: str) -> None:
+    manifests = rendered(overlay)
+    [policy] = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    by_port = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
+    assert by_port.keys() == {8001, 8002}
+    [who] = by_port[8001]
+    assert who == {"podSelector": {"matchLabels": {"llm-routing/sidecar": "true"}}}
+    # The proxy that Istio puts into its pods is not ready without istiod, on this port.
+    called = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
+    assert called == ([15012, 53, 53] if overlay == "istio" else [])
+    # Those who ask have that label.
+    asking = [each for each in manifests if "env" in str(each) and "triton:8001" in str(each)]
+    for each in asking:
+        if each["kind"] == "Deployment":
+            assert each["spec"]["template"]["metadata"]["labels"]["llm-routing/sidecar"] == "true"
+
+
+def test_hpa_and_keda_go_by_the_same_measure() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    keda = yaml.load((KUBERNETES / "overlays" / "keda" / "scaledobject.yaml").read_text())
+    [trigger] = keda["spec"]["triggers"]
+    hpa = yaml.load((KUBERNETES / "overlays" / "hpa" / "hpa.yaml").read_text())
+    [metric] = hpa["spec"]["metrics"]
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    [rule] = yaml.load(document.partition("needs this rule:\n\n```yaml\n")[2].partition("```")[0])
+    query = rule["metricsQuery"].replace(",<<.LabelMatchers>>", "")
+    assert trigger["metadata"]["query"] == f"sum({query.replace('<<.GroupBy>>', 'instance')})"
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    assert metric["pods"]["target"]["averageValue"] == trigger["metadata"]["threshold"]
+
+
+@needs_kubectl
 def test_the_sidecar_is_a_native_one() -> None:
     [gateway] = [
         each["spec"]["template"]["spec"]
