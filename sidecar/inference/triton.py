@@ -58,7 +58,9 @@ SECOND_OPINION = "second_opinion_logits"
 _POLICIES = 64
 """Policies whose tensors are kept; to make them takes as long as to make those of a request."""
 
-_QUEUE_FULL = "Exceeds maximum queue size"
+_QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")
+"""What is said of a full queue: by Triton of its own, as UNAVAILABLE, and by TensorRT-LLM of the
+one into which it takes requests over, as INTERNAL (cpp/tensorrt_llm/executor/executorImpl.cpp)."""
 
 _STREAM_HEADERS = {"triton_grpc_error": "true"}
 """Errors of a stream as gRPC's status, by which they are told apart, instead of as a text
@@ -402,13 +404,14 @@ def _read_text(result: InferResult, end_id: int) -> TextOutput:
     ids = _tensor(result, "output_ids", "i")
     lengths = _tensor(result, "sequence_length", "i")
     log_probs = _tensor(result, "output_log_probs", "f")
-    if ids.ndim != 3 or lengths.size != 1 or log_probs.ndim != 3:
+    shapes = [(each.ndim, each.shape[:2]) for each in (ids, lengths, log_probs)]
+    if shapes != [(3, (1, 1)), (2, (1, 1)), (3, (1, 1))]:
         raise InferenceError(
             InferenceFailure.ERROR,
             f"output_ids has shape {ids.shape}, sequence_length {lengths.shape}, "
             f"output_log_probs {log_probs.shape}",
         )
-    tokens: list[int] = ids[0, 0].tolist()[: int(lengths.flat[0])]
+    tokens: list[int] = ids[0, 0].tolist()[: int(lengths[0, 0])]
     if end_id in tokens:
         tokens = tokens[: tokens.index(end_id)]
     return TextOutput(tuple(tokens), tuple(log_probs[0, 0].tolist()[: len(tokens)]))
@@ -427,7 +430,7 @@ def _inference_error(error: Exception) -> InferenceError:
 
 
 def _failed(status: str, message: str) -> InferenceError:
-    if _QUEUE_FULL in message:
+    if any(part in message for part in _QUEUE_FULL):
         return InferenceError(InferenceFailure.OVERLOADED, "the model server's queue is full")
     failure = _FAILURES.get(status, InferenceFailure.ERROR)
     if not status and any(part in message for part in _NOT_SERVED):

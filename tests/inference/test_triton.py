@@ -284,6 +284,11 @@ async def test_bytes_that_are_not_the_announced_tensor_are_a_model_error() -> No
 Code = grpc.StatusCode
 STATUSES = {
     "queue full": (Code.UNAVAILABLE, "Exceeds maximum queue size", InferenceFailure.OVERLOADED),
+    "engine's queue full": (
+        Code.INTERNAL,
+        "[TensorRT-LLM][ERROR] Maximum queue size of 256 has been reached, please try again later",
+        InferenceFailure.OVERLOADED,
+    ),
     "going down": (Code.UNAVAILABLE, "Server exiting", InferenceFailure.UNAVAILABLE),
     "unknown model": (Code.NOT_FOUND, "unknown model", InferenceFailure.UNAVAILABLE),
     "cancelled by the server": (Code.CANCELLED, "gone", InferenceFailure.UNAVAILABLE),

@@ -65,7 +65,7 @@ class Client:
     async def close(self) -> None:
         await self._client.close()
 
-    async def __call__(self, call: Call, timeout_s: float = 60) -> InferResult:
+    async def __call__(self, call: Call, timeout_s: float = 60, version: str = "") -> InferResult:
         inputs = []
         for name, (kind, value) in call.tensors().items():
             dtype = {"INT32": np.int32, "BOOL": np.bool_, "FP32": np.float32}.get(kind, np.object_)
@@ -75,7 +75,11 @@ class Client:
             inputs.append(tensor)
         outputs = [InferRequestedOutput(name) for name in call.outputs]
         return await self._client.infer(
-            "tensorrt_llm", inputs, outputs=outputs, client_timeout=timeout_s
+            "tensorrt_llm",
+            inputs,
+            model_version=version,
+            outputs=outputs,
+            client_timeout=timeout_s,
         )
 
 

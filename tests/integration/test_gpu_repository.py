@@ -239,11 +239,20 @@ async def test_the_ensemble_answers_text_as_a_sidecar_would(
     assert "8192" in refused.value.message()
 
 
-async def test_another_version_is_not_found(served: Served) -> None:
-    async with InferenceServerClient(served.triton.grpc_address) as client:
-        with pytest.raises(InferenceServerException) as error:
-            await client.get_model_config("tensorrt_llm", "2")
-    assert error.value.status() == "StatusCode.NOT_FOUND"
+async def test_another_version_is_not_found(served: Served, client: Client) -> None:
+    status, message = await status_of(client(Call(PREFIX, SUFFIX), version="2"))
+    assert status == "StatusCode.NOT_FOUND"
+    assert "unknown model: 'tensorrt_llm'" in message
+
+
+async def test_another_model_is_not_found_and_counts_as_away(served: Served) -> None:
+    another = TritonModel(
+        TritonTarget(served.triton.grpc_address, "another", END_ID, PAD_ID, SHAPE.vocab)
+    )
+    with pytest.raises(InferenceError, match="unknown model: 'another'") as error:
+        await another.infer(Prompt(PREFIX, SUFFIX), LabelAnswer((5,)), 30)
+    await another.close()
+    assert error.value.failure is InferenceFailure.UNAVAILABLE
 
 
 async def unavailable(stub: RoutingServiceStub) -> decision_pb2.Decision:

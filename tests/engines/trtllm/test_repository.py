@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from sidecar.core.model import Prompt, SecondOpinionIds, TextAnswer
+from sidecar.core.model import (
+    InferenceError,
+    InferenceFailure,
+    LabelAnswer,
+    LabelLogits,
+    Prompt,
+    SecondOpinionIds,
+    TextAnswer,
+    TextOutput,
+)
 from sidecar.engines import EngineError
 from sidecar.engines.trtllm import (
     GpuRepositoryOptions,
@@ -25,11 +36,11 @@ from sidecar.inference.triton import (
     SECOND_OPINION,
     TritonModel,
     TritonTarget,
-    _prompt_inputs,
     route_inputs,
     second_opinion_inputs,
 )
 from tests.engines.trtllm.contract import FIXTURES
+from tests.fake_triton import FakeTriton, Tensors, sent, serving
 
 REPO = Path(__file__).parents[3]
 COMMITTED = REPO / "triton_models" / "gpu" / "tensorrt_llm" / "config.pbtxt"
@@ -64,8 +75,13 @@ def test_the_committed_repository_is_what_is_rendered() -> None:
     )
 
 
-def test_no_placeholder_is_left() -> None:
-    assert "${" not in COMMITTED.read_text()
+@pytest.mark.parametrize(
+    "path", sorted(REPO.glob("triton_models/gpu/*/config.pbtxt")), ids=lambda p: p.parent.name
+)
+def test_a_committed_configuration_is_triton_s_and_has_no_placeholder(path: Path) -> None:
+    text = path.read_text()
+    assert "${" not in text
+    assert text_format.Parse(text, ModelConfig()).name == path.parent.name
 
 
 @pytest.mark.parametrize("kind", ["input", "output"])
@@ -132,61 +148,105 @@ def test_a_path_that_cannot_stand_in_the_configuration_is_refused(path: str) -> 
         render_config(Path(path), GpuRepositoryOptions())
 
 
-def check_sent(sent: InferInput, config: ModelConfig) -> None:
-    """It is an input of the model, of that type and shape."""
-    [tensor] = [each for each in config.input if each.name == sent.name()]
+def check_sent(given: Any, config: ModelConfig) -> None:
+    """A tensor of a request is an input of the model, of that type and shape."""
+    [tensor] = [each for each in config.input if each.name == given.name]
     datatype = DataType.Name(tensor.data_type).removeprefix("TYPE_")
-    assert sent.datatype() == {"STRING": "BYTES"}.get(datatype, datatype), sent.name()
-    batch, *shape = sent.shape()
+    assert given.datatype == {"STRING": "BYTES"}.get(datatype, datatype), given.name
+    batch, *shape = given.shape
     assert batch == 1
-    assert len(shape) == len(tensor.dims), sent.name()
+    assert len(shape) == len(tensor.dims), given.name
     for size, dim in zip(shape, tensor.dims, strict=True):
-        assert dim in (-1, size), sent.name()
+        assert dim in (-1, size), given.name
 
 
-class TestWhatTheSidecarSends:
-    """Of every tensor that `TritonModel` sends or reads: it is there, of that type and shape."""
+def test_a_stand_in_s_repository_differs_in_the_backend_s_name_alone() -> None:
+    stand_in = render_config(ENGINE, GpuRepositoryOptions(backend="python"))
+    assert stand_in.replace('backend: "python"', 'backend: "tensorrtllm"') == COMMITTED.read_text()
 
-    MODEL = TritonModel(TritonTarget("127.0.0.1:1", "tensorrt_llm", 2, 0, 100))
+
+class TestWhatTheSidecarSendsAndReads:
+    """Every request that `TritonModel` makes, as a server sees it, and answers of the types and
+    dimensions that the backend has."""
+
+    VOCABULARY = 100
     PROMPT = Prompt((1, 2, 3), (4, 5))
+    READ = ("output_ids", "sequence_length", "generation_logits", "output_log_probs")
+
+    def answer(self, config: ModelConfig) -> dict[str, npt.NDArray[Any]]:
+        """One beam and one token, ones throughout."""
+        types = {"TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
+        answer = {}
+        for tensor in config.output:
+            if tensor.name in self.READ:
+                dims = [1] * len(tensor.dims)
+                if tensor.name == "generation_logits":
+                    dims[-1] = self.VOCABULARY
+                answer[tensor.name] = np.ones((1, *dims), types[DataType.Name(tensor.data_type)])
+        assert answer.keys() == set(self.READ)
+        return answer
+
+    @asynccontextmanager
+    async def asking(self, answer: Tensors) -> AsyncIterator[tuple[TritonModel, FakeTriton]]:
+        fake = FakeTriton(answer)
+        async with serving(fake):
+            model = TritonModel(TritonTarget(fake.address, "tensorrt_llm", 2, 0, self.VOCABULARY))
+            try:
+                yield model, fake
+            finally:
+                await model.close()
 
     @pytest.fixture
-    def requests(self) -> tuple[list[InferInput], list[InferRequestedOutput]]:
-        model = self.MODEL
-        text = TextAnswer('root ::= "a"', 5)
-        inputs = [
-            *_prompt_inputs(self.PROMPT),
-            *model._label_inputs,
-            *model._text_inputs(text),
-        ]
-        return inputs, [*model._label_outputs, *model._text_outputs]
+    async def requests(self, config: ModelConfig) -> list[Any]:
+        async with self.asking(self.answer(config)) as (model, fake):
+            labels = await model.infer(self.PROMPT, LabelAnswer((5, 6)), 60)
+            text = await model.infer(self.PROMPT, TextAnswer('root ::= "a"', 5), 60)
+            await model.warm((1, 2, 3), 60)
+        assert labels == LabelLogits((1.0, 1.0))
+        assert text == TextOutput((1,), (1.0,))
+        return fake.requests
 
-    def test_inputs(
-        self,
-        config: ModelConfig,
-        requests: tuple[list[InferInput], list[InferRequestedOutput]],
-    ) -> None:
-        for sent in requests[0]:
-            check_sent(sent, config)
-        sent_names = {sent.name() for sent in requests[0]}
-        assert {tensor.name for tensor in config.input if not tensor.optional} <= sent_names
+    def test_inputs(self, config: ModelConfig, requests: list[Any]) -> None:
+        needed = {tensor.name for tensor in config.input if not tensor.optional}
+        assert len(requests) == 3
+        for request in requests:
+            for tensor in request.inputs:
+                check_sent(tensor, config)
+            assert needed <= {tensor.name for tensor in request.inputs}
 
-    def test_outputs(
-        self,
-        config: ModelConfig,
-        requests: tuple[list[InferInput], list[InferRequestedOutput]],
-    ) -> None:
-        asked = {output.name() for output in requests[1]}
-        assert asked <= {tensor.name for tensor in config.output}
-        assert set(FACTS["mandatory_requested_outputs"]) <= asked
+    def test_outputs(self, config: ModelConfig, requests: list[Any]) -> None:
+        there = {tensor.name for tensor in config.output}
+        for request in requests:
+            asked = {output.name for output in request.outputs}
+            assert set(FACTS["mandatory_requested_outputs"]) <= asked <= there
+        assert {each.name for request in requests for each in request.outputs} == set(self.READ)
 
-    def test_guide_types(
-        self, requests: tuple[list[InferInput], list[InferRequestedOutput]]
+    @pytest.mark.parametrize("wrong", ["type", "dimensions", "beams"])
+    @pytest.mark.parametrize("name", READ)
+    async def test_an_output_of_another_type_or_shape_is_refused(
+        self, config: ModelConfig, name: str, wrong: str
     ) -> None:
+        answer = self.answer(config)
+        values = answer[name]
+        answer[name] = {
+            "type": values.astype(np.float32 if values.dtype == np.int32 else np.int32),
+            "dimensions": values[0],
+            "beams": np.repeat(values, 2, axis=1),
+        }[wrong]
+        form = LabelAnswer((5,)) if name == "generation_logits" else TextAnswer('root ::= "a"', 5)
+        async with self.asking(answer) as (model, _):
+            with pytest.raises(InferenceError, match=name) as caught:
+                await model.infer(self.PROMPT, form, 60)
+        assert caught.value.failure is InferenceFailure.ERROR
+
+    def test_guide_types(self, requests: list[Any]) -> None:
         # An unknown type is ignored by the backend: the answer would be free text.
-        [sent] = [i for i in requests[0] if i.name() == "guided_decoding_guide_type"]
-        word = re.sub(rb"^.{4}", b"", sent._get_content(), flags=re.DOTALL).decode()
-        assert word in FACTS["guide_types"]
+        [word] = [
+            sent(request)["guided_decoding_guide_type"][0]
+            for request in requests
+            if "guided_decoding_guide_type" in sent(request)
+        ]
+        assert word.decode() in FACTS["guide_types"]
 
 
 class TestSecondOpinion:
@@ -217,9 +277,8 @@ class TestSecondOpinion:
 
     def test_what_the_sidecar_sends_is_there(self, encoder: ModelConfig) -> None:
         second = SecondOpinionIds((1, 2), (0, 1), ((3,), (4, 5)))
-        sent = second_opinion_inputs(second)
-        for each in sent:
-            check_sent(each, encoder)
+        for each in second_opinion_inputs(second):
+            check_sent(each._get_tensor(), encoder)
         needed = {tensor.name for tensor in encoder.input if not tensor.optional}
         assert needed == {each.name() for each in route_inputs(second.routes)}
         assert [tensor.name for tensor in encoder.output] == [SECOND_OPINION]
