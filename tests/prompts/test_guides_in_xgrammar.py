@@ -1,8 +1,7 @@
 """Guides, read by the xgrammar that TensorRT-LLM 1.2.1 reads them with: one that it cannot compile
 fails every request that the model server is working on.
 
-Where xgrammar 0.1.32 is installed, beside what requirements/reference.txt names; the sidecar does
-without.
+Where xgrammar 0.1.32 is installed (`requirements/xgrammar.txt` says how); the sidecar does without.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from sidecar.prompts.answers import literal_guide
 from sidecar.prompts.arch_router import AnswerStyle
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("xgrammar") is None, reason="xgrammar is not installed"
+    importlib.util.find_spec("xgrammar") is None,
+    reason="xgrammar is not installed: requirements/xgrammar.txt",
 )
 
 # Whatever could mean something to a grammar: quotes, escapes, operators, other scripts.
