@@ -29,7 +29,7 @@ from sidecar.engines import EngineInfo, build_cpu_engine, open_adapter
 from sidecar.engines.trtllm import SecondOpinionOptions, render_second_opinion
 from sidecar.inference.second_opinion import TritonOpinions
 from sidecar.inference.triton import TritonTarget, second_opinion_inputs
-from sidecar.local import TritonServer
+from sidecar.local import LocalError, TritonServer
 from tests.engines import tiny_adapter
 from tests.engines.tiny_encoder import TINY_ENCODER
 from tests.engines.tiny_models import LLAMA
@@ -128,6 +128,17 @@ async def test_what_is_malformed_is_refused_by_name(served: Served) -> None:
     async with InferenceServerClient(served.triton.grpc_address) as client:
         with pytest.raises(InferenceServerException, match="second_opinion_request_ids must be"):
             await client.infer("second_opinion", second_opinion_inputs(wrong), client_timeout=60)
+
+
+def test_openvino_is_looked_for_where_pythonpath_says(served: Served, tmp_path: Path) -> None:
+    """As in docker/triton. The stub of Triton's Python backend does not look there by itself."""
+    repository = render_second_opinion(served.whole.path, tmp_path / "repository")
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "openvino.py").write_text('raise ImportError("this is the one")')
+    environment = {"PYTHONPATH": str(packages)}
+    with pytest.raises(LocalError, match="this is the one"):
+        TritonServer(repository, environment=environment, exit_timeout_s=0).start()
 
 
 def without_encoder(folder: Path) -> None:

@@ -7,6 +7,7 @@ sidecar asks both at once and adds what they say.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-# Triton imports this file by path and adds only the folder above it.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# ruff: noqa: E402
+# Triton imports this file by path and adds only the folder above it, and its stub leaves PYTHONPATH
+# out of account, where docker/triton has OpenVINO.
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent),
+    *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+]
 
 from cpu_engine.engine_files import open_second_opinion
 from cpu_engine.errors import RefusedError
