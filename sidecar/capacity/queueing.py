@@ -9,6 +9,7 @@ running batch, so that real waits should be shorter.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ from dataclasses import dataclass
 
 HEADROOM = 0.8
 """Of what full batches could carry; a plan that needs more has nothing left for a busier minute."""
+
+_DECISIONS = 8_000
+_SECONDS = 4.0
+"""Of arrivals that a plan is made for, at least: until batches have grown to what they will be."""
 
 BatchMs = Callable[[int], float]
 """Decisions in a batch -> milliseconds of the GPU."""
@@ -37,7 +42,7 @@ class Load:
     replicas: int
     max_batch: int = 64
     policies: int = 0
-    decisions: int = 8_000
+    decisions: int = _DECISIONS
     seed: int = 1
 
 
@@ -109,13 +114,27 @@ def replicas_needed(
 ) -> tuple[int, Outcome] | None:
     """The fewest replicas with which 99 % of the decisions take less than `p99_ms`, with `HEADROOM`
     left, and what they make of it; None if `most` are too few."""
-    for replicas in range(1, most + 1):
-        if per_second * batch_ms(max_batch) / 1000 / max_batch > HEADROOM * replicas:
-            continue
-        outcome = simulate(Load(per_second, replicas, max_batch), batch_ms, request_ms)
-        if outcome.p99_ms <= p99_ms:
-            return replicas, outcome
-    return None
+    decisions = max(_DECISIONS, math.ceil(_SECONDS * per_second))
+    known: dict[int, Outcome] = {}
+
+    def holds(replicas: int) -> bool:
+        load = Load(per_second, replicas, max_batch, decisions=decisions)
+        known[replicas] = simulate(load, batch_ms, request_ms)
+        return known[replicas].p99_ms <= p99_ms
+
+    needed = per_second * batch_ms(max_batch) / 1000 / max_batch
+    low = high = max(1, math.ceil(needed / HEADROOM))
+    if high > most:
+        return None
+    # With more replicas it takes less time, but for chance.
+    while not holds(high):
+        if high == most:
+            return None
+        low, high = high + 1, min(most, 2 * high)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return high, known[high]
 
 
 def _owners(load: Load) -> Callable[[random.Random, Sequence[int]], int]:
