@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 import grpc
@@ -15,6 +15,9 @@ from sidecar.ext_proc.http2 import frames
 
 _PREFIX_BYTES = 5
 """Of a message: whether it is compressed, and its length."""
+
+_AT_ONCE = 16 * frames.MAX_FRAME_BYTES
+"""Bytes that are handed over together, before it is seen whether the caller takes them."""
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -34,6 +37,10 @@ class Sender(Protocol):
     """The connection, as its calls see it."""
 
     def send(self, data: bytes) -> None: ...
+
+    def send_all(self, parts: Sequence[bytes | memoryview]) -> None:
+        """One after the other; they are kept and must not change."""
+        ...
 
     def sendable(self, call: Call) -> int:
         """Bytes of messages that may be sent now."""
@@ -75,8 +82,11 @@ class Call:
         self._max_message_bytes = max_message_bytes
         self._decode = decode
         self._buffer = bytearray()
-        self._messages: deque[bytes] = deque()
-        self._owed = 0
+        self._messages: deque[bytes | bytearray] = deque()
+        self._waiting = 0
+        """Bytes of the messages that are not read."""
+        self._unpaid = 0
+        """Bytes that came and that the caller has not been let send again."""
         self._begun = False
         self._waiter: _Waiter | None = None
         self._broken: CallEnd | None = None
@@ -94,9 +104,11 @@ class Call:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         message = self._messages.popleft()
+        self._waiting -= _PREFIX_BYTES + len(message)
         self._pay()
         try:
-            return self._decode(message)
+            # Python's protobuf reads a bytearray where it stands.
+            return self._decode(message)  # type: ignore[arg-type]
         except DecodeError:
             raise SidecarError(
                 ErrorCode.INVALID_REQUEST,
@@ -121,11 +133,15 @@ class Call:
 
     async def _write_by_parts(self, rest: memoryview) -> None:
         while rest:
-            size = min(len(rest), frames.MAX_FRAME_BYTES, self._sender.sendable(self))
+            size = min(len(rest), _AT_ONCE, self._sender.sendable(self))
             if size <= 0:
                 await self._sender.until_sendable(self)
                 continue
-            self._sender.send(frames.frame(frames.DATA, 0, self.stream, bytes(rest[:size])))
+            parts: list[bytes | memoryview] = []
+            for start in range(0, size, frames.MAX_FRAME_BYTES):
+                part = rest[start : min(start + frames.MAX_FRAME_BYTES, size)]
+                parts += (frames.header(frames.DATA, 0, self.stream, len(part)), part)
+            self._sender.send_all(parts)
             self._sender.sent(self, size)
             rest = rest[size:]
 
@@ -145,13 +161,15 @@ class Call:
 
     # --- For the connection -----------------------------------------------------------------------
 
-    def received(self, data: bytes, size: int, end: bool) -> None:
+    def received(self, data: bytes | memoryview, size: int, end: bool) -> None:
         """The next part of the messages, for which `size` bytes were taken of the window.
 
-        Raises Http2Error: more than the window lets in.
+        Raises Http2Error: more than the window lets in, or something after the end.
         """
-        self._owed += size
-        if self._owed > self._window:
+        if self.ended:
+            raise frames.Http2Error(frames.STREAM_CLOSED, "a stream that goes on after its end")
+        self._unpaid += size
+        if self._unpaid > self._window:
             raise frames.Http2Error(frames.FLOW_CONTROL_ERROR, "more than the window")
         self.ended = end
         if self._broken is not None:
@@ -161,12 +179,13 @@ class Call:
         try:
             while self._take():
                 pass
+            if end and self._buffer:
+                raise CallEnd(grpc.StatusCode.INTERNAL, "the last message ends before its end")
         except CallEnd as error:
             self._broken = error
             self._buffer.clear()
-        if not self._messages:
-            # Of one that has not come whole, the rest must be able to come.
-            self._pay()
+        # Of one that has not come whole, the rest must be able to come.
+        self._pay()
         waiter = self._waiter
         if waiter is not None and (self._messages or end or self._broken):
             self._waiter = None
@@ -196,12 +215,21 @@ class Call:
         end = _PREFIX_BYTES + size
         if len(buffer) < end:
             return False
-        self._messages.append(bytes(memoryview(buffer)[_PREFIX_BYTES:end]))
-        del buffer[:end]
+        if len(buffer) == end:
+            # Not copied: it can have megabytes.
+            del buffer[:_PREFIX_BYTES]
+            self._messages.append(buffer)
+            self._buffer = bytearray()
+        else:
+            self._messages.append(bytes(memoryview(buffer)[_PREFIX_BYTES:end]))
+            del buffer[:end]
+        self._waiting += end
         return True
 
     def _pay(self) -> None:
-        """Lets the caller send as much more as has been taken, in large pieces."""
-        if self._owed * 2 >= self._window and not self.ended:
-            self._sender.send(frames.window_update(self.stream, self._owed))
-            self._owed = 0
+        """Lets the caller send as much more as has been taken, in large pieces. What waits to be
+        read has not been, so that a handler that is slow holds up its caller."""
+        due = self._unpaid - self._waiting
+        if due * 2 >= self._window and not self.ended:
+            self._sender.send(frames.window_update(self.stream, due))
+            self._unpaid -= due

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
@@ -25,6 +24,16 @@ _REFILL = 2**24
 _LARGEST_WINDOW = 2**31 - 1
 _FIRST_WINDOW = 65_535
 _MAX_HEADER_BYTES = 64 * 1024
+_MAX_CONTINUATIONS = 16
+"""Frames of one header block after its first; so many bytes fit into four."""
+_WRITE_AHEAD = 256 * 1024
+_MAX_UNREAD = 4 * 1024 * 1024
+"""Bytes of answers that wait for a caller who does not read them. Messages are held back long
+before; what is not are answers to frames, such as PING."""
+_LINGER_S = 1.0
+"""How long a caller may take to read the last answers."""
+_TOLD = b"goingawy"
+"""What a PING carries whose answer says that the caller has read the first GOAWAY."""
 _CANCELLED = 1
 """Status of gRPC."""
 
@@ -60,6 +69,16 @@ class _Running:
     task: asyncio.Task[None]
 
 
+@dataclass(slots=True)
+class _Block:
+    """Headers that have begun."""
+
+    flags: int
+    stream: int
+    data: bytes
+    continued: int = 0
+
+
 class Connection(asyncio.Protocol):
     """Reads frames, starts a task for each call, and cancels it when its stream is reset or the
     connection is lost."""
@@ -74,27 +93,35 @@ class Connection(asyncio.Protocol):
         self._first_stream_window = _FIRST_WINDOW
         self._received = 0
         self._paused = False
+        self._leaving = False
         self._going_away = False
         self._ended = False
-        self._waiters: list[_Waiter] = []
+        self._waiters: set[_Waiter] = set()
         self._unread = b""
         self._begun = False
-        self._block: tuple[int, int, bytes] | None = None
+        self._set_up = False
+        self._block: _Block | None = None
+        self._linger: asyncio.TimerHandle | None = None
 
     # --- asyncio.Protocol -------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not checked: uvloop's do not inherit asyncio's types.
-        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport = cast("asyncio.Transport", transport)
+        # By themselves they would wait for a turn of the event loop every 64 kB.
+        self._transport.set_write_buffer_limits(high=_WRITE_AHEAD)
         self._serving.opened(self)
         ours = (
             (frames.MAX_CONCURRENT_STREAMS, self._serving.max_calls),
             (frames.INITIAL_WINDOW_SIZE, _STREAM_WINDOW),
+            (frames.MAX_HEADER_LIST_SIZE, _MAX_HEADER_BYTES),
         )
         more = frames.window_update(0, _CONNECTION_WINDOW - _FIRST_WINDOW)
         self.send(frames.settings(ours) + more)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
         for each in self._running.values():
             each.task.cancel()
         self._running.clear()
@@ -105,10 +132,15 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._unread = self._read(self._unread + data if self._unread else data)
+            if self._paused and self._transport.get_write_buffer_size() > _MAX_UNREAD:
+                raise Http2Error(frames.ENHANCE_YOUR_CALM, "answers are not read")
         except Http2Error as error:
             _log.warning("connection of Envoy ended", why=str(error))
-            self._transport.write(frames.goaway(self._last_stream, error.code, str(error)))
-            self._transport.close()
+            self._fail(error.code, str(error))
+        except Exception:
+            # Where it stands in the frames is not known any more.
+            _log.exception("connection of Envoy ended")
+            self._fail(frames.INTERNAL_ERROR, "a defect of the sidecar; see its log")
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -123,6 +155,10 @@ class Connection(asyncio.Protocol):
         if not self._ended:
             self._transport.write(data)
 
+    def send_all(self, parts: Sequence[bytes | memoryview]) -> None:
+        if not self._ended:
+            self._transport.writelines(parts)
+
     def sendable(self, call: Call) -> int:
         return 0 if self._paused else min(self._window, call.send_window)
 
@@ -130,29 +166,53 @@ class Connection(asyncio.Protocol):
         self._window -= size
         call.send_window -= size
 
+    @property
+    def waiting_to_send(self) -> int:
+        """Calls whose messages the caller does not take now."""
+        return len(self._waiters)
+
     async def until_sendable(self, call: Call) -> None:
         while self.sendable(call) <= 0:
             waiter = self._loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
 
     def go_away(self) -> None:
-        """No new calls are taken. Those that are running go on."""
-        if not self._going_away:
-            self._going_away = True
-            self.send(frames.goaway(self._last_stream, frames.NO_ERROR))
-            if not self._running:
-                self._half_close()
+        """No new calls are taken as soon as the caller knows, for those that are on their way would
+        be lost (RFC 9113, 6.8). Calls that are running go on."""
+        if not self._leaving:
+            self._leaving = True
+            first = frames.goaway(_LARGEST_WINDOW, frames.NO_ERROR)
+            self.send(first + frames.frame(frames.PING, 0, 0, _TOLD))
 
     def close(self) -> None:
-        """Ends it now; calls that are running are cancelled."""
+        """Ends it; calls that are running are cancelled."""
         for each in self._running.values():
             each.task.cancel()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._linger = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def _fail(self, code: int, why: str) -> None:
+        self._transport.write(frames.goaway(self._last_stream, code, why))
+        self.close()
+
+    def _refuse_calls(self) -> None:
+        """The caller knows that it should begin none."""
+        if self._leaving and not self._going_away:
+            self._going_away = True
+            self.send(frames.goaway(self._last_stream, frames.NO_ERROR))
+            self._half_close()
 
     def _half_close(self) -> None:
-        """Nothing more is sent; the caller closes when it has read the answers. Closed from here,
-        its next write would fail, and with it the calls whose answers it has not read."""
+        """Nothing more is sent, once nothing is to be; the caller closes when it has read the
+        answers. Closed from here, its next write would fail, and with it the calls whose answers it
+        has not read."""
+        if not self._going_away or self._running:
+            return
         if not self._ended and not self._transport.is_closing():
             self._ended = True
             self._transport.write_eof()
@@ -177,41 +237,51 @@ class Connection(asyncio.Protocol):
             end = begin + length
             if end > available:
                 break
+            kind, flags = data[position + 3], data[position + 4]
             stream = int.from_bytes(data[position + 5 : begin], "big") & _LARGEST_WINDOW
-            self._frame(data[position + 3], data[position + 4], stream, data[begin:end])
+            if kind == frames.DATA and stream and self._block is None and self._set_up:
+                # Not copied: bodies have megabytes.
+                self._data(flags, stream, memoryview(data)[begin:end])
+            else:
+                frames.check(kind, stream, length)
+                self._frame(kind, flags, stream, data[begin:end])
             position = end
         return data[position:]
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        """All but DATA."""
         if self._block is not None and kind != frames.CONTINUATION:
             raise Http2Error(frames.PROTOCOL_ERROR, "headers that do not go on")
-        if kind == frames.DATA:
-            self._data(flags, stream, payload)
-        elif kind == frames.HEADERS:
+        if not self._set_up and kind != frames.SETTINGS:
+            raise Http2Error(frames.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if kind == frames.HEADERS:
             block = frames.unpadded(flags, payload)
-            self._block_of(flags, stream, block[5:] if flags & frames.HAS_PRIORITY else block)
+            block = block[5:] if flags & frames.HAS_PRIORITY else block
+            self._headers_of(_Block(flags, stream, block))
         elif kind == frames.CONTINUATION:
-            if self._block is None or self._block[1] != stream:
-                raise Http2Error(frames.PROTOCOL_ERROR, "headers that did not begin")
-            first, _, begun = self._block
-            self._block_of(first | flags & frames.END_HEADERS, stream, begun + payload)
+            self._headers_of(self._continued(flags, stream, payload))
         elif kind == frames.WINDOW_UPDATE:
             self._more_window(stream, payload)
         elif kind == frames.RST_STREAM:
-            running = self._running.pop(stream, None)
-            if running is not None:
-                running.task.cancel()
+            self._reset(stream)
         elif kind == frames.SETTINGS:
-            if not flags & frames.ACK:
-                self._settings(payload)
+            self._settings(flags, payload)
         elif kind == frames.PING:
             if not flags & frames.ACK:
                 self.send(frames.frame(frames.PING, frames.ACK, 0, payload))
+            elif payload == _TOLD:
+                self._refuse_calls()
         elif kind == frames.PUSH_PROMISE:
             raise Http2Error(frames.PROTOCOL_ERROR, "a client cannot push")
         # GOAWAY, PRIORITY, and kinds that came after this was written, need no answer.
 
-    def _data(self, flags: int, stream: int, payload: bytes) -> None:
+    def _check_begun(self, stream: int) -> None:
+        """Raises Http2Error for what is of a stream without headers. Those that came after GOAWAY
+        were not looked at."""
+        if stream > self._last_stream and not self._going_away:
+            raise Http2Error(frames.PROTOCOL_ERROR, "a frame of a stream that did not begin")
+
+    def _data(self, flags: int, stream: int, payload: memoryview) -> None:
         size = len(payload)
         self._received += size
         if self._received >= _REFILL:
@@ -221,23 +291,37 @@ class Connection(asyncio.Protocol):
         if running is not None:
             end = bool(flags & frames.END_STREAM)
             running.call.received(frames.unpadded(flags, payload), size, end)
-        elif stream > self._last_stream and not self._going_away:
-            raise Http2Error(frames.PROTOCOL_ERROR, "data of a stream that did not begin")
+        else:
+            # It was answered or reset, and this was on its way.
+            self._check_begun(stream)
 
-    def _block_of(self, flags: int, stream: int, block: bytes) -> None:
+    def _continued(self, flags: int, stream: int, payload: bytes) -> _Block:
+        """The headers that have begun, with their next part. Raises Http2Error."""
+        block = self._block
+        if block is None or block.stream != stream:
+            raise Http2Error(frames.PROTOCOL_ERROR, "headers that did not begin")
+        # Also where they add nothing: each costs something, and there would be no end to them.
+        if block.continued >= _MAX_CONTINUATIONS:
+            raise Http2Error(frames.ENHANCE_YOUR_CALM, "headers in too many parts")
+        flags = block.flags | flags & frames.END_HEADERS
+        return _Block(flags, stream, block.data + payload, block.continued + 1)
+
+    def _headers_of(self, block: _Block) -> None:
         """Headers, or their beginning."""
-        if len(block) > _MAX_HEADER_BYTES:
+        if len(block.data) > _MAX_HEADER_BYTES:
             raise Http2Error(frames.ENHANCE_YOUR_CALM, "too many headers")
-        if not flags & frames.END_HEADERS:
-            self._block = (flags, stream, block)
+        if not block.flags & frames.END_HEADERS:
+            self._block = block
             return
         self._block = None
         # Decoded even where nobody wants them: the table is one for all streams.
-        path, metadata = self._headers.decode(block)
-        end = bool(flags & frames.END_STREAM)
+        path, metadata = self._headers.decode(block.data)
+        stream, end = block.stream, bool(block.flags & frames.END_STREAM)
         running = self._running.get(stream)
         if running is not None:
             # Trailers, in which gRPC's callers have nothing to say.
+            if not end:
+                raise Http2Error(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
             running.call.received(b"", 0, end)
         elif stream > self._last_stream and not self._going_away:
             # One that comes after GOAWAY is tried again by the caller, elsewhere.
@@ -248,6 +332,10 @@ class Connection(asyncio.Protocol):
             raise Http2Error(frames.PROTOCOL_ERROR, "a client's streams have odd numbers")
         self._last_stream = stream
         serving = self._serving
+        if len(self._running) >= serving.max_calls:
+            # It was told how many it may begin. How many all connections may, they are not.
+            self.send(frames.reset(stream, frames.REFUSED_STREAM))
+            return
         call = Call(
             self,
             stream,
@@ -274,33 +362,45 @@ class Connection(asyncio.Protocol):
         there = self._running.pop(call.stream, None) is not None
         if there and not self._transport.is_closing():
             self.send(call.end(status, message))
-        if self._going_away and not self._running:
-            self._half_close()
+        self._half_close()
 
-    def _settings(self, payload: bytes) -> None:
-        for name, value in frames.read_settings(payload):
-            if name == frames.INITIAL_WINDOW_SIZE:
-                if value > _LARGEST_WINDOW:
-                    raise Http2Error(frames.FLOW_CONTROL_ERROR, "a window beyond 2^31")
-                for each in self._running.values():
-                    each.call.send_window += value - self._first_stream_window
-                self._first_stream_window = value
+    def _reset(self, stream: int) -> None:
+        running = self._running.pop(stream, None)
+        if running is None:
+            self._check_begun(stream)
+            return
+        running.task.cancel()
+        self._half_close()
+
+    def _settings(self, flags: int, payload: bytes) -> None:
+        if flags & frames.ACK:
+            if payload:
+                raise Http2Error(frames.FRAME_SIZE_ERROR, "SETTINGS with ACK and values")
+            return
+        self._set_up = True
+        # Once for all of them: a frame has room for thousands.
+        window = frames.read_settings(payload).get(frames.INITIAL_WINDOW_SIZE)
+        if window is not None:
+            more, self._first_stream_window = window - self._first_stream_window, window
+            for each in self._running.values():
+                each.call.send_window = frames.enlarged(each.call.send_window, more)
         self.send(frames.frame(frames.SETTINGS, frames.ACK, 0))
         self._wake()
 
     def _more_window(self, stream: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise Http2Error(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE not of 4 bytes")
-        more = struct.unpack(">I", payload)[0] & _LARGEST_WINDOW
+        more = int.from_bytes(payload, "big") & _LARGEST_WINDOW
+        if more == 0:
+            raise Http2Error(frames.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
         if stream == 0:
-            self._window += more
+            self._window = frames.enlarged(self._window, more)
         elif (running := self._running.get(stream)) is not None:
-            running.call.send_window += more
+            running.call.send_window = frames.enlarged(running.call.send_window, more)
+        else:
+            self._check_begun(stream)
         self._wake()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import TypeVar
 from urllib.parse import quote
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -19,10 +20,21 @@ END_HEADERS = 0x4
 PADDED = 0x8
 HAS_PRIORITY = 0x20
 
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 2, 3, 4
+MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 5, 6
 
-NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR = 0x0, 0x1, 0x3
-STREAM_CLOSED, FRAME_SIZE_ERROR, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x5, 0x6, 0x9, 0xB
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0x0, 0x1, 0x2, 0x3
+STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM = 0x5, 0x6, 0x7
+COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x9, 0xB
+
+_OF_STREAMS = frozenset({DATA, HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION})
+_OF_CONNECTIONS = frozenset({SETTINGS, PING, GOAWAY})
+_LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_LARGEST_WINDOW = 2**31 - 1
+_FRAME_SIZES = range(2**14, 2**24)
+
+_HEADER = struct.Struct(">IBI")
+"""Length and kind, flags, stream."""
 
 _DIGITS_AND_LETTERS = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -35,13 +47,13 @@ class Http2Error(Exception):
         self.code = code
 
 
+def header(kind: int, flags: int, stream: int, length: int) -> bytes:
+    """What a frame with so many bytes of payload begins with."""
+    return _HEADER.pack(length << 8 | kind, flags, stream)
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return b"%b%b%b%b" % (
-        len(payload).to_bytes(3, "big"),
-        bytes((kind, flags)),
-        stream.to_bytes(4, "big"),
-        payload,
-    )
+    return _HEADER.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
 def settings(values: Iterable[tuple[int, int]]) -> bytes:
@@ -60,15 +72,42 @@ def goaway(last_stream: int, code: int, why: str = "") -> bytes:
     return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream, code) + why.encode())
 
 
-def read_settings(payload: bytes) -> Iterable[tuple[int, int]]:
-    """Raises Http2Error."""
+def check(kind: int, stream: int, length: int) -> None:
+    """Of any frame: the stream that it may be of, and the length of its payload. Raises
+    Http2Error."""
+    if kind in (_OF_CONNECTIONS if stream else _OF_STREAMS):
+        raise Http2Error(PROTOCOL_ERROR, f"a frame of kind {kind} of stream {stream}")
+    if length != _LENGTHS.get(kind, length):
+        raise Http2Error(FRAME_SIZE_ERROR, f"a frame of kind {kind} of {length} bytes")
+
+
+def read_settings(payload: bytes) -> dict[int, int]:
+    """The last value of each setting. Raises Http2Error."""
     if len(payload) % 6:
         raise Http2Error(FRAME_SIZE_ERROR, "SETTINGS of a length that is no multiple of 6")
-    values: Iterable[tuple[int, int]] = struct.iter_unpack(">HI", payload)
+    values: dict[int, int] = {}
+    for name, value in struct.iter_unpack(">HI", payload):
+        if name == INITIAL_WINDOW_SIZE and value > _LARGEST_WINDOW:
+            raise Http2Error(FLOW_CONTROL_ERROR, "a window beyond 2^31")
+        if name == ENABLE_PUSH and value > 1:
+            raise Http2Error(PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
+        if name == MAX_FRAME_SIZE and value not in _FRAME_SIZES:
+            raise Http2Error(PROTOCOL_ERROR, f"MAX_FRAME_SIZE of {value}")
+        values[name] = value
     return values
 
 
-def unpadded(flags: int, payload: bytes) -> bytes:
+def enlarged(window: int, more: int) -> int:
+    """A window of ours that the peer makes larger. Raises Http2Error."""
+    if window + more > _LARGEST_WINDOW:
+        raise Http2Error(FLOW_CONTROL_ERROR, "a window beyond 2^31")
+    return window + more
+
+
+Payload = TypeVar("Payload", bytes, memoryview)
+
+
+def unpadded(flags: int, payload: Payload) -> Payload:
     """The payload of a DATA or HEADERS frame without its padding. Raises Http2Error."""
     if not flags & PADDED:
         return payload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,15 @@ class Listener:
             except TimeoutError:
                 for each in list(self._connections):
                     each.close()
+
+    @property
+    def running(self) -> int:
+        """Calls that have begun and not ended."""
+        return self._calls
+
+    @property
+    def connections(self) -> Collection[Connection]:
+        return self._connections
 
     # --- For connections --------------------------------------------------------------------------
 
