@@ -69,7 +69,7 @@ class RequestDecider:
         self._dialects = dialects
         self._options = options
         self._observer = observer
-        self._writer = Writer(options.writing, dialects.splice_model)
+        self._writer = Writer(options.writing)
 
     def recognise(self, head: HttpHead) -> Passed | None:
         """Why the body of such a request is not wanted; None if it is."""
@@ -106,8 +106,7 @@ class RequestDecider:
     async def _effect(
         self, request: HttpRequest, route: RouteSays, budget_s: float | None
     ) -> Effect:
-        large = _is_large(request)
-        if large:
+        if _is_large(request):
             understood = await asyncio.to_thread(self._dialects.read, request)
         else:
             understood = self._dialects.read(request)
@@ -119,8 +118,6 @@ class RequestDecider:
         if understood.dialect not in decision.model.dialects:
             # It would refuse the request; where Envoy sends requests without us may not.
             return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
-        if large:
-            return await asyncio.to_thread(self._writer.decided, decision, request, understood)
         return self._writer.decided(decision, request, understood)
 
     def _wanted(

@@ -249,10 +249,12 @@ class Exchange:
         if not self._head_seen and not self._observed:
             # Envoy applies no header of the answer where it does not send the headers.
             return self._passing_chunk(body, PassReason.NO_HEADERS)
-        self._size += len(body.body)
+        # Each reading of the field is a copy.
+        chunk = body.body
+        self._size += len(chunk)
         if self._size > self._rules.max_body_bytes:
             return self._too_large()
-        self._chunks.append(body.body)
+        self._chunks.append(chunk)
         if self._observed or self._mode == FULL_DUPLEX:
             return self._ask(complete=True) if body.end_of_stream else ()
         if not body.end_of_stream and self._mode == STREAMED:

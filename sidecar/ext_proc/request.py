@@ -115,6 +115,8 @@ class Understood:
             configured to be one; empty if there is none.
         previous_response_id: what the request goes on from that the provider keeps: a response or
             a conversation of the Responses API; empty if there is none.
+        model_at: where the value of `model` begins and ends in the body, which is decoded; of a key
+            that is there twice, the one that counts. None if there is none.
         plain_body: the body decoded; None if it came uncompressed. A body that is rewritten goes on
             like this, without `content-encoding`.
     """
@@ -123,6 +125,7 @@ class Understood:
     model: str
     conversation: Conversation
     needs: Needs = field(default_factory=Needs)
+    model_at: tuple[int, int] | None = None
     stream: bool = False
     conversation_key: str = ""
     previous_response_id: str = ""
@@ -130,7 +133,7 @@ class Understood:
 
 
 class Dialects(Protocol):
-    """Reads the requests of the LLM APIs, and rewrites their model. Made once, with its options;
+    """Reads the requests of the LLM APIs. Made once, with its options;
     called from several threads at once."""
 
     def recognise(self, head: HttpHead) -> ApiDialect | Passed:
@@ -145,10 +148,4 @@ class Dialects(Protocol):
 
     def read(self, request: HttpRequest) -> Understood | Passed:
         """What the request says; never raises, whatever the body is."""
-        ...
-
-    def splice_model(self, body: bytes, model: str) -> bytes:
-        """`body` (decoded, one that `read` understood and whose `model` is not empty) with the
-        value of its top-level `model` replaced (the one that counts, if the key is there twice),
-        every other byte as it was."""
         ...

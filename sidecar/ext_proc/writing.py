@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sidecar.core.decision import Decision
 from sidecar.core.policy import Model
+from sidecar.ext_proc.dialects.json_fields import splice
 from sidecar.ext_proc.effect import Common, Effect
 from sidecar.ext_proc.messages import MetadataValue
 from sidecar.ext_proc.options import NO_DECISION, OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpRequest, Passed, Understood
-
-Splice = Callable[[bytes, str], bytes]
-"""See `Dialects.splice_model`."""
 
 _MAX_KNOWN = 1024
 """Decisions that are told apart: as many as there are models of routes, times ways to them."""
@@ -38,11 +36,10 @@ class _Known:
 
 
 class Writer:
-    """Writes decisions down as effects. Called from several threads at once."""
+    """Writes decisions down as effects."""
 
-    def __init__(self, options: Writing, splice: Splice) -> None:
+    def __init__(self, options: Writing) -> None:
         self._options = options
-        self._splice = splice
         self._known: dict[tuple[str, ...], _Known] = {}
 
     def passing(self, passed: Passed) -> Effect:
@@ -58,7 +55,7 @@ class Writer:
         options = self._options
         body = None
         if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
-            body = _rewritten(decision, request, understood, self._splice)
+            body = _rewritten(decision, request, understood)
         named = OwnedHeader.DECISION_ID in options.headers
         return Effect(
             headers=((options.names[OwnedHeader.DECISION_ID], decision.id),) if named else (),
@@ -87,15 +84,15 @@ class Writer:
         return known.common
 
 
-def _rewritten(
-    decision: Decision, request: HttpRequest, understood: Understood, splice: Splice
-) -> bytes | None:
+def _rewritten(decision: Decision, request: HttpRequest, understood: Understood) -> bytes | None:
+    """The body with another value of `model`, every other byte as it was."""
     if understood.plain_body is not None and not request.complete:
         # The rest of it is compressed.
         return None
     plain = understood.plain_body if understood.plain_body is not None else request.body
     assert plain is not None, "what was understood has a body"
-    return splice(plain, decision.model.upstream_model)
+    assert understood.model_at is not None, "it says a model"
+    return splice(plain, understood.model_at, decision.model.upstream_model)
 
 
 def _headers(decision: Decision) -> dict[OwnedHeader, str]:

@@ -255,7 +255,9 @@ class CallMetrics:
                 code = _error_label(error, context)
                 raise
             finally:
-                observer.call_ended(method, code, time.perf_counter() - started)
+                # The answer is sent at the end of this turn of the event loop and need not wait.
+                took = time.perf_counter() - started
+                asyncio.get_running_loop().call_soon(observer.call_ended, method, code, took)
 
         return counted
 

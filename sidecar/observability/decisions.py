@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -59,12 +60,19 @@ def _newest_user_text(request: RoutingRequest) -> str:
 
 
 class DecisionSinks:
-    """Records each decision in several places. One that fails does not keep it from the others."""
+    """Records each decision in several places. One that fails does not keep it from the others.
+
+    They do so in the next turn of the event loop: the answer is sent at the end of this one, and
+    does not wait for them.
+    """
 
     def __init__(self, *sinks: DecisionSink) -> None:
         self._sinks = sinks
 
     def record(self, request: RoutingRequest, decision: Decision) -> None:
+        asyncio.get_running_loop().call_soon(self._record, request, decision)
+
+    def _record(self, request: RoutingRequest, decision: Decision) -> None:
         for sink in self._sinks:
             try:
                 sink.record(request, decision)

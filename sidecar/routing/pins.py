@@ -37,6 +37,8 @@ _NO_ANSWER = frozenset(
 )
 """Fallbacks that say nothing about the request."""
 
+_KEYED = (Role.USER, Role.ASSISTANT)
+
 Key = bytes
 
 
@@ -116,8 +118,8 @@ def issued_key(caller: str, response_id: str) -> Key:
 
 
 def size_of(conversation: Conversation) -> int:
-    """Characters of it all."""
-    return sum(len(message.text) for message in conversation.messages)
+    """Characters that are part of keys."""
+    return sum([len(each.text) for each in conversation.messages if each.role in _KEYED])
 
 
 def _is_turn(message: Message) -> bool:
@@ -136,7 +138,7 @@ def _scope(request: RoutingRequest, compiled: CompiledPolicy) -> bytes:
 
 def _update(state: hashlib._Hash, messages: Sequence[Message]) -> None:
     for message in messages:
-        if message.role in (Role.USER, Role.ASSISTANT) and (message.text or message.images):
+        if message.role in _KEYED and (message.text or message.images):
             text = message.text.encode(errors="replace")
             state.update(f"{message.role.value}:{message.images}:{len(text)}:".encode())
             state.update(text)

@@ -117,10 +117,14 @@ class StubDialects:
             model = body.get("model", "")
         except ValueError:
             return Passed(PassReason.MALFORMED_BODY)
-        return Understood(ApiDialect.OPENAI_CHAT, model, Conversation(messages))
+        at = model_at(request.body or b"")
+        return Understood(ApiDialect.OPENAI_CHAT, model, Conversation(messages), model_at=at)
 
-    def splice_model(self, body: bytes, model: str) -> bytes:
-        return re.sub(rb'("model"\s*:\s*)"[^"]*"', rb'\1"' + model.encode() + b'"', body, count=1)
+
+def model_at(body: bytes) -> tuple[int, int] | None:
+    """Where the value of its first `model` begins and ends."""
+    found = re.search(rb'"model"\s*:\s*("[^"]*")', body)
+    return found.span(1) if found else None
 
 
 @dataclass
@@ -184,7 +188,9 @@ def chat(text: str, model: str = "auto", size: int = 0) -> bytes:
 
 def spliced(body: bytes, model: str) -> bytes:
     """What the upstream must get."""
-    return StubDialects().splice_model(body, model)
+    at = model_at(body)
+    assert at is not None, "it has a model"
+    return b'%b"%b"%b' % (body[: at[0]], model.encode(), body[at[1] :])
 
 
 Headers = Mapping[str, str]

@@ -13,7 +13,7 @@ from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.options import OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
 from sidecar.ext_proc.writing import Writer
-from tests.ext_proc.standins import StubDialects, chat, decision_of
+from tests.ext_proc.standins import chat, decision_of, model_at
 
 BODY = chat("code")
 HEAD = HttpHead("POST", "/v1/chat/completions", "gateway", {})
@@ -22,7 +22,7 @@ DECISION = decision_of(RoutingRequest(TALK))
 
 
 def writer(options: Writing | None = None) -> Writer:
-    return Writer(options or Writing(), StubDialects().splice_model)
+    return Writer(options or Writing())
 
 
 def effect(
@@ -33,7 +33,8 @@ def effect(
     complete: bool = True,
     body: bytes = BODY,
 ) -> Effect:
-    understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, plain_body=plain)
+    at = model_at(plain or body)
+    understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, model_at=at, plain_body=plain)
     request = HttpRequest(HEAD, body, complete)
     return writer(options).decided(DECISION, request, understood).whole()
 
@@ -52,7 +53,7 @@ def test_all_headers_of_a_decision() -> None:
 
 def test_owned_headers_without_a_value_are_removed_not_set_empty() -> None:
     decision = replace(DECISION, route="", fallbacks=())
-    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
 
     done = writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole()
 
@@ -86,7 +87,7 @@ def test_clusters_are_those_of_the_model_and_its_fallbacks() -> None:
 def test_fallback_without_a_cluster_is_not_for_envoy_to_try() -> None:
     nowhere = replace(DECISION.fallbacks[0], cluster="")
     decision = replace(DECISION, fallbacks=(nowhere, *DECISION.fallbacks))
-    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
 
     done = writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole()
 
@@ -138,7 +139,7 @@ LIKE_IT = {
 
 @pytest.mark.parametrize("after", LIKE_IT.values(), ids=LIKE_IT.keys())
 def test_decision_after_one_much_like_it_is_written_as_its_own(after: Decision) -> None:
-    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
     request = HttpRequest(HEAD, BODY)
     both = writer()
     both.decided(DECISION, request, understood)
@@ -152,7 +153,7 @@ def test_decision_after_one_much_like_it_is_written_as_its_own(after: Decision) 
 
 def test_what_is_kept_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidecar.ext_proc.writing._MAX_KNOWN", 4)
-    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
     all_of_them = writer()
     for number in range(20):
         decision = replace(DECISION, route=f"route {number}")

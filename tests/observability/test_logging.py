@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -204,9 +205,22 @@ class BrokenSink:
         raise ZeroDivisionError
 
 
-def test_sink_that_fails_does_not_keep_a_decision_from_the_others() -> None:
+async def test_sink_that_fails_does_not_keep_a_decision_from_the_others() -> None:
     kept = ListSink()
 
     DecisionSinks(BrokenSink(), kept).record(REQUEST, decision())
+    await asyncio.sleep(0)
 
     assert len(kept.decisions) == 1
+
+
+async def test_answer_does_not_wait_until_its_decision_is_recorded() -> None:
+    kept, seen = ListSink(), []
+    sinks = DecisionSinks(kept)
+
+    sinks.record(REQUEST, decision())
+    seen.append(len(kept.decisions))
+    await asyncio.sleep(0)
+    seen.append(len(kept.decisions))
+
+    assert seen == [0, 1]

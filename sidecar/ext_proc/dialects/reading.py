@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -19,7 +20,7 @@ from sidecar.ext_proc.dialects import (
 )
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
 from sidecar.ext_proc.dialects.harness import HarnessText
-from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, splice
+from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, span
 from sidecar.ext_proc.dialects.keys import conversation_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
 from sidecar.ext_proc.dialects.parts import Body, Reading, UnknownShapeError, field_text
@@ -32,7 +33,10 @@ _READERS: Mapping[ApiDialect, Callable[[Fields, Reading], Body]] = {
     ApiDialect.ANTHROPIC_MESSAGES: anthropic_messages.read,
 }
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
+_PLAIN_JSON = ("application/json", "")
 _TRUE = b"true"
+_MAX_PATHS = 64
+"""That are remembered; Envoy bounds their length."""
 
 
 class LlmDialects:
@@ -45,6 +49,8 @@ class LlmDialects:
             (re.compile(fnmatch.translate(pattern)), dialect)
             for pattern, dialect in self._options.paths.items()
         ]
+        # Asked twice for each request, of which most are alike.
+        self._by_path = lru_cache(_MAX_PATHS)(self._find_path)
         harness = HarnessText(self._options.harness)
         self._reading = Reading(harness, self._options.max_messages)
 
@@ -59,7 +65,7 @@ class LlmDialects:
     def keeps(self, head: HttpHead) -> bool:
         """By the path alone: false for that of an API other than Responses. Those of no known API
         may be Responses' own, such as `/v1/conversations`."""
-        found = self._by_path(head)
+        found = self._by_path(head.path.partition("?")[0])
         return found in (ApiDialect.OPENAI_RESPONSES, BY_SHAPE) or isinstance(found, Passed)
 
     def read(self, request: HttpRequest) -> Understood | Passed:
@@ -83,24 +89,19 @@ class LlmDialects:
             return Passed(PassReason.DECODED_TOO_LARGE, f"more than {limit} bytes when decoded")
         return self._parse(request.head, found, request.body if plain is None else plain, plain)
 
-    def splice_model(self, body: bytes, model: str) -> bytes:
-        """See `Dialects.splice_model`. Raises KeyError for a body without a model."""
-        return splice(body, "model", model)
-
     def _by_head(self, head: HttpHead) -> ApiDialect | Passed | None:
         """None: the body tells."""
         if head.method != "POST":
             return Passed(PassReason.NOT_AN_LLM_REQUEST, "the method is not POST")
-        found = self._by_path(head)
+        found = self._by_path(head.path.partition("?")[0])
         if isinstance(found, Passed):
             return found
         content_type = head.header("content-type").partition(";")[0].strip()
-        if content_type and not _JSON.fullmatch(content_type):
+        if content_type not in _PLAIN_JSON and not _JSON.fullmatch(content_type):
             return Passed(PassReason.NOT_JSON, "content-type is not JSON")
         return found
 
-    def _by_path(self, head: HttpHead) -> ApiDialect | Passed | None:
-        path = head.path.partition("?")[0]
+    def _find_path(self, path: str) -> ApiDialect | Passed | None:
         for pattern, dialect in self._paths:
             if pattern.fullmatch(path):
                 return dialect
@@ -130,13 +131,15 @@ class LlmDialects:
     ) -> Understood:
         options = self._options
         read = _READERS[dialect](fields, self._reading)
+        model = field_text(fields, "model")
         conversation = Conversation(read.messages)
         capabilities = implied_capabilities(conversation)
         if read.tools:
             capabilities |= {Capability.TOOLS}
         return Understood(
             dialect=dialect,
-            model=field_text(fields, "model"),
+            model=model,
+            model_at=span(body, fields["model"]) if model else None,
             conversation=conversation,
             needs=Needs(capabilities, self._context_tokens(read, fields)),
             stream=bytes(memoryview(fields["stream"])) == _TRUE if "stream" in fields else False,

@@ -59,7 +59,7 @@ SPLICED: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize(("body", "expected"), SPLICED.values(), ids=SPLICED.keys())
 def test_model_is_spliced(body: bytes, expected: bytes) -> None:
-    assert splice(body, "model", "gpt-5") == expected
+    assert splice(body, span(body, read_fields(body)["model"]), "gpt-5") == expected
 
 
 values = st.recursive(
@@ -105,10 +105,10 @@ def test_a_spliced_body_says_the_same_but_for_its_model(
     except UnicodeEncodeError:
         return
 
-    spliced = splice(body, "model", new)
+    start, end = span(body, read_fields(body)["model"])
+    spliced = splice(body, (start, end), new)
 
     assert json.loads(spliced.decode("utf-8-sig")) == {**said, "model": new}
-    start, end = span(body, read_fields(body)["model"])
     assert json.loads(body[start:end]) == old
     assert spliced[:start] == body[:start]
     assert spliced[len(spliced) - (len(body) - end) :] == body[end:]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sidecar.core.conversation import Message, Role
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import BY_SHAPE, DialectOptions, LlmDialects
+from sidecar.ext_proc.dialects.json_fields import splice
 from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, Understood
 from tests.ext_proc.dialects.requests import (
     CHAT,
@@ -284,7 +285,8 @@ def test_any_json_is_read_or_passed(path: str, body: dict[str, object]) -> None:
     assert isinstance(read, Understood | Passed)
     if isinstance(read, Understood) and read.model:
         data = json.dumps(body).encode()
-        assert json.loads(DIALECTS.splice_model(data, "m")) == {**body, "model": "m"}
+        assert read.model_at is not None
+        assert json.loads(splice(data, read.model_at, "m")) == {**body, "model": "m"}
 
 
 @PROPERTY
