@@ -36,15 +36,22 @@ class Asked:
 
 
 def prepare(
-    cases: Iterable[Case], prompt_format: PromptFormat, tokenizer: Tokenizer, max_tokens: int
+    cases: Iterable[Case],
+    prompt_format: PromptFormat,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    max_conversation_tokens: int | None = None,
 ) -> list[Asked]:
-    """Raises SidecarError if the routes of a case do not fit."""
+    """The last two as in `PromptFormat.compile`. Raises SidecarError if the routes of a case do not
+    fit."""
     compiled: dict[tuple[CaseRoute, ...], CompiledPrompt] = {}
     asked = []
     for number, case in enumerate(cases):
         if case.routes not in compiled:
             policy = policy_of(case.routes)
-            compiled[case.routes] = prompt_format.compile(policy, tokenizer, max_tokens)
+            compiled[case.routes] = prompt_format.compile(
+                policy, tokenizer, max_tokens, max_conversation_tokens=max_conversation_tokens
+            )
         prompt = compiled[case.routes]
         rendered = prompt.render(case.conversation)
         # Ids of cases are unique within their file alone.

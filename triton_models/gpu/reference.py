@@ -2,7 +2,7 @@
 """What the unconverted model decides: the reference that an engine is compared with.
 
 Runs with the Python of NVIDIA's container, which has torch and transformers; the sidecar's packages
-do not fit beside them. In bfloat16, one question at a time, without the engine's tricks.
+do not fit beside them. One question at a time, without the engine's tricks.
 
     reference.py --model-dir FOLDER --questions questions.jsonl --out reference.jsonl
 
@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class Reference:
     """The model, and the tokens that its answers consist of."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self._model = model.to(device).eval()
 
     @torch.inference_mode()
@@ -62,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     given = parser.parse_args(arguments)
-    reference = Reference(given.model_dir, given.device)
+    reference = Reference(given.model_dir, given.device, getattr(torch, given.dtype))
     with given.questions.open(encoding="utf-8") as lines, given.out.open("w") as out:
         for number, line in enumerate(lines, 1):
             question = json.loads(line)
