@@ -529,8 +529,11 @@ async def test_long_conversations_are_hashed_in_a_thread(
     monkeypatch.setattr(router_module, "subject", noting)
     await world.router.decide(ask("x" * 300_000))
     await world.router.decide(ask("x"))
+    told = Conversation((Message(SYSTEM, "x" * 300_000), *ask("x").conversation.messages))
+    await world.router.decide(replace(ask("x"), conversation=told))
 
-    assert [thread == threading.get_ident() for thread in threads] == [False, True]
+    # What is no part of a key is not hashed.
+    assert [thread == threading.get_ident() for thread in threads] == [False, True, True]
 
 
 def test_policies_that_say_nothing_of_pins_keep_their_digest() -> None:
