@@ -98,7 +98,7 @@ class Warmth:
         self._gap_tokens = gap_tokens
         self._patience_s = patience_s
         self._in_time_s = in_time_s
-        self._late_again = 0
+        self._late_again = self._refused = 0
         # One piece at a time, so that what is warmed takes turns with decisions, not decisions
         # with all that is warmed.
         self._turn = asyncio.Lock()
@@ -192,14 +192,13 @@ class Warmth:
         its turn each of them answers `warming`.
 
         One that the server answers with an error, as a prefix that is too long for it, keeps no
-        other from being decided: the next is tried.
+        other from being decided: another is tried.
 
         Args:
             only_late: the server was late but did not go away, so what was warm still counts.
 
         Raises:
-            InferenceError: none could be warmed; or the first that could not for another reason
-                than an error.
+            InferenceError: neither could be warmed.
         """
         for task in self._tasks.values():
             task.cancel()
@@ -324,16 +323,38 @@ class Warmth:
     async def _probe_any(
         self, policies: Sequence[CompiledPolicy], model: RoutingModel, timeout_s: float
     ) -> Sequence[CompiledPolicy]:
-        """Those that follow the first that could be decided by."""
-        for place, compiled in enumerate(policies, 1):
-            try:
-                await self._probe(compiled, model, timeout_s)
-            except InferenceError as error:
-                if error.failure is not InferenceFailure.ERROR or place == len(policies):
-                    raise
-            else:
-                return policies[place:]
-        return ()
+        """By the first of `policies`, or where the server refuses that, by another one; another at
+        each try, since a server that is broken should not have to compute them all.
+
+        Returns:
+            Those that are left to be warmed.
+        """
+        first, *others = policies
+        if await self._answers(first, model, timeout_s, refused_is_error=not others):
+            return others
+        other = others[self._refused % len(others)]
+        self._refused += 1
+        await self._probe(other, model, timeout_s)
+        # It may as well be that the server was not back yet when it was asked by the first.
+        await self._answers(first, model, timeout_s)
+        return [each for each in policies if each is not other]
+
+    async def _answers(
+        self,
+        compiled: CompiledPolicy,
+        model: RoutingModel,
+        timeout_s: float,
+        *,
+        refused_is_error: bool = False,
+    ) -> bool:
+        """False if the server refuses to decide by that policy."""
+        try:
+            await self._probe(compiled, model, timeout_s)
+        except InferenceError as error:
+            if error.failure is not InferenceFailure.ERROR or refused_is_error:
+                raise
+            return False
+        return True
 
     async def _probe(self, compiled: CompiledPolicy, model: RoutingModel, timeout_s: float) -> None:
         """Warms by a decision whose outcome nobody needs: a server that is ready and answers what

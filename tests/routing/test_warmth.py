@@ -400,26 +400,53 @@ async def test_a_server_that_was_late_for_hours_is_still_asked_again() -> None:
     assert warm.holds("default")
 
 
-async def test_a_policy_that_the_server_refuses_keeps_no_other_from_being_decided() -> None:
-    warm, model = warmth(), StubModel()
-    answering = model.infer
+def refusing(model: StubModel, *refused: str, times: int = 1_000_000) -> None:
+    """Decisions by these policies are answered with an error, so many times."""
+    answering, left = model.infer, times
 
     async def too_long(prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
-        if prompt.prefix_ids == (NAMES.index("third"),):
+        nonlocal left
+        if NAMES[prompt.prefix_ids[0]] in refused and left:
+            left -= 1
             raise InferenceError(InferenceFailure.ERROR, "exceeds the context")
         return await answering(prompt, answer_form, timeout_s)
 
     model.infer = too_long  # type: ignore[method-assign]
+
+
+async def test_a_policy_that_the_server_refuses_keeps_no_other_from_being_decided() -> None:
+    warm, model = warmth(), StubModel()
+    refusing(model, "third")
     warm.is_warm(POLICIES["third"])
     await warm.recover(model, only_late=False)
 
     assert [name for name in NAMES if warm.holds(name)] == ["default"]
 
 
+async def test_several_that_the_server_refuses_keep_no_other_from_being_decided() -> None:
+    warm, model = warmth(), StubModel()
+    refusing(model, "default", "third")
+    warm.is_warm(POLICIES["third"])
+    with pytest.raises(InferenceError):
+        await warm.recover(model, only_late=False)
+    await warm.recover(model, only_late=False)
+
+    assert [name for name in NAMES if warm.holds(name)] == ["second"]
+
+
+async def test_a_server_that_comes_back_while_it_is_asked_decides_by_the_policy_used_last() -> None:
+    warm, model = warmth(), StubModel()
+    refusing(model, "third", times=1)
+    warm.is_warm(POLICIES["third"])
+    await warm.recover(model, only_late=False)
+
+    assert warm.holds("third")
+
+
 @pytest.mark.parametrize(
     ("failure", "asked"),
     [
-        (InferenceFailure.ERROR, 3),
+        (InferenceFailure.ERROR, 2),
         (InferenceFailure.DEADLINE, 1),
         (InferenceFailure.UNAVAILABLE, 1),
     ],
