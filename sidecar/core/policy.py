@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
@@ -155,25 +155,40 @@ class Policy:
 
     def digest(self) -> str:
         """`sha256:<hex>` over the canonical JSON of the whole policy, declared order included."""
-        content = _plain(self)
+        parts = [
+            f'"default":{_list_json(self.default)}',
+            f'"description":{_text_json(self.description)}',
+            f'"name":{_text_json(self.name)}',
+            f'"namespace":{_text_json(self.namespace)}',
+        ]
         # Policies that say nothing of pins keep the digests they had before there were any.
-        if self.pin is None:
-            del content["pin"]
-        if self.switch_confidence == DEFAULT_SWITCH_CONFIDENCE:
-            del content["switch_confidence"]
-        canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        if self.pin is not None:
+            parts.append(f'"pin":{_text_json(self.pin.value)}')
+        parts.append(f'"routes":[{",".join(map(_route_json, self.routes))}]')
+        if self.switch_confidence != DEFAULT_SWITCH_CONFIDENCE:
+            parts.append(f'"switch_confidence":{self.switch_confidence!r}')
+        canonical = f"{{{','.join(parts)}}}"
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """As `dataclasses.asdict`, which copies each value and takes ten times as long."""
-    if isinstance(value, str) or value is None:
-        return value
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
+# What `json.dumps` writes of `dataclasses.asdict`, keys sorted, nothing escaped that need not be,
+# in a tenth of the time: at a start there are thousands of policies.
+
+_text_json = json.encoder.encode_basestring
+
+
+def _route_json(route: Route) -> str:
+    examples = ",".join(map(_text_json, route.examples))
+    return (
+        f'{{"description":{_text_json(route.description)},"domain":{_text_json(route.domain)},'
+        f'"examples":[{examples}],"min_confidence":{route.min_confidence!r},'
+        f'"models":{_list_json(route.models)},"name":{_text_json(route.name)}}}'
+    )
+
+
+def _list_json(models: ModelList) -> str:
+    entries = [f'{{"id":{_text_json(each.id)},"weight":{each.weight!r}}}' for each in models.models]
+    return f'{{"models":[{",".join(entries)}],"preference":{_text_json(models.preference.value)}}}'
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ MAX_FINDINGS = 50
 RARELY_REACHED = 0.99
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_NO_LETTERS = re.compile(r"[\W_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -119,9 +120,19 @@ def too_many_routes(count: int) -> Finding | None:
     )
 
 
-def _route_name_errors(path: str, name: str, earlier: int | None) -> Iterator[Finding]:
-    """`earlier`: index of the route that has the name already."""
-    path = member(path, "name")
+# Where nothing is wrong, as in thousands of policies that are read at a start, no path is spelled
+# out.
+
+
+def _route_name_errors(route: str, name: str, earlier: int | None) -> Iterator[Finding]:
+    """
+    Args:
+        route: its path.
+        earlier: index of the route that has the name already.
+    """
+    if _stands_in_header(name, MAX_ROUTE_NAME) and name.lower() != OTHER and earlier is None:
+        return
+    path = member(route, "name")
     yield from _header_errors(path, name, MAX_ROUTE_NAME)
     if name.strip().lower() == OTHER:
         yield error(
@@ -137,17 +148,20 @@ def _route_name_errors(path: str, name: str, earlier: int | None) -> Iterator[Fi
 
 
 def _route_errors(path: str, route: Route, catalog: Catalog | None) -> Iterator[Finding]:
-    yield from _text_errors(
-        member(path, "description"),
-        route.description,
-        "say in plain language what belongs here, the routing model decides by it",
-    )
+    if not _is_plain_language(route.description):
+        yield from _text_errors(
+            member(path, "description"),
+            route.description,
+            "say in plain language what belongs here, the routing model decides by it",
+        )
     yield from _model_list_errors(path, route.models, catalog)
     if not 0.0 <= route.min_confidence <= 1.0:
         yield error(
             member(path, "min_confidence"),
             f"{route.min_confidence:g} is outside 0..1; give a probability such as 0.6",
         )
+    if not route.examples:
+        return
     examples = member(path, "examples")
     if len(route.examples) > MAX_EXAMPLES:
         yield error(
@@ -157,8 +171,9 @@ def _route_errors(path: str, route: Route, catalog: Catalog | None) -> Iterator[
         )
         return
     for number, example in enumerate(route.examples):
-        where = item(examples, number)
-        yield from _text_errors(where, example, "write a request or remove it")
+        if not _is_plain_language(example):
+            where = item(examples, number)
+            yield from _text_errors(where, example, "write a request or remove it")
 
 
 def _domain_errors(policy: Policy, route: Route, path: str) -> Iterator[Finding]:
@@ -181,24 +196,26 @@ def _domain_errors(policy: Policy, route: Route, path: str) -> Iterator[Finding]
 
 
 def _model_list_errors(owner: str, models: ModelList, catalog: Catalog | None) -> Iterator[Finding]:
-    path = member(owner, "models")
     if not models.models:
-        yield error(path, "is empty; name at least one model, best first")
+        yield error(member(owner, "models"), "is empty; name at least one model, best first")
     seen: dict[str, int] = {}
     for index, entry in enumerate(models.models):
-        where = item(path, index)
         if catalog is not None and entry.id not in catalog:
-            yield error(where, _unknown("model", entry.id, catalog, "add it to the model catalog"))
-        elif entry.id in seen:
             yield error(
-                where,
+                item(member(owner, "models"), index),
+                _unknown("model", entry.id, catalog, "add it to the model catalog"),
+            )
+        elif entry.id in seen:
+            path = member(owner, "models")
+            yield error(
+                item(path, index),
                 f"the model {quoted(entry.id)} is listed twice, first as "
                 f"{item(path, seen[entry.id])}; remove one",
             )
         seen.setdefault(entry.id, index)
         if not (entry.weight > 0 and math.isfinite(entry.weight)):
             yield error(
-                member(where, "weight"),
+                member(item(member(owner, "models"), index), "weight"),
                 f"{entry.weight:g} is not a share of traffic; give a number above 0, "
                 "or remove the model",
             )
@@ -224,6 +241,18 @@ def _label_errors(path: str, value: str) -> Iterator[Finding]:
             f"{quoted(value)} may have only lower-case letters, digits and inner hyphens, "
             "such as support or eu-support",
         )
+
+
+def _is_plain_language(value: str) -> bool:
+    """True only where `_text_errors` finds nothing."""
+    return len(value) <= MAX_TEXT and value.isprintable() and bool(value.strip())
+
+
+def _stands_in_header(value: str, limit: int) -> bool:
+    """True only where `_header_errors` finds nothing."""
+    if not (value.isascii() and value.isprintable() and 0 < len(value) <= limit):
+        return False
+    return value[0] != " " != value[-1]
 
 
 def _text_errors(path: str, value: str, remedy: str) -> Iterator[Finding]:
@@ -264,23 +293,20 @@ def _header_errors(path: str, value: str, limit: int) -> Iterator[Finding]:
 
 
 def _policy_warnings(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
-    served = [
-        dialect
-        for dialect in ApiDialect
-        if any(dialect in model.dialects for model in catalog.values())
-    ]
+    served = frozenset(dialect for model in catalog.values() for dialect in model.dialects)
     yield from _model_list_warnings("default", policy.default, catalog)
     yield from _dialect_warnings("default", policy.default, catalog, served)
     if not policy.routes:
         yield warning("routes", "there are none: every request goes to the default models")
     yield from _likeness_warnings(policy.routes)
     for index, route in enumerate(policy.routes):
-        path = item("routes", index)
-        yield from _model_list_warnings(path, route.models, catalog)
-        yield from _dialect_warnings(path, route.models, catalog, served)
+        if not _is_usual(route.models, catalog, served):
+            path = item("routes", index)
+            yield from _model_list_warnings(path, route.models, catalog)
+            yield from _dialect_warnings(path, route.models, catalog, served)
         if route.min_confidence >= RARELY_REACHED:
             yield warning(
-                member(path, "min_confidence"),
+                member(item("routes", index), "min_confidence"),
                 f"hardly any decision is as sure as {route.min_confidence:g}: "
                 "the route will rarely be taken",
             )
@@ -292,12 +318,11 @@ def _likeness_warnings(routes: Sequence[Route]) -> Iterator[Finding]:
     descriptions: dict[str, int] = {}
     examples: dict[str, int] = {}
     for index, route in enumerate(routes):
-        path = item("routes", index)
         # A name of punctuation alone is like no other.
         first = names.setdefault(_letters(route.name) or route.name, index)
         if first != index:
             yield warning(
-                member(path, "name"),
+                member(item("routes", index), "name"),
                 f"{quoted(route.name)} differs from {quoted(routes[first].name)} "
                 f"({item('routes', first)}) only in case or punctuation: an answer that spells it "
                 "otherwise fits both",
@@ -305,7 +330,7 @@ def _likeness_warnings(routes: Sequence[Route]) -> Iterator[Finding]:
         first = descriptions.setdefault(_words(route.description), index)
         if first != index:
             yield warning(
-                member(path, "description"),
+                member(item("routes", index), "description"),
                 f"is that of {item('routes', first)} too: the routing model cannot tell the two "
                 "apart",
             )
@@ -313,18 +338,30 @@ def _likeness_warnings(routes: Sequence[Route]) -> Iterator[Finding]:
             first = examples.setdefault(_words(example), index)
             if first != index:
                 yield warning(
-                    item(member(path, "examples"), number),
+                    item(member(item("routes", index), "examples"), number),
                     f"{quoted(example)} is an example of {item('routes', first)} too: only one "
                     "can take it",
                 )
 
 
 def _letters(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text).casefold()
+    return text.casefold() if text.isalnum() else _NO_LETTERS.sub("", text).casefold()
 
 
 def _words(text: str) -> str:
     return " ".join(text.split()).casefold()
+
+
+def _is_usual(models: ModelList, catalog: Catalog, served: frozenset[ApiDialect]) -> bool:
+    """True only where `_model_list_warnings` and `_dialect_warnings` find nothing."""
+    if models.preference is not Preference.DECLARED:
+        return False
+    speaks_all = False
+    for entry in models.models:
+        if entry.weight != 1.0:
+            return False
+        speaks_all = speaks_all or served <= catalog[entry.id].dialects
+    return speaks_all
 
 
 def _model_list_warnings(owner: str, models: ModelList, catalog: Catalog) -> Iterator[Finding]:
@@ -355,10 +392,10 @@ def _model_list_warnings(owner: str, models: ModelList, catalog: Catalog) -> Ite
 
 
 def _dialect_warnings(
-    owner: str, models: ModelList, catalog: Catalog, served: Sequence[ApiDialect]
+    owner: str, models: ModelList, catalog: Catalog, served: frozenset[ApiDialect]
 ) -> Iterator[Finding]:
     spoken = {dialect for entry in models.models for dialect in catalog[entry.id].dialects}
-    missing = [dialect for dialect in served if dialect not in spoken]
+    missing = [dialect for dialect in ApiDialect if dialect in served - spoken]
     if not missing:
         return
     if owner == "default":

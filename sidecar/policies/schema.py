@@ -210,8 +210,10 @@ class CatalogShape(DocumentShape):
 def _model_list(entries: Sequence[ModelEntry], preference: Preference) -> ModelList:
     return ModelList(
         tuple(
-            WeightedModel(entry.model, 1.0 if entry.weight is None else entry.weight)
-            for entry in entries
+            [
+                WeightedModel(entry.model, 1.0 if entry.weight is None else entry.weight)
+                for entry in entries
+            ]
         ),
         preference,
     )
@@ -294,6 +296,7 @@ def unused_weighting(policy: PolicyShape) -> list[Finding]:
     lists += [
         (item("routes", index), route.models, route.preference)
         for index, route in enumerate(policy.routes)
+        if route.preference is Preference.WEIGHTED
     ]
     return [
         error(

@@ -112,6 +112,13 @@ def fixed_tokens(compile_prompt: Callable[[Policy], CompiledPrompt]) -> int:
     return len(prompt.prefix_ids) + len(prompt.suffix_ids)
 
 
+def _json_length(text: str) -> int:
+    """Of `json.dumps(text)`."""
+    if text.isascii() and text.isprintable():
+        return len(text) + text.count('"') + text.count("\\") + 2
+    return len(json.dumps(text))
+
+
 def surely_fits(policy: Policy, fixed: int, max_tokens: int) -> bool:
     """True only if `check_room` would not refuse the policy; known without tokenizing it.
 
@@ -123,7 +130,7 @@ def surely_fits(policy: Policy, fixed: int, max_tokens: int) -> bool:
     """
     # A `</` may be escaped as well.
     routes = sum(
-        len(json.dumps(text)) + text.count("</")
+        _json_length(text) + text.count("</")
         for route in policy.routes
         for text in (route.name, route.description)
     )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass
+import hashlib
+import json
+from dataclasses import MISSING, asdict, fields, is_dataclass
 
 import pytest
 
-from sidecar.core.policy import Model, Policy, Preference, Route
+from sidecar.core.policy import (
+    Model,
+    ModelList,
+    PinMode,
+    Policy,
+    Preference,
+    Route,
+    WeightedModel,
+)
 from sidecar.policies import parse_policy_yaml
 from sidecar.policies.documents import (
     UnreadableDocumentError,
@@ -73,3 +83,15 @@ def test_weights_of_one_are_written_where_they_count() -> None:
 
     assert sample.routes[1].models.preference is Preference.WEIGHTED
     assert models == [{"model": "acme/fast", "weight": 9.0}, {"model": "acme/large", "weight": 1.0}]
+
+
+def test_digest_is_of_the_canonical_json_of_all_that_a_policy_says() -> None:
+    fast = WeightedModel("fast", 2.5)
+    route = Route("a", "ä", ModelList((fast,), Preference.WEIGHTED), "b", 0.5, ("one", "two"))
+    models = ModelList((WeightedModel("fast"), WeightedModel("large")))
+    policy = Policy("p", (route, Route("b", "c", models)), models, "eu", "text", PinMode.TASK, 0.75)
+    canonical = json.dumps(
+        asdict(policy), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+    )
+
+    assert policy.digest() == f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from sidecar.core.policy import ModelList, Policy, Preference, Route, WeightedModel
-from sidecar.policies import check_policy, load_policies, parse_policy_yaml
+from sidecar.policies import check_policy, load_policies, parse_policy_yaml, plain_yaml
 from sidecar.policies.yaml_source import (
+    MAX_DEPTH,
+    MAX_ITEMS,
+    MAX_VALUES,
+    Document,
     _carefully_read,
+    _plainly_read,
     _quickly_read,
     decode,
     read_documents,
@@ -89,25 +95,75 @@ def test_what_is_read_quickly_is_what_is_read_carefully(file: Path) -> None:
     text, problem = decode(file.read_bytes())
     quick = _quickly_read(text)
 
-    if quick is not None and problem is None:
-        assert (quick, []) == _carefully_read(text)
+    for read in (quick, _plainly_read(text)):
+        if read is not None and problem is None:
+            assert_read_the_same(read, text)
 
 
-@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join))
-# The same texts in every run: hundreds of thousands were tried before.
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_no_text_is_read_quickly_as_something_else(text: str) -> None:
-    quick = _quickly_read(text)
-
+def assert_read_the_same(documents: list[Document], text: str) -> None:
+    carefully, findings = _carefully_read(text)
+    assert findings == []
     # By their spelling: `.nan` is not itself.
-    assert quick is None or repr((quick, [])) == repr(_carefully_read(text))
+    assert repr(list(map(plain, documents))) == repr(list(map(plain, carefully)))
 
 
-def test_policies_as_people_write_them_are_read_quickly() -> None:
+def plain(document: Document) -> tuple[object, ...]:
+    return document.value, document.line, dict(document.lines), document.findings
+
+
+LINES = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["", "", "  ", "    ", "      "]),
+    st.sampled_from(["", "", "- ", "-   "]),
+    st.sampled_from(["", "a: ", "b: ", "c:", "key-2:   "]),
+    st.sampled_from([
+        "", "", "text", "more of it", "two: one", "x:y", "x:", "a #c", "a#c", "# c", "#", "'it''s'",
+        "'a' #c", '"q: #"', '"\\n"', '"', "1", "01", "2.50", "1_0", "-1", "3D", "0x", "true", "no",
+        "null", "2026-01-02", "2026-1-2", "[]", "[a, b-2]", "[a,true]", "[a b]", "[[a]]", "{}",
+        "{model: a/b, weight: 2}", "{a: [b, c]}", "{a: b, a: c}", "{a:b}", "[a", "? a", "&x", "*x",
+        "!!str a", "---", "...", ">-", ">", "|-", "|", ">2", "| #c", "-", "- a", "日本", "é ",
+        "\xa0",
+        "@a", "%a", "<<", "=", "~", ".5", "(a)", "a, b]",
+    ]),
+)  # fmt: skip
+DOCUMENTS = st.lists(
+    st.one_of(LINES, LINES, LINES, st.sampled_from(["", "---", "# c", "  ", "  # c"])),
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(
+    st.one_of(
+        st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join),
+        st.tuples(DOCUMENTS, st.sampled_from(["", "\n", "\n\n"])).map(
+            lambda made: "\n".join(made[0]) + made[1]
+        ),
+    )
+)
+# The same texts in every run: hundreds of thousands were tried before.
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_no_text_is_read_quickly_as_something_else(text: str) -> None:
+    for documents in (_quickly_read(text), _plainly_read(text)):
+        if documents is not None:
+            assert_read_the_same(documents, text)
+
+
+def test_what_is_read_plainly_is_within_the_bounds_of_what_is_read() -> None:
+    # Below the deepest key: its list, an entry, what stands in brackets, an entry of that.
+    assert plain_yaml._DEPTH + 6 <= MAX_DEPTH
+    assert plain_yaml._ITEMS <= MAX_ITEMS
+    assert plain_yaml._VALUES < MAX_VALUES
+
+
+@pytest.mark.parametrize("read", [_quickly_read, _plainly_read])
+def test_policies_as_people_write_them_are_read_quickly(
+    read: Callable[[str], list[Document] | None],
+) -> None:
     files = list((Path(__file__).parents[2] / "examples" / "policies").glob("*.yaml"))
 
     assert files
-    assert [file for file in files if _quickly_read(file.read_text()) is None] == []
+    assert [file.name for file in files if read(file.read_text()) is None] == []
 
 
 def test_tag_of_a_number_before_nothing_is_no_number() -> None:

@@ -37,12 +37,14 @@ class Snapshot:
         change: number of the last change in it.
         records: policies that are not deleted, by resource name, sorted.
         unreadable: policies that this version cannot read, and why, by resource name.
+        checked: the rules were found to hold for all of them when they were read.
     """
 
     change: int
     catalog: CatalogRecord
     records: Mapping[str, PolicyRecord]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    checked: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

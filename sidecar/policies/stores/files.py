@@ -190,7 +190,7 @@ def _snapshot_of(
             records[name] = same
         else:
             records[name] = replace(record, change=change)
-    return Snapshot(change, catalog, MappingProxyType(records))
+    return Snapshot(change, catalog, MappingProxyType(records), checked=True)
 
 
 def _signature(paths: Iterable[Path]) -> _Signature:
@@ -198,18 +198,28 @@ def _signature(paths: Iterable[Path]) -> _Signature:
     out, which is a change as well."""
     found: list[tuple[str, int, int, int]] = []
     for path in paths:
+        real = os.path.realpath(path)
         try:
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            if not path.is_dir():
+                found.append((real, *_state(path.stat())))
+                continue
+            with os.scandir(path) as folder:
+                files = sorted(folder, key=lambda file: file.name)
         except OSError:
             continue
         for file in files:
             try:
-                status = file.stat()
+                # Only a link leads elsewhere, and to look where takes longer than all the rest.
+                linked = file.is_symlink()
+                place = os.path.realpath(file) if linked else os.path.join(real, file.name)
+                found.append((place, *_state(file.stat())))
             except OSError:
                 continue
-            real = os.path.realpath(file)
-            found.append((real, status.st_ino, status.st_mtime_ns, status.st_size))
     return tuple(found)
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read_only(name: str, file: str) -> SidecarError:
