@@ -119,14 +119,18 @@ async def _warm_at(
     target: Target, compiled: CompiledPolicy, present: Sequence[int], end: float
 ) -> None:
     """Returns when the target holds the prefix, is not being asked, or at `end`."""
-    while (
-        compiled.prompt is not None
-        and not _holds(target, compiled)
-        and target.model.state is BreakerState.CLOSED
-        and time.monotonic() < end
-    ):
-        target.warmth.succeed(compiled, target.model, present)
-        await asyncio.sleep(_LOOK_S)
+    try:
+        while (
+            compiled.prompt is not None
+            and not _holds(target, compiled)
+            and target.model.state is BreakerState.CLOSED
+            and time.monotonic() < end
+        ):
+            target.warmth.succeed(compiled, target.model, present)
+            await asyncio.sleep(_LOOK_S)
+    except asyncio.CancelledError:
+        target.warmth.abandon(compiled)
+        raise
 
 
 def api_policies(settings: Settings, store: PolicyStore, live: LivePolicies) -> Policies:

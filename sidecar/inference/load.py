@@ -61,9 +61,14 @@ class Load:
         return self._in_flight
 
     @contextmanager
-    def working(self, tokens: float) -> Iterator[None]:
+    def working(self, tokens: float, measured: bool = True) -> Iterator[None]:
         """Within the block the server works on `tokens`. What ends with an exception is not
-        measured: its time counts to what completes next, for the server may have spent it."""
+        measured: its time counts to what completes next, for the server may have spent it.
+
+        Args:
+            measured: False for what takes another time for a token than decisions do; its own does
+                not count to what completes next.
+        """
         if self._in_flight == 0:
             self._since = self._clock()
         self._in_flight += 1
@@ -71,7 +76,8 @@ class Load:
         try:
             yield
             now = self._clock()
-            self._measured.append((now, now - self._since, tokens))
+            if measured:
+                self._measured.append((now, now - self._since, tokens))
             self._since = now
         finally:
             self._in_flight -= 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -35,11 +36,15 @@ PIECE_TOKENS = 256
 a server that computes one request after the other would else be taken for seconds by one large
 policy. It is what a pass of the CPU engine takes (`CpuRepositoryOptions.max_pass_tokens`)."""
 
-GAP_TOKENS = 64
-"""Likewise of what nobody waits for, a policy's next revision: on two CPU cores they take 150 ms,
-no more than a decision that comes meanwhile takes itself."""
+GAP_TOKENS = 32
+"""Likewise of a policy's next revision while decisions are made, which must not wait for it: on two
+CPU cores they take 90 ms, half as long as a decision. Fewer would take hardly less, for a pass has
+to read all of the weights."""
 
 _GAP_LOOK_S = 0.005
+
+_IN_USE_S = 1.0
+"""How long after a decision the next one is expected."""
 
 _DOUBLINGS = 20
 """Of the time in which a server that was late has to decide: far beyond any bound of it."""
@@ -62,9 +67,9 @@ class Warmth:
             answered `warming` come back within that time.
         load: of the model server; warming counts as work.
         piece_tokens: most tokens of a prefix that one call computes.
-        gap_tokens: likewise, of a next revision.
-        patience_s: how long each of its pieces waits for a gap between decisions; a server that is
-            always busy gets it all the same.
+        gap_tokens: likewise, of a next revision while decisions are made.
+        patience_s: how long each of its pieces may wait for a gap between decisions; what one does
+            not use is left to the others. A server that is always busy gets them all the same.
         in_time_s: what a decision may take. A server that was only late is asked for one within
             that time, and within twice as much after every second failure: it is still late if it
             needs longer, and one that is in time again is found while an earlier question waits.
@@ -80,13 +85,16 @@ class Warmth:
         load: Load | None = None,
         piece_tokens: int = PIECE_TOKENS,
         gap_tokens: int = GAP_TOKENS,
-        patience_s: float = 1.0,
+        patience_s: float = 0.5,
         in_time_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policies = policies
         self._timeout_s = timeout_s
         self._busy = busy
         self._quiet_s = quiet_s
+        self._clock = clock
+        self._asked_at = -math.inf
         # Prefixes believed to be warm, by digest, those computed or asked for last at the end: late
         # decisions in a row.
         self._warm: dict[str, int] = {}
@@ -111,6 +119,7 @@ class Warmth:
     def is_warm(self, compiled: CompiledPolicy) -> bool:
         """True if the prefix was computed since the last outage; counts as a use of it."""
         digest = compiled.ref.digest
+        self._asked_at = self._clock()
         self._asked.pop(digest, None)
         self._asked[digest] = None
         if len(self._asked) > _REMEMBERED:
@@ -175,8 +184,8 @@ class Warmth:
     def succeed(
         self, compiled: CompiledPolicy, model: RoutingModel, present: Sequence[int] = ()
     ) -> None:
-        """As `request`, of a policy's next revision: in small pieces, between decisions by the
-        present one, which go on meanwhile.
+        """As `request`, of a policy's next revision: in the gaps between decisions, which the
+        present one goes on to make, and then in small pieces.
 
         Args:
             present: the prefix of the present one; what the next begins with is held.
@@ -186,6 +195,11 @@ class Warmth:
         if len(self._tasks) < _AT_ONCE:
             held = _common(present, compiled.prompt.prefix_ids)
             self._start(compiled.ref.digest, self._warm_in_gaps(compiled, model, held))
+
+    def abandon(self, compiled: CompiledPolicy) -> None:
+        """A next revision that has been replaced by another need not be computed any more."""
+        if (task := self._tasks.get(compiled.ref.digest)) is not None:
+            task.cancel()
 
     async def recover(self, model: RoutingModel, only_late: bool) -> None:
         """After an outage: warm the policy used last, then others while no decision waits; until
@@ -290,34 +304,55 @@ class Warmth:
         if prompt is None or compiled.ref.digest in self._warm:
             return
         # The last token at least: it is the whole prefix that has to be kept.
-        ids, start = prompt.prefix_ids, min(held, len(prompt.prefix_ids) - 1)
+        ids = prompt.prefix_ids
+        start = at = min(held, len(ids) - 1)
+        pieces = math.ceil((len(ids) - start) / self._gap_tokens)
+        # Whoever waits for it gives up after `timeout_s`.
+        patience_s = min(self._patience_s * pieces, self._timeout_s / 2)
         try:
-            for piece in _pieces(len(ids), prompt.route_texts, self._gap_tokens, start):
-                await self._until_gap()
-                await self._warm_piece(piece, ids, model, self._timeout_s)
+            while at < len(ids):
+                patience_s -= await self._until_gap(patience_s)
+                end = min(at + self._next_tokens(), len(ids))
+                piece = _piece(range(start, len(ids)), at, end, prompt.route_texts)
+                # So small, they would have decisions refused that can be made in time.
+                await self._warm_piece(piece, ids, model, self._timeout_s, measured=False)
+                at = end
         except InferenceError as error:
             _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
             return
         self._computed(compiled.ref.digest)
 
-    async def _until_gap(self) -> None:
+    def _next_tokens(self) -> int:
+        in_use = self._clock() - self._asked_at < _IN_USE_S
+        return self._gap_tokens if in_use else self._piece_tokens
+
+    async def _until_gap(self, patience_s: float) -> float:
+        """Seconds that it took."""
         waited_s = 0.0
-        while self._busy() and waited_s < self._patience_s:
+        while self._busy() and waited_s < patience_s:
             await asyncio.sleep(_GAP_LOOK_S)
             waited_s += _GAP_LOOK_S
+        return waited_s
 
     async def _warm_pieces(
         self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts, timeout_s: float
     ) -> None:
         """Each piece may take `timeout_s`."""
-        for piece in _pieces(len(ids), routes, self._piece_tokens):
+        whole = range(len(ids))
+        for at in whole[:: self._piece_tokens]:
+            piece = _piece(whole, at, min(at + self._piece_tokens, len(ids)), routes)
             await self._warm_piece(piece, ids, model, timeout_s)
 
     async def _warm_piece(
-        self, piece: _Piece, ids: Sequence[int], model: RoutingModel, timeout_s: float
+        self,
+        piece: _Piece,
+        ids: Sequence[int],
+        model: RoutingModel,
+        timeout_s: float,
+        measured: bool = True,
     ) -> None:
         async with self._turn:
-            with self._load.working(piece.end - piece.start + PASS_TOKENS):
+            with self._load.working(piece.end - piece.start + PASS_TOKENS, measured):
                 await model.warm(ids[: piece.end], timeout_s, piece.routes)
 
     async def _probe_any(
@@ -388,13 +423,10 @@ class _Piece:
     routes: RouteTexts
 
 
-def _pieces(tokens: int, routes: RouteTexts, most: int, start: int = 0) -> Iterator[_Piece]:
-    """`routes` are divided evenly among the pieces."""
-    count = -(-(tokens - start) // most)
-    for number in range(count):
-        begin = start + number * most
-        share = routes[len(routes) * number // count : len(routes) * (number + 1) // count]
-        yield _Piece(begin, min(begin + most, tokens), share)
+def _piece(whole: range, start: int, end: int, routes: RouteTexts) -> _Piece:
+    """Of `routes` it gets as large a share as of the `whole`."""
+    first, last = (len(routes) * (at - whole.start) // len(whole) for at in (start, end))
+    return _Piece(start, end, routes[first:last])
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

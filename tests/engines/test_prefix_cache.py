@@ -100,6 +100,14 @@ def test_the_longest_common_prefix_is_found(wanted: Ints, common: int) -> None:
         np.testing.assert_array_equal(found.arrays[0][0, :, 0], np.arange(common))
 
 
+def test_a_prefix_that_is_continued_is_not_copied() -> None:
+    cache = PrefixCache(1000)
+    held = entry(3)
+    cache.put(ids(1, 2, 3), held)
+
+    assert cache.longest_common(ids(1, 2, 3, 4)) is held
+
+
 def test_entries_cannot_be_written() -> None:
     cache = PrefixCache(1000)
     cache.put(ids(1, 2), entry(2))

@@ -46,6 +46,20 @@ def test_a_server_that_answers_many_at_once_is_not_taken_for_one_that_queues() -
     assert waits(load, 1000) == pytest.approx(0.1)
 
 
+def test_what_is_not_to_be_measured_counts_while_it_is_under_way_alone() -> None:
+    clock = Clock()
+    load = Load(clock)
+    with load.working(100):
+        clock.now += 0.1
+    with load.working(50, measured=False):
+        assert waits(load, 100) == pytest.approx(0.15)
+        with load.working(100):
+            clock.now += 0.1
+        clock.now += 5
+
+    assert waits(load, 100) == pytest.approx(0.1)
+
+
 def test_what_fails_is_not_measured_but_its_time_counts() -> None:
     clock = Clock()
     load = Load(clock)

@@ -43,7 +43,9 @@ class KeyValues:
         return sum(array.nbytes for array in self.arrays)
 
     def first(self, tokens: int) -> KeyValues:
-        """A copy of the leading `tokens`."""
+        """The leading `tokens`, copied unless they are all."""
+        if tokens == len(self):
+            return self
         arrays = [array[:, :tokens].copy() for array in self.arrays]
         return KeyValues(arrays, self.segments[:tokens])
 
