@@ -52,8 +52,8 @@ _START = "Many policies: start and memory"
 _COLD = "Many policies: with the routing model"
 _TURNS = 6
 """Measurements of each sidecar, in turns."""
-_CALLERS = 4
-"""Enough to keep the model server busy."""
+_CALLERS = 2
+"""Enough to keep the model server busy, as in `reload`."""
 _TIMEOUT_S = 30.0
 
 
@@ -74,7 +74,7 @@ class Size:
     changes: Changes
 
 
-FULL = Size(2000, 1000, 120, Changes(60, 1000, 12))
+FULL = Size(2000, 1000, 120, Changes(60, 500, 3))
 QUICK = Size(2000, 100, 10, Changes(30, 50, 1))
 TINY = Size(40, 10, 1, Changes(2, 1, 1))
 

@@ -58,7 +58,7 @@ def test_changes_are_held_against_the_same_time_without_them() -> None:
     assert measured[1].note == "5 changes, 1 refused"
     assert measured[0].p99_ms == pytest.approx(100)
     assert ratio.note == (
-        "p99 1.20 times (aim: 1.3; 1.00 to 1.20 in 95 % of draws from these calls); "
+        "p99 1.20 times (aim: 1.3; 1.00 to 1.20 in 95 % of draws from these 100 and 101 calls); "
         "1 requests failed (aim: 0)"
     )
 
