@@ -8,7 +8,7 @@ expand to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,6 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
 from sidecar.policies.findings import Finding, error, item, member, quoted, self_and_ancestors
-from sidecar.policies.plain_yaml import read_plainly
 from sidecar.policies.quick_yaml import compose_quickly
 
 MAX_BYTES = 512 * 1024
@@ -52,7 +51,7 @@ class Document:
 
     value: object
     line: int
-    lines: Mapping[str, int] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
     def line_of(self, path: str) -> int:
@@ -82,45 +81,8 @@ def read_documents(text: str) -> tuple[list[Document], list[Finding]]:
     Empty documents are left out. Reading stops at the first syntax error: what follows it cannot
     be told apart from its consequences.
     """
-    plain = _plainly_read(text)
-    if plain is not None:
-        return plain, []
     quick = _quickly_read(text)
     return _carefully_read(text) if quick is None else (quick, [])
-
-
-class _LinesLater(Mapping[str, int]):
-    """Lines of one of the documents of a text, looked for when the first of them is wanted: only
-    who has something to say about a document needs them."""
-
-    def __init__(self, text: str, number: int) -> None:
-        self._text = text
-        self._number = number
-
-    @cached_property
-    def _lines(self) -> Mapping[str, int]:
-        documents = _quickly_read(self._text) or _carefully_read(self._text)[0]
-        return documents[self._number].lines
-
-    def __getitem__(self, path: str) -> int:
-        return self._lines[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-
-def _plainly_read(text: str) -> list[Document] | None:
-    """None where the text has to be read otherwise."""
-    documents = read_plainly(text)
-    if documents is None:
-        return None
-    return [
-        Document(each.value, each.line, _LinesLater(text, number))
-        for number, each in enumerate(documents)
-    ]
 
 
 def _quickly_read(text: str) -> list[Document] | None:
