@@ -29,11 +29,14 @@ low, since a suspicion costs two readings of the policy and nothing else."""
 _TAKES = 0.5
 """Probability from which a route takes a description: more likely than not."""
 
-_OVERLAPS = 0.72
+_OVERLAPS = 0.8
 """Geometric mean of the probabilities, either way, from which two routes overlap. It is more than
 half, since a model takes the nearest route rather than none. Where it lies between overlaps and
 neighbours depends on the routing model: `python -m sidecar.bench.lint` prints what it was chosen
 by."""
+
+_OVERLAPS_DESCRIBED = 0.83
+"""Likewise where one of the two has no examples, so that less is known of what they are for."""
 
 _EXAMPLES = 8
 """Of a route, the first that are asked: each is a request to the routing model."""
@@ -140,7 +143,8 @@ def overlaps(
         one, other = policy.routes[earlier].name, policy.routes[later].name
         # The earlier one's by the later one, and the other way round.
         shares = _taken(alone[earlier], other), _taken(alone[later], one)
-        if math.sqrt(shares[0] * shares[1]) < _OVERLAPS:
+        exemplified = alone[earlier].examples and alone[later].examples
+        if math.sqrt(shares[0] * shares[1]) < (_OVERLAPS if exemplified else _OVERLAPS_DESCRIBED):
             continue
         found.append(
             warning(

@@ -173,13 +173,13 @@ def test_routes_overlap_where_each_takes_the_others_description(
 def test_overlap_names_both_routes_and_how_sure_it_is() -> None:
     alone = {
         0: Alone([decided("returns", returns=0.9), decided("returns", returns=0.8)]),
-        1: Alone([decided("refunds", refunds=0.8)]),
+        1: Alone([decided("refunds", refunds=0.9)]),
     }
 
     (finding,) = overlaps(POLICY, ((0, 1),), alone)
 
     assert '"refunds" (routes[0])' in finding.message
-    assert "0.85 and 0.80" in finding.message
+    assert "0.85 and 0.90" in finding.message
 
 
 @pytest.mark.parametrize(("by_example", "found"), [(0.9, True), (0.1, False)])
@@ -249,3 +249,11 @@ def test_verdict_tells_what_was_seeded_from_what_was_not() -> None:
     assert said.found == findings[0].message
     assert [alarm.partition(": ")[2][:11] for alarm in said.false_alarms] == ["routes[2].d"]
     assert [each.partition(": ")[2][:11] for each in said.astray] == ["routes[2].e"]
+
+
+@pytest.mark.parametrize(("examples", "found"), [(True, True), (False, False)])
+def test_less_is_enough_where_both_have_examples(examples: bool, found: bool) -> None:
+    one, other = [decided("returns", returns=0.81)], [decided("refunds", refunds=0.81)]
+    alone = {0: Alone(one, one), 1: Alone(other, other if examples else ())}
+
+    assert bool(overlaps(POLICY, ((0, 1),), alone)) is found
