@@ -305,8 +305,9 @@ async def test_next_revision_waits_for_gaps_between_decisions() -> None:
 async def test_next_revision_comes_also_where_there_is_no_gap() -> None:
     warm, model = between_decisions(lambda: True, patience_s=0.01), StubModel()
     warm.succeed(long_policy(25), model)
-
     await until(lambda: warm.holds("long"))
+
+    assert [len(ids) for ids in model.warmed] == [10, 20, 25]
 
 
 async def test_next_revision_comes_in_larger_pieces_when_nobody_asks_any_more() -> None:
