@@ -32,6 +32,7 @@ from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_facts
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import ListenError
+from sidecar.grpc_api.request_reader import Budget
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
@@ -373,6 +374,9 @@ class Sidecar:
                 channelz=server.channelz,
                 selection=call_selection(settings),
                 max_price_age_days=settings.policies.price_max_age_days,
+                budget=Budget(
+                    settings.routing.decision_budget_ms / 1000, settings.routing.reserve_ms / 1000
+                ),
             ),
             mounted=mounted,
             sockets=envoy_sockets(settings, mounted),

@@ -184,6 +184,8 @@ class RoutingRequest:
 
     Args:
         policy: a name in the registry, or a whole policy (inline).
+        unchecked: of the inline policy only the default models were checked in time and are here;
+            nothing else of it may decide.
         model: a concrete model id; ends the walk with source `override`.
         conversation_key: the caller's own id of the conversation, for pins; empty if none.
         caller: who asks, as far as the edge knows; equal keys of different callers are different
@@ -195,11 +197,14 @@ class RoutingRequest:
         min_confidence: raises the minimum confidence of every route; in 0..1.
         whole_answer: the caller takes the model's answer as a whole instead of as a stream, so that
             it waits for the last token and not for the first.
-        budget_s: seconds the caller still waits; None: the configured budget alone.
+        budget_s: seconds the caller waits from `arrived` on; None: the configured budget alone.
+        arrived: `time.perf_counter()` when it came, from which on its time runs; None: it has not
+            been waited for yet.
     """
 
     conversation: Conversation
     policy: PolicyName | Policy = PolicyName()
+    unchecked: bool = False
     model: str = ""
     conversation_key: str = ""
     caller: str = ""
@@ -210,6 +215,7 @@ class RoutingRequest:
     min_confidence: float = 0.0
     whole_answer: bool = False
     budget_s: float | None = None
+    arrived: float | None = field(default=None, compare=False)
     explain: bool = False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +44,27 @@ class Call:
         return cls(context.time_remaining, metadata)
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What of a decision's time reading may take.
+
+    Args:
+        decision_s: seconds for the whole decision.
+        reserve_s: seconds of it, or of the caller's own deadline, kept for the way back.
+    """
+
+    decision_s: float = math.inf
+    reserve_s: float = 0.0
+
+    def left_s(self, caller_s: float | None, arrived: float) -> float:
+        """Seconds from now on; `caller_s` is how long the caller waits from `arrived` on."""
+        whole_s = self.decision_s if caller_s is None else min(self.decision_s, caller_s)
+        return max(whole_s - self.reserve_s - (time.perf_counter() - arrived), 0.0)
+
+
+_UNLIMITED = Budget()
+
+
 class RequestReader:
     """Checks and converts route requests; the core trusts what comes out."""
 
@@ -50,10 +73,12 @@ class RequestReader:
         registry: PolicyRegistry,
         limits: RequestLimits,
         selection: PolicySelection = _NAMED_ALONE,
+        budget: Budget = _UNLIMITED,
     ) -> None:
         self._registry = registry
         self._limits = limits
         self._selection = selection
+        self._budget = budget
         self._inline = InlinePolicies()
         self._turns = Turns()
 
@@ -68,6 +93,7 @@ class RequestReader:
             SidecarError: REQUEST_TOO_LARGE, INVALID_REQUEST or INVALID_POLICY, with the path of
                 every wrong field.
         """
+        arrived, caller_s = time.perf_counter(), call.time_remaining()
         if requests.check_size(message, self._limits):
             await self._turns.next()
         violations = Violations()
@@ -83,24 +109,38 @@ class RequestReader:
         )
         model = requests.bounded(message.model, "model", requests.MAX_MODEL_ID_BYTES, violations)
         violations.raise_if_any()
+        policy: PolicyName | Policy | None = self._named(message, call)
+        unchecked = False
+        if policy is None:
+            left_s = self._budget.left_s(caller_s, arrived)
+            policy, unchecked = await self._inlined(message, left_s)
         return RoutingRequest(
             conversation=conversation,
-            policy=await self._policy(message, call),
+            policy=policy,
+            unchecked=unchecked,
             model=model,
             conversation_key=key,
             needs=needs,
             dialect=dialect,
             min_confidence=min_confidence,
-            # Last, since checking an inline policy takes time.
-            budget_s=call.time_remaining(),
+            budget_s=caller_s,
+            arrived=arrived,
             explain=message.explain,
         )
 
-    async def _policy(self, message: routing_pb2.RouteRequest, call: Call) -> PolicyName | Policy:
+    async def _inlined(
+        self, message: routing_pb2.RouteRequest, within_s: float
+    ) -> tuple[Policy, bool]:
+        """And whether no more than its default models could be checked."""
+        sent, path, catalog = message.inline_policy, "inline_policy", self._registry.catalog
+        policy = await self._inline.accept(sent, path, catalog, within_s)
+        if policy is not None:
+            return policy, False
+        return self._inline.default_alone(sent, path, self._registry.catalog), True
+
+    def _named(self, message: routing_pb2.RouteRequest, call: Call) -> PolicyName | None:
         if message.HasField("inline_policy"):
-            return await self._inline.accept(
-                message.inline_policy, "inline_policy", self._registry.catalog
-            )
+            return None
         if not message.policy:
             key, named = self._selection.chosen(call.metadata)
             if key:

@@ -40,7 +40,7 @@ from sidecar.grpc_api.listening import bound_unix, listen_tcp, listen_unix
 from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
 from sidecar.grpc_api.policy_service import PolicyService
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
-from sidecar.grpc_api.request_reader import RequestReader
+from sidecar.grpc_api.request_reader import Budget, RequestReader
 from sidecar.grpc_api.routing_service import Concurrency, RoutingService
 from sidecar.policies.prices import MAX_AGE_DAYS
 
@@ -74,6 +74,7 @@ class ServerOptions:
         max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
         selection: of the policy, by a call's metadata, for requests that name none.
         max_price_age_days: prices that were looked up longer ago are doubtful.
+        budget: of a decision, which reading its request is part of.
     """
 
     address: str = "127.0.0.1:0"
@@ -86,6 +87,7 @@ class ServerOptions:
     concurrency: Concurrency = field(default_factory=Concurrency)
     selection: PolicySelection = field(default_factory=PolicySelection)
     max_price_age_days: int = MAX_AGE_DAYS
+    budget: Budget = field(default_factory=Budget)
 
 
 class MountedService(Protocol):
@@ -151,7 +153,7 @@ class GrpcServer:
             self._layers,
             {f"{ROUTING}/Route": options.limits.max_request_bytes},
         )
-        reader = RequestReader(registry, options.limits, options.selection)
+        reader = RequestReader(registry, options.limits, options.selection, options.budget)
         deciding = Deciding(router, reader)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingService(deciding, options.concurrency, self._drain), self._server

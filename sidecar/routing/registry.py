@@ -269,6 +269,13 @@ class PolicyRegistry:
                 return task.result()
         return CompiledPolicy(policy, _inline_ref(policy), None, catalog)
 
+    def unchecked_inline(self, policy: Policy) -> CompiledPolicy:
+        """An inline policy of which no more than the default models is known, and so no digest.
+        Raises SidecarError INVALID_POLICY."""
+        catalog = self.catalog
+        _check_models(policy, catalog)
+        return CompiledPolicy(policy, PolicyRef("", 0, ""), None, catalog)
+
     def _begin_inline(self, policy: Policy) -> asyncio.Task[CompiledPolicy]:
         task = asyncio.create_task(self._compile_beside(policy), name="compile-inline")
         self._compiling_inline[policy] = task

@@ -54,6 +54,9 @@ _SHARED_CALL_BUDGETS = 4
 """Life of a call that several requests wait for, in budgets: each waiter leaves by its own
 deadline, so this only ends a call that ever new waiters would keep alive."""
 
+_READING_SHARE = 0.1
+"""Of the budget, that reading the request may have taken where a late answer is to say something
+about the model server."""
 
 _ISSUED_TRIES, _ISSUED_PAUSE_S = 10, 0.005
 """For an id that is not known, and may be on its way."""
@@ -135,13 +138,15 @@ class Router:
         Raises:
             SidecarError: POLICY_NOT_FOUND, POLICY_TOO_LARGE (inline), MODEL_NOT_FOUND.
         """
-        started = time.perf_counter()
+        started = time.perf_counter() if request.arrived is None else request.arrived
         shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
         budget_s = request.budget_s if shortened else self._limits.budget_s
         assert budget_s is not None, "shortened only where the request has a budget"
         budget_s -= self._limits.reserve_s
-        compiled = await self._compiled(request, budget_s)
-        walk = Walk(request, compiled, budget_s, not shortened, started, self._latencies)
+        waited_s = 0.0 if request.arrived is None else time.perf_counter() - started
+        compiled = await self._compiled(request, budget_s - waited_s)
+        full = not shortened and waited_s < budget_s * _READING_SHARE
+        walk = Walk(request, compiled, budget_s, full, started, self._latencies)
         # What is recorded if the caller goes away before there is an outcome.
         outcome = fallback(Reason.CANCELLED, "The caller went away before the decision.")
         decision: Decision | None = None
@@ -167,6 +172,8 @@ class Router:
     async def _compiled(self, request: RoutingRequest, within_s: float) -> CompiledPolicy:
         if isinstance(request.policy, PolicyName):
             compiled = self._registry.get(request.policy)
+        elif request.unchecked:
+            compiled = self._registry.unchecked_inline(request.policy)
         else:
             compiled = await self._registry.compile_inline(request.policy, max(within_s, 0))
         if request.model and request.model not in self._registry.catalog:
@@ -179,7 +186,7 @@ class Router:
 
     async def _outcome(self, walk: Walk) -> Outcome:
         try:
-            ended = self._override(walk) or await self._by_pin(walk)
+            ended = self._override(walk) or _unchecked(walk) or await self._by_pin(walk)
             if ended is not None:
                 return ended
             outcome = await self._answered(walk)
@@ -434,6 +441,12 @@ class Router:
 def _prompt_of(walk: Walk) -> CompiledPrompt:
     assert walk.compiled.prompt is not None, "checked by the step before"
     return walk.compiled.prompt
+
+
+def _unchecked(walk: Walk) -> Outcome | None:
+    if not walk.request.unchecked:
+        return None
+    return fallback(Reason.WARMING, "The policy of the request is being checked.")
 
 
 def _flight_key(walk: Walk, prompt: Prompt) -> tuple[str, tuple[int, ...]]:

@@ -68,7 +68,8 @@ class Walk:
 
     Args:
         budget_s: seconds from the start in which the decision must be made.
-        full_budget: True if the caller left the configured budget as it is.
+        full_budget: True if the caller left the configured budget as it is, and it was not spent
+            on reading the request.
         started: `time.perf_counter()` at its start.
         asked: what the routing model is asked about: the conversation, or its part that decides
             for a task.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -258,6 +259,28 @@ async def test_a_server_that_answers_others_meanwhile_is_busy_not_broken(hurried
 
     assert (await late).reason.value == "deadline_exceeded"
     assert hurried.breaker.state is BreakerState.CLOSED
+
+
+async def test_the_time_that_reading_took_is_part_of_the_budget(world: World) -> None:
+    asked, long_ago = world.model.calls, time.perf_counter() - 60
+
+    late = await world.router.decide(request(arrived=long_ago))
+    named = await world.router.decide(request(arrived=long_ago, model="gpt"))
+
+    assert late.reason is Reason.DEADLINE_EXCEEDED
+    assert late.steps[-1].ms > 60_000
+    assert named.reason is Reason.MODEL_REQUESTED
+    assert world.model.calls == asked
+
+
+async def test_what_is_late_because_of_reading_does_not_count_against_the_model(
+    hurried: World,
+) -> None:
+    hurried.model.slow = True
+    for _ in range(10):
+        await hurried.router.decide(request(arrived=time.perf_counter() - 0.06))
+
+    assert hurried.router.degraded == ""
 
 
 async def test_callers_in_a_hurry_do_not_open_the_breaker(world: World) -> None:
