@@ -141,10 +141,10 @@ def _questions(
         raise EngineError(f"{facts.prompt_format}: answers are texts; only labels can be compared")
     if max_tokens is not None:
         asked = [each for each in asked if len(each.question.input_ids) <= max_tokens]
+        if not asked:
+            raise EngineError(f"no case has a prompt of {max_tokens} tokens or fewer")
         kept = {(c.file, c.id) for c in sample([each.case for each in asked], limit)}
         asked = [each for each in asked if (each.case.file, each.case.id) in kept]
-    if not asked:
-        raise EngineError(f"no case has a prompt of {max_tokens} tokens or fewer")
     return [each.question for each in asked]
 
 
@@ -175,12 +175,8 @@ def engine_readings(
 ) -> list[Reading]:
     """What the engine computes, as Triton's CPU model does: prefixes are kept, and prompts cut into
     passes. Raises EngineError."""
-    facts = open_engine(engine.path)
     forward = Forward(
-        facts.graph_path,
-        layers=facts.layers,
-        kv_heads=facts.kv_heads,
-        head_dim=facts.head_dim,
+        open_engine(engine.path),
         precision=precision,
         compiled_folder=compiled_folder(engine.path.absolute()),
     )
@@ -197,13 +193,7 @@ def _reading(decider: Decider, question: Question) -> Reading:
         prefix_length=question.prefix_length,
         max_tokens=1,
         end_id=-1,
-        literals=None,
-        log_probs=False,
         logits=True,
-        without_input=True,
-        perf_metrics=False,
-        outputs=frozenset(),
-        is_cancelled=lambda: False,
         label_ids=np.array(question.label_ids, np.int32),
     )
     ((_, outcome),) = decider.decide([request])

@@ -20,6 +20,9 @@ from cpu_engine.forward import Forward  # noqa: E402
 from cpu_engine.prefix_cache import PrefixCache  # noqa: E402
 from cpu_engine.requests import Asked  # noqa: E402
 
+from sidecar.engines import CpuRepositoryOptions  # noqa: E402
+from sidecar.engines.engine_directory import compiled_folder  # noqa: E402
+
 
 @click.command()
 @click.argument("engine", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -32,15 +35,12 @@ def measure(
     engine: Path, prefix: int, suffix: int, runs: int, threads: int, precision: str | None
 ) -> None:
     """Print the milliseconds of label decisions with ENGINE, and the memory of this process."""
-    facts = open_engine(engine)
+    facts, served = open_engine(engine), CpuRepositoryOptions()
     forward = Forward(
-        facts.graph_path,
-        layers=facts.layers,
-        kv_heads=facts.kv_heads,
-        head_dim=facts.head_dim,
+        facts,
         threads=threads,
         precision=precision or "",
-        compiled_folder=engine.absolute().with_name(f".{engine.absolute().name}-compiled"),
+        compiled_folder=compiled_folder(engine.absolute()),
     )
     forward.warm_up()
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def measure(
         return [int(token) for token in rng.integers(20, facts.vocab_size - 1000, tokens)]
 
     routes, others = ids(prefix), [ids(prefix) for _ in range(runs)]
-    decider = Decider(forward, PrefixCache(1 << 30), None, 256)
+    decider = Decider(forward, PrefixCache(served.prefix_cache_bytes), None, served.max_pass_tokens)
     cases: dict[str, Callable[[int], list[Asked]]] = {
         f"prefix of {prefix}": lambda run: [_ask(others[run], 1, ids)],
         f"{suffix} on a prefix of {prefix}": lambda run: [_ask(routes, suffix, ids)],
@@ -78,13 +78,7 @@ def _ask(prefix: list[int], suffix: int, ids: Callable[[int], list[int]]) -> Ask
         prefix_length=len(prefix),
         max_tokens=1,
         end_id=-1,
-        literals=None,
-        log_probs=False,
         logits=True,
-        without_input=True,
-        perf_metrics=False,
-        outputs=frozenset(),
-        is_cancelled=lambda: False,
         label_ids=np.arange(20, 41, dtype=np.int32),
     )
 

@@ -20,15 +20,7 @@ OUTPUTS = frozenset({"output_ids", "sequence_length"})
 
 
 def compile_engine(engine: Path, precision: str) -> Forward:
-    facts = open_engine(engine)
-    return Forward(
-        facts.graph_path,
-        layers=facts.layers,
-        kv_heads=facts.kv_heads,
-        head_dim=facts.head_dim,
-        threads=1,
-        precision=precision,
-    )
+    return Forward(open_engine(engine), threads=1, precision=precision)
 
 
 def new_decider(

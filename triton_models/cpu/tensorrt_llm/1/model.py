@@ -32,10 +32,7 @@ class TritonPythonModel:
         settings = {name: value["string_value"] for name, value in parameters.items()}
         engine = open_engine(Path(settings["gpt_model_path"]))
         forward = Forward(
-            engine.graph_path,
-            layers=engine.layers,
-            kv_heads=engine.kv_heads,
-            head_dim=engine.head_dim,
+            engine,
             threads=int(settings["threads"]),
             precision=settings["precision"],
             compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from cpu_engine.compiled import compile_graph
+from cpu_engine.engine_files import EngineFacts
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -100,11 +101,8 @@ class Forward:
 
     def __init__(
         self,
-        graph: Path,
+        engine: EngineFacts,
         *,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
         threads: int = 0,
         precision: str = "",
         compiled_folder: Path | None = None,
@@ -125,11 +123,11 @@ class Forward:
             options["INFERENCE_NUM_THREADS"] = threads
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision
-        self._compiled = compile_graph(graph, options, compiled_folder)
+        self._compiled = compile_graph(engine.graph_path, options, compiled_folder)
         self._request = self._compiled.create_infer_request()
-        self._cache_names = [f"{kind}.{layer}" for layer in range(layers) for kind in "kv"]
-        blank = np.zeros((kv_heads, 0, head_dim), np.float32)
-        self.nothing = KeyValues([blank] * (2 * layers), np.zeros(0, np.int32))
+        self._cache_names = [f"{kind}.{layer}" for layer in range(engine.layers) for kind in "kv"]
+        blank = np.zeros((engine.kv_heads, 0, engine.head_dim), np.float32)
+        self.nothing = KeyValues([blank] * (2 * engine.layers), np.zeros(0, np.int32))
         self.passes = 0
 
     def warm_up(self, tokens_of_a_pass: int = 64) -> None:

@@ -106,6 +106,7 @@ class Asked:
         ids: the whole prompt.
         prefix_length: leading tokens whose keys and values are kept for later requests; 0: none.
         max_tokens: most tokens of the answer.
+        end_id: the token that ends it; -1: none does.
         literals: the texts the answer must be one of; None: free text.
         outputs: names of the requested outputs.
         is_cancelled: whether the caller has gone.
@@ -118,13 +119,13 @@ class Asked:
     prefix_length: int
     max_tokens: int
     end_id: int
-    literals: tuple[bytes, ...] | None
-    log_probs: bool
-    logits: bool
-    without_input: bool
-    perf_metrics: bool
-    outputs: frozenset[str]
-    is_cancelled: Callable[[], bool]
+    literals: tuple[bytes, ...] | None = None
+    log_probs: bool = False
+    logits: bool = False
+    without_input: bool = False
+    perf_metrics: bool = False
+    outputs: frozenset[str] = frozenset()
+    is_cancelled: Callable[[], bool] = lambda: False
     opinion: Opinion | None = None
     label_ids: Ints | None = None
 
