@@ -56,9 +56,10 @@ def name_before(parent: str, token: str) -> str:
         return ""
     try:
         listed, name = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, TypeError):
+    except (binascii.Error, ValueError, TypeError, RecursionError):
         listed, name = None, None
-    if not isinstance(name, str) or listed != parent:
+    # What a database cannot even be asked about is none of the names that tokens are made of.
+    if not isinstance(name, str) or not name.isprintable() or listed != parent:
         raise invalid(
             "page_token",
             "is not a token of this list; send next_page_token of the previous page with the same "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
@@ -13,6 +14,8 @@ from sidecar.policies.differences import differences, unified_diff, value_text
 from sidecar.policies.stores import PolicyHistory
 
 _READ_AT_ONCE = 50
+_REVISION = re.compile("[0-9]{1,18}")
+"""What fits into 64 bits."""
 
 
 def revisions(
@@ -20,7 +23,7 @@ def revisions(
 ) -> policy_pb2.ListPolicyRevisionsResponse:
     """A page of revisions. Raises SidecarError as the store does."""
     last = name_before(request.name, request.page_token)
-    if last and not last.isdecimal():
+    if last and not _REVISION.fullmatch(last):
         raise invalid("page_token", "is not a token of this list; send none for the first page")
     messages = (
         record_to_proto(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
@@ -84,7 +85,15 @@ class PolicyWrites:
                 missing = error.code is ErrorCode.POLICY_NOT_FOUND and not note.etag
                 if not (missing and request.allow_missing):
                     raise
-            return editing.create(written_policy(request.policy, "policy"), note, only)
+            try:
+                return editing.create(written_policy(request.policy, "policy"), note, only)
+            except SidecarError as error:
+                if error.code is not ErrorCode.POLICY_EXISTS:
+                    raise
+                # Somebody else has created it since; unless it was deleted, it can be updated now.
+                with suppress(SidecarError):
+                    return editing.update(name, edit, note, only)
+                raise
 
         return await self._policy(name, change, note, request, context)
 

@@ -149,17 +149,19 @@ class PolicyEditing:
         catalog = {model.id: model for model in models}
         for _ in range(_TRIES):
             snapshot = self._store.snapshot()
-            _check_etag("the model catalog", note, snapshot.catalog.etag)
-            _check_users(snapshot.records, catalog)
-            if validate_only:
-                revision = snapshot.catalog.revision + 1
-                digest = catalog_digest(catalog)
-                etag = etag_of(revision, digest)
-                return CatalogRecord(catalog, revision, etag, digest, note.attribution)
             try:
+                _check_etag("the model catalog", note, snapshot.catalog.etag)
+                _check_users(snapshot.records, catalog)
+                if validate_only:
+                    return _as_if_catalog(catalog, snapshot.catalog.revision + 1, note)
                 made = self._store.write(CatalogWrite(catalog, note, snapshot.change)).record
             except MovedError:
                 continue
+            except SidecarError as error:
+                repeated = self._repeated_meanwhile(note, error)
+                if isinstance(repeated, CatalogRecord):
+                    return repeated
+                raise
             assert isinstance(made, CatalogRecord)
             return made
         raise refusals.conflict("the model catalog", note.etag, self._store.catalog().etag)
@@ -190,14 +192,17 @@ class PolicyEditing:
         if isinstance(repeated, PolicyRecord):
             return repeated
         for attempt in range(_TRIES):
-            write = plan()
-            if validate_only:
-                return self._as_if(write)
             try:
+                write = plan()
+                if validate_only:
+                    return self._as_if(write)
                 made = self._store.write(write).record
             except MovedError:
                 continue
             except SidecarError as error:
+                repeated = self._repeated_meanwhile(note, error)
+                if isinstance(repeated, PolicyRecord):
+                    return repeated
                 lost = error.code is ErrorCode.POLICY_CONFLICT and not note.etag
                 if retried is None or not lost or attempt == _TRIES - 1:
                     raise
@@ -211,6 +216,15 @@ class PolicyEditing:
             return None
         made = self._store.made_by(note.request_id, note.request_digest)
         return None if made is None else made.record
+
+    def _repeated_meanwhile(
+        self, note: WriteNote, error: SidecarError
+    ) -> PolicyRecord | CatalogRecord | None:
+        """What the same request, sent twice at once, has made since it was looked for: it may be
+        why this one is refused."""
+        if error.code is ErrorCode.STORE_UNAVAILABLE:
+            return None
+        return self._repeated(note)
 
     def _present(self, name: str) -> PolicyRecord | None:
         try:
@@ -247,6 +261,12 @@ class PolicyEditing:
             write.note.attribution,
             deleted=write.kind is ChangeKind.DELETE,
         )
+
+
+def _as_if_catalog(catalog: Catalog, revision: int, note: WriteNote) -> CatalogRecord:
+    digest = catalog_digest(catalog)
+    etag = etag_of(revision, digest)
+    return CatalogRecord(catalog, revision, etag, digest, note.attribution)
 
 
 def _expecting(note: WriteNote, present: PolicyRecord) -> WriteNote:

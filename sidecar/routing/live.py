@@ -155,9 +155,13 @@ class LivePolicies:
                 await self._wait()
 
     async def beyond(self, number: int) -> None:
-        """Returns when a change with a greater number has been seen."""
-        while self._snapshot.change <= number:
+        """Returns when a change with a greater number has been seen, and when the store has gone
+        back, as where a backup is restored: whoever waited until numbers that they know come again
+        would miss the changes that have them now."""
+        while (before := self._snapshot.change) <= number:
             await self._moved.wait()
+            if self._snapshot.change < before:
+                return
 
     async def settled(self) -> None:
         """Returns when everything that has been seen is in force or refused."""

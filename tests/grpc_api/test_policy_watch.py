@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -98,6 +99,25 @@ async def test_number_below_minus_one_is_refused(api: Stored) -> None:
     request = policy_pb2.WatchPoliciesRequest(parent="namespaces/-", after_change=-2)
 
     assert (await refused(api.policies.WatchPolicies(request).read())).fields == ("after_change",)
+
+
+async def test_store_that_goes_back_ends_the_stream(api: Stored, tmp_path: Path) -> None:
+    """As when a backup is restored: changes that were seen are gone, and their numbers come again
+    for others."""
+    async with watching(api, after=2) as watcher:
+        write(api.store, ChangeKind.UPDATE, policy(description="second"))
+        write(api.store, ChangeKind.UPDATE, policy(description="third"))
+        await watcher.until(4)
+        await until(lambda: api.live.snapshot.change == 4)
+        with sqlite3.connect(tmp_path / "policies.db") as database:
+            database.execute("UPDATE heads SET change = 2 WHERE change = 4")
+            database.execute("DELETE FROM changes WHERE change > 2")
+            database.execute("UPDATE state SET last_change = 2")
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watcher.end()
+
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
 
 
 async def test_drain_ends_the_stream_in_order(api: Stored) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,13 @@ async def test_conflict_says_what_the_etag_is_now(api: Stored) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "POLICY_CONFLICT")
     assert error.metadata == {"current_etag": new.etag}
     assert (await get(api)).description == "second"
+
+
+async def test_etag_of_any_length_is_shown_shortened(api: Stored) -> None:
+    error = await refused(api.policies.UpdatePolicy(update(etag="x" * 100_000)))
+
+    assert error.reason == "POLICY_CONFLICT"
+    assert len(error.text) < 400
 
 
 async def test_mask_leaves_the_other_fields_as_they_are(api: Stored) -> None:
@@ -224,6 +233,10 @@ def edited(edit: Callable[[policy_pb2.Policy], object]) -> policy_pb2.UpdatePoli
     return request
 
 
+def token(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode()
+
+
 REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
     # method, request -> error, wrong fields
     "exists": ("CreatePolicy", create("support"), "POLICY_EXISTS", ()),
@@ -339,6 +352,34 @@ REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
         "INVALID_REQUEST",
         ("model_catalog.models[0].dialects[0]", "model_catalog.models[0].prices_as_of"),
     ),
+    **{
+        f"list token {case}": (
+            "ListPolicies",
+            policy_pb2.ListPoliciesRequest(parent="namespaces/-", page_token=made),
+            "INVALID_REQUEST",
+            ("page_token",),
+        )
+        for case, made in {
+            "of depth": token(b"[" * 100_000),
+            "with half a character": token(b'["namespaces/- False ", "\\ud800"]'),
+            "with a control character": token(b'["namespaces/- False ", "\\u0000"]'),
+        }.items()
+    },
+    **{
+        f"revision token of {case}": (
+            "ListPolicyRevisions",
+            policy_pb2.ListPolicyRevisionsRequest(
+                name=NAME, page_token=token(json.dumps([NAME, last]).encode())
+            ),
+            "INVALID_REQUEST",
+            ("page_token",),
+        )
+        for case, last in {
+            "more than 64 bits": "9" * 30,
+            "more digits than Python reads": "9" * 5000,
+            "digits of another script": "\u0663",
+        }.items()
+    },
     "revisions of none": (
         "ListPolicyRevisions",
         policy_pb2.ListPolicyRevisionsRequest(name=NEW),

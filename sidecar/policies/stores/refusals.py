@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
+from sidecar.policies.findings import quoted
 
 
 def not_found(name: str) -> SidecarError:
@@ -36,8 +37,8 @@ def not_deleted(name: str) -> SidecarError:
 def conflict(name: str, given: str, current: str) -> SidecarError:
     return SidecarError(
         ErrorCode.POLICY_CONFLICT,
-        f"etag: {given!r} is not that of {name}, whose etag now is {current!r}; read it again and "
-        "decide whether your change still holds",
+        f"etag: {quoted(given)} is not that of {name}, whose etag now is {quoted(current)}; read "
+        "it again and decide whether your change still holds",
         metadata={"current_etag": current},
     )
 
