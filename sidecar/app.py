@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -303,15 +304,14 @@ def _registry(
 
 def _prompt_tokens(settings: Settings, engine: EngineInfo) -> int:
     configured, context = settings.routing_model.max_prompt_tokens, engine.router.context_length
-    if configured is None:
-        return context - _ANSWER_TOKENS
-    if configured >= context:
+    room = context - _ANSWER_TOKENS
+    if configured is not None and configured > room:
         # Else policies would be accepted that the model server refuses to read.
         raise StartupError(
             f"routing_model.max_prompt_tokens is {configured}; the engine holds {context} tokens, "
-            "the answer included: make it smaller, or leave it out"
+            f"{_ANSWER_TOKENS} of them for the answer: make it {room} or less, or leave it out"
         )
-    return configured
+    return room if configured is None else configured
 
 
 def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:
@@ -457,6 +457,11 @@ class Sidecar:
         await self._routing.close()
 
 
+_SWITCH_S = 0.002
+"""How long a thread that computes, such as one that reads a large body, keeps the event loop from
+going on. With CPython's 5 ms a request that takes three steps waits 15 ms beside it."""
+
+
 def run(settings: Settings, started: Callable[[Sidecar], None] = lambda sidecar: None) -> None:
     """Serves until SIGTERM or SIGINT. Raises StartupError.
 
@@ -468,6 +473,7 @@ def run(settings: Settings, started: Callable[[Sidecar], None] = lambda sidecar:
             settings.logging.level, settings.logging.format, settings.logging.log_message_text
         )
     )
+    sys.setswitchinterval(_SWITCH_S)
     with logging_in_background(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings, started))
 

@@ -148,10 +148,6 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         lambda f, p: f["routing_model"].update(prompt_format="gone"),
         "prompt format 'gone' does not exist",
     ),
-    "longer prompts than the engine holds": (
-        lambda f, p: f["routing_model"].update(max_prompt_tokens=1_000_000),
-        "routing_model.max_prompt_tokens is 1000000; the engine holds",
-    ),
 }
 
 
@@ -164,6 +160,20 @@ def test_settings_that_cannot_work_say_what_to_do(name: str, flags: Flags, tmp_p
         Sidecar(settings(flags))
 
     assert says in str(refused.value)
+
+
+async def test_longest_prompts_leave_room_for_the_answer(
+    flags: Flags, cpu_engine: EngineInfo
+) -> None:
+    room = cpu_engine.router.context_length - 96
+    flags["routing_model"]["max_prompt_tokens"] = room
+    Sidecar(settings(flags))
+    flags["routing_model"]["max_prompt_tokens"] = room + 1
+    with pytest.raises(StartupError) as refused:
+        Sidecar(settings(flags))
+
+    assert f"routing_model.max_prompt_tokens is {room + 1}" in str(refused.value)
+    assert f"make it {room} or less" in str(refused.value)
 
 
 @pytest.mark.parametrize("key", ["grpc_address", "http_address"])
