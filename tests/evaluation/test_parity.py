@@ -1,3 +1,5 @@
+"""Whether two computations of the same weights count as alike."""
+
 from __future__ import annotations
 
 import math

@@ -201,9 +201,7 @@ async def test_settings_come_first(socket: Path) -> None:
         assert await peer.ends_with(frames.GOAWAY) == frames.PROTOCOL_ERROR
 
 
-async def test_defect_ends_the_connection(
-    socket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_defect_ends_the_connection(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After one, nobody knows where in the frames it stands."""
     handlers = Handlers()
     async with listening(socket, handlers), raw(socket) as peer:
