@@ -43,11 +43,13 @@ def asked(
     options: Asking,
     catalog: Catalog,
     budget_s: float | None = None,
+    arrived: float | None = None,
 ) -> RoutingRequest | Passed:
     """What to decide for a request that was understood; Passed if nothing is to be decided.
 
     Args:
-        budget_s: longest the decision may take; None: as long as any.
+        budget_s: longest the decision may take from `arrived` on; None: as long as any.
+        arrived: see `RoutingRequest`.
     """
     named = route.policy or _named(head, options)
     alias = options.aliases.get(understood.model)
@@ -73,6 +75,7 @@ def asked(
         dialect=understood.dialect,
         whole_answer=not understood.stream,
         budget_s=budget_s,
+        arrived=arrived,
     )
 
 

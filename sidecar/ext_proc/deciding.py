@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
@@ -70,6 +72,8 @@ class RequestDecider:
         self._options = options
         self._observer = observer
         self._writer = Writer(options.writing)
+        # One: every thread that computes makes the event loop wait for the interpreter's lock.
+        self._reading = ThreadPoolExecutor(1, "large-bodies")
 
     def recognise(self, head: HttpHead) -> Passed | None:
         """Why the body of such a request is not wanted; None if it is."""
@@ -84,15 +88,21 @@ class RequestDecider:
         return self._writer.passing(passed)
 
     async def decide(
-        self, request: HttpRequest, route: RouteSays, budget_s: float | None
+        self,
+        request: HttpRequest,
+        route: RouteSays,
+        budget_s: float | None,
+        arrived: float | None = None,
     ) -> Effect:
         """What is done to `request`.
 
         Args:
-            budget_s: longest the decision may take; None: as long as any.
+            budget_s: longest it may take from `arrived` on; None: as long as any decision.
+            arrived: `time.perf_counter()` when all of the request had come; None: now.
         """
         try:
-            return await self._effect(request, route, budget_s)
+            since = time.perf_counter() if arrived is None else arrived
+            return await self._effect(request, route, budget_s, since)
         except SidecarError as error:
             # Named by the client or by Envoy's route; the caller of an LLM cannot do anything with
             # an error of ours, and the route that Envoy has without us is the safe one.
@@ -104,13 +114,13 @@ class RequestDecider:
             return self.passing(Passed(PassReason.INTERNAL_ERROR))
 
     async def _effect(
-        self, request: HttpRequest, route: RouteSays, budget_s: float | None
+        self, request: HttpRequest, route: RouteSays, budget_s: float | None, arrived: float
     ) -> Effect:
         if _is_large(request):
-            understood = await asyncio.to_thread(self._dialects.read, request)
+            understood = await self._read_large(request, arrived)
         else:
             understood = self._dialects.read(request)
-        wanted = self._wanted(request, understood, route, budget_s)
+        wanted = self._wanted(request, understood, route, budget_s, arrived)
         if isinstance(wanted, Passed) or isinstance(understood, Passed):
             assert isinstance(wanted, Passed), "what was not understood is passed on"
             return self.passing(wanted)
@@ -120,17 +130,28 @@ class RequestDecider:
             return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
         return self._writer.decided(decision, request, understood)
 
+    async def _read_large(self, request: HttpRequest, arrived: float) -> Understood | Passed:
+        loop = asyncio.get_running_loop()
+        left_s = self._options.waiting.budget_s - (time.perf_counter() - arrived)
+        try:
+            async with asyncio.timeout(max(left_s, 0)):
+                # What has not had its turn when the time is over is not read at all.
+                return await loop.run_in_executor(self._reading, self._dialects.read, request)
+        except TimeoutError:
+            return Passed(PassReason.SLOW_READING, "too much was to be read before it")
+
     def _wanted(
         self,
         request: HttpRequest,
         understood: Understood | Passed,
         route: RouteSays,
         budget_s: float | None,
+        arrived: float,
     ) -> RoutingRequest | Passed:
         if isinstance(understood, Passed):
             return understood
         asking, catalog = self._options.asking, self._models.catalog
-        return asked(request.head, understood, route, asking, catalog, budget_s)
+        return asked(request.head, understood, route, asking, catalog, budget_s, arrived)
 
 
 def _is_large(request: HttpRequest) -> bool:

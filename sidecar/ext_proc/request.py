@@ -82,6 +82,8 @@ class PassReason(StrEnum):
     """Envoy is set up to send the body alone."""
     SLOW_BODY = "slow_body"
     """The body did not arrive within its time."""
+    SLOW_READING = "slow_reading"
+    """The body is large, and too many others were to be read before it."""
     UNKNOWN_MODEL = "unknown_model"
     """The client asked for a concrete model that the catalog does not have."""
     NO_ELIGIBLE_MODEL = "no_eligible_model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -133,11 +134,12 @@ class ExtProcService(ExternalProcessorServicer):
             message = await _read(context)
         if message is None:
             return None
+        arrived = time.perf_counter()
         step = exchange.feed(message)
         if not isinstance(step, HttpRequest):
             await _write(context, step)
             return message
-        effect = await self._effect(exchange, step, context)
+        effect = await self._effect(exchange, step, context, arrived)
         answers = exchange.decided(effect)
         await _write(context, answers)
         if answers:
@@ -187,10 +189,12 @@ class ExtProcService(ExternalProcessorServicer):
         finally:
             reading.cancel()
 
-    async def _effect(self, exchange: Exchange, request: HttpRequest, context: Context) -> Effect:
+    async def _effect(
+        self, exchange: Exchange, request: HttpRequest, context: Context, arrived: float
+    ) -> Effect:
         route = RouteSays.of(context.invocation_metadata() or (), self._asking)
         budget = self._waiting.budget_s if exchange.timed else None
-        deciding = self._decider.decide(request, route, budget)
+        deciding = self._decider.decide(request, route, budget, arrived)
         after = self._waiting.ask_for_more_after_s
         if after is None or not exchange.timed:
             return await deciding

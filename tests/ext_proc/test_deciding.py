@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -14,7 +16,7 @@ from sidecar.ext_proc.asking import RouteSays
 from sidecar.ext_proc.deciding import RequestDecider
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.effect import Effect
-from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.routing import DecisionCache, Pins
 from tests.ext_proc.standins import StubRouter
@@ -89,6 +91,54 @@ async def test_what_takes_long_to_read_is_read_in_a_thread(
     await effect(decider(StubRouter(), dialects), request_)
 
     assert [thread == threading.get_ident() for thread in dialects.threads] == [inline]
+
+
+class HeldUp(LlmDialects):
+    """Reads large bodies when `gate` is open, as behind a flood of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.read_late: list[float] = []
+
+    def read(self, request: HttpRequest) -> Understood | Passed:
+        self.read_late.append(time.perf_counter())
+        if len(request.body or b"") > 64 * 1024:
+            assert self.gate.wait(60)
+        return super().read(request)
+
+
+LARGE = {**CODE, "messages": [user("x" * 100_000), user("write code")]}
+
+
+async def test_a_large_body_that_is_not_read_in_time_goes_on_unrouted_and_unread() -> None:
+    dialects, options = HeldUp(), ExtProcOptions(waiting=Waiting(0.2, margin_s=0.1))
+    router = StubRouter()
+    made = RequestDecider(router, router, dialects, options)
+    several = await asyncio.gather(*(effect(made, sent(LARGE)) for _ in range(20)))
+    small = await effect(made, sent(CODE))
+    dialects.gate.set()
+
+    reasons = {dict(each.headers)["x-llm-reason"] for each in several}
+    assert reasons == {"slow_reading"}
+    assert all(each.body is None for each in several)
+    assert dict(small.headers)["x-llm-reason"] == "matched"
+    # The first large one, which was begun, and the small one.
+    assert len(dialects.read_late) == 2
+
+
+async def test_the_time_that_reading_took_is_part_of_the_decisions() -> None:
+    dialects, router = HeldUp(), StubRouter()
+    dialects.gate.set()
+    made = decider(router, dialects)
+    for body in (CODE, LARGE):
+        await effect(made, sent(body))
+    await made.decide(sent(CODE), RouteSays(), 1.0, arrived=17.0)
+
+    small, large, told = [request.arrived or 0 for request in router.requests]
+    assert small <= dialects.read_late[0]
+    assert large <= dialects.read_late[1]
+    assert told == 17.0
 
 
 async def test_a_model_that_does_not_speak_the_clients_api_is_not_called() -> None:

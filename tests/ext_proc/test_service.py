@@ -4,6 +4,7 @@ Envoy does rarely."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from sidecar.ext_proc.deciding import RequestDecider
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
-from sidecar.ext_proc.request import Passed, PassReason
+from sidecar.ext_proc.request import HttpRequest, Passed, PassReason, Understood
 from tests.ext_proc.parts import (
     kinds,
     request_body,
@@ -109,6 +110,27 @@ async def test_decision_has_less_time_than_envoy_waits(socket: Path) -> None:
             await envoy.hear()
 
         assert service.router.requests[0].budget_s == pytest.approx(0.5)
+
+
+async def test_time_runs_from_when_the_whole_body_has_come(socket: Path) -> None:
+    class Noting(StubDialects):
+        begun = 0.0
+
+        def read(self, request: HttpRequest) -> Understood | Passed:
+            self.begun = time.perf_counter()
+            return super().read(request)
+
+    noting = Noting()
+    async with service_on(socket, dialects=noting) as service, stream(service) as envoy:
+        await envoy.say(request_headers(JSON))
+        await envoy.hear()
+        before = time.perf_counter()
+        await envoy.say(request_body(chat("code")))
+        await envoy.hear()
+
+        arrived = service.router.requests[0].arrived
+    assert arrived is not None
+    assert before <= arrived <= noting.begun
 
 
 async def test_full_duplex_decision_has_the_routers_own_time(socket: Path) -> None:

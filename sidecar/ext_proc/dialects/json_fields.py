@@ -16,6 +16,9 @@ import numpy as np
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+_SEARCHED_BYTES = 8 * 1024
+"""Of a body, in which to search twice for a value takes less than to ask where it stands."""
+
 Fields = dict[str, msgspec.Raw]
 """Key, its escapes undone, to the bytes of its value. Of a key that is there twice the last value
 counts, as in the parsers of Python, JavaScript, Go and Ruby."""
@@ -45,10 +48,12 @@ def splice(body: bytes, at: tuple[int, int], value: str) -> bytes:
 def span(body: bytes, value: msgspec.Raw) -> tuple[int, int]:
     """Where `value`, one of `read_fields(body)`, begins and ends in `body`."""
     text = bytes(value)
-    start = body.find(text)
-    if body.find(text, start + 1) >= 0:
-        # Its bytes stand elsewhere too. Ten times as long, so not for every body.
-        start = _address(value) - _address(body)
+    if len(body) <= _SEARCHED_BYTES:
+        start = body.find(text)
+        if body.find(text, start + 1) < 0:
+            return start, start + len(text)
+    # Its bytes stand elsewhere too, or to search for them takes longer than this.
+    start = _address(value) - _address(body)
     return start, start + len(text)
 
 

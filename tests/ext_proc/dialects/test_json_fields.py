@@ -53,6 +53,14 @@ SPLICED: dict[str, tuple[bytes, bytes]] = {
         '{"a":"é日😀","model":"autö"}'.encode(),
         '{"a":"é日😀","model":"gpt-5"}'.encode(),
     ),
+    "large": (
+        b'{"a":"' + b"x" * 20_000 + b'","model":"auto","b":"auto"}',
+        b'{"a":"' + b"x" * 20_000 + b'","model":"gpt-5","b":"auto"}',
+    ),
+    "large with a byte order mark": (
+        b'\xef\xbb\xbf{"a":"' + b"x" * 20_000 + b'","b":"auto","model":"auto"}',
+        b'\xef\xbb\xbf{"a":"' + b"x" * 20_000 + b'","b":"auto","model":"gpt-5"}',
+    ),
     "not UTF-8 elsewhere": (b'{"a":"\xff","model":"auto"}', b'{"a":"\xff","model":"gpt-5"}'),
 }
 
