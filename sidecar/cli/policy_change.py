@@ -13,6 +13,7 @@ from rich.console import Console
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
 from sidecar.cli.policy_options import (
+    NUMBER,
     at_option,
     dry_run_option,
     etag_option,
@@ -220,7 +221,7 @@ def undelete(
 
 @click.command()
 @click.argument("name")
-@click.argument("revision", type=click.IntRange(1))
+@click.argument("revision", type=NUMBER)
 @at_option
 @etag_option
 @note_options

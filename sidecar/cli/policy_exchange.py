@@ -105,5 +105,8 @@ def export(name: str, kind: str, out: Path | None, at: str) -> None:
 def _write(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
-    else:
+        return
+    try:
         out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"--out {out}: {error.strerror or error}") from None

@@ -13,12 +13,15 @@ from sidecar.cli.policy_place import PolicyPlace, open_place
 from sidecar.cli.policy_view import OUTPUTS
 from sidecar.config import ServerSettings
 from sidecar.core.policy import Attribution
+from sidecar.policies.notes import MAX_AUTHOR, note_violations
 from sidecar.policies.stores import WriteNote, now
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT_S = 30.0
-_MAX_AUTHOR = 200
+
+NUMBER = click.IntRange(1, 2**63 - 1)
+"""Of a revision, where every place takes one: 64 bits."""
 
 
 def at_option(command: F) -> F:
@@ -68,13 +71,15 @@ def dry_run_option(command: F) -> F:
 
 
 def note_of(author: str, message: str, etag: str = "") -> WriteNote:
-    """The note of one change."""
+    """The note of one change. Raises click.UsageError for what no place keeps."""
+    for wrong in note_violations(author, message):
+        raise click.UsageError(f"--{wrong.field} {wrong.description}")
     return WriteNote(Attribution(author or _login(), message, now()), etag)
 
 
 def _login() -> str:
     try:
-        return getpass.getuser()[:_MAX_AUTHOR]
+        return getpass.getuser()[:MAX_AUTHOR]
     except (KeyError, OSError):
         # A container's user without a name.
         return ""

@@ -114,6 +114,16 @@ def resource_name(name: str) -> str:
     )
 
 
+def namespace_id(namespace: str) -> str:
+    """`namespace` itself, or `-` for all. Raises click.UsageError if it is neither."""
+    if namespace == "-" or re.fullmatch(_ID, namespace):
+        return namespace
+    raise click.UsageError(
+        f"--namespace: {quoted(namespace)} is no id, which has 1 to 63 lower-case letters, digits "
+        "and inner hyphens; give - for all"
+    )
+
+
 def is_sidecar(at: str) -> bool:
     """True for what can be the address of a running sidecar."""
     return _SIDECAR.fullmatch(at) is not None and not Path(at).exists()
@@ -158,9 +168,12 @@ class StorePlace:
         with _failing():
             if not revision:
                 return self._store.policy(name)
-            if not isinstance(self._store, PolicyHistory):
+            if isinstance(self._store, PolicyHistory):
+                return self._store.revision(name, revision)
+            present = self._store.policy(name)
+            if revision != present.revision:
                 raise refusals.no_history(name)
-            return self._store.revision(name, revision)
+            return present
 
     def list(self, namespace: str, text: str = "", deleted: bool = False) -> Sequence[PolicyRecord]:
         from sidecar.grpc_api.policy_filter import policy_filter

@@ -11,8 +11,14 @@ from pathlib import Path
 import click
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.policy_options import at_option, output_option, place
-from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resource_name
+from sidecar.cli.policy_options import NUMBER, at_option, output_option, place
+from sidecar.cli.policy_place import (
+    NOT_FOUND,
+    PlaceFailure,
+    PolicyPlace,
+    namespace_id,
+    resource_name,
+)
 from sidecar.cli.policy_view import (
     OUTPUTS,
     by_line,
@@ -36,7 +42,7 @@ from sidecar.policies.documents import catalog_document, yaml_text
 @click.argument("name")
 @click.option(
     "--revision",
-    type=click.IntRange(1),
+    type=NUMBER,
     help="An earlier revision; without it the present one.",
 )
 @at_option
@@ -69,7 +75,7 @@ def get(name: str, revision: int | None, at: str, output: str) -> None:
 def list_(namespace: str, text: str, deleted: bool, at: str, output: str) -> None:
     """List policies."""
     with place(at) as found:
-        records = found.list(namespace, text, deleted)
+        records = found.list(namespace_id(namespace), text, deleted)
     if output == "text":
         print_policies(records)
     else:
@@ -112,10 +118,8 @@ def catalog(at: str, output: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--from", "older", type=click.IntRange(1), help="Revision; without it the one before --to."
-)
-@click.option("--to", "newer", type=click.IntRange(1), help="Revision; without it the present one.")
+@click.option("--from", "older", type=NUMBER, help="Revision; without it the one before --to.")
+@click.option("--to", "newer", type=NUMBER, help="Revision; without it the present one.")
 @click.option(
     "--file",
     type=click.Path(exists=True, path_type=Path),
@@ -188,7 +192,7 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
 @click.command()
 @click.option(
     "--after",
-    type=click.IntRange(0),
+    type=click.IntRange(0, NUMBER.max),
     help="Begin with the changes after this number; 0: with the first there was. Without it, with "
     "the next one.",
 )

@@ -183,6 +183,15 @@ def test_watch_prints_changes_in_order(at: str) -> None:
         (("diff", "support", "--from", "-1"), 2, "--from"),
         (("rollback", "support", "first"), 2, "REVISION"),
         (("list", "--output", "xml"), 2, "--output"),
+        (("list", "--namespace", "NO PE"), 2, "--namespace"),
+        (("get", "support", "--revision", "9" * 23), 2, "--revision"),
+        (("diff", "support", "--from", "9" * 23), 2, "--from"),
+        (("rollback", "support", "9" * 23), 2, "REVISION"),
+        (("watch", "--after", "9" * 23), 2, "--after"),
+        (("delete", "support", "--author", "a" * 201), 2, "--author must have at most 200"),
+        (("delete", "support", "-m", "m" * 2001), 2, "--message must have at most 2000"),
+        (("delete", "support", "-m", "half \udcff"), 2, "--message"),
+        (("export", "support", "--to", "plano", "-o", "/no/folder/x"), 1, "--out /no/folder/x: No"),
     ],
 )
 def test_exit_statuses(at: str, arguments: tuple[str, ...], status: int, says: str) -> None:
@@ -261,6 +270,10 @@ def test_validate_tells_programs_what_is_wrong(folder: Path, output: str) -> Non
 
 def test_files_are_read_and_not_written(folder: Path) -> None:
     assert plain("get", "support", "--at", folder)["policy"] == policy_document(policy())
+
+    assert plain("get", "support", "--revision", 1, "--at", folder)["revision"] == 1
+    assert sidecar("get", "support", "--revision", 2, "--at", folder).exit_code == 4
+    assert done("diff", "support", "--at", folder) == ""
 
     result = sidecar("delete", "support", "--at", folder)
 

@@ -19,14 +19,12 @@ from sidecar.grpc_api.convert.policies import (
 )
 from sidecar.grpc_api.convert.violations import Violations, shown
 from sidecar.policies.editing import RefusedPolicyError
+from sidecar.policies.notes import note_violations
 from sidecar.policies.stores import WriteNote, now
 
-MAX_AUTHOR = 200
-MAX_NOTE = 2000
 MAX_REQUEST_ID = 64
 
 _REQUEST_ID = re.compile(rf"[!-~]{{0,{MAX_REQUEST_ID}}}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FIXED = {"name", "revision", "etag", "digest", "update_time", "revision_info", "delete_time"}
 CHANGEABLE = tuple(
     field.name for field in policy_pb2.Policy.DESCRIPTOR.fields if field.name not in _FIXED
@@ -49,14 +47,8 @@ class WriteRequest(Protocol):
 def write_note(request: WriteRequest, etag: str, violations: Violations) -> WriteNote:
     """The note of a write whose author is what the caller says it is."""
     author, message = request.note.author, request.note.message
-    if len(author) > MAX_AUTHOR or (author and not author.isprintable()):
-        violations.add(
-            "note.author", f"must have at most {MAX_AUTHOR} characters, all of them printable"
-        )
-    if len(message) > MAX_NOTE or _CONTROL.search(message):
-        violations.add(
-            "note.message", f"must have at most {MAX_NOTE} characters and no control characters"
-        )
+    for wrong in note_violations(author, message):
+        violations.add(f"note.{wrong.field}", wrong.description)
     if not _REQUEST_ID.fullmatch(request.request_id):
         violations.add(
             "request_id",
