@@ -29,7 +29,9 @@ from sidecar.routing.live import LivePolicies
 
 _log = structlog.get_logger(__name__)
 
-_LOOK_S = 0.02
+_AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 2.0
+"""How long after a prefix was refused the model server is asked for it again: twice as long each
+time."""
 
 
 class PolicySourceError(Exception):
@@ -119,15 +121,21 @@ async def _warm_at(
     target: Target, compiled: CompiledPolicy, present: Sequence[int], end: float
 ) -> None:
     """Returns when the target holds the prefix, is not being asked, or at `end`."""
+    again_s = _AGAIN_S
     try:
         while (
             compiled.prompt is not None
             and not _holds(target, compiled)
             and target.model.state is BreakerState.CLOSED
-            and time.monotonic() < end
+            and (left_s := end - time.monotonic()) > 0
         ):
-            target.warmth.succeed(compiled, target.model, present)
-            await asyncio.sleep(_LOOK_S)
+            warming = target.warmth.succeed(compiled, target.model, present)
+            if warming is not None:
+                await asyncio.wait({warming}, timeout=left_s)
+            if not _holds(target, compiled):
+                # It was refused, or too many others are computed.
+                await asyncio.sleep(min(again_s, max(end - time.monotonic(), 0)))
+                again_s = min(again_s * 2, _AGAIN_AT_MOST_S)
     except asyncio.CancelledError:
         target.warmth.abandon(compiled)
         raise

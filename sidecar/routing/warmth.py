@@ -183,18 +183,21 @@ class Warmth:
 
     def succeed(
         self, compiled: CompiledPolicy, model: RoutingModel, present: Sequence[int] = ()
-    ) -> None:
+    ) -> asyncio.Task[None] | None:
         """As `request`, of a policy's next revision: in the gaps between decisions, which the
         present one goes on to make, and then in small pieces.
 
         Args:
             present: the prefix of the present one; what the next begins with is held.
+
+        Returns:
+            What is under way; None if nothing is. When it ends, `holds` says whether it succeeded.
         """
-        if compiled.prompt is None or compiled.ref.digest in self._tasks:
-            return
-        if len(self._tasks) < _AT_ONCE:
-            held = _common(present, compiled.prompt.prefix_ids)
-            self._start(compiled.ref.digest, self._warm_in_gaps(compiled, model, held))
+        under_way = self._tasks.get(compiled.ref.digest)
+        if compiled.prompt is None or under_way is not None or len(self._tasks) >= _AT_ONCE:
+            return under_way
+        held = _common(present, compiled.prompt.prefix_ids)
+        return self._start(compiled.ref.digest, self._warm_in_gaps(compiled, model, held))
 
     def abandon(self, compiled: CompiledPolicy) -> None:
         """A next revision that has been replaced by another need not be computed any more."""
