@@ -121,6 +121,9 @@ class Peer:
         """Waits until most of it has been. Raises ConnectionError."""
         await self._writer.drain()
 
+    def close(self) -> None:
+        self._writer.close()
+
     async def ping(self) -> list[tuple[int, int, int, bytes]]:
         """Until all that was sent has been read; what came before the answer."""
         self.send(frames.frame(frames.PING, 0, 0, b"is there"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from sidecar.ext_proc.http2 import connection, frames
+from sidecar.ext_proc.http2 import connection, frames, listener
 from tests.ext_proc.http2.parts import MB, WAIT_S, Handlers, Peer, data, listening, message, raw
 from tests.waiting import until
 
@@ -280,7 +280,7 @@ async def test_calls_beyond_the_setting_are_refused_unseen(socket: Path) -> None
 async def test_calls_that_are_reset_at_once_leave_nothing(socket: Path) -> None:
     """The attack called rapid reset (CVE-2023-44487)."""
     handlers = Handlers()
-    async with listening(socket, handlers, max_calls=10) as listener, raw(socket) as peer:
+    async with listening(socket, handlers, max_calls=10) as served, raw(socket) as peer:
         for number in range(1, 2000, 2):
             await peer.call(number, "/t.T/Wait")
             peer.send(frames.reset(number, frames.NO_ERROR))
@@ -289,28 +289,31 @@ async def test_calls_that_are_reset_at_once_leave_nothing(socket: Path) -> None:
 
         assert await peer.trailers(2001) == "0"
         await until(lambda: handlers.cancelled == handlers.waiting)
-        assert listener.running == 0
+        assert served.running == 0
 
 
 async def test_reset_of_a_call_that_waits_to_send_leaves_nothing(socket: Path) -> None:
     handlers = Handlers()
-    async with listening(socket, handlers) as listener, raw(socket) as peer:
+    async with listening(socket, handlers) as serving, raw(socket) as peer:
         peer.send(frames.settings([(frames.INITIAL_WINDOW_SIZE, 0)]))
         await peer.call(1, "/t.T/Echo")
         peer.send(data(1, message(b"x")))
         await peer.ping()
-        (served,) = listener.connections
+        (served,) = serving.connections
         await until(lambda: served.waiting_to_send == 1)
         peer.send(frames.reset(1, frames.NO_ERROR))
 
         await until(lambda: served.waiting_to_send == 0)
 
 
-async def test_calls_on_their_way_when_it_goes_are_taken(socket: Path) -> None:
+async def test_calls_on_their_way_when_it_goes_are_taken(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_FLUSH_S", WAIT_S)
     handlers = Handlers()
-    async with listening(socket, handlers) as listener, raw(socket) as peer:
+    async with listening(socket, handlers) as served, raw(socket) as peer:
         await peer.ping()
-        stopping = asyncio.ensure_future(listener.stop())
+        stopping = asyncio.ensure_future(served.stop())
         first = await peer.wanted(frames.GOAWAY, 0)
         _, asked = await peer.wanted(frames.PING, 0)
         await peer.call(1, "/t.T/One")
@@ -322,4 +325,5 @@ async def test_calls_on_their_way_when_it_goes_are_taken(socket: Path) -> None:
         assert (await peer.wanted(frames.GOAWAY, 0))[1][:4] == (1).to_bytes(4, "big")
         assert await peer.trailers(1) == "0"
         assert await peer.ends_with(frames.GOAWAY) == -1
+        peer.close()
         await stopping

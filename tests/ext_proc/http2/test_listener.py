@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from sidecar.ext_proc.http2 import frames
+from sidecar.ext_proc.http2 import listener as listener_module
 from tests.ext_proc.http2.parts import (
     LARGEST,
     MB,
@@ -121,7 +122,10 @@ async def test_connection_that_ends_cancels_its_handlers(socket: Path) -> None:
         await until(lambda: handlers.cancelled == 1)
 
 
-async def test_stop_lets_no_new_call_in_and_ends_at_once_what_waits(socket: Path) -> None:
+async def test_stop_lets_no_new_call_in_and_ends_what_does_not_end(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_FLUSH_S", 0.05)
     handlers = Handlers()
     async with listening(socket, handlers) as listener, raw(socket) as peer:
         await peer.call(1, "/t.T/Wait")
@@ -130,9 +134,14 @@ async def test_stop_lets_no_new_call_in_and_ends_at_once_what_waits(socket: Path
 
         assert await peer.ends_with(frames.GOAWAY) == frames.NO_ERROR
         assert handlers.cancelled == 1
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            await asyncio.open_unix_connection(socket)
 
 
-async def test_call_that_ends_within_the_stop_is_answered(socket: Path) -> None:
+async def test_call_that_ends_within_the_stop_is_answered(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_FLUSH_S", WAIT_S)
     handlers = Handlers()
     async with listening(socket, handlers) as listener, channel_to(socket) as channel:
         call = stream(channel, "Wait")
