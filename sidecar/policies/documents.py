@@ -30,10 +30,12 @@ from sidecar.policies.schema import (
 )
 
 _LINE_WIDTH = 100
+_SAID = 3
+"""Of what is wrong with a document; that it cannot be read is what counts."""
 
 
 class UnreadableDocumentError(Exception):
-    """A kept document that this version cannot read: it was written by a newer one."""
+    """A kept document that this version cannot read: a newer one wrote it, or it is damaged."""
 
 
 def policy_document(policy: Policy) -> dict[str, object]:
@@ -93,7 +95,9 @@ def yaml_text(*documents: Mapping[str, object]) -> str:
 
 
 def _said(findings: Iterable[Finding]) -> str:
-    return "; ".join(str(finding) for finding in findings)
+    said = [str(finding) for finding in findings]
+    more = f" ({len(said) - _SAID} more)" if len(said) > _SAID else ""
+    return "; ".join(said[:_SAID]) + more
 
 
 def _route(route: Route) -> dict[str, object]:

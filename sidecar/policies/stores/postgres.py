@@ -15,6 +15,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
 from sidecar.policies.stores.sql import SqlStore
+from sidecar.policies.stores.tables import heads
 
 _CHANNEL = "llmrouter_policies"
 _CONNECT_S = 3
@@ -44,6 +45,10 @@ class PostgresStore(SqlStore):
     The password comes from where libpq looks for it: `PGPASSWORD` or a password file. Raises
     SidecarError STORE_UNAVAILABLE when made, for a database that cannot be reached.
     """
+
+    # A database's own order may leave hyphens out, and a page of a list begins by name wherever it
+    # comes from: here, from another sidecar, or from memory while the database is away.
+    _name = heads.c.name.collate("C")
 
     def __init__(self, url: str) -> None:
         address = make_url(url)

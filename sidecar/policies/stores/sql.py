@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import (
     Attribution,
     Catalog,
@@ -58,6 +58,9 @@ class SqlStore(abc.ABC):
         what: the database as error texts name it; no password.
     """
 
+    _name: ColumnElement[str] = heads.c.name
+    """By which policies are sorted: character by character, as Python does."""
+
     def __init__(self, engine: Engine, what: str) -> None:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
@@ -87,7 +90,7 @@ class SqlStore(abc.ABC):
         with self._reading() as connection:
             number = _last_change(connection)
             catalog = _catalog(connection)
-            query = _present().where(~changes.c.deleted).order_by(heads.c.name)
+            query = _present().where(~changes.c.deleted).order_by(self._name)
             rows = connection.execute(query).mappings().all()
         records: dict[str, PolicyRecord] = {}
         unreadable: dict[str, str] = {}
@@ -109,20 +112,20 @@ class SqlStore(abc.ABC):
             row = _head(connection, name)
         if row is None:
             raise refusals.not_found(name)
-        return self._read(policy_record, row)
+        return _kept(policy_record, row)
 
     def policies(
         self, namespace: str | None, after: str, limit: int, deleted: bool = False
     ) -> Sequence[PolicyRecord]:
         """As `PolicyStore`."""
-        query = _present().where(heads.c.name > after).order_by(heads.c.name).limit(limit)
+        query = _present().where(self._name > after).order_by(self._name).limit(limit)
         if namespace is not None:
             query = query.where(heads.c.namespace == namespace)
         if not deleted:
             query = query.where(~changes.c.deleted)
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [self._read(policy_record, row) for row in rows]
+        return [_kept(policy_record, row) for row in rows]
 
     def catalog(self) -> CatalogRecord:
         """As `PolicyStore`."""
@@ -138,7 +141,7 @@ class SqlStore(abc.ABC):
             last = rows[-1]["change"] if rows else _last_change(connection)
         if number > last:
             raise refusals.changes_lost(number, f"has not been reached: the last change is {last}")
-        return [self._read(change_of, row) for row in rows]
+        return [_kept(change_of, row) for row in rows]
 
     def revision(self, name: str, revision: int) -> PolicyRecord:
         """As `PolicyHistory`."""
@@ -150,7 +153,7 @@ class SqlStore(abc.ABC):
             raise refusals.not_found(name)
         if row is None:
             raise refusals.no_revision(name, revision, head["revision"])
-        return self._read(policy_record, row)
+        return _kept(policy_record, row)
 
     def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
         """As `PolicyHistory`."""
@@ -162,7 +165,7 @@ class SqlStore(abc.ABC):
             if _head(connection, name) is None:
                 raise refusals.not_found(name)
             rows = connection.execute(query).mappings().all()
-        return [self._read(policy_record, row) for row in rows]
+        return [_kept(policy_record, row) for row in rows]
 
     # --- Writing ----------------------------------------------------------------------------------
 
@@ -170,7 +173,7 @@ class SqlStore(abc.ABC):
         """As `PolicyWriting`."""
         with self._reading() as connection:
             row = _by_request(connection, request_id, request_digest)
-        return None if row is None else self._read(change_of, row)
+        return None if row is None else _kept(change_of, row)
 
     def write(self, write: PolicyWrite | CatalogWrite) -> Change:
         """As `PolicyWriting`."""
@@ -181,12 +184,12 @@ class SqlStore(abc.ABC):
             repeated = _by_request(connection, write.note.request_id, write.note.request_digest)
             if repeated is not None:
                 connection.rollback()
-                return self._read(change_of, repeated)
+                return _kept(change_of, repeated)
             row = _policy_row if isinstance(write, PolicyWrite) else _catalog_row
             made = {**row(connection, write), **_note_values(write.note), "change": number}  # type: ignore[arg-type]
             self._insert(connection, made)
             self._announce(connection, number)
-        return self._read(change_of, made)
+        return _kept(change_of, made)
 
     def seed(self, catalog: Catalog, policies: Sequence[Policy], attribution: Attribution) -> int:
         """As `PolicyWriting`."""
@@ -258,15 +261,17 @@ class SqlStore(abc.ABC):
         except SQLAlchemyError as error:
             raise refusals.unavailable(self._what, type(error).__name__) from error
 
-    def _read(self, read: Callable[[Row], R], row: Row) -> R:
-        try:
-            return read(row)
-        except UnreadableDocumentError as error:
-            raise SidecarError(
-                refusals.unavailable("", "").code,
-                f"{row['name']}, revision {row['revision']}, was written by a newer version: "
-                f"{error}; update this sidecar",
-            ) from None
+
+def _kept(read: Callable[[Row], R], row: Row) -> R:
+    """What a row holds. Raises SidecarError STORE_UNAVAILABLE."""
+    try:
+        return read(row)
+    except UnreadableDocumentError as error:
+        raise SidecarError(
+            ErrorCode.STORE_UNAVAILABLE,
+            f"{row['name']}, revision {row['revision']}, cannot be read: {error}; if a newer "
+            "version wrote it, update this sidecar",
+        ) from None
 
 
 def _present() -> Any:
@@ -287,7 +292,7 @@ def _head(connection: Connection, name: str) -> RowMapping | None:
 
 def _catalog(connection: Connection) -> CatalogRecord:
     row = _head(connection, CATALOG_NAME)
-    return CatalogRecord(MappingProxyType({})) if row is None else catalog_record(row)
+    return CatalogRecord(MappingProxyType({})) if row is None else _kept(catalog_record, row)
 
 
 def _by_request(connection: Connection, request_id: str, digest: str) -> RowMapping | None:

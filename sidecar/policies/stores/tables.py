@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from sidecar.core.policy import Attribution, CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.policies.documents import (
+    UnreadableDocumentError,
     catalog_document,
     catalog_from,
     policy_document,
@@ -97,7 +98,7 @@ def catalog_content(models: Mapping[str, Model]) -> str:
 def policy_record(row: Row) -> PolicyRecord:
     """Raises UnreadableDocumentError."""
     return PolicyRecord(
-        policy_from(json.loads(row["content"])),
+        policy_from(_document(row)),
         revision=row["revision"],
         etag=row["etag"],
         digest=row["digest"],
@@ -109,7 +110,7 @@ def policy_record(row: Row) -> PolicyRecord:
 
 def catalog_record(row: Row) -> CatalogRecord:
     """Raises UnreadableDocumentError."""
-    models = catalog_from(json.loads(row["content"]))
+    models = catalog_from(_document(row))
     return CatalogRecord(
         MappingProxyType({model.id: model for model in models}),
         revision=row["revision"],
@@ -124,6 +125,17 @@ def change_of(row: Row) -> Change:
     """Raises UnreadableDocumentError."""
     record = catalog_record(row) if row["name"] == CATALOG_NAME else policy_record(row)
     return Change(row["change"], ChangeKind(row["kind"]), record)
+
+
+def _document(row: Row) -> dict[str, object]:
+    """Raises UnreadableDocumentError."""
+    try:
+        document = json.loads(row["content"])
+    except ValueError as error:
+        raise UnreadableDocumentError(f"its content is no JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise UnreadableDocumentError("its content is no JSON object")
+    return document
 
 
 def microseconds(time: datetime) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.local import PostgresServer
@@ -72,11 +73,8 @@ def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
 
 def test_policy_of_a_newer_version_is_named_and_leaves_the_others(url: str) -> None:
     store = parts.seeded(open_store(url), policy(), policy("other"))
-    engine = create_engine(plain_url(url))
-    with engine.begin() as connection:
-        newer = "UPDATE changes SET content = replace(content, '\"name\"', '\"colour\"')"
-        connection.execute(text(f"{newer} WHERE name LIKE '%/support'"))
-    engine.dispose()
+    newer = "UPDATE changes SET content = replace(content, '\"name\"', '\"colour\"')"
+    changed(url, f"{newer} WHERE name LIKE '%/support'")
 
     snapshot = store.snapshot()
 
@@ -85,6 +83,63 @@ def test_policy_of_a_newer_version_is_named_and_leaves_the_others(url: str) -> N
     with pytest.raises(SidecarError, match="newer version"):
         store.policy(name_of("support"))
     store.close()
+
+
+def changed(url: str, statement: str) -> None:
+    engine = create_engine(plain_url(url))
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_catalog_of_a_newer_version_is_named(url: str) -> None:
+    store = parts.seeded(open_store(url), policy())
+    newer = "UPDATE changes SET content = replace(content, '\"host\"', '\"colour\"')"
+    changed(url, f"{newer} WHERE name = 'modelCatalog'")
+
+    for read in (store.snapshot, store.catalog, lambda: store.changes_after(0, 1)):
+        with pytest.raises(SidecarError, match="modelCatalog, revision 1, cannot be") as caught:
+            read()
+        assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+    store.close()
+
+
+@pytest.mark.parametrize("content", ['{"name', "17"])
+def test_damaged_policy_is_named_and_leaves_the_others(url: str, content: str) -> None:
+    store = parts.seeded(open_store(url), policy(), policy("other"))
+    changed(url, f"UPDATE changes SET content = '{content}' WHERE name LIKE '%/support'")
+
+    snapshot = store.snapshot()
+
+    assert list(snapshot.records) == [name_of("other")]
+    assert "no JSON" in snapshot.unreadable[name_of("support")]
+    with pytest.raises(SidecarError, match="support, revision 1, cannot be read"):
+        store.policy(name_of("support"))
+    store.close()
+
+
+def test_names_are_sorted_by_character_whatever_the_order_of_the_database(
+    postgres: PostgresServer,
+) -> None:
+    """The statements are looked at: this PostgreSQL is built without the orders of languages."""
+    parts.empty_tables(postgres.url)
+    store = parts.seeded(open_store(postgres.url), policy())
+    said: list[str] = []
+
+    def note(*given: Any) -> None:
+        said.append(given[2])
+
+    event.listen(Engine, "before_cursor_execute", note)
+
+    try:
+        store.snapshot()
+        store.policies(None, "a", 10)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        store.close()
+
+    sorting = [each for each in said if "ORDER BY" in each]
+    assert [each.count('COLLATE "C"') for each in sorting] == [1, 2]
 
 
 def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
