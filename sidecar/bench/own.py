@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -230,15 +231,16 @@ async def own_share(subject: Subject) -> AsyncIterator[Row]:
     policy = f"routes-{scale.routes[-1]}"
     await subject.warm(policy)
     words = scale.standard_words
-    asked = await closed_loop(asking(subject.tcp, policy, words), 1, scale.samples)
-    yield row(
-        group,
-        "Route minus Triton",
-        Measured(without_model(asked.samples)),
-        message_bytes=_bytes(traffic.request(1, words, policy)),
-        concurrency=1,
-        note=f"of {len(asked.samples)} calls those that the model decided",
-    )
+    for name, routes in (("", subject.tcp), (", UDS", subject.uds)):
+        asked = await closed_loop(asking(routes, policy, words), 1, scale.samples)
+        yield row(
+            group,
+            f"Route minus Triton{name}",
+            Measured(without_model(asked.samples)),
+            message_bytes=_bytes(traffic.request(1, words, policy)),
+            concurrency=1,
+            note=f"of {len(asked.samples)} calls those that the model decided",
+        )
     known = await subject.known(scale.routes[-1], words)
     override = traffic.request(0, words, policy)
     override.model = traffic.MODEL
@@ -263,15 +265,17 @@ async def batch_and_stream(subject: Subject) -> AsyncIterator[Row]:
     await subject.warm(policy)
     count = min(_BATCH, max(subject.scale.samples, 2))
     size = _bytes(traffic.request(1, words, policy))
-    for name, ask in (
-        (f"BatchRoute of {count}", subject.tcp.batch),
-        (f"StreamRoute, {_IN_FLIGHT} in flight", lambda r: subject.tcp.stream(r, _IN_FLIGHT)),
-    ):
-        requests = [traffic.request(next(numbers), words, policy) for _ in range(count)]
-        started = time.perf_counter()
-        samples = await ask(requests)
-        measured = Measured(samples, time.perf_counter() - started)
-        yield row("Batch and stream", name, measured, message_bytes=size, concurrency=1)
+    for transport, calls in (("TCP", subject.tcp), ("UDS", subject.uds)):
+        for name, ask in (
+            (f"BatchRoute of {count}", calls.batch),
+            (f"StreamRoute, {_IN_FLIGHT} in flight", partial(calls.stream, in_flight=_IN_FLIGHT)),
+        ):
+            requests = [traffic.request(next(numbers), words, policy) for _ in range(count)]
+            started = time.perf_counter()
+            samples = await ask(requests)
+            measured = Measured(samples, time.perf_counter() - started)
+            title = f"{name}, {transport}"
+            yield row("Batch and stream", title, measured, message_bytes=size, concurrency=1)
 
 
 async def large_messages(subject: Subject, socket: str) -> AsyncIterator[Row]:
@@ -324,31 +328,3 @@ async def _sending(address: str, size: int) -> AsyncIterator[None]:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-async def many_policies(subject: Subject, prefix_bytes: int) -> AsyncIterator[Row]:
-    """Policies by Zipf's law: some are asked for often, most hardly ever.
-
-    Args:
-        prefix_bytes: of the keys and values of one policy.
-    """
-    count, words = subject.scale.many, subject.scale.words[0]
-    draws = max(subject.scale.samples * 4, 4)
-    drawn = traffic.zipf(count, draws)
-    order = iter(drawn)
-
-    async def call(number: int) -> Sample:
-        return await subject.tcp.route(traffic.request(number, words, f"many-{next(order)}"))
-
-    measured = await closed_loop(call, 1, draws)
-    cold = sum(each.source == "fallback:warming" for each in measured.samples) / draws
-    asked = len(set(drawn))
-    yield row(
-        "Many policies",
-        f"{count} policies of 6 routes, Zipf",
-        measured,
-        message_bytes=_bytes(traffic.request(1, words, "many-0")),
-        concurrency=1,
-        note=f"cold {cold:.0%}; {asked} asked for, "
-        f"{asked * prefix_bytes / 2**20:,.0f} MiB of keys and values if all were held",
-    )

@@ -17,7 +17,7 @@ class Scale:
         seconds: of a row by rate.
         fast_calls: calls of a row that does not ask the model.
         routes, words: the matrix.
-        many: policies of the Zipf row.
+        many: most policies of the Zipf rows.
     """
 
     samples: int
@@ -36,6 +36,11 @@ class Scale:
     def standard_words(self) -> int:
         """40, or what comes nearest."""
         return min(self.words, key=lambda words: abs(words - 40))
+
+    @property
+    def policy_counts(self) -> tuple[int, ...]:
+        """Of the Zipf rows."""
+        return (*(count for count in (1, 20, 200) if count < self.many), self.many)
 
 
 FULL = Scale(100, 15, 5000, (6, 20, 40), (15, 40, 200, FULL_BUDGET_WORDS), 2000)

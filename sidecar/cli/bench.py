@@ -24,7 +24,7 @@ from rich.console import Console
 
 from sidecar import __version__
 from sidecar.app import build_routing
-from sidecar.bench import kinds, others, own, served, traffic
+from sidecar.bench import cold, kinds, others, own, served, traffic
 from sidecar.bench.application import application
 from sidecar.bench.example_traffic import POLICY, ExampleTraffic
 from sidecar.bench.kinds import LIKE_EXAMPLES, NEVER_ALONE, Kind
@@ -53,7 +53,8 @@ from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
 
 GROUPS = (
-    "matrix", "traffic", "share", "batch", "alone", "load", "large", "many", "app", "echo", "llama",
+    "matrix", "traffic", "share", "batch", "alone", "load", "large", "cold", "many", "app", "echo",
+    "llama",
 )  # fmt: skip
 
 _SCALES = {"quick": QUICK, "full": FULL, "tiny": TINY}
@@ -242,7 +243,8 @@ async def _of_sidecar(made: Bench, stack: LocalStack, provider: str, never: str)
             "alone": lambda: _alone(made, stack),
             "load": lambda: _capacity(made, asked),
             "large": lambda: own.large_messages(subject, path),
-            "many": lambda: own.many_policies(subject, _prefix_bytes(made)),
+            "cold": lambda: cold.cold_and_warm(subject),
+            "many": lambda: cold.many_policies(subject, _prefix_bytes(made)),
             "app": lambda: application(subject, provider),
         }
         for name, rows in groups.items():

@@ -59,6 +59,7 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
         "Capacity",
         "At random, by rate",
         "Known conversations while others send much",
+        "Cold and warm policy",
         "Many policies",
         "An application and its provider",
         "Echoes",
@@ -66,7 +67,19 @@ def test_every_group_is_there(ran: tuple[str, Path]) -> None:
         "Memory and start",
         "Targets",
     }
-    assert len(GROUPS) == 11
+    assert len(GROUPS) == 12
+
+
+def test_transports_and_numbers_of_policies_are_compared(ran: tuple[str, Path]) -> None:
+    names: dict[str, list[str]] = {}
+    for each in json.loads(ran[1].read_text())["rows"]:
+        names.setdefault(each["group"], []).append(each["name"])
+
+    for group in ("Batch and stream", "The sidecar's own share"):
+        over_socket = [name for name in names[group] if name.endswith("UDS")]
+        assert len(over_socket) * 2 == len(names[group]), names[group]
+    assert [name.partition(" of ")[0] for name in names["Many policies"]] == ["1", "3"]
+    assert [name.partition(",")[0] for name in names["Cold and warm policy"]] == ["cold", "warm"]
 
 
 def test_a_language_model_that_always_decides_is_measured_beside_the_encoder(
