@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -38,6 +39,7 @@ from sidecar.core.policy import (
     WeightedModel,
 )
 from sidecar.grpc_api.convert import enums
+from sidecar.grpc_api.convert.catalogs import models_to_proto
 from sidecar.grpc_api.convert.decisions import decision_to_core, decision_to_proto
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.convert.policies import policy_to_core, policy_to_proto, proto_path
@@ -408,3 +410,9 @@ def test_policy_survives_the_wire() -> None:
 )
 def test_path_of_a_finding_is_spelled_as_in_the_message(yaml: str, proto: str) -> None:
     assert proto_path(yaml) == proto
+
+
+def test_context_window_beyond_the_message_is_the_largest_it_can_hold() -> None:
+    (message,) = models_to_proto([replace(FAST, context_window=10**11)]).models
+
+    assert message.context_window == 2**31 - 1

@@ -121,6 +121,11 @@ def _model_to_proto(model: Model) -> policy_pb2.CatalogModel:
         input_price=model.input_price,
         output_price=model.output_price,
         latency_ms=model.latency_ms,
-        context_window=model.context_window,
+        context_window=_within_32_bits(model.context_window),
         prices_as_of=model.prices_as_of.isoformat() if model.prices_as_of else "",
     )
+
+
+def _within_32_bits(tokens: int | None) -> int | None:
+    """A file may say more than the message can hold, and no request needs that many."""
+    return None if tokens is None else min(tokens, 2**31 - 1)

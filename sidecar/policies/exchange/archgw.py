@@ -6,8 +6,8 @@ Schema: `demos/use_cases/preference_based_routing/config.yaml` of katanemo/archg
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from sidecar.core.policy import DEFAULT_SWITCH_CONFIDENCE, Model, Policy, Route
 from sidecar.policies.documents import yaml_text
@@ -17,6 +17,7 @@ from sidecar.policies.exchange.common import (
     Lost,
     UnreadableFileError,
     catalog_losses,
+    host_of,
     list_losses,
     mapping_of,
     mappings,
@@ -45,7 +46,7 @@ def read(text: str, name: str) -> Imported:
         model = provider_model(provider, path, lost)
         if model is None:
             continue
-        catalog[model.id] = model
+        add_model(catalog, model, path, lost)
         default = model.id if provider.get("default") is True else default
         listed = provider.get("routing_preferences", [])
         for where, preference in mappings(listed, member(path, "routing_preferences")):
@@ -75,14 +76,15 @@ def provider_model(provider: dict[str, Any], path: str, lost: Lost) -> Model | N
     if "*" in name:
         lost.key(member(path, "model"), f"{name} stands for any model; list those you use")
         return None
-    model = model_of(name)
-    base = provider.get("base_url")
-    if isinstance(base, str) and base:
-        address = urlsplit(base)
-        model = Model(model.id, model.upstream_model, model.cluster, address.netloc)
-        if address.scheme != "https" or address.path.strip("/"):
-            lost.key(member(path, "base_url"), "only its host and port are taken")
-    return model
+    host = host_of(provider.get("base_url"), member(path, "base_url"), lost)
+    return replace(model_of(name), host=host)
+
+
+def add_model(catalog: dict[str, Model], model: Model, path: str, lost: Lost) -> None:
+    """Puts `model` into `catalog`; the first of several with one id stays."""
+    if model.id in catalog:
+        lost.key(path, f"{model.id} is there already, and a model has one provider here")
+    catalog.setdefault(model.id, model)
 
 
 def first(catalog: dict[str, Model]) -> str:

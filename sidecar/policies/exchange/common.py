@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from sidecar.core.policy import Catalog, Model, ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies.findings import item, member, quoted
@@ -65,10 +66,7 @@ def mapping_of(text: str) -> dict[str, Any]:
 def value_of(text: str) -> object:
     """The one value in YAML or JSON text. Raises UnreadableFileError."""
     if text.lstrip().startswith(("{", "[")):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UnreadableFileError(f"not JSON: {error}") from None
+        return _json(text)
     decoded, problem = decode(text.encode())
     documents, problems = read_documents(decoded)
     for each in [problem, *problems, *(f for d in documents for f in d.findings)]:
@@ -77,6 +75,21 @@ def value_of(text: str) -> object:
     if len(documents) != 1:
         raise UnreadableFileError(f"holds {len(documents)} documents; give a file with one")
     return documents[0].value
+
+
+def _json(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UnreadableFileError(
+            "has half of a surrogate pair; write the character itself"
+        ) from None
+    except ValueError as error:
+        raise UnreadableFileError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise UnreadableFileError("is nested too deeply") from None
+    return value
 
 
 def mappings(value: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,6 +109,33 @@ def text_of(entry: Mapping[str, Any], key: str, path: str) -> str:
     if not isinstance(value, str) or not value:
         raise UnreadableFileError(f"{member(path, key)}: must be a text")
     return value
+
+
+def texts_of(value: object, path: str) -> list[str]:
+    """A list of texts. Raises UnreadableFileError."""
+    if not isinstance(value, list):
+        raise UnreadableFileError(f"{path}: must be a list of models")
+    for index, entry in enumerate(value):
+        if not isinstance(entry, str) or not entry:
+            raise UnreadableFileError(f"{item(path, index)}: must be a text")
+    return value
+
+
+def host_of(address: object, path: str, lost: Lost) -> str:
+    """The host, and the port, of a provider's address; names the rest of it. Empty for none."""
+    if address is None or address == "":
+        return ""
+    try:
+        parts = urlsplit(address if isinstance(address, str) else "")
+    except ValueError:  # As of a bracket that is not closed.
+        parts = urlsplit("")
+    # Without a name and a password that may stand there.
+    host = parts.netloc.rpartition("@")[2]
+    if not host:
+        lost.key(path, "it is no address, perhaps a variable")
+    elif parts.scheme != "https" or host != parts.netloc or parts.path.strip("/") or parts.query:
+        lost.key(path, "only its host and port are taken")
+    return host
 
 
 def model_of(name: str) -> Model:

@@ -22,6 +22,7 @@ from sidecar.policies.exchange.common import (
     models_of,
     route_losses,
     text_of,
+    texts_of,
     value_of,
 )
 from sidecar.policies.findings import member
@@ -48,13 +49,11 @@ def read(text: str, name: str) -> Imported:
 
 def _route(path: str, entry: dict[str, Any], lost: Lost) -> Route:
     lost.rest(path, entry, _KEYS)
-    fallbacks = entry.get("fallback_models", [])
-    if not isinstance(fallbacks, list):
-        raise UnreadableFileError(f"{member(path, 'fallback_models')}: must be a list of models")
+    fallbacks = texts_of(entry.get("fallback_models", []), member(path, "fallback_models"))
     return Route(
         text_of(entry, "name", path),
         text_of(entry, "description", path),
-        models_of([text_of(entry, "primary_model", path), *map(str, fallbacks)]),
+        models_of([text_of(entry, "primary_model", path), *fallbacks]),
     )
 
 

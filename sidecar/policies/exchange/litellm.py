@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urlsplit
 
 from sidecar.core.policy import Capability, Model
 from sidecar.policies.documents import yaml_text
@@ -17,6 +16,7 @@ from sidecar.policies.exchange.common import (
     Lost,
     UnreadableFileError,
     catalog_losses,
+    host_of,
     mapping_of,
     mappings,
     model_of,
@@ -55,20 +55,28 @@ def _model(path: str, entry: dict[str, Any], lost: Lost) -> Model:
     info = _mapping(entry, "model_info", path)
     where = member(path, "litellm_params")
     lost.rest(where, params, {"model", "api_base", *_PRICES.values()})
-    lost.rest(member(path, "model_info"), info, _INFO_KEYS)
+    about = member(path, "model_info")
+    lost.rest(about, info, _INFO_KEYS)
     spelled = model_of(text_of(params, "model", where))
     # What is set for the deployment counts more than what is known of the model.
-    facts = {**info, **{key: params[key] for key in _PRICES.values() if key in params}}
-    prices = {key: _per_million(facts.get(theirs)) for key, theirs in _PRICES.items()}
+    prices = {
+        key: _per_million(params, theirs, where, lost)
+        if theirs in params
+        else _per_million(info, theirs, about, lost)
+        for key, theirs in _PRICES.items()
+    }
+    for key in _SUPPORTS.values():
+        if not isinstance(info.get(key), bool | None):
+            lost.key(member(about, key), "it is neither true nor false")
     return Model(
         id=text_of(entry, "model_name", path),
         upstream_model=spelled.upstream_model,
         cluster=spelled.cluster,
-        host=_host(params, where, lost),
+        host=host_of(params.get("api_base"), member(where, "api_base"), lost),
         capabilities=frozenset(each for each, key in _SUPPORTS.items() if info.get(key) is True),
         input_price=prices["input_price"],
         output_price=prices["output_price"],
-        context_window=_whole(info.get(_CONTEXT)),
+        context_window=_whole(info, _CONTEXT, about, lost),
     )
 
 
@@ -79,27 +87,21 @@ def _mapping(entry: dict[str, Any], key: str, path: str) -> dict[str, Any]:
     return value
 
 
-def _host(params: dict[str, Any], path: str, lost: Lost) -> str:
-    base = params.get("api_base")
-    if not isinstance(base, str) or not base:
-        return ""
-    address = urlsplit(base)
-    if not address.netloc:
-        lost.key(member(path, "api_base"), "it is no address, perhaps a variable")
-    elif address.scheme != "https" or address.path.strip("/"):
-        lost.key(member(path, "api_base"), "only its host and port are taken")
-    return address.netloc
-
-
-def _per_million(per_token: object) -> float | None:
-    if isinstance(per_token, bool) or not isinstance(per_token, int | float):
+def _per_million(facts: dict[str, Any], key: str, path: str, lost: Lost) -> float | None:
+    per_token = facts.get(key)
+    if isinstance(per_token, bool) or not isinstance(per_token, int | float | None):
+        lost.key(member(path, key), "it is no number")
         return None
     # By way of the digits: 7.5e-07 is 0.75, not 0.7499999999999999.
-    return float(Decimal(str(per_token)) * _MILLION)
+    return None if per_token is None else float(Decimal(str(per_token)) * _MILLION)
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _whole(facts: dict[str, Any], key: str, path: str, lost: Lost) -> int | None:
+    value = facts.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | None):
+        lost.key(member(path, key), "it is no whole number")
+        return None
+    return value
 
 
 def write(content: Imported) -> Exported:

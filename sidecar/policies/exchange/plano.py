@@ -10,6 +10,7 @@ from typing import Any
 from sidecar.core.policy import Model, Policy, Preference, Route
 from sidecar.policies.documents import yaml_text
 from sidecar.policies.exchange.archgw import (
+    add_model,
     first,
     policy_losses,
     provider_model,
@@ -29,6 +30,7 @@ from sidecar.policies.exchange.common import (
     models_of,
     route_losses,
     text_of,
+    texts_of,
 )
 from sidecar.policies.findings import member, quoted
 
@@ -54,7 +56,7 @@ def read(text: str, name: str) -> Imported:
         lost.rest(path, provider, _PROVIDER_KEYS)
         model = provider_model(provider, path, lost)
         if model is not None:
-            catalog[model.id] = model
+            add_model(catalog, model, path, lost)
             default = model.id if provider.get("default") is True else default
     preferences = mappings(document.get("routing_preferences", []), "routing_preferences")
     routes = tuple(_route(path, preference, lost) for path, preference in preferences)
@@ -67,13 +69,13 @@ def read(text: str, name: str) -> Imported:
 
 def _route(path: str, entry: dict[str, Any], lost: Lost) -> Route:
     lost.rest(path, entry, ("name", "description", "models", "selection_policy"))
-    models = entry.get("models")
-    if not isinstance(models, list) or not models:
+    models = texts_of(entry.get("models"), member(path, "models"))
+    if not models:
         raise UnreadableFileError(f"{member(path, 'models')}: must be a list of models")
     return Route(
         text_of(entry, "name", path),
         text_of(entry, "description", path),
-        models_of(map(str, models), _preference(path, entry, lost)),
+        models_of(models, _preference(path, entry, lost)),
     )
 
 

@@ -301,6 +301,37 @@ def test_route_file_loses_every_preference() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "text", "paths"),
+    [
+        ("archgw", "llm_providers: [{model: a/b, base_url: 'http://[::1'}]", {"base_url"}),
+        ("archgw", "llm_providers: [{model: a/b, base_url: 'https://me:secret@h'}]", {"base_url"}),
+        ("plano", "llm_providers: [{model: a/b, base_url: 3}]", {"base_url"}),
+        ("plano", "llm_providers: [{model: a/b}, {model: a/b}]", {"llm_providers[1]"}),
+        ("archgw", "llm_providers: [{model: a/b}, {model: a/b}]", {"llm_providers[1]"}),
+        (
+            "litellm",
+            "model_list: [{model_name: a, litellm_params: {model: b, input_cost_per_token: '1e-6'},"
+            " model_info: {output_cost_per_token: free, max_input_tokens: 1e5,"
+            " supports_vision: 'yes'}}]",
+            {
+                "input_cost_per_token",
+                "output_cost_per_token",
+                "max_input_tokens",
+                "supports_vision",
+            },
+        ),
+    ],
+)
+def test_value_that_cannot_be_taken_is_named(kind: str, text: str, paths: set[str]) -> None:
+    found = FORMATS[kind].read(text, "mine")
+
+    named = {line.split(": ")[0] for line in found.lost}
+    assert {path.rpartition(".")[2] for path in named} == paths
+    assert not check_catalog(tuple(found.catalog.values()))
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize(
     ("kind", "text", "says"),
     [
         ("archgw", "version: v0.1.0\n", "llm_providers"),
@@ -313,6 +344,22 @@ def test_route_file_loses_every_preference() -> None:
         ("huggingchat", "[]", "no routes"),
         ("huggingchat", "[{]", "not JSON"),
         ("huggingchat", '[{"name": "a", "description": "b"}]', "primary_model"),
+        ("huggingchat", "[" * 100_000, "nested too deeply"),
+        (
+            "huggingchat",
+            '[{"name": "a", "description": "half \\ud800", "primary_model": "m"}]',
+            "half of a surrogate pair",
+        ),
+        (
+            "huggingchat",
+            '[{"name": "a", "description": "b", "primary_model": "m", "fallback_models": [null]}]',
+            r"routes\[0\]\.fallback_models\[0\]: must be a text",
+        ),
+        (
+            "plano",
+            "routing_preferences: [{name: a, description: b, models: [{gpt: 5}]}]",
+            r"models\[0\]: must be a text",
+        ),
         ("litellm", "model_list: 3\n", "must be a list"),
         ("litellm", "model_list: [{model_name: a}]\n", r"litellm_params\.model"),
     ],
