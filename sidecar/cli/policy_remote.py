@@ -124,6 +124,11 @@ class SidecarPlace:
         )
         return self._catalog("UpdateModelCatalog", request)
 
+    def validated(self, policy: Policy) -> policy_pb2.ValidatePolicyResponse:
+        """What the sidecar says of `policy`, which it does not keep. Raises PlaceFailure."""
+        request = policy_pb2.ValidatePolicyRequest(policy=policy_to_proto(policy))
+        return self._call("ValidatePolicy", request, policy_pb2.ValidatePolicyResponse.FromString)
+
     def watch(self, after: int | None) -> Iterator[Change]:
         request = policy_pb2.WatchPoliciesRequest(
             parent="namespaces/-", after_change=-1 if after is None else after

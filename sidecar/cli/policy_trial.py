@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import finding_text, print_findings
@@ -28,9 +29,9 @@ from sidecar.core.policy import Catalog, ModelList, Policy, WeightedModel
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.policies import Finding, PolicySet, Severity, load_policies
 from sidecar.policies.examples import ExampleResult, examples_of, heard, result_of
-from sidecar.policies.findings import findings_as_plain
+from sidecar.policies.findings import error, findings_as_plain, has_errors
+from sidecar.policies.lint import crowded, unreached
 from sidecar.policies.lint import lint as lint_policy
-from sidecar.policies.lint import unreached
 from sidecar.policies.overlaps import (
     Alone,
     misread,
@@ -74,12 +75,14 @@ class Trial:
                 f"{address} is not the address of a running sidecar (host:port or unix:path), "
                 "which it takes to ask a routing model"
             )
-        place = SidecarPlace(address, _TIMEOUT_S)
+        self._place = SidecarPlace(address, _TIMEOUT_S)
         try:
-            models = place.catalog().models
-        finally:
-            place.close()
+            models = self._place.catalog().models
+        except BaseException:
+            self._place.close()
+            raise
         if not models:
+            self._place.close()
             raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
         # Which models a route has does not matter to the routing model, and the sidecar may not
         # know those of the file.
@@ -92,12 +95,21 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         self._client.__exit__(None, None, None)
+        self._place.close()
+
+    def budget(self, policy: Policy) -> list[Finding]:
+        """What of the routing model's prompt the policy takes: an error where it does not fit."""
+        told = self._place.validated(self._tried(policy))
+        errors = [
+            error(each.field, each.message)
+            for each in told.findings
+            if each.severity == policy_pb2.SEVERITY_ERROR
+        ]
+        return errors or list(crowded(told.prefix_tokens, told.max_prompt_tokens))
 
     def decide(self, policy: Policy, conversation: Conversation) -> Decision:
         """The decision; asked again while the sidecar answers by fallback. Raises Failure."""
-        routes = tuple(replace(route, models=self._models) for route in policy.routes)
-        tried = replace(policy, routes=routes, default=self._models)
-        request = RoutingRequest(conversation, policy=tried)
+        request = RoutingRequest(conversation, policy=self._tried(policy))
         for attempt in range(_TRIES):
             decision = decision_to_core(self._client.route(request))
             if heard(decision) or attempt == _TRIES - 1:
@@ -105,6 +117,10 @@ class Trial:
             # The first time the routing model reads the policy, it may be late.
             time.sleep(_AGAIN_S)
         raise AssertionError("returned in the last round")
+
+    def _tried(self, policy: Policy) -> Policy:
+        routes = tuple(replace(route, models=self._models) for route in policy.routes)
+        return replace(policy, routes=routes, default=self._models)
 
     def answer(self, policy: Policy, conversation: Conversation) -> Decision:
         """As `decide`, and by the routing model. Raises Failure."""
@@ -232,8 +248,12 @@ def lint(
         for name, record in found.records.items():
             more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))
             if trial is not None:
-                more += ask_model(record.policy, trial)
+                budget = trial.budget(record.policy)
+                more += budget
+                # What is too large is asked nothing, and does not keep the others from being.
+                more += [] if has_errors(budget) else ask_model(record.policy, trial)
             findings += found.placed(name, more)
+    findings.sort(key=lambda finding: finding.severity is not Severity.ERROR)
     if output == "text":
         console = Console()
         for finding in findings:

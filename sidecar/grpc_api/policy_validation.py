@@ -18,7 +18,7 @@ from sidecar.grpc_api.convert.policies import (
 from sidecar.grpc_api.convert.violations import Violations
 from sidecar.grpc_api.protocols import PolicyRegistry
 from sidecar.policies import Finding, check_policy, has_errors, parse_policy_yaml
-from sidecar.policies.lint import lint
+from sidecar.policies.lint import crowded, lint
 from sidecar.policies.prices import today
 
 _Placed = Callable[[Iterable[Finding]], list[policy_pb2.Finding]]
@@ -48,7 +48,10 @@ def validated(
     if policy is not None:
         too_large = _compile(policy, response, registry)
         # As with files: doubts are for policies that can be used.
-        doubts = () if too_large else lint(policy, registry.catalog, today(), max_price_age_days)
+        doubts: tuple[Finding, ...] = ()
+        if not too_large:
+            doubts = crowded(response.prefix_tokens, response.max_prompt_tokens)
+            doubts += lint(policy, registry.catalog, today(), max_price_age_days)
         findings = [*too_large, *findings, *checked.placed(doubts)]
     response.findings.extend(findings)
     response.valid = not any(each.severity == policy_pb2.SEVERITY_ERROR for each in findings)

@@ -167,6 +167,20 @@ def _unreachable_domain(policy: Policy, index: int) -> Iterator[Finding]:
         )
 
 
+def crowded(prefix_tokens: int, max_prompt_tokens: int) -> tuple[Finding, ...]:
+    """Routes that take more than half of what a prompt may have, in tokens of a routing model."""
+    if 2 * prefix_tokens <= max_prompt_tokens:
+        return ()
+    return (
+        warning(
+            "routes",
+            f"take {prefix_tokens} of the {max_prompt_tokens} tokens that a prompt may have with "
+            "this routing model, and conversations are cut to the rest; shorten descriptions, or "
+            "split the policy by the kind of caller",
+        ),
+    )
+
+
 def unreached(policy: Policy, results: Sequence[ExampleResult]) -> tuple[Finding, ...]:
     """Routes that no example reached, and examples that another route took."""
     reached = {result.route for result in results if result.decided}

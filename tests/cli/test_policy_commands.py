@@ -14,8 +14,10 @@ from ruamel.yaml import YAML
 
 from sidecar.cli import cli
 from sidecar.cli.policy_exchange import grouped
-from sidecar.core.policy import Model
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import Model, Policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.routing import CompiledPolicy, PolicyRegistry
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.exchange.test_exchange import SAMPLES
 from tests.policies.stores import parts
@@ -427,6 +429,28 @@ async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
     ]
     assert "the routing model takes it for" in findings[1][1]
     assert "no example reaches" in findings[3][1]
+
+
+async def test_lint_names_what_leaves_no_room_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING.replace("trial", "huge") + "---\n" + BILLING)
+    compiled = PolicyRegistry.compile
+
+    def bounded(registry: PolicyRegistry, content: Policy) -> CompiledPolicy:
+        if content.name == "huge":
+            raise SidecarError(ErrorCode.POLICY_TOO_LARGE, "the routes take 600 tokens of 512")
+        return compiled(registry, content)
+
+    monkeypatch.setattr(PolicyRegistry, "compile", bounded)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        asked = await beside(api, "lint", file, "--by-model", "--output", "json")
+
+    errors = [each for each in json.loads(asked.stdout) if each["severity"] == "error"]
+    assert [each["message"] for each in errors] == ["the routes take 600 tokens of 512"]
+    assert asked.exit_code == 1
+    assert any("no example reaches" in each["message"] for each in json.loads(asked.stdout))
 
 
 @pytest.mark.parametrize(("limit", "old"), [([], True), (["--max-price-age", "100000"], False)])

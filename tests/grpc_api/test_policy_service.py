@@ -119,6 +119,20 @@ async def validate(
     return await stub.ValidatePolicy(policy_pb2.ValidatePolicyRequest(policy=source))
 
 
+@pytest.mark.parametrize(("max_prompt_tokens", "doubted"), [(5, True), (6, False)])
+async def test_policy_that_takes_more_than_half_of_the_prompt_is_doubtful(
+    max_prompt_tokens: int, doubted: bool
+) -> None:
+    checked = registry()
+    checked.max_prompt_tokens = max_prompt_tokens
+    async with serving(registry_=checked) as (_, channel):
+        response = await validate(PolicyServiceStub(channel), policy_message())
+
+    assert response.valid
+    said = [each for each in response.findings if "take 3 of the 5 tokens" in each.message]
+    assert [each.field for each in said] == ["policy.routes"] * doubted
+
+
 @pytest.mark.parametrize("source", [YAML, policy_message()], ids=["yaml", "message"])
 async def test_valid_policy_comes_back_with_digest_and_size(
     policies: PolicyServiceStub, source: str | policy_pb2.Policy
