@@ -109,7 +109,7 @@ class PolicyAccess:
             file = store.file_of(name) if isinstance(store, PolicyFiles) else ""
             raise read_only(name, file)
         editing = PolicyEditing(
-            _writable(store), self._registry.compile, self._registry.default_name
+            _writable(store), self._registry.prompt_of, self._registry.default_name
         )
         return await self._run(lambda: change(editing))
 

@@ -93,11 +93,11 @@ def _compile(
 ) -> list[policy_pb2.Finding]:
     """Fills in the size of the prompt; a finding if it is too large."""
     try:
-        compiled = registry.compile(policy)
+        prompt = registry.prompt_of(policy)
     except SidecarError as error:
         return [_error(FieldViolation("", error.message))]
-    if compiled.prompt is not None:
-        response.prefix_tokens = len(compiled.prompt.prefix_ids)
+    if prompt is not None:
+        response.prefix_tokens = len(prompt.prefix_ids)
     return []
 
 

@@ -31,6 +31,7 @@ from sidecar.policies.stores import PolicyStore, WriteNote
 
 _TRIES = 5
 _AGAIN_S = 0.5
+_CATCH_UP_S = 5.0
 
 Change = Callable[[PolicyEditing, WriteNote, bool], PolicyRecord]
 """Makes the change, or with True says what it would make."""
@@ -192,8 +193,17 @@ class PolicyWrites:
             await asyncio.sleep(_AGAIN_S)
         raise AssertionError("returned in the last round")
 
+    async def _caught_up(self) -> None:
+        """Returns when what the store holds now, such as models that were added a moment ago, has
+        reached the router; or after a while, and then the router says what it lacks."""
+        number = await self._access.ask(lambda store: store.last_change())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._access.feed.beyond(number - 1)
+
     async def _require_examples(self, policy: Policy) -> None:
         """Raises SidecarError EXAMPLES_FAILED."""
+        await self._caught_up()
         failed: list[ExampleResult] = []
         for example in examples_of(policy):
             result = await self._routed(example, policy)

@@ -56,8 +56,9 @@ class PolicyRegistry(Protocol):
         """All named policies, sorted by resource name."""
         ...
 
-    def compile(self, policy: Policy) -> CompiledPolicy:
-        """Raises SidecarError POLICY_TOO_LARGE."""
+    def prompt_of(self, policy: Policy) -> CompiledPrompt | None:
+        """What the routing model reads of a policy, whose models need not be in force yet; None if
+        it has no routes. Raises SidecarError POLICY_TOO_LARGE."""
         ...
 
 

@@ -235,6 +235,14 @@ class PolicyRegistry:
             self._prompts.put(compiled.ref.digest, prompt)
         return prompt
 
+    def prompt_of(self, policy: Policy) -> CompiledPrompt | None:
+        """What the routing model reads of any policy; None if it has no routes; takes milliseconds.
+
+        Which models it names is left alone: a write is checked against the catalog of the store,
+        which may have some that are not in force here yet. Raises SidecarError POLICY_TOO_LARGE.
+        """
+        return self._compile_prompt(policy) if policy.routes else None
+
     def compile(self, policy: Policy) -> CompiledPolicy:
         """Compile a policy that is not in the registry; takes milliseconds.
 
@@ -306,8 +314,7 @@ class PolicyRegistry:
             self._inline_bytes -= _bytes_of(dropped)
 
     def _compiled(self, policy: Policy, ref: PolicyRef, catalog: Catalog) -> CompiledPolicy:
-        prompt = self._compile_prompt(policy) if policy.routes else None
-        return CompiledPolicy(policy, ref, prompt, catalog)
+        return CompiledPolicy(policy, ref, self.prompt_of(policy), catalog)
 
     def _resource_name(self, name: PolicyName) -> str:
         named = name if name.name else self._default

@@ -15,9 +15,11 @@ from ruamel.yaml import YAML
 from sidecar.cli import cli
 from sidecar.cli.policy_exchange import grouped
 from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Model, Policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
-from sidecar.routing import CompiledPolicy, PolicyRegistry
+from sidecar.routing import PolicyRegistry
+from tests.doubles import StubPrompt
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.exchange.test_exchange import SAMPLES
 from tests.policies.stores import parts
@@ -436,14 +438,13 @@ async def test_lint_names_what_leaves_no_room_and_goes_on(
 ) -> None:
     file = tmp_path / "trial.yaml"
     file.write_text(BILLING.replace("trial", "huge") + "---\n" + BILLING)
-    compiled = PolicyRegistry.compile
 
-    def bounded(registry: PolicyRegistry, content: Policy) -> CompiledPolicy:
+    def bounded(registry: PolicyRegistry, content: Policy) -> CompiledPrompt:
         if content.name == "huge":
             raise SidecarError(ErrorCode.POLICY_TOO_LARGE, "the routes take 600 tokens of 512")
-        return compiled(registry, content)
+        return StubPrompt(content)
 
-    monkeypatch.setattr(PolicyRegistry, "compile", bounded)
+    monkeypatch.setattr(PolicyRegistry, "prompt_of", bounded)
     async with stored(parts.sqlite(tmp_path, policy())) as api:
         asked = await beside(api, "lint", file, "--by-model", "--output", "json")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,52 @@ async def test_catalog_is_replaced_and_in_force(api: Stored) -> None:
         api.policies.UpdateModelCatalog(policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog))
     )
     assert error.reason == "POLICY_CONFLICT"
+
+
+async def with_model(api: Stored, model: str) -> policy_pb2.Policy:
+    """A policy of a model that was added just now."""
+    catalog = await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest())
+    catalog.models.add(id=model, upstream_model="new-1")
+    await api.policies.UpdateModelCatalog(
+        policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog)
+    )
+    content = policy(examples=["where is my invoice?"])
+    content.routes[0].models.models[0].model = model
+    return content
+
+
+async def test_model_can_be_used_as_soon_as_it_is_added(
+    api: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it never comes into force, which otherwise takes a moment, and longer elsewhere."""
+    monkeypatch.setattr(api.registry, "put_catalog", lambda *_, **__: None)
+
+    made = await api.policies.CreatePolicy(create(policy=await with_model(api, "acme/new")))
+
+    assert made.revision == 1
+
+
+async def test_examples_are_routed_when_their_models_are_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = StandInRouter()
+    async with stored(parts.sqlite(tmp_path, parts.policy()), router) as api:
+        follow = api.store.changes_after
+        known: list[bool] = []
+
+        def late(number: int, limit: int) -> object:
+            time.sleep(0.3)
+            return follow(number, limit)
+
+        async def look(_: RoutingRequest) -> None:
+            known.append("acme/new" in api.registry.catalog)
+
+        monkeypatch.setattr(api.store, "changes_after", late)
+        router.behavior = look
+        content = await with_model(api, "acme/new")
+        await api.policies.CreatePolicy(create(policy=content, require_examples_pass=True))
+
+    assert known == [True]
 
 
 @pytest.mark.parametrize(
