@@ -71,6 +71,7 @@ prove: $(INSTALLED) ## Hold the promises about outages and lost writes; needs an
 	    tests/integration/test_policy_fleet.py tests/policies/stores/test_durability.py \
 	    tests/policies/stores/test_model.py \
 	    | grep -v 'decision_id='
+	@$(BIN)/sidecar soak --minutes 30 --strict
 
 .PHONY: bench
 bench: $(INSTALLED) ## Measure speed; needs an otherwise idle machine (ARGS=--quick for a minute or two)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -19,6 +19,7 @@ import click
 from rich.table import Table
 
 from sidecar.bench import own, traffic
+from sidecar.bench.aims import aims
 from sidecar.bench.faults import FAULTS, Revival, World
 from sidecar.bench.faulty_proxy import FaultyProxy
 from sidecar.bench.measuring import closed_loop
@@ -94,6 +95,11 @@ class _Proxy:
     help="This fault alone; may be given more than once.",
 )
 @click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail as well where what is aimed at was not reached, which takes an idle machine.",
+)
+@click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Engine that `sidecar model build` made; without it the model that comes along.",
@@ -110,6 +116,7 @@ def soak(
     hold: float,
     rate: float | None,
     faults: tuple[str, ...],
+    strict: bool,
     model: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -137,10 +144,16 @@ def soak(
     finally:
         proxy.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    console.print(_table(found), _summary(found))
+    console.print(_table(found), _summary(found), _aims_text(found))
     if json_path is not None:
         json_path.write_text(json.dumps(_document(found), indent=2) + "\n")
-    sys.exit(1 if failed(found.calls) else 0)
+    sys.exit(exit_status(found, strict))
+
+
+def exit_status(found: Soaked, strict: bool) -> int:
+    """See the command; `strict`: 1 too where an aim was missed."""
+    missed = strict and any(each.reached is False for each in aims(found))
+    return 1 if failed(found.calls) or missed else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +267,10 @@ def _summary(found: Soaked) -> str:
     )
 
 
+def _aims_text(found: Soaked) -> str:
+    return "\n" + "\n".join(map(str, aims(found)))
+
+
 def _undecided_text(calls: Sequence[Called]) -> str:
     """What the others got, which says where to look."""
     others = shares([each.sample for each in calls if not each.decided])
@@ -275,6 +292,7 @@ def _document(found: Soaked) -> dict[str, object]:
             "decided": sum(each.decided for each in between),
             "sources": shares([each.sample for each in between]),
         },
+        "aims": [asdict(each) for each in aims(found)],
         "memory_bytes": [each.own for each in found.memory],
         "cache_bytes": [each.caches for each in found.memory],
         "memory_bytes_per_hour": found.bytes_per_hour(),

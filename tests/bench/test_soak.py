@@ -15,10 +15,12 @@ from typing import Any, cast
 
 import pytest
 
+from sidecar.bench.aims import aims
 from sidecar.bench.faults import FAULTS, Revival, World
 from sidecar.bench.measuring import Sample
 from sidecar.bench.own import Routes
 from sidecar.bench.soak import Called, Memory, Plan, Soaked, Window, soak
+from sidecar.cli.soak import exit_status
 from sidecar.engines import EngineInfo
 from sidecar.local import TritonServer
 from tests.cli.test_commands import sidecar
@@ -43,6 +45,10 @@ def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path
     assert sum(outside["sources"].values()) == pytest.approx(1 if outside["calls"] else 0)
     assert all(size > 0 for size in found["memory_bytes"])
     assert found["cache_bytes"][-1] > 0
+    reached = {each["name"]: each["reached"] for each in found["aims"]}
+    assert reached["calls without an answer"]
+    assert reached["calls that say what decided"]
+    assert all(name in result.stdout for name in reached)
 
 
 def called(begun: float, source: str = "model", seconds: float = 0.1) -> Called:
@@ -176,6 +182,53 @@ def test_memory_that_grows_beside_the_caches_has_a_slope(
     memory = [Memory(float(s), 10**8 + growth * s, caches * s) for s in range(200)]
 
     assert Soaked(memory=memory).bytes_per_hour() == pytest.approx(slope)
+
+
+SOUND = [Memory(float(s), 10**8) for s in range(200)]
+
+MISSED: dict[str, tuple[Soaked, str]] = {
+    "no answer": (
+        Soaked([called(0), called(1, "failed:UNAVAILABLE")], memory=SOUND),
+        "calls without an answer",
+    ),
+    "no label": (
+        Soaked([called(0), called(1, "fallback:unspecified")], memory=SOUND),
+        "calls that say what decided",
+    ),
+    "decided by fallback without a fault": (
+        Soaked([called(0), *[called(1, "fallback:overloaded")] * 2], memory=SOUND),
+        "by the model or the cache outside faults",
+    ),
+    "slow to come back": (
+        Soaked([called(0)], [Window("x", (), 2.1), Window("y", (), 0.1)], SOUND),
+        "the model decides again after a fault",
+    ),
+    "never back": (
+        Soaked([called(0)], [Window("x", (), None)], SOUND),
+        "the model decides again after a fault",
+    ),
+    "memory that grows": (
+        Soaked([called(0)], memory=[Memory(float(s), 10**8 + 10**5 * s) for s in range(200)]),
+        "growth of the memory beside the caches",
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "missed"), MISSED.values(), ids=MISSED.keys())
+def test_an_aim_that_was_missed_is_told_and_fails_a_strict_run(found: Soaked, missed: str) -> None:
+    told = {each.name: each for each in aims(found)}
+
+    assert told[missed].reached is False
+    assert "NOT reached" in str(told[missed])
+    assert exit_status(found, strict=True) == 1
+    assert exit_status(found, strict=False) == (1 if missed == "calls without an answer" else 0)
+
+
+def test_a_sound_run_reaches_every_aim() -> None:
+    found = Soaked([called(0), called(1, "cache")], [Window("x", (), 1.9)], SOUND)
+
+    assert [each.reached for each in aims(found)] == [True] * 5
+    assert exit_status(found, strict=True) == 0
 
 
 def test_a_short_run_tells_no_slope() -> None:
