@@ -97,11 +97,14 @@ def _print_applied(each: Applied, dry_run: bool) -> None:
 
 def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
     files = load_policies(paths)
-    if not files.catalog:
+    with_catalog = bool(files.catalog)
+    if not with_catalog:
         files = load_policies(paths, known=found.catalog().models)
     if not files.valid:
         print_findings(files, Console(stderr=True))
         raise Failure("the files have errors; nothing was changed")
+    if not with_catalog and not files.policies:
+        raise Failure("the files hold no policy and no model catalog; nothing was changed")
     return files
 
 

@@ -185,8 +185,9 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
     read = load_policies([file], known=found.catalog().models)
     if name in read.records:
         return read.records[name].policy
-    wrong = next((str(finding) for finding in read.findings), f"it has no policy {name}")
-    raise Failure(f"{file}: {wrong}")
+    # A finding says which file it is about.
+    wrong = next((str(finding) for finding in read.findings), f"{file}: it has no policy {name}")
+    raise Failure(wrong)
 
 
 @click.command()

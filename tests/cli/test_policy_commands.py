@@ -227,6 +227,27 @@ def test_files_with_errors_change_nothing(at: str, folder: Path) -> None:
     assert plain("get", "support", "--at", at)["revision"] == 1
 
 
+def test_file_without_anything_is_no_file_to_apply(at: str, tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing yet\n")
+
+    for place in (at, f"sqlite:{tmp_path / 'empty.db'}"):
+        result = sidecar("apply", file, "--at", place)
+
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "hold no policy and no model catalog" in result.stderr
+
+
+def test_file_to_compare_with_is_named_once(at: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    file.write_text("kind: Nothing\n")
+
+    result = sidecar("diff", "support", "--file", file, "--at", at)
+
+    assert result.exit_code == 1
+    assert result.stderr.count(str(file)) == 1
+
+
 def test_what_was_changed_before_a_refusal_is_told(at: str, folder: Path, tmp_path: Path) -> None:
     done("apply", edit(folder), "--at", at)
     done("delete", "support", "--at", at)
