@@ -26,7 +26,7 @@ from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resou
 from sidecar.cli.policy_view import emit, print_diff
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord, catalog_digest
 from sidecar.policies import PolicySet, load_policies
-from sidecar.policies.differences import unified_diff
+from sidecar.policies.differences import catalog_diff, unified_diff
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,9 @@ class _Applying:
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
         what = "updated" if present.revision else "created"
-        return Applied("model catalog", self._tense(what), made.revision)
+        names = (f"model catalog@{present.revision}", "model catalog in the files")
+        diff = catalog_diff(present.models, wanted, names)
+        return Applied("model catalog", self._tense(what), made.revision, diff)
 
     def _policy(self, policy: Policy) -> Applied:
         name = policy.resource_name

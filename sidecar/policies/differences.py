@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.core.policy import Policy
-from sidecar.policies.documents import policy_document, yaml_text
+from sidecar.core.policy import Catalog, Policy
+from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.findings import member
 
 
@@ -28,9 +28,23 @@ def differences(before: Policy, after: Policy) -> tuple[Difference, ...]:
 
 def unified_diff(before: Policy, after: Policy, names: tuple[str, str]) -> str:
     """The two as YAML in the form of `diff -u`; empty if they are equal."""
+    return _unified(policy_document(before), policy_document(after), names)
+
+
+def catalog_diff(before: Catalog, after: Catalog, names: tuple[str, str]) -> str:
+    """As `unified_diff`, of model catalogs; in which order they have their models says nothing."""
+    one, other = (
+        catalog_document(models[id] for id in sorted(models)) for models in (before, after)
+    )
+    return _unified(one, other, names)
+
+
+def _unified(
+    before: Mapping[str, object], after: Mapping[str, object], names: tuple[str, str]
+) -> str:
     lines = difflib.unified_diff(
-        yaml_text(policy_document(before)).splitlines(keepends=True),
-        yaml_text(policy_document(after)).splitlines(keepends=True),
+        yaml_text(before).splitlines(keepends=True),
+        yaml_text(after).splitlines(keepends=True),
         *names,
     )
     return "".join(lines)

@@ -82,6 +82,16 @@ def test_dry_run_shows_the_difference_and_changes_nothing(at: str, folder: Path)
     assert plain("get", "support", "--at", at)["revision"] == 1
 
 
+def test_dry_run_shows_what_would_become_of_the_catalog(at: str, folder: Path) -> None:
+    file = folder / "catalog.yaml"
+    file.write_text(file.read_text().replace("input: 0.5", "input: 0.6"))
+
+    shown = done("apply", file, "--at", at, "--dry-run")
+
+    assert "model catalog: would be updated (revision 2)" in shown
+    assert "-      input: 0.5\n+      input: 0.6" in shown
+
+
 def test_apply_takes_models_away_after_the_policies_that_named_them(at: str, folder: Path) -> None:
     file = folder / "all.yaml"
     file.write_text(yaml_text(catalog_document([FAST]), only_fast()))
