@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 
-from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
+from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar.core.errors import SidecarError
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.violations import invalid, shown
@@ -68,21 +68,24 @@ class RouteStream:
 
     async def _answer(self, message: routing_pb2.StreamRouteRequest) -> None:
         try:
-            await self._write(message.request_id, await self._outcome(message))
+            await self._write(await self._response(message))
         finally:
             self._slots.release()
 
-    async def _outcome(
+    async def _response(
         self, message: routing_pb2.StreamRouteRequest
-    ) -> decision_pb2.Decision | routing_pb2.RouteError:
+    ) -> routing_pb2.StreamRouteResponse:
+        response = routing_pb2.StreamRouteResponse(request_id=message.request_id)
         wrong = self._wrong_envelope(message)
         if wrong is not None:
-            return route_error_of(wrong)
+            response.error.CopyFrom(route_error_of(wrong))
+            return response
         self._ids.add(message.request_id)
         try:
-            return await self._deciding.decide_one_of_many(message.request, self._call)
+            await self._deciding.decide_one_of_many(message.request, self._call, response)
         finally:
             self._ids.discard(message.request_id)
+        return response
 
     def _wrong_envelope(self, message: routing_pb2.StreamRouteRequest) -> SidecarError | None:
         request_id = message.request_id
@@ -98,13 +101,7 @@ class RouteStream:
             return invalid("request", "is unset; send the request")
         return None
 
-    async def _write(
-        self, request_id: str, outcome: decision_pb2.Decision | routing_pb2.RouteError
-    ) -> None:
-        if isinstance(outcome, decision_pb2.Decision):
-            response = routing_pb2.StreamRouteResponse(request_id=request_id, decision=outcome)
-        else:
-            response = routing_pb2.StreamRouteResponse(request_id=request_id, error=outcome)
+    async def _write(self, response: routing_pb2.StreamRouteResponse) -> None:
         try:
             async with self._writing:
                 await self._context.write(response)

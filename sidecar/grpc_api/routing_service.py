@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2, routing_pb2_grpc
+from sidecar._generated.llmrouter.v1 import routing_pb2, routing_pb2_grpc
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.deciding import Deciding
@@ -37,8 +37,9 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         request: routing_pb2.RouteRequest,
         context: Context,
     ) -> routing_pb2.RouteResponse:
-        decision = await self._deciding.decide(request, Call.of(context))
-        return routing_pb2.RouteResponse(decision=decision)
+        response = routing_pb2.RouteResponse()
+        await self._deciding.decide(request, Call.of(context), response.decision)
+        return response
 
     async def BatchRoute(  # noqa: N802
         self,
@@ -51,24 +52,23 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         self._deciding.check_batch(request.requests)
         call = Call.of(context)
         slots = asyncio.Semaphore(self._concurrency.batch)
+        response = routing_pb2.BatchRouteResponse()
 
-        async def result(each: routing_pb2.RouteRequest) -> routing_pb2.BatchRouteResult:
+        async def decide(
+            each: routing_pb2.RouteRequest, result: routing_pb2.BatchRouteResult
+        ) -> None:
             try:
-                outcome = await self._deciding.decide_one_of_many(each, call)
+                await self._deciding.decide_one_of_many(each, call, result)
             finally:
                 slots.release()
-            if isinstance(outcome, decision_pb2.Decision):
-                return routing_pb2.BatchRouteResult(decision=outcome)
-            return routing_pb2.BatchRouteResult(error=outcome)
 
-        tasks = []
         async with asyncio.TaskGroup() as group:
             for each in request.requests:
                 await slots.acquire()
-                tasks.append(group.create_task(result(each)))
+                group.create_task(decide(each, response.results.add()))
                 # One request is read in a turn of the event loop: together they hold it too long.
                 await asyncio.sleep(0)
-        return routing_pb2.BatchRouteResponse(results=[task.result() for task in tasks])
+        return response
 
     async def StreamRoute(  # type: ignore[override]  # noqa: N802
         self, request_iterator: object, context: Context

@@ -26,17 +26,28 @@ def read_labels(
     """
     if not isinstance(output, LabelLogits) or len(output.logits) != len(names):
         return _UNPARSABLE
-    top = max(output.logits)
-    if any(math.isnan(logit) for logit in output.logits) or math.isinf(top):
+    probabilities = softmax(output.logits, temperature)
+    if math.isnan(probabilities[0]):
         return _UNPARSABLE
-    weights = [math.exp((logit - top) / temperature) for logit in output.logits]
-    total = math.fsum(weights)
-    ranked = sorted(range(len(names)), key=lambda i: -weights[i])
+    # Reversed it still keeps the order of equals.
+    ranked = sorted(range(len(names)), key=probabilities.__getitem__, reverse=True)
     return Answer(
         name=names[ranked[0]],
-        candidates=tuple(Candidate(names[i], weights[i] / total) for i in ranked),
+        candidates=tuple([Candidate(names[i], probabilities[i]) for i in ranked]),
         text=labels[ranked[0]],
     )
+
+
+def softmax(logits: Sequence[float], temperature: float) -> list[float]:
+    """Probabilities, of at least one; all of them nan if a logit is, or if the largest is infinite.
+
+    Args:
+        temperature: divides the logits; > 0.
+    """
+    top = max(logits)
+    weights = [math.exp((logit - top) / temperature) for logit in logits]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def literal_guide(answers: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from sidecar.core.model import (
     Tokenizer,
 )
 from sidecar.core.policy import Policy
-from sidecar.prompts.answers import read_labels
+from sidecar.prompts.answers import read_labels, softmax
 from sidecar.prompts.compact import CompactPrompt
 
 REQUEST_TOKENS = 64
@@ -165,22 +165,26 @@ class FusedPrompt:
         return replace(self.alone.render(conversation), second_opinion=second)
 
     def read(self, output: ModelOutput) -> Answer:
-        if isinstance(output, LabelLogits) and not output.logits and self.enough is not None:
+        if not isinstance(output, LabelLogits):
+            return self.alone.read(output)
+        if not output.logits and self.enough is not None:
             return self._by_encoder(output.second_opinion or (), self.enough)
-        alone = self.alone.read(output)
-        if not alone.name or not isinstance(output, LabelLogits):
-            return alone
-        second = output.second_opinion
-        names = self.alone.names
+        second, names = output.second_opinion, self.alone.names
         if second is None or len(second) != len(names) or not all(map(math.isfinite, second)):
+            alone = self.alone.read(output)
+            if not alone.name:
+                return alone
             return replace(alone, text=f"{alone.text} (language model alone)", missing=_MISSING)
+        if len(output.logits) != len(names) or not math.isfinite(max(output.logits)):
+            # It says what is wrong.
+            return self.alone.read(output)
         fused = LabelLogits(self.fusion.fuse(output.logits, second))
         answer = read_labels(fused, names, self.alone.labels, self.fusion.temperature)
         if not answer.name:
-            return alone
-        encoder = read_labels(LabelLogits(second), names, self.alone.labels, 1.0)
-        text = f"{answer.text} (language model {_top(alone)}, encoder {_top(encoder)})"
-        return replace(answer, text=text)
+            return self.alone.read(output)
+        model = _top(names, output.logits, self.alone.temperature)
+        encoder = _top(names, second, 1.0)
+        return replace(answer, text=f"{answer.text} (language model {model}, encoder {encoder})")
 
     def _by_encoder(self, logits: Sequence[float], enough: Enough) -> Answer:
         last = len(logits) - 1
@@ -214,5 +218,8 @@ def _log_softmax(logits: Sequence[float]) -> list[float]:
     return [logit - normal for logit in logits]
 
 
-def _top(answer: Answer) -> str:
-    return f"{answer.name} {answer.candidates[0].probability:.2f}"
+def _top(names: Sequence[str], logits: Sequence[float], temperature: float) -> str:
+    """The first choice alone, without an order of the others."""
+    probabilities = softmax(logits, temperature)
+    best = max(range(len(names)), key=probabilities.__getitem__)
+    return f"{names[best]} {probabilities[best]:.2f}"

@@ -40,14 +40,15 @@ def choose(answer: Answer, policy: Policy, min_confidence: float = 0.0) -> Choic
     """
     if answer.problem is not None:
         return Choice(None, answer.problem, _PROBLEMS[answer.problem])
-    own = {candidate.name: candidate.probability for candidate in answer.candidates}
-    summed = _summed(policy, own)
+    own = dict(answer.candidates)
+    domains = {route.name: route.domain for route in policy.routes if route.domain}
+    summed = _summed(domains, own)
     candidates = answer.candidates
     if summed is not own:
         candidates = tuple(
             Candidate(name, p) for name, p in sorted(summed.items(), key=lambda item: -item[1])
         )
-    name = _best(answer.name, policy, own, summed)
+    name = _best(answer.name, domains, own, summed)
     if name == OTHER:
         detail = "No route fits, or the request is finished."
         return Choice(None, Reason.NO_MATCH, detail, own.get(OTHER), candidates)
@@ -60,27 +61,32 @@ _PROBLEMS = {
 }
 
 
-def _summed(policy: Policy, own: dict[str, float]) -> dict[str, float]:
-    """Each candidate's probability and, for a domain, its actions'; `own` where there is none."""
-    actions = [route for route in policy.routes if route.domain in own]
+def _summed(domains: dict[str, str], own: dict[str, float]) -> dict[str, float]:
+    """Each candidate's probability and, for a domain, its actions'; `own` where there is none.
+
+    Args:
+        domains: of the actions, by their names.
+    """
+    actions = [name for name, domain in domains.items() if domain in own]
     if not actions:
         return own
     summed = dict(own)
-    for route in actions:
-        summed[route.domain] += own.get(route.name, 0.0)
+    for name in actions:
+        summed[domains[name]] += own.get(name, 0.0)
     return summed
 
 
-def _best(named: str, policy: Policy, own: dict[str, float], summed: dict[str, float]) -> str:
+def _best(
+    named: str, domains: dict[str, str], own: dict[str, float], summed: dict[str, float]
+) -> str:
     if len(own) < 2:
         # The answer form gives the chosen route alone: nothing to compare.
         return named
-    domains = {route.name: route.domain for route in policy.routes if route.domain}
     tops = [name for name in own if name not in domains]
     # max() keeps the first of equals; the model's own order of candidates breaks ties.
-    top = max(tops, key=lambda name: summed[name])
+    top = max(tops, key=summed.__getitem__)
     actions = [name for name, domain in domains.items() if domain == top and name in own]
-    return max([top, *actions], key=lambda name: own[name])
+    return max([top, *actions], key=own.__getitem__)
 
 
 def _accept(

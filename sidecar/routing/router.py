@@ -70,6 +70,9 @@ _HASHED_AT_ONCE = 256 * 1024
 milliseconds."""
 
 
+_GONE = fallback(Reason.CANCELLED, "The caller went away before the decision.")
+
+
 @dataclass(frozen=True, slots=True)
 class RouterLimits:
     """Bounds of a decision.
@@ -148,7 +151,7 @@ class Router:
         full = not shortened and waited_s < budget_s * _READING_SHARE
         walk = Walk(request, compiled, budget_s, full, started, self._latencies)
         # What is recorded if the caller goes away before there is an outcome.
-        outcome = fallback(Reason.CANCELLED, "The caller went away before the decision.")
+        outcome = _GONE
         decision: Decision | None = None
         try:
             outcome = await self._outcome(walk)

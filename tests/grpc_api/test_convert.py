@@ -40,7 +40,7 @@ from sidecar.core.policy import (
 )
 from sidecar.grpc_api.convert import enums
 from sidecar.grpc_api.convert.catalogs import models_to_proto
-from sidecar.grpc_api.convert.decisions import decision_to_core, decision_to_proto
+from sidecar.grpc_api.convert.decisions import decision_to_core, put_decision
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.convert.policies import policy_to_core, policy_to_proto, proto_path
 from sidecar.grpc_api.convert.requests import RequestLimits
@@ -381,7 +381,10 @@ def test_decision_survives_the_wire(explained: bool) -> None:
         else None,
     )
 
-    assert decision_to_core(decision_to_proto(decision)) == decision
+    message = decision_pb2.Decision()
+    put_decision(decision, message)
+
+    assert decision_to_core(message) == decision
 
 
 def test_policy_survives_the_wire() -> None:
