@@ -31,6 +31,8 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.model import CompiledPrompt, Enough, Tokenizer
 from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_facts
+from sidecar.engines.engine_directory import ANSWER_TOKENS
+from sidecar.engines.timing import CPU_CONVERSATION_TOKENS
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import ListenError
 from sidecar.grpc_api.request_reader import Budget
@@ -71,15 +73,6 @@ from sidecar.routing import (
 from sidecar.routing.live import LivePolicies
 
 _log = structlog.get_logger(__name__)
-
-_ANSWER_TOKENS = 96
-"""Part of the context length kept for the answer: a route name has at most 64 bytes, and what
-stands around it fewer than 32."""
-
-_CPU_CONVERSATION_TOKENS = 256
-"""The most that is read on a CPU by default; it holds the newest message and usually several before
-it. Fewer where the engine was measured to take longer than half of the budget for that."""
-
 
 _TEXT_FORMATS = "arch-router/"
 
@@ -304,12 +297,12 @@ def _registry(
 
 def _prompt_tokens(settings: Settings, engine: EngineInfo) -> int:
     configured, context = settings.routing_model.max_prompt_tokens, engine.router.context_length
-    room = context - _ANSWER_TOKENS
+    room = context - ANSWER_TOKENS
     if configured is not None and configured > room:
         # Else policies would be accepted that the model server refuses to read.
         raise StartupError(
             f"routing_model.max_prompt_tokens is {configured}; the engine holds {context} tokens, "
-            f"{_ANSWER_TOKENS} of them for the answer: make it {room} or less, or leave it out"
+            f"{ANSWER_TOKENS} of them for the answer: make it {room} or less, or leave it out"
         )
     return room if configured is None else configured
 
@@ -320,11 +313,11 @@ def _conversation_tokens(settings: Settings, engine: EngineInfo) -> int | None:
         return configured
     timing = engine.router.timing
     if timing is None:
-        return _CPU_CONVERSATION_TOKENS
+        return CPU_CONVERSATION_TOKENS
     routing = settings.routing
     # The other half is for what is beside the pass, and for the slow ones among many.
     measured = timing.tokens_within((routing.decision_budget_ms - routing.reserve_ms) / 2)
-    return max(MIN_CONVERSATION_TOKENS, min(measured, _CPU_CONVERSATION_TOKENS))
+    return max(MIN_CONVERSATION_TOKENS, min(measured, CPU_CONVERSATION_TOKENS))
 
 
 def _policies(settings: Settings, routing: Routing) -> tuple[PolicyStore, LivePolicies]:

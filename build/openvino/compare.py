@@ -29,6 +29,7 @@ from sidecar.core.errors import SidecarError  # noqa: E402
 from sidecar.engines import CpuRepositoryOptions, EngineError, EngineInfo, read_engine  # noqa: E402
 from sidecar.engines.checkpoint import RECORD  # noqa: E402
 from sidecar.engines.engine_directory import compiled_folder  # noqa: E402
+from sidecar.engines.timing import CPU_CONVERSATION_TOKENS  # noqa: E402
 from sidecar.engines.trtllm import Question, Reading, compare  # noqa: E402
 from sidecar.engines.trtllm.verification import read_readings, write_questions  # noqa: E402
 from sidecar.evaluation.cases import Case, CaseError, read_cases, sample  # noqa: E402
@@ -36,8 +37,6 @@ from sidecar.evaluation.parity import MAX_MARGIN, MIN_SAME, parity  # noqa: E402
 from sidecar.inference.tokenizer import HfTokenizer  # noqa: E402
 from sidecar.prompts import get_format  # noqa: E402
 
-_CONVERSATION_TOKENS = 256
-"""The most of a conversation that a sidecar has a CPU read, unless it is told otherwise."""
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -131,7 +130,7 @@ def _questions(
     prompt_format = get_format(facts.prompt_format)
     both = [
         prepare(drawn, prompt_format, HfTokenizer(path), facts.context_length - 1,
-                max_conversation_tokens=_CONVERSATION_TOKENS)
+                max_conversation_tokens=CPU_CONVERSATION_TOKENS)
         for path in (engine.tokenizer_path, checkpoint / "tokenizer.json")
     ]  # fmt: skip
     asked = both[0]

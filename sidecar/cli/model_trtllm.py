@@ -16,6 +16,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.model import LabelAnswer, PromptFormat
 from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo
+from sidecar.engines.engine_directory import ANSWER_TOKENS
 from sidecar.engines.hf_source import open_hugging_face
 from sidecar.engines.trtllm import (
     BuildRequest,
@@ -25,7 +26,7 @@ from sidecar.engines.trtllm import (
     build_trtllm_engine,
     plan_build,
 )
-from sidecar.engines.trtllm.sizing import ANSWER_TOKENS, limits_for
+from sidecar.engines.trtllm.sizing import limits_for
 from sidecar.evaluation.cases import read_cases, sample
 from sidecar.evaluation.policies import CaseRoute, policy_of
 from sidecar.inference.tokenizer import HfTokenizer

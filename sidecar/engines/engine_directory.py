@@ -31,6 +31,10 @@ GRAPH_VERSION = 2
 MANIFEST = "manifest.json"
 ROUTER = "router.json"
 
+ANSWER_TOKENS = 96
+"""Part of the context length kept for the answer: a route name has at most 64 bytes, and what
+stands around it fewer than 32."""
+
 
 class WeightStorage(StrEnum):
     """How an engine stores its projections. On CPUs `F16` or `INT8`, which takes half the space on

@@ -24,6 +24,11 @@ _RUNS = 5
 """The best counts: other processes only ever add to it."""
 
 
+CPU_CONVERSATION_TOKENS = 256
+"""The most that is read on a CPU by default; it holds the newest message and usually several before
+it. Fewer where the engine was measured to take longer than half of the budget for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class CpuTiming:
     """Milliseconds of a pass over a kept prefix of 256 tokens: `pass_ms` + tokens * `token_ms`.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sidecar.engines.engine_directory import ANSWER_TOKENS
 from sidecar.engines.errors import EngineError
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.weights import Architecture, tensor_shapes
 
 TOKENS_PER_BLOCK = 32
 """Unit in which the KV cache is kept and shared."""
-
-ANSWER_TOKENS = 96
-"""What the sidecar keeps of the context for the answer (`sidecar.app`)."""
 
 _KV_BYTES = 2
 _HEAD_BYTES = 2
