@@ -129,12 +129,12 @@ def print_diff(text: str) -> None:
 
 
 def print_change(change: Change) -> None:
-    """One line."""
+    """One line, whatever the message of the change: a program may read them."""
     record = change.record
     name = "model catalog" if isinstance(record, CatalogRecord) else record.policy.resource_name
     click.echo(
         f"{change.number}  {change.kind.value:<8} {name}, revision {record.revision}  "
-        f"{by_line(record.attribution)}".rstrip()
+        f"{' '.join(by_line(record.attribution).split())}".rstrip()
     )
 
 

@@ -167,6 +167,15 @@ def test_outputs_for_programs_say_the_same(at: str, output: str) -> None:
     assert value["policy"] == policy_document(policy())
 
 
+def test_watch_keeps_a_change_on_its_line(at: str, folder: Path) -> None:
+    forged = f"innocent\n4  delete   {SUPPORT}, revision 3"
+    done("apply", edit(folder), "--at", at, "-m", forged)
+
+    (line,) = done("watch", "--after", 2, "--count", 1, "--at", at).splitlines()
+
+    assert line.startswith("3  update ")
+
+
 def test_watch_prints_changes_in_order(at: str) -> None:
     text = done("watch", "--after", 0, "--count", 2, "--at", at)
 

@@ -215,6 +215,33 @@ async def test_validate_only_changes_nothing(api: Stored) -> None:
     assert api.store.last_change() == 2
 
 
+async def test_every_write_can_be_tried_out(api: Stored) -> None:
+    await api.policies.CreatePolicy(create())
+    await api.policies.UpdatePolicy(update(name=NEW))
+    catalog = await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest())
+    catalog.models.add(id="acme/new", upstream_model="new-1")
+
+    async def tried(method: str, request: Any) -> Any:
+        number = api.store.last_change()
+        request.validate_only = True
+        answer = await getattr(api.policies, method)(request)
+        assert api.store.last_change() == number
+        return answer
+
+    back = await tried("RollbackPolicy", policy_pb2.RollbackPolicyRequest(name=NEW, revision=1))
+    gone = await tried("DeletePolicy", policy_pb2.DeletePolicyRequest(name=NEW))
+    more = await tried(
+        "UpdateModelCatalog", policy_pb2.UpdateModelCatalogRequest(model_catalog=catalog)
+    )
+    await api.policies.DeletePolicy(policy_pb2.DeletePolicyRequest(name=NEW))
+    again = await tried("UndeletePolicy", policy_pb2.UndeletePolicyRequest(name=NEW))
+
+    assert (back.revision, back.description) == (3, "")
+    assert (gone.revision, gone.HasField("delete_time")) == (3, True)
+    assert (more.revision, len(more.models)) == (2, 3)
+    assert (again.revision, again.HasField("delete_time")) == (4, False)
+
+
 async def test_request_sent_twice_is_made_once(api: Stored) -> None:
     request = update(request_id="7d6d1c9e")
 
