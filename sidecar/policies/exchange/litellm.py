@@ -92,8 +92,11 @@ def _per_million(facts: dict[str, Any], key: str, path: str, lost: Lost) -> floa
     if isinstance(per_token, bool) or not isinstance(per_token, int | float | None):
         lost.key(member(path, key), "it is no number")
         return None
-    # By way of the digits: 7.5e-07 is 0.75, not 0.7499999999999999.
-    return None if per_token is None else float(Decimal(str(per_token)) * _MILLION)
+    if per_token is None:
+        return None
+    # By way of the digits: 7.5e-07 is 0.75, not 0.7499999999999999. Of more than 15 the last would
+    # be another one each time that they are written and read again.
+    return float(f"{Decimal(str(per_token)) * _MILLION:.15g}")
 
 
 def _whole(facts: dict[str, Any], key: str, path: str, lost: Lost) -> int | None:

@@ -114,6 +114,21 @@ def test_import_export_import_is_stable(kind: str) -> None:
     assert form.write(again).text == exported.text
 
 
+@pytest.mark.parametrize("price", ["8.681020619201064e-09", "1e-06", "0.0000037500000001", "0"])
+def test_price_of_any_digits_is_stable(price: str) -> None:
+    form = FORMATS["litellm"]
+    first = form.read(
+        "model_list: [{model_name: a, litellm_params: {model: b},"
+        f" model_info: {{input_cost_per_token: {price}}}}}]",
+        "",
+    )
+
+    again = form.read(form.write(first).text, "")
+
+    assert first.catalog["a"].input_price == pytest.approx(float(price) * 1_000_000)
+    assert again.catalog == first.catalog
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_what_is_imported_meets_every_rule(kind: str) -> None:
     found = FORMATS[kind].read(SAMPLES[kind], "mine")
