@@ -16,10 +16,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Policy, PolicyRecord
 from sidecar.local import PostgresServer
-from sidecar.policies.stores import ChangeKind, PolicyHistory, PolicyStore, open_store
+from sidecar.policies.stores import (
+    CatalogWrite,
+    ChangeKind,
+    PolicyHistory,
+    PolicyStore,
+    PolicyWriting,
+    open_store,
+)
 from sidecar.policies.stores.contract import with_changes
 from tests.policies.stores import parts
-from tests.policies.stores.parts import name_of, note, policy, write
+from tests.policies.stores.parts import CATALOG, FAST, name_of, note, policy, write
 
 NAMES = ("a", "b")
 
@@ -38,6 +45,7 @@ class Model:
     history: dict[str, list[Revision]] = field(default_factory=dict)
     answers: dict[str, tuple[str, int]] = field(default_factory=dict)
     changes: int = 1
+    catalog: int = 1
 
     def apply(
         self, kind: ChangeKind, name: str, content: Policy | None, conflict: bool, request_id: str
@@ -83,7 +91,8 @@ class StoresFollowTheModel(RuleBasedStateMachine):
         self.model = Model()
         self.folder = TemporaryDirectory()
         self.stores: list[PolicyStore] = []
-        for url in (f"sqlite:{Path(self.folder.name) / 'policies.db'}", *self.urls):
+        self.opened = (f"sqlite:{Path(self.folder.name) / 'policies.db'}", *self.urls)
+        for url in self.opened:
             if url.startswith("postgresql:"):
                 parts.empty_tables(url)
             self.stores.append(parts.seeded(open_store(url)))
@@ -113,10 +122,34 @@ class StoresFollowTheModel(RuleBasedStateMachine):
             given = replace(given, etag=etag_of(store, name, etag, len(revisions)))
             assert outcome(store, kind, content or name, given) == expected
 
+    @rule(price=st.sampled_from([1.0, 2.0]), etag=st.sampled_from(["", "right", "invented"]))
+    def change_catalog(self, price: float, etag: str) -> None:
+        models = {**CATALOG, FAST.id: replace(FAST, input_price=price)}
+        refused = etag == "invented"
+        if not refused:
+            self.model.catalog += 1
+            self.model.changes += 1
+        for store in self.stores:
+            assert isinstance(store, PolicyWriting)
+            etags = {"": "", "right": store.catalog().etag, "invented": "9-invented"}
+            made: int | ErrorCode
+            try:
+                made = store.write(CatalogWrite(models, note(etag=etags[etag]))).record.revision
+            except SidecarError as error:
+                made = error.code
+            assert made == (ErrorCode.POLICY_CONFLICT if refused else self.model.catalog)
+
+    @rule()
+    def open_anew(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.stores = [open_store(url) for url in self.opened]
+
     @invariant()
     def stores_hold_what_the_model_does(self) -> None:
         for store in self.stores:
             assert store.last_change() == self.model.changes
+            assert store.catalog().revision == self.model.catalog
             listed = store.policies(None, "", 10, deleted=True)
             assert {
                 each.policy.name: (each.revision, each.deleted, each.policy) for each in listed
