@@ -14,6 +14,7 @@ from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure
 from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
+from sidecar.grpc_api.convert.enums import CHANGE_KIND
 from sidecar.grpc_api.convert.policies import policy_to_proto, record_to_core
 from sidecar.policies.stores import Change, ChangeKind, WriteNote
 
@@ -206,8 +207,7 @@ def _change(message: policy_pb2.WatchPoliciesResponse) -> Change:
         record = catalog_record_to_core(message.model_catalog)
         return Change(message.change_number, ChangeKind.CATALOG, record)
     policy = record_to_core(message.policy)
-    if policy.deleted:
-        kind = ChangeKind.DELETE
-    else:
-        kind = ChangeKind.CREATE if policy.revision == 1 else ChangeKind.UPDATE
+    kind = CHANGE_KIND.to_core(message.kind)
+    if kind is None:  # An older sidecar does not tell.
+        kind = ChangeKind.DELETE if policy.deleted else ChangeKind.UPDATE
     return Change(message.change_number, kind, policy)

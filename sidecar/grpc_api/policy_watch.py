@@ -10,6 +10,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.catalogs import catalog_to_proto
+from sidecar.grpc_api.convert.enums import CHANGE_KIND
 from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
 from sidecar.grpc_api.convert.violations import invalid
@@ -82,12 +83,12 @@ async def _following(after: int, access: PolicyAccess) -> Sequence[Change]:
 
 
 def _message(change: Change, wanted: str) -> policy_pb2.WatchPoliciesResponse | None:
+    kind = CHANGE_KIND.to_proto(change.kind)
+    message = policy_pb2.WatchPoliciesResponse(change_number=change.number, kind=kind)
     if isinstance(change.record, CatalogRecord):
-        return policy_pb2.WatchPoliciesResponse(
-            change_number=change.number, model_catalog=catalog_to_proto(change.record)
-        )
-    if wanted not in (ALL_NAMESPACES, change.record.policy.namespace):
+        message.model_catalog.CopyFrom(catalog_to_proto(change.record))
+    elif wanted in (ALL_NAMESPACES, change.record.policy.namespace):
+        message.policy.CopyFrom(record_to_proto(change.record))
+    else:
         return None
-    return policy_pb2.WatchPoliciesResponse(
-        change_number=change.number, policy=record_to_proto(change.record)
-    )
+    return message

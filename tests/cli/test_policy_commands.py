@@ -394,7 +394,12 @@ async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
     assert (conflict.exit_code, rolled.exit_code, missing.exit_code) == (3, 0, 4)
     # What the sidecar of this process logs meanwhile is caught, too.
     changes = [line for line in watched.output.splitlines() if " UTC, " in line]
-    assert [line.split()[0] for line in changes] == ["1", "2", "3", "4"]
+    assert [line.split()[:2] for line in changes] == [
+        ["1", "catalog"],
+        ["2", "create"],
+        ["3", "update"],
+        ["4", "rollback"],
+    ]
     assert len(json.loads(catalog.output)["catalog"]["models"]) == len(CATALOG)
 
 

@@ -9,6 +9,7 @@ from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb
 from sidecar.core.conversation import Role
 from sidecar.core.decision import Reason, Source
 from sidecar.core.policy import ApiDialect, Capability, PinMode, Preference
+from sidecar.policies.stores import ChangeKind
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
@@ -45,3 +46,4 @@ PREFERENCE = EnumTwin(policy_pb2.Preference, "PREFERENCE", Preference)
 PIN_MODE = EnumTwin(policy_pb2.PinMode, "PIN_MODE", PinMode)
 SOURCE = EnumTwin(decision_pb2.DecisionSource, "DECISION_SOURCE", Source)
 REASON = EnumTwin(decision_pb2.DecisionReason, "DECISION_REASON", Reason)
+CHANGE_KIND = EnumTwin(policy_pb2.ChangeKind, "CHANGE_KIND", ChangeKind)

@@ -113,6 +113,46 @@ SEVERITY_WARNING: Severity.ValueType  # 2
 """The policy works, but probably not as meant."""
 Global___Severity: _TypeAlias = Severity  # noqa: Y015
 
+class _ChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
+    """Sent by a version that does not tell."""
+    CHANGE_KIND_CREATE: _ChangeKind.ValueType  # 1
+    """A policy is there that was not."""
+    CHANGE_KIND_UPDATE: _ChangeKind.ValueType  # 2
+    """A policy has other content."""
+    CHANGE_KIND_ROLLBACK: _ChangeKind.ValueType  # 3
+    """A policy has the content of an earlier revision."""
+    CHANGE_KIND_DELETE: _ChangeKind.ValueType  # 4
+    """A policy was deleted."""
+    CHANGE_KIND_UNDELETE: _ChangeKind.ValueType  # 5
+    """A deleted policy is back."""
+    CHANGE_KIND_CATALOG: _ChangeKind.ValueType  # 6
+    """The model catalog was replaced."""
+
+class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
+    """What a change did."""
+
+CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
+"""Sent by a version that does not tell."""
+CHANGE_KIND_CREATE: ChangeKind.ValueType  # 1
+"""A policy is there that was not."""
+CHANGE_KIND_UPDATE: ChangeKind.ValueType  # 2
+"""A policy has other content."""
+CHANGE_KIND_ROLLBACK: ChangeKind.ValueType  # 3
+"""A policy has the content of an earlier revision."""
+CHANGE_KIND_DELETE: ChangeKind.ValueType  # 4
+"""A policy was deleted."""
+CHANGE_KIND_UNDELETE: ChangeKind.ValueType  # 5
+"""A deleted policy is back."""
+CHANGE_KIND_CATALOG: ChangeKind.ValueType  # 6
+"""The model catalog was replaced."""
+Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
+
 @_typing.final
 class WeightedModel(_message.Message):
     """A model id in a list."""
@@ -1014,8 +1054,11 @@ class WatchPoliciesResponse(_message.Message):
     CHANGE_NUMBER_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     MODEL_CATALOG_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     change_number: _builtins.int
     """Its number."""
+    kind: Global___ChangeKind.ValueType
+    """What it did."""
     @_builtins.property
     def policy(self) -> Global___Policy:
         """A policy, as of the revision that the change made; `delete_time` says that it was deleted."""
@@ -1030,10 +1073,11 @@ class WatchPoliciesResponse(_message.Message):
         change_number: _builtins.int = ...,
         policy: Global___Policy | None = ...,
         model_catalog: Global___ModelCatalog | None = ...,
+        kind: Global___ChangeKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "model_catalog", b"model_catalog", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "change_number", b"change_number", "model_catalog", b"model_catalog", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "change_number", b"change_number", "kind", b"kind", "model_catalog", b"model_catalog", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["policy", "model_catalog"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
