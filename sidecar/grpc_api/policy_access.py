@@ -78,17 +78,25 @@ class PolicyAccess:
         return self._policies.feed
 
     async def read(self, question: Callable[[PolicyStore], T]) -> T:
-        """What the store says, or while it is away what it said last."""
-
+        """What the store says, or while it is away what it said last. Raises SidecarError
+        STORE_UNAVAILABLE about a policy that it did not have then."""
+        why = self._policies.feed.away
         try:
             # A store that is known to be away is not asked: the answer would be late, and the same.
-            if not self._policies.feed.away:
+            if not why:
                 return await self._run(lambda: question(self._policies.store))
         except SidecarError as error:
             if error.code is not ErrorCode.STORE_UNAVAILABLE:
                 raise
+            why = error.message
         kept = FixedStore(self._policies.feed.snapshot)
-        return await asyncio.to_thread(question, kept)
+        try:
+            return await asyncio.to_thread(question, kept)
+        except SidecarError as error:
+            if error.code is not ErrorCode.POLICY_NOT_FOUND:
+                raise
+            # It may be there since then, or be a deleted one.
+            raise SidecarError(ErrorCode.STORE_UNAVAILABLE, why) from None
 
     async def ask(self, question: Callable[[PolicyStore], T]) -> T:
         """What the store itself says. Raises SidecarError STORE_UNAVAILABLE."""

@@ -87,7 +87,9 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
                 change_number=number,
             )
 
-        return await self._access.read(list_)
+        # What was known last has no deleted ones, and a list without them would be taken for all.
+        ask = self._access.ask if request.show_deleted else self._access.read
+        return await ask(list_)
 
     async def ValidatePolicy(  # noqa: N802
         self,

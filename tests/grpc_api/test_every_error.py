@@ -70,3 +70,27 @@ async def test_write_while_the_store_is_away_is_unavailable(
         error = await refused(api.policies.UndeletePolicy(update))
 
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+
+
+async def test_what_is_not_known_while_the_store_is_away_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is made to fail; PostgreSQL really goes away in the integration tests."""
+
+    def away(*_: object) -> object:
+        raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "the database is away")
+
+    listing = policy_pb2.ListPoliciesRequest(parent="namespaces/-")
+    async with stored(parts.sqlite(tmp_path, parts.policy())) as api:
+        for method in ("policy", "policies", "last_change"):
+            monkeypatch.setattr(api.store, method, away)
+        known = await api.policies.GetPolicy(policy_pb2.GetPolicyRequest(name=NAME))
+        listed = await api.policies.ListPolicies(listing)
+        unknown = await refused(
+            api.policies.GetPolicy(policy_pb2.GetPolicyRequest(name=f"{NAME}-2"))
+        )
+        listing.show_deleted = True
+        deleted = await refused(api.policies.ListPolicies(listing))
+
+    assert [each.name for each in listed.policies] == [known.name]
+    assert (unknown.reason, deleted.reason) == ("STORE_UNAVAILABLE", "STORE_UNAVAILABLE")
