@@ -15,13 +15,14 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import grpc
 
 from sidecar.bench import own, traffic
 from sidecar.bench.faulty_proxy import FaultyProxy, Spoil
+from sidecar.bench.jumping_clock import JumpingClock
 from sidecar.bench.measuring import numbers
 from sidecar.local import TritonServer
 
@@ -32,6 +33,7 @@ _LARGE_BYTES = 8 * 2**20
 _PAUSE_S = 0.2
 _LOOK_S = 0.1
 _CONNECTIONS = 20
+_JUMPS_S = (3600, 0, -3600, -2, 2, 365 * 86400, 0, -365 * 86400)
 _SPARE_FILES = 2
 _SPARE_BYTES = 64 * 2**20
 """A thread's stack is 8 MiB of it, and a message takes several times its size."""
@@ -83,6 +85,7 @@ class World:
     Args:
         proxy: between the sidecar and Triton.
         sidecar: its address for calls of other clients than those that are counted.
+        clock: the sidecar's wall clock; None where it cannot be moved.
     """
 
     triton: TritonServer
@@ -90,6 +93,7 @@ class World:
     sidecar: str
     sidecar_pid: int
     revival: Revival
+    clock: JumpingClock | None = None
 
 
 async def start_again(triton: TritonServer) -> None:
@@ -257,11 +261,31 @@ def _data_bytes(pid: int) -> int:
 
 
 @asynccontextmanager
+async def clock_jumps(world: World) -> AsyncIterator[None]:
+    """The sidecar's wall clock goes forwards and back, by seconds to years."""
+    clock = world.clock
+    assert clock is not None, "it was asked whether there is one"
+    jumps = cycle(_JUMPS_S)
+
+    async def once() -> None:
+        clock.move(next(jumps))
+
+    try:
+        async with _repeating(once):
+            yield
+    finally:
+        clock.move(0)
+
+
+@asynccontextmanager
 async def log_full(world: World) -> AsyncIterator[None]:
     """Nothing can be appended to the sidecar's log, as on a full disk."""
     with _limited(world.sidecar_pid, resource.RLIMIT_FSIZE, 1):
         yield
 
+
+CLOCK_JUMPS = "clock jumps"
+"""Takes a `World.clock`."""
 
 FAULTS: Mapping[str, Fault] = {
     "Triton killed": killed,
@@ -277,5 +301,6 @@ FAULTS: Mapping[str, Fault] = {
     "no more files": no_files,
     "hardly any memory": no_memory,
     "log cannot be written": log_full,
+    CLOCK_JUMPS: clock_jumps,
 }
 """By name, in the order of a round."""

@@ -19,6 +19,7 @@ from sidecar.bench.rows import shares
 
 _RECOVERY_S = 60.0
 _POLL_S = 0.02
+_ASK_S = 0.5
 _WORDS = 15
 _MEMORY_EVERY_S = 1.0
 _ENOUGH = 60
@@ -146,10 +147,14 @@ class Load:
 
     async def run(self) -> None:
         while True:
-            task = asyncio.create_task(self._one())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self.call()
             await asyncio.sleep(self._drawn.expovariate(self._rate))
+
+    def call(self) -> None:
+        """Makes a call now, beside those at random."""
+        task = asyncio.create_task(self._one())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def ended(self) -> None:
         """Waits for the calls that have begun by now."""
@@ -235,7 +240,18 @@ async def _window(name: str, world: World, plan: Plan, load: Load) -> Window:
 
 
 async def _recovered(load: Load, before: int, ended: float) -> float | None:
-    return await _first(lambda: _decided_after(load.calls[before:], ended))
+    """Asks at once and again: where calls are few the next one would come seconds later."""
+    asking = asyncio.create_task(_asking(load))
+    try:
+        return await _first(lambda: _decided_after(load.calls[before:], ended))
+    finally:
+        await _end(asking)
+
+
+async def _asking(load: Load) -> None:
+    while True:
+        load.call()
+        await asyncio.sleep(_ASK_S)
 
 
 def _decided_after(calls: Sequence[Called], moment: float) -> float | None:

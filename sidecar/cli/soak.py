@@ -20,13 +20,15 @@ from rich.table import Table
 
 from sidecar.bench import own, traffic
 from sidecar.bench.aims import aims
-from sidecar.bench.faults import FAULTS, Revival, World
+from sidecar.bench.faults import CLOCK_JUMPS, FAULTS, Revival, World
 from sidecar.bench.faulty_proxy import FaultyProxy
+from sidecar.bench.jumping_clock import JumpingClock, NoClockError
 from sidecar.bench.measuring import closed_loop
 from sidecar.bench.rows import shares
 from sidecar.bench.soak import Called, Plan, Soaked, failed
 from sidecar.bench.soak import soak as run_soak
 from sidecar.cli.bench import wide_console
+from sidecar.cli.failures import Failure
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import chosen_engine
@@ -132,13 +134,22 @@ def soak(
     folder = Path(tempfile.mkdtemp(prefix=f"soak-{os.getpid()}-", dir=runs))
     proxy = _Proxy()
     try:
-        settings = _settings(folder)
-        made = LocalStack(engine, settings, quiet=True, steps=steps, between=proxy.between)
+        settings, clock = _settings(folder), _clock(folder, faults)
+        made = LocalStack(
+            engine,
+            settings,
+            quiet=True,
+            steps=steps,
+            between=proxy.between,
+            environment=clock.environment if clock is not None else None,
+        )
         with running(made) as stack:
             revival = Revival(stack.triton)
             proxied = proxy.running[0]
-            world = World(stack.triton, proxied, stack.address, stack.sidecar_pid, revival)
-            wanted = _Wanted(minutes * 60, every, hold, rate, faults or tuple(FAULTS))
+            pid = stack.sidecar_pid
+            world = World(stack.triton, proxied, stack.address, pid, revival, clock)
+            possible = tuple(name for name in FAULTS if clock is not None or name != CLOCK_JUMPS)
+            wanted = _Wanted(minutes * 60, every, hold, rate, faults or possible)
             metrics = f"http://{settings.server.http_address}/metrics"
             found = asyncio.run(_soak(world, wanted, metrics))
     finally:
@@ -163,6 +174,19 @@ class _Wanted:
     hold_s: float
     rate: float | None
     faults: Sequence[str]
+
+
+def _clock(folder: Path, faults: Sequence[str]) -> JumpingClock | None:
+    """None where it cannot be moved or need not be. Raises Failure where it was asked for."""
+    if faults and CLOCK_JUMPS not in faults:
+        return None
+    try:
+        return JumpingClock(folder)
+    except NoClockError as error:
+        if faults:
+            raise Failure(f"{CLOCK_JUMPS} cannot be brought about: {error}") from None
+        click.echo(f"Without {CLOCK_JUMPS}: {error}", err=True)
+        return None
 
 
 def _settings(folder: Path) -> Settings:

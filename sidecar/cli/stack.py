@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class LocalStack:
         quiet: keep the sidecar's log in a file instead of writing it to standard error.
         gateway: run Envoy in front of the sidecar, too.
         between: gets Triton's address when that runs and gives the one that the sidecar asks.
+        environment: of the sidecar, beside this process's own.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class LocalStack:
         steps: Steps | None = None,
         gateway: GatewayWish | None = None,
         between: Callable[[str], str] = lambda address: address,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = environment or {}
         self._between = between
         self._engine = engine
         self._settings = settings
@@ -161,7 +164,7 @@ class LocalStack:
         # The settings hold the environment's already; where they do not, it was not wanted.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         log = self._folder / "sidecar.log" if self._quiet else None
-        self._sidecar = ChildProcess(command, environment, log)
+        self._sidecar = ChildProcess(command, {**environment, **self._environment}, log)
         end = time.monotonic() + _READY_TIMEOUT_S
         with SidecarClient(self.address, timeout_s=1) as client:
             # An answer alone may be that of another sidecar which has the address.

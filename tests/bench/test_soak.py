@@ -8,6 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +20,8 @@ from typing import Any, cast
 import pytest
 
 from sidecar.bench.aims import aims
-from sidecar.bench.faults import FAULTS, Revival, World
+from sidecar.bench.faults import CLOCK_JUMPS, FAULTS, Revival, World
+from sidecar.bench.jumping_clock import JumpingClock, NoClockError
 from sidecar.bench.measuring import Sample
 from sidecar.bench.own import Routes
 from sidecar.bench.soak import Called, Memory, Plan, Soaked, Window, soak
@@ -25,7 +30,8 @@ from sidecar.engines import EngineInfo
 from sidecar.local import TritonServer
 from tests.cli.test_commands import sidecar
 
-FAST = sorted(set(FAULTS) - {"Triton killed", "Triton frozen"})
+SLOW = {"Triton killed", "Triton frozen"}
+FAST = sorted(set(FAULTS) - SLOW - ({CLOCK_JUMPS} if shutil.which("cc") is None else set()))
 
 
 def test_every_call_is_answered_whatever_breaks(cpu_engine: EngineInfo, tmp_path: Path) -> None:
@@ -124,6 +130,25 @@ async def test_calls_that_are_answered_after_the_recovery_belong_to_the_fault(
     assert {each.sample.source for each in found.between()} <= {"model"}
 
 
+async def test_the_recovery_does_not_wait_for_the_next_call_at_random(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @asynccontextmanager
+    async def harmless(_: World) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setitem(cast(dict[str, Any], FAULTS), "harmless", harmless)
+    world = World(cast(Any, None), cast(Any, None), "", os.getpid(), Revival(Mortal()))
+    async with asyncio.timeout(60):
+        # The second call at random would come in a quarter of an hour.
+        plan = Plan(0, 0, 0, rate=0.001, faults=["harmless"])
+        found = await soak(world, SlowWhileBroken(), plan)
+
+    (window,) = found.windows
+    assert window.recovery_s is not None
+    assert len(found.calls) >= 2
+
+
 class DecidesWhileTritonLives(Routes):
     """Stands in for a sidecar."""
 
@@ -182,6 +207,47 @@ def test_memory_that_grows_beside_the_caches_has_a_slope(
     memory = [Memory(float(s), 10**8 + growth * s, caches * s) for s in range(200)]
 
     assert Soaked(memory=memory).bytes_per_hour() == pytest.approx(slope)
+
+
+CLOCKS = """
+import datetime, sys, time
+for _ in sys.stdin:
+    clocks = time.time(), time.time_ns() / 1e9, datetime.datetime.now().timestamp()
+    print(*clocks, time.monotonic(), flush=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_wall_clock_of_one_process_is_moved_and_the_monotonic_one_is_not(
+    tmp_path: Path,
+) -> None:
+    clock = JumpingClock(tmp_path)
+    command = [sys.executable, "-c", CLOCKS]
+    environment = {**os.environ, **clock.environment}
+    moved: list[list[float]] = []
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for hours in (0, 5, -5, 0):
+            clock.move(hours * 3600)
+            print(file=process.stdin, flush=True)
+            *walls, monotonic = map(float, process.stdout.readline().split())
+            assert abs(monotonic - time.monotonic()) < 3600
+            moved.append([round((wall - time.time()) / 3600) for wall in walls])
+        process.stdin.close()
+
+    assert moved == [[0] * 3, [5] * 3, [-5] * 3, [0] * 3]
+
+
+def test_without_a_compiler_the_clock_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(NoClockError, match="there is no C compiler"):
+        JumpingClock(tmp_path)
 
 
 SOUND = [Memory(float(s), 10**8) for s in range(200)]

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb2
-from sidecar.core.decision import RoutingRequest
+from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
+from sidecar.core.decision import Reason, RoutingRequest, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Policy
 from sidecar.grpc_api import inline_policies
 from sidecar.grpc_api.convert.requests import RequestLimits
-from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.request_reader import Budget, Call, RequestReader
 from sidecar.routing import DecisionCache
 from tests.grpc_api.standins import policy_message, registry, route_request, user
@@ -146,12 +145,10 @@ async def test_the_answer_is_the_policys_default_and_says_why(gated: Gated) -> N
     )
     async with a_world(DecisionCache(0, 60), budget_s=60) as world:
         reader = RequestReader(world.registry, RequestLimits(), budget=Budget(0.05))
-        deciding = Deciding(world.router, reader)
-        decision = await deciding.decide(message, Call(lambda: None))
+        decision = await world.router.decide(await read(reader, message))
 
-    assert decision.source == decision_pb2.DECISION_SOURCE_FALLBACK
-    assert decision.reason == decision_pb2.DECISION_REASON_WARMING
-    assert decision.model.model == "mini"
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+    assert (decision.model.id, decision.policy.digest) == ("mini", "")
     assert decision.detail == "The policy of the request is being checked."
 
 
