@@ -32,9 +32,8 @@ class DecisionLog:
     def record(self, request: RoutingRequest, decision: Decision) -> None:
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        # Taken now: whoever waits to be written keeps no conversation in memory.
         text = _newest_user_text(request) if self._log_message_text else None
-        log_info(self._logger, "decision", lambda: _entry(decision, text))
+        log_info(self._logger, "decision", _entry(decision, text))
 
 
 def _entry(decision: Decision, text: str | None) -> dict[str, Any]:

@@ -109,10 +109,10 @@ def _json(entry: EventDict, default: Callable[[Any], Any]) -> str:
 
 
 class _Entry(logging.LogRecord):
-    """An entry of level info that is put together where it is written: in the log's own thread,
+    """An entry of level info that is made a line where it is written: in the log's own thread,
     where there is one."""
 
-    def __init__(self, logger: str, event: str, details: Callable[[], EventDict]) -> None:
+    def __init__(self, logger: str, event: str, details: EventDict) -> None:
         super().__init__(logger, logging.INFO, "", 0, event, (), None)
         self._context = copy_context()
         self._details = details
@@ -121,7 +121,7 @@ class _Entry(logging.LogRecord):
         time = datetime.fromtimestamp(self.created, UTC).isoformat(timespec="microseconds")
         return {
             **self._context.run(structlog.contextvars.get_contextvars),
-            **self._details(),
+            **self._details,
             "event": self.msg,
             "level": "info",
             "logger": self.name,
@@ -143,14 +143,15 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
         return super().format(record)
 
 
-def log_info(logger: logging.Logger, event: str, details: Callable[[], EventDict]) -> None:
+def log_info(logger: logging.Logger, event: str, details: EventDict) -> None:
     """Logs an entry with what is bound, as structlog's own loggers do.
 
     For what every request logs. structlog's chain finds the caller's frame, copies and wraps before
     the entry is put aside, which takes longer than many a decision.
 
     Args:
-        details: gives the entry's keys and values; called where the entry is written.
+        details: the entry's keys and values, and not what they can be made of: whatever waits to be
+            written keeps its memory from the next request.
     """
     logger.handle(_Entry(logger.name, event, details))
 
