@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,15 +23,16 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
     ExternalProcessorStub,
 )
-from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
+from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
 from sidecar.engines import EngineInfo
 from sidecar.ext_proc.messages import BUFFERED
 from sidecar.ext_proc.service import SERVICE
+from sidecar.grpc_api import inline_policies
 from tests.ext_proc.parts import request_body, request_headers, set_headers
 from tests.ext_proc.standins import chat
-from tests.grpc_api.standins import route_request
+from tests.grpc_api.standins import policy_message, route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
 
 POLICIES = """\
@@ -82,6 +84,32 @@ async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:
     assert status["ready"]
     assert status["degraded"]
     assert [each["name"] for each in status["policies"]] == ["namespaces/default/policies/default"]
+
+
+async def test_checking_an_inline_policy_ends_with_the_configured_budget(
+    flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, check = threading.Event(), inline_policies._checked
+
+    def held_up(message: policy_pb2.Policy, *others: Any) -> Any:
+        # The default alone is checked in the event loop.
+        assert not message.routes or gate.wait(60)
+        return check(message, *others)
+
+    monkeypatch.setattr(inline_policies, "_checked", held_up)
+    sidecar = Sidecar(settings({**flags, "routing": {"decision_budget_ms": 200}}))
+    await sidecar.start()
+    request = route_request()
+    request.inline_policy.CopyFrom(policy_message())
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
+            answer = await RoutingServiceStub(channel).Route(request, timeout=50)
+    finally:
+        gate.set()
+        await sidecar.stop(0)
+
+    assert answer.decision.reason == decision_pb2.DECISION_REASON_WARMING
+    assert answer.decision.model.model == "acme/fast"
 
 
 async def test_envoy_is_served_on_a_socket_of_its_own(flags: Flags, tmp_path: Path) -> None:
