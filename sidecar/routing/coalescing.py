@@ -37,14 +37,23 @@ class Coalescer(Generic[Place]):
         flight = self._flights.get(key)
         return flight.place if flight is not None else None
 
+    def moved(self, key: Hashable, place: Place) -> None:
+        """The call of `key`, if it is in flight, goes on there."""
+        if (flight := self._flights.get(key)) is not None:
+            flight.place = place
+
     async def join(
         self,
         key: Hashable,
         place: Place,
         call: Callable[[], Awaitable[ModelOutput]],
         timeout_s: float,
+        late: Callable[[Place, InferenceError], None] = lambda place, error: None,
     ) -> ModelOutput:
         """Wait at most `timeout_s` for the call of `key`, starting it at `place` if there is none.
+
+        Args:
+            late: told where the call was last when a deadline passed, and what is raised then.
 
         Raises:
             InferenceError: DEADLINE after `timeout_s`, or what the call raised.
@@ -63,14 +72,19 @@ class Coalescer(Generic[Place]):
                 # Forgotten at once: nobody may join a call that is being cancelled.
                 self._forget(key, flight)
                 flight.task.cancel()
-        if not done:
-            raise InferenceError(
-                InferenceFailure.DEADLINE, f"no answer within {timeout_s * 1000:.0f} ms"
-            )
-        if flight.task.cancelled():
-            # By the channel that was closed under it, and not by whoever waits here.
-            raise InferenceError(InferenceFailure.UNAVAILABLE, "the call was cancelled")
-        return flight.task.result()
+        try:
+            if not done:
+                raise InferenceError(
+                    InferenceFailure.DEADLINE, f"no answer within {timeout_s * 1000:.0f} ms"
+                )
+            if flight.task.cancelled():
+                # By the channel that was closed under it, and not by whoever waits here.
+                raise InferenceError(InferenceFailure.UNAVAILABLE, "the call was cancelled")
+            return flight.task.result()
+        except InferenceError as error:
+            if error.failure is InferenceFailure.DEADLINE:
+                late(flight.place, error)
+            raise
 
     def _forget(self, key: Hashable, flight: _Flight[Place]) -> None:
         if self._flights.get(key) is flight:

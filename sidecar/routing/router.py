@@ -332,7 +332,7 @@ class Router:
         self._waiting += 1
         try:
             output = await self._coalescer.join(
-                (*_flight_key(walk, prompt), _ENCODER),
+                (*_flight_key(walk.compiled, prompt), _ENCODER),
                 target,
                 lambda: target.infer(
                     prompt, _prompt_of(walk).answer_form, ENCODER_TOKENS, self._limits.budget_s
@@ -391,7 +391,7 @@ class Router:
 
     def _place(self, walk: Walk, prompt: Prompt) -> Target | Refusal:
         """Where the same question is in flight, or else where it is answered soonest."""
-        in_flight = self._coalescer.place(_flight_key(walk, prompt))
+        in_flight = self._coalescer.place(_flight_key(walk.compiled, prompt))
         if in_flight is not None:
             return in_flight
         work = work_of(prompt, _prompt_of(walk).answer_form)
@@ -404,17 +404,13 @@ class Router:
         timeout = walk.remaining_s
         if timeout <= 0:
             raise InferenceError(InferenceFailure.DEADLINE, "no time is left to ask the model")
-        try:
-            return await self._coalescer.join(
-                _flight_key(walk, prompt),
-                target,
-                lambda: self._infer(walk.compiled, target, prompt),
-                timeout,
-            )
-        except InferenceError as error:
-            if error.failure is InferenceFailure.DEADLINE:
-                _after_late(walk, target, error)
-            raise
+        return await self._coalescer.join(
+            _flight_key(walk.compiled, prompt),
+            target,
+            lambda: self._infer(walk.compiled, target, prompt),
+            timeout,
+            lambda asked, error: _after_late(walk, asked, error),
+        )
 
     async def _infer(self, compiled: CompiledPolicy, target: Target, prompt: Prompt) -> ModelOutput:
         """Asks another target where this one fails."""
@@ -429,6 +425,7 @@ class Router:
             if other is None:
                 raise
             target = other
+            self._coalescer.moved(_flight_key(compiled, prompt), target)
             output = await target.infer(prompt, form, work, timeout_s)
         if by_language_model(output):
             target.warmth.in_time(compiled)
@@ -452,8 +449,8 @@ def _unchecked(walk: Walk) -> Outcome | None:
     return fallback(Reason.WARMING, "The policy of the request is being checked.")
 
 
-def _flight_key(walk: Walk, prompt: Prompt) -> tuple[str, tuple[int, ...]]:
-    return walk.compiled.ref.digest, prompt.asked
+def _flight_key(compiled: CompiledPolicy, prompt: Prompt) -> tuple[str, tuple[int, ...]]:
+    return compiled.ref.digest, prompt.asked
 
 
 def _after_late(walk: Walk, target: Target, error: InferenceError) -> None:

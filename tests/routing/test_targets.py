@@ -56,7 +56,7 @@ class World:
 
 
 @asynccontextmanager
-async def two_servers(*, affinity: bool = False) -> AsyncIterator[World]:
+async def two_servers(*, affinity: bool = False, budget_s: float = 10) -> AsyncIterator[World]:
     models = (StubModel((3.0, 0.0)), StubModel((3.0, 0.0)))
     registry = PolicyRegistry(
         [PolicyRecord(POLICY, 1, "e")],
@@ -67,7 +67,7 @@ async def two_servers(*, affinity: bool = False) -> AsyncIterator[World]:
     )
     made = [target(name, model, registry) for name, model in zip("ab", models, strict=True)]
     targets = Targets(made, affinity)
-    limits = RouterLimits(budget_s=10, reserve_s=0.01, max_waiting=64)
+    limits = RouterLimits(budget_s, reserve_s=0.01, max_waiting=64)
     ref = RoutingModelRef("stub@1", "stub-v1")
     router = Router(registry, targets, ListSink(), limits, ref, lambda ids: "")
     for each in made:
@@ -160,6 +160,20 @@ async def test_the_server_that_answered_holds_the_prefix_and_not_the_one_that_fa
 
         holds = [each.warmth.holds(inline.digest()) for each in world.targets]
         assert holds == [False, True]
+
+
+async def test_a_late_answer_is_held_against_the_server_that_was_asked_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_servers(budget_s=0.2) as world:
+        late = []
+        for each in world.targets:
+            monkeypatch.setattr(each.warmth, "late", lambda _, name=each.name: late.append(name))
+        world.models[0].break_with(InferenceFailure.UNAVAILABLE)
+        world.models[1].slow = True
+        decision = await world.router.decide(HELLO)
+
+        assert (decision.reason.value, late) == ("deadline_exceeded", ["b"])
 
 
 async def test_a_server_that_is_back_is_warmed_before_it_is_asked() -> None:
