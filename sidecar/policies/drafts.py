@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.core.policy import Catalog, Model, Policy
@@ -21,12 +21,19 @@ from sidecar.policies.yaml_source import Document
 
 @dataclass(frozen=True, slots=True)
 class PolicyDraft:
-    """A policy as read; what is wrong with its shape is blank in `policy`."""
+    """A policy as read; what is wrong with its shape is blank in `policy`.
+
+    Args:
+        document: for its lines; its value is gone, and so is the shape that was `read`: of
+            thousands of files these take more memory than the policies.
+        unused: what `unused_weighting` found.
+    """
 
     policy: Policy
     document: Document
     file: str
     read: ShapeRead[PolicyShape]
+    unused: Sequence[Finding]
 
     def check(self, catalog: Catalog | None) -> tuple[Finding, ...]:
         """All findings, placed. Warnings only where there are no errors.
@@ -34,9 +41,7 @@ class PolicyDraft:
         Args:
             catalog: None if there is none, and models are not looked up.
         """
-        ruled = list(check_policy(self.policy, catalog))
-        if self.read.shape is not None:
-            ruled += unused_weighting(self.read.shape)
+        ruled = [*check_policy(self.policy, catalog), *self.unused]
         findings = [*self.read.findings, *self.read.without_consequences(ruled)]
         if has_errors(findings):
             findings = [finding for finding in findings if has_errors([finding])]
@@ -85,7 +90,13 @@ def _policy_draft(
     read = read_shape(value, PolicyShape, findings)
     if read.shape is None:
         return tuple(placed(limited(read.findings), document, file))
-    return PolicyDraft(read.shape.to_core(), document, file, read)
+    return PolicyDraft(
+        read.shape.to_core(),
+        replace(document, value=None),
+        file,
+        replace(read, shape=None),
+        unused_weighting(read.shape),
+    )
 
 
 def _catalog_draft(

@@ -102,11 +102,35 @@ def policy_errors(policy: Policy, catalog: Catalog | None) -> Iterator[Finding]:
         return
     first: dict[str, int] = {}
     for index, route in enumerate(policy.routes):
+        earlier = first.setdefault(route.name, index)
+        if earlier == index and _is_simple(route, catalog):
+            continue
         path = item("routes", index)
-        yield from _route_name_errors(path, route.name, first.get(route.name))
-        first.setdefault(route.name, index)
+        yield from _route_name_errors(path, route.name, earlier if earlier < index else None)
         yield from _route_errors(path, route, catalog)
         yield from _domain_errors(policy, route, path)
+
+
+def _is_simple(route: Route, catalog: Catalog | None) -> bool:
+    """True only where none of the rules for a route finds anything: nearly everywhere in thousands
+    of policies that are read at a start, where no path needs to be spelled out then."""
+    return (
+        not route.domain
+        and 0.0 <= route.min_confidence <= 1.0
+        and _stands_in_header(route.name, MAX_ROUTE_NAME)
+        and route.name.lower() != OTHER
+        and _is_plain_language(route.description)
+        and len(route.examples) <= MAX_EXAMPLES
+        and all(map(_is_plain_language, route.examples))
+        and _are_simple(route.models, catalog)
+    )
+
+
+def _are_simple(models: ModelList, catalog: Catalog | None) -> bool:
+    """True only where `_model_list_errors` finds nothing."""
+    ids = {entry.id for entry in models.models if 0 < entry.weight < math.inf}
+    known = catalog is None or ids <= catalog.keys()
+    return known and 0 < len(ids) == len(models.models)
 
 
 def too_many_routes(count: int) -> Finding | None:
@@ -120,18 +144,12 @@ def too_many_routes(count: int) -> Finding | None:
     )
 
 
-# Where nothing is wrong, as in thousands of policies that are read at a start, no path is spelled
-# out.
-
-
 def _route_name_errors(route: str, name: str, earlier: int | None) -> Iterator[Finding]:
     """
     Args:
         route: its path.
         earlier: index of the route that has the name already.
     """
-    if _stands_in_header(name, MAX_ROUTE_NAME) and name.lower() != OTHER and earlier is None:
-        return
     path = member(route, "name")
     yield from _header_errors(path, name, MAX_ROUTE_NAME)
     if name.strip().lower() == OTHER:
@@ -148,12 +166,11 @@ def _route_name_errors(route: str, name: str, earlier: int | None) -> Iterator[F
 
 
 def _route_errors(path: str, route: Route, catalog: Catalog | None) -> Iterator[Finding]:
-    if not _is_plain_language(route.description):
-        yield from _text_errors(
-            member(path, "description"),
-            route.description,
-            "say in plain language what belongs here, the routing model decides by it",
-        )
+    yield from _text_errors(
+        member(path, "description"),
+        route.description,
+        "say in plain language what belongs here, the routing model decides by it",
+    )
     yield from _model_list_errors(path, route.models, catalog)
     if not 0.0 <= route.min_confidence <= 1.0:
         yield error(

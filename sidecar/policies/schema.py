@@ -137,19 +137,20 @@ class PolicyShape(DocumentShape):
     routes: list[RouteShape] = Field(default_factory=list)
 
     def to_core(self) -> Policy:
+        lists: dict[object, ModelList] = {}
         return Policy(
             name=self.name,
             namespace=self.namespace,
             description=self.description,
             pin=self.pin,
             switch_confidence=self.switch_confidence,
-            default=_model_list(self.default.models, self.default.preference),
+            default=_model_list(self.default, lists),
             routes=tuple(
                 Route(
                     name=route.name,
                     description=route.description,
                     domain=route.domain,
-                    models=_model_list(route.models, route.preference),
+                    models=_model_list(route, lists),
                     min_confidence=route.min_confidence,
                     examples=tuple(route.examples),
                 )
@@ -207,16 +208,17 @@ class CatalogShape(DocumentShape):
         )
 
 
-def _model_list(entries: Sequence[ModelEntry], preference: Preference) -> ModelList:
-    return ModelList(
-        tuple(
-            [
-                WeightedModel(entry.model, 1.0 if entry.weight is None else entry.weight)
-                for entry in entries
-            ]
-        ),
-        preference,
-    )
+def _model_list(of: DefaultModels | RouteShape, made: dict[object, ModelList]) -> ModelList:
+    """`made`: those of the same policy, whose routes often share one."""
+    key = (of.preference, *[(entry.model, entry.weight) for entry in of.models])
+    known = made.get(key)
+    if known is None:
+        entries = [
+            WeightedModel(entry.model, 1.0 if entry.weight is None else entry.weight)
+            for entry in of.models
+        ]
+        known = made[key] = ModelList(tuple(entries), of.preference)
+    return known
 
 
 S = TypeVar("S", bound=DocumentShape)

@@ -8,10 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sidecar.core.policy import Model, ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies import check_catalog, check_policy, load_policies
-from sidecar.policies.rules import MAX_EXAMPLES, MAX_ROUTES, MAX_TEXT
+from sidecar.policies.rules import (
+    MAX_EXAMPLES,
+    MAX_ROUTES,
+    MAX_TEXT,
+    _is_simple,
+    _route_errors,
+    _route_name_errors,
+)
 from sidecar.policies.yaml_source import MAX_BYTES, MAX_ITEMS
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -68,6 +77,39 @@ def test_core_policy_gets_the_text_that_its_yaml_twin_gets(change: Change, fixtu
     expected = (FIXTURES / f"{fixture}.txt").read_text().splitlines()
     texts = [line.split(": ", 1)[1] for line in expected]
     assert f"{finding.severity}: {finding.path}: {finding.message}" in texts
+
+
+texts = st.one_of(st.text(max_size=3), st.sampled_from(["other ", "Other", "a\u2028b", "a" * 2001]))
+entries = st.builds(
+    WeightedModel,
+    st.sampled_from([*CATALOG, "unknown"]),
+    st.one_of(st.just(1.0), st.floats()),
+)
+
+
+@given(
+    st.builds(
+        Route,
+        name=texts,
+        description=texts,
+        models=st.builds(ModelList, st.lists(entries, max_size=3).map(tuple)),
+        min_confidence=st.one_of(st.just(0.0), st.floats()),
+        examples=st.lists(texts, max_size=2).map(tuple),
+    )
+)
+@example(replace(BILLING, name="a" * 65))
+@example(replace(BILLING, examples=("?",) * (MAX_EXAMPLES + 1)))
+def test_route_that_is_not_looked_at_closely_has_no_errors(route: Route) -> None:
+    if _is_simple(route, CATALOG):
+        errors = [
+            *_route_name_errors("routes[0]", route.name, None),
+            *_route_errors("routes[0]", route, CATALOG),
+        ]
+        assert errors == []
+
+
+def test_usual_route_is_not_looked_at_closely() -> None:
+    assert _is_simple(replace(BILLING, examples=("Where is my bill?",)), CATALOG)
 
 
 def test_valid_policy_has_no_findings() -> None:
