@@ -73,7 +73,12 @@ def serving(
     config.write_text(settings.model_dump_json(indent=2))
     command = [sys.executable, "-m", "sidecar.cli", "serve"]
     command += ["--config", str(config), "--started-file", str(started)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+    # Without the second it would compile itself at each start; what is installed has been.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(ENV_PREFIX) and name != "PYTHONDONTWRITEBYTECODE"
+    }
     begun = time.perf_counter()
     process = ChildProcess(command, environment, folder / "log")
     try:
