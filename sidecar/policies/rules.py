@@ -44,6 +44,8 @@ MAX_TEXT = 2000
 """Characters of a description or an example."""
 MAX_EXAMPLES = 100
 """Of one route."""
+MAX_CONTEXT_WINDOW = 2**31 - 1
+"""Tokens; what the API's field holds."""
 MAX_FINDINGS = 50
 """Of one document."""
 RARELY_REACHED = 0.99
@@ -483,9 +485,9 @@ def _number_errors(path: str, model: Model) -> Iterator[Finding]:
         yield error(
             f"{path}.prices.as_of", "is the day of no price; add input and output, or remove it"
         )
-    if model.context_window is not None and model.context_window <= 0:
+    if model.context_window is not None and not 0 < model.context_window <= MAX_CONTEXT_WINDOW:
         yield error(
             member(path, "context_window"),
-            f"{model.context_window} is not a number of tokens above 0; "
+            f"{model.context_window} is not a number of tokens from 1 to {MAX_CONTEXT_WINDOW}; "
             "remove the key if it is unknown",
         )

@@ -14,6 +14,7 @@ from sidecar.grpc_api.convert.policies import attribution_to_core, revision_info
 from sidecar.grpc_api.convert.violations import Violations, shown
 from sidecar.policies import MAX_BYTES
 from sidecar.policies.days import parsed_day
+from sidecar.policies.rules import MAX_CONTEXT_WINDOW
 
 E = TypeVar("E", bound=Enum)
 
@@ -127,5 +128,5 @@ def _model_to_proto(model: Model) -> policy_pb2.CatalogModel:
 
 
 def _within_32_bits(tokens: int | None) -> int | None:
-    """A file may say more than the message can hold, and no request needs that many."""
-    return None if tokens is None else min(tokens, 2**31 - 1)
+    """A store may hold more from before that was refused."""
+    return None if tokens is None else min(tokens, MAX_CONTEXT_WINDOW)
