@@ -41,7 +41,7 @@ async def test_deadline_of_the_caller_is_the_budget(
 
     with_deadline, without = router.requests
     assert with_deadline.budget_s is not None
-    # gRPC rounds what it sends up to tenths of a second (src/core/lib/transport/timeout_encoding.cc).
+    # gRPC rounds it up to tenths of a second (src/core/lib/transport/timeout_encoding.cc).
     assert 0 < with_deadline.budget_s <= 31
     assert without.budget_s is None
 
