@@ -108,7 +108,8 @@ def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
 
     assert list(snapshot.records) == [name_of("other")]
     assert why in snapshot.unreadable[name_of("support")]
-    with pytest.raises(SidecarError, match=f"support, revision 1, cannot be read.*{why}.*newer version"):
+    says = f"support, revision 1, cannot be read.*{why}.*newer version"
+    with pytest.raises(SidecarError, match=says):
         store.policy(name_of("support"))
     store.close()
 
