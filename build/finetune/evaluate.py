@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tempfile
 
+import torch
 from router_training import memory
 from router_training.base import read_base
 from router_training.cases import case_files, read_cases
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-family", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the scores and every answer here")
     return parser.parse_args()
 
@@ -45,7 +47,7 @@ def main() -> None:
     memory.keep_freed_memory()
     options = arguments()
     base = read_base(options.base)
-    model = load_model(base, options.checkpoint, options.adapter)
+    model = load_model(base, options.checkpoint, options.adapter).to(options.device)
     with tempfile.TemporaryDirectory() as folder:
         base.tokenizer.save(f"{folder}/tokenizer.json")
         encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))

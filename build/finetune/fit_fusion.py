@@ -17,25 +17,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
+import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import OTHER, Case, case_files, read_cases
+from router_training.cases import Case, case_files, read_cases
 from router_training.corpus import read_corpus
-from router_training.encoder_draws import TextsEncoder, logits_of
+from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
 from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
 from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
+from router_training.opinions import candidates, opinions_of
 from router_training.options import family_weight
 from router_training.scoring import Scored, score, stratified, summary
 
 from sidecar.engines.engine_directory import FusionFacts
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts.second_opinion import encoder_texts
-
-_LEAST_PROBABILITY = 1e-12
 
 
 def arguments() -> argparse.Namespace:
@@ -77,6 +76,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True, help="JSON, for export.py describe")
     return parser.parse_args()
 
@@ -136,7 +136,7 @@ def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scor
         with tempfile.TemporaryDirectory() as folder:
             base.tokenizer.save(f"{folder}/tokenizer.json")
             encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
-        return score(model, encoder, missing, options.threads)
+        return score(model.to(options.device), encoder, missing, options.threads)
 
     if not options.keep_scores:
         return computed(cases)
@@ -145,19 +145,9 @@ def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scor
 
 
 def _opinions(options: argparse.Namespace, scored: list[Scored]) -> dict[str, Opinions]:
-    """By the case's id, of cases that both have an opinion of."""
     model = load_second_opinion(options.encoder, options.second_opinion, options.encoder_checkpoint)
-    encoder = TextsEncoder(
-        encoder_texts(HfTokenizer(options.encoder / "tokenizer.json")), max_routes=1000
-    )
-    by_id = {one.case.id: one for one in scored}
-    opinions = {}
-    for case, logits in logits_of(model, encoder, [one.case for one in scored]):
-        names = (*(route.name for route in case.routes), OTHER)
-        probabilities = np.maximum(by_id[case.id].probabilities, _LEAST_PROBABILITY)
-        right = np.array([name in case.request.right for name in names])
-        opinions[case.id] = Opinions(case.family, np.log(probabilities), logits, right)
-    return opinions
+    texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
+    return opinions_of(scored, model.to(options.device), TextsEncoder(texts, max_routes=1000))
 
 
 def _decided(
@@ -167,8 +157,8 @@ def _decided(
     for one in scored:
         if one.case.id in opinions:
             probabilities = fused(opinions[one.case.id], fusion)
-            names = (*(route.name for route in one.case.routes), OTHER)
-            decided.append(Scored(one.case, names[int(probabilities.argmax())], probabilities))
+            answer = candidates(one.case)[int(probabilities.argmax())]
+            decided.append(Scored(one.case, answer, probabilities))
     return decided
 
 

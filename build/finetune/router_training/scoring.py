@@ -6,24 +6,29 @@ What is released is measured through the sidecar, not here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from router_training.batched import batch_log_probs, collate
 from router_training.cases import OTHER, Case, Draw
-from router_training.encoding import Encoder
+from router_training.encoding import EncodedDraw, Encoder
 from router_training.llama import Llama
 from router_training.loop import candidate_log_probs
 
 _MANY_ROUTES = 20
 _ECE_BINS = 15
+_WINDOW = 16
+"""Batches whose packs are sorted by length together: all of a corpus would not fit in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +62,77 @@ def stratified(cases: Iterable[Case], per_family: int, seed: int) -> list[Case]:
 
 
 def score(model: Llama, encoder: Encoder, cases: Sequence[Case], threads: int = 1) -> list[Scored]:
-    """Scores of every case whose routes fit, in packs of cases with the same routes."""
-    groups: dict[Any, list[Case]] = defaultdict(list)
-    for case in cases:
-        groups[case.routes].append(case)
-    torch.set_num_threads(1 if threads > 1 else torch.get_num_threads())
+    """Scores of every case whose routes fit, in packs of cases with the same routes; on CUDA many
+    packs at once."""
     device = next(model.parameters()).device
+    if device.type == "cuda":
+        return score_in_batches(model, encoder, cases)
+    groups = _by_routes(cases)
+    torch.set_num_threads(1 if threads > 1 else torch.get_num_threads())
 
     def of_group(group: list[Case]) -> list[Scored]:
         scored = []
-        rest = group
-        while rest:
-            draw = Draw("", rest[0].routes, tuple(case.request for case in rest))
-            encoded = encoder.encode(draw)
-            if encoded is None:
-                break
+        for asked, encoded in _packs(encoder, group):
             with torch.inference_mode():
                 log_probs = candidate_log_probs(model, encoded, device).double().cpu()
-            for case, row in zip(rest, log_probs.exp().numpy(), strict=False):
-                scored.append(Scored(case, encoded.names[int(row.argmax())], row))
-            rest = rest[len(log_probs) :]
+            scored += _scored(asked, encoded, log_probs)
         return scored
 
     with ThreadPoolExecutor(threads) as workers:
-        results = workers.map(of_group, groups.values())
+        results = workers.map(of_group, groups)
         bar = tqdm(results, total=len(groups), unit="list", mininterval=10)
         return [one for scored in bar for one in scored]
+
+
+def score_in_batches(
+    model: Llama, encoder: Encoder, cases: Sequence[Case], packs: int = 32
+) -> list[Scored]:
+    """What `score` gives, in the same order, from batches of `packs` packs of about one length."""
+    device = next(model.parameters()).device
+    made = (pack for group in _by_routes(cases) for pack in _packs(encoder, group))
+    scored: list[Scored] = []
+    with tqdm(total=len(cases), unit="case", mininterval=10) as bar:
+        while window := list(islice(made, _WINDOW * packs)):
+            by_pack: dict[int, list[Scored]] = {}
+            order = sorted(range(len(window)), key=lambda index: len(window[index][1].pack.ids))
+            for start in range(0, len(order), packs):
+                chosen = order[start : start + packs]
+                batch = collate([window[index][1] for index in chosen])
+                with torch.inference_mode():
+                    log_probs = batch_log_probs(model, batch, device).double().cpu()
+                rows = log_probs.split([len(window[index][1].right) for index in chosen])
+                for index, own in zip(chosen, rows, strict=True):
+                    asked, encoded = window[index]
+                    by_pack[index] = _scored(asked, encoded, own[:, : len(encoded.names)])
+                    bar.update(len(asked))
+            scored += [one for index in range(len(window)) for one in by_pack[index]]
+    return scored
+
+
+def _by_routes(cases: Iterable[Case]) -> list[list[Case]]:
+    groups: dict[Any, list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[case.routes].append(case)
+    return list(groups.values())
+
+
+def _packs(encoder: Encoder, group: Sequence[Case]) -> Iterator[tuple[Sequence[Case], EncodedDraw]]:
+    """Cases with the same routes as packs, each with the cases that it answers; none if the routes
+    do not fit."""
+    rest = group
+    while rest:
+        draw = Draw("", rest[0].routes, tuple(case.request for case in rest))
+        encoded = encoder.encode(draw)
+        if encoded is None:
+            return
+        answers = len(encoded.right)
+        yield rest[:answers], encoded
+        rest = rest[answers:]
+
+
+def _scored(cases: Sequence[Case], encoded: EncodedDraw, log_probs: Tensor) -> list[Scored]:
+    rows = zip(cases, log_probs.exp().numpy(), strict=True)
+    return [Scored(case, encoded.names[int(row.argmax())], row) for case, row in rows]
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""What untrained MiniLM answers in the cases of groups, as `sidecar eval --baseline` asks it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from router_training.cases import Case, case_files, read_cases
+from router_training.encoding import conversation_of
+from router_training.leave_out import Group
+from router_training.opinions import candidates
+from sidecar.evaluation import cases as evaluation
+from sidecar.evaluation.minilm import MiniLmMissingError, minilm
+from sidecar.evaluation.policies import CaseRoute
+
+
+def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, int]]:
+    """For each group the candidate (routes in order, `other`) that is answered, by the case's id:
+    the nearest route, or `other` below the threshold that is best for the group's very cases, which
+    is more than the method could know in use.
+
+    Args:
+        paths: case files and folders that have the cases of the groups.
+
+    Raises ValueError if they lack one, or without the weights of MiniLM.
+    """
+    wanted = {(case.id, case.opinions.family) for group in groups for case in group.cases}
+    found = {
+        case.id: case
+        for path in paths
+        for file in case_files(path)
+        for case in read_cases(file)
+        if (case.id, case.family) in wanted
+    }
+    return [_answers(group, found) for group in groups]
+
+
+def _answers(group: Group, found: dict[str, Case]) -> dict[str, int]:
+    for case in group.cases:
+        if case.id not in found or len(found[case.id].routes) != len(case.opinions.right) - 1:
+            raise ValueError(f"--baseline: no case {case.id} with the routes of {group.name}")
+    try:
+        outcomes = minilm([_to_measure(found[case.id]) for case in group.cases], _say).outcomes
+    except MiniLmMissingError as error:
+        raise ValueError(f"--baseline: {error}") from None
+    return {one.case.id: candidates(found[one.case.id]).index(one.answer) for one in outcomes}
+
+
+def _to_measure(case: Case) -> evaluation.Case:
+    routes = tuple(CaseRoute(route.name, route.description) for route in case.routes)
+    conversation, right = conversation_of(case.request), case.request.right
+    return evaluation.Case(case.id, "", case.family, conversation, routes, case.label, right)
+
+
+def _say(done: int, total: int) -> None:
+    end = "\n" if done == total else "\r"
+    print(f"{done} of {total} texts embedded", end=end, file=sys.stderr, flush=True)  # noqa: T201
