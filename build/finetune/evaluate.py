@@ -52,7 +52,8 @@ def main() -> None:
         base.tokenizer.save(f"{folder}/tokenizer.json")
         encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
     if options.held_out:
-        cases = read_corpus(options.cases, without=options.without.split(",")).held_out
+        without = list(filter(None, options.without.split(",")))
+        cases = read_corpus(options.cases, without=without).held_out
     else:
         cases = [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
     wanted = set(filter(None, options.families.split(",")))

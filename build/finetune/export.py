@@ -11,19 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 from router_training.base import read_base
 from router_training.delta import sha256_of, write_delta
-from router_training.encoder_model import base_weights, blended, trained_weights
+from router_training.encoder_model import FloatArray, base_weights, blended, trained_weights
 from router_training.loading import load_model, numpy_weights
 
 from sidecar.engines.adapter import SECOND_OPINION, WEIGHTS, BaseFacts, describe_adapter
 from sidecar.engines.encoder import ADDED, open_encoder
 from sidecar.engines.engine_directory import FusionFacts
+
+_SEVERAL = "checkpoint.pt; of several runs, their average is taken (model soups, arXiv 2203.05482)"
 
 
 def main() -> None:
@@ -31,11 +35,11 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     adapter = actions.add_parser("adapter", help="the language model's change")
     adapter.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    adapter.add_argument("--checkpoint", type=Path, required=True)
+    adapter.add_argument("--checkpoint", type=Path, nargs="+", required=True, help=_SEVERAL)
     adapter.add_argument("--bits", type=int, choices=[1, 2, 4], default=2)
     second = actions.add_parser("second-opinion", help="the sentence encoder's change")
     second.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
-    second.add_argument("--checkpoint", type=Path, required=True)
+    second.add_argument("--checkpoint", type=Path, nargs="+", required=True, help=_SEVERAL)
     second.add_argument("--bits", type=int, choices=[1, 2, 4], default=4)
     second.add_argument(
         "--blend", type=float, default=1.0, help="share of the change that is kept (default all)"
@@ -65,21 +69,25 @@ def main() -> None:
 
 def _adapter(options: argparse.Namespace) -> None:
     base = read_base(options.base)
-    tuned = numpy_weights(load_model(base, options.checkpoint))
+    tuned = _mean([numpy_weights(load_model(base, path)) for path in options.checkpoint])
     untuned = numpy_weights(base.model())
     write_delta(options.out / WEIGHTS, untuned, tuned, options.bits, sha256_of(base.file))
 
 
 def _second_opinion(options: argparse.Namespace) -> None:
     source = open_encoder(options.encoder)
-    trained = trained_weights(options.checkpoint)
-    tuned = {name: tensor.numpy() for name, tensor in trained.items()}
+    runs = [trained_weights(path) for path in options.checkpoint]
+    tuned = _mean([{name: tensor.numpy() for name, tensor in run.items()} for run in runs])
     added = {name: tuned.pop(name) for name in ADDED}
     out = options.out / SECOND_OPINION
     digest = sha256_of(source.weights_file)
     untuned = base_weights(source)
     kept = blended(untuned, tuned, options.blend)
     write_delta(out, untuned, kept, options.bits, digest, added)
+
+
+def _mean(runs: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
+    return {name: np.mean([run[name] for run in runs], 0, dtype=np.float32) for name in runs[0]}
 
 
 def _describe(options: argparse.Namespace) -> None:

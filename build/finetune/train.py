@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import Base, read_base, write_hugging_face
-from router_training.batched import Batches
+from router_training.batched import Batches, by_length
 from router_training.corpus import Corpus, read_corpus
 from router_training.encoding import Encoder
 from router_training.llama import Llama
+from router_training.loading import load_model
 from router_training.loop import Plan, Trainer
 from router_training.mixture import build_mixture
 from router_training.options import add_data_options
@@ -38,6 +39,11 @@ def arguments() -> argparse.Namespace:
     plan = Plan()
     parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
     add_data_options(parser)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="checkpoint.pt of another run, or adapter.safetensors, to begin with",
+    )
     parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--steps", type=int, default=plan.steps)
     parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
@@ -45,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=plan.rate)
     parser.add_argument("--decay", type=float, default=plan.decay)
     parser.add_argument("--averaging", type=float, default=plan.averaging)
+    parser.add_argument("--dropout", type=float, default=plan.dropout, help="with --processes")
     parser.add_argument("--frozen-layers", type=int, default=plan.frozen_layers)
     parser.add_argument("--threads", type=int, default=plan.threads)
     parser.add_argument(
@@ -67,6 +74,7 @@ def main() -> None:
         rate=options.rate,
         decay=options.decay,
         averaging=options.averaging,
+        dropout=options.dropout,
         frozen_layers=options.frozen_layers,
         threads=options.threads if options.device == "cpu" else 1,
         seed=options.seed,
@@ -75,7 +83,8 @@ def main() -> None:
     torch.manual_seed(plan.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     base = read_base(options.base)
-    corpus = read_corpus(options.cases, options.written, options.without.split(","))
+    without = list(filter(None, options.without.split(",")))
+    corpus = read_corpus(options.cases, options.written, without)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
     model, encoder = _train(base, corpus, plan, options)
@@ -99,15 +108,20 @@ def _train(
     with ExitStack() as stack:
         batches = None
         if options.processes:
-            made = Batches(mixture, plan.packs_per_step, options.processes)
+            made = Batches(mixture, plan.packs_per_step, options.processes, by_length)
             batches = stack.enter_context(closing(made))
-        model = base.model().to(options.device)
+        model = _begin(base, options.start).to(options.device)
         trainer = Trainer(model, mixture, plan, options.out, batches)
         if options.resume:
             trainer.resume(options.resume)
         progress = trainer.run()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     return model, encoder
+
+
+def _begin(base: Base, start: Path | None) -> Llama:
+    adapter = start if start and start.suffix == ".safetensors" else None
+    return load_model(base, None if adapter else start, adapter)
 
 
 if __name__ == "__main__":

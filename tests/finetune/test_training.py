@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,7 +14,7 @@ pytest.importorskip("torch", reason="torch is not installed; only training needs
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
 import torch
-from router_training.batched import Batches, batch_log_probs, collate
+from router_training.batched import Batch, Batches, batch_log_probs, by_length, collate
 from router_training.cases import Case, Request, RouteText
 from router_training.encoding import EncodedDraw, Encoder
 from router_training.llama import Llama, LlamaShape, blocks_of_sight
@@ -173,7 +174,7 @@ def test_batches_have_the_probabilities_of_their_packs(mixture: Mixture[EncodedD
 
 
 def test_batches_are_made_in_order_by_other_processes(mixture: Mixture[EncodedDraw]) -> None:
-    batches = Batches(mixture, packs=2, processes=2)
+    batches = Batches(mixture, 2, 2, collate)
     try:
         made = [batches.batch(number) for number in range(4, 9)]
     finally:
@@ -183,3 +184,32 @@ def test_batches_are_made_in_order_by_other_processes(mixture: Mixture[EncodedDr
         expected = collate([mixture.draw(2 * number), mixture.draw(2 * number + 1)])
         assert (batch.ids == expected.ids).all()
         assert (batch.right == expected.right).all()
+
+
+def test_a_pack_far_longer_than_the_others_does_not_pad_them(
+    mixture: Mixture[EncodedDraw],
+) -> None:
+    usual = [mixture.draw(number) for number in range(6)]
+    ids = list(range(1, 400))
+    pack = pack_prompts([ids])
+    longer = replace(usual[0], pack=pack, right=usual[0].right[:1])
+    batches = by_length([*usual[:3], longer, *usual[3:]])
+    assert [len(batch.ids) for batch in batches] == [6, 1]
+    assert batches[0].ids.shape[1] < len(ids) <= batches[1].ids.shape[1]
+
+
+def test_dropout_is_for_training_alone(mixture: Mixture[EncodedDraw], tmp_path: Path) -> None:
+    class Watched:
+        """Batches that note what the model drops while it is trained."""
+
+        seen: ClassVar[list[float]] = []
+
+        def batch(self, number: int) -> list[Batch]:
+            self.seen.append(model.dropout)
+            return by_length([mixture.draw(number)])
+
+    model = tiny_model()
+    plan = Plan(minutes=5, steps=2, packs_per_step=1, dropout=0.1, frozen_layers=0)
+    Trainer(model, mixture, plan, tmp_path, Watched()).run()
+    assert Watched.seen == [0.1, 0.1]
+    assert model.dropout == 0.0

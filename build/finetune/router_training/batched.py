@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from router_training.llama import Attention, Llama, rotary_table, rotate
 
 _ALIGNED = 64
 """Lengths are a multiple of it: attention kernels want rows of masks aligned."""
+_LONGER = 1.25
+"""A pack so many times as long as the median pack of a step is padded with its like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,16 @@ def collate(draws: Sequence[EncodedDraw]) -> Batch:
     return Batch(ids, positions, bits, np.concatenate(read_at), labels, offered, right, tokens)
 
 
+def by_length(draws: Sequence[EncodedDraw]) -> list[Batch]:
+    """The draws of one step: the few packs that are far longer than the others by themselves, for
+    the others would be padded to their length."""
+    lengths = [len(draw.pack.ids) for draw in draws]
+    limit = _LONGER * float(np.median(lengths))
+    usual = [draw for draw, length in zip(draws, lengths, strict=True) if length <= limit]
+    longer = [draw for draw, length in zip(draws, lengths, strict=True) if length > limit]
+    return [collate(group) for group in (usual, longer) if group]
+
+
 def batch_log_probs(model: Llama, batch: Batch, device: torch.device) -> Tensor:
     """Natural-log probability of every candidate: [answers, candidates], -inf where none is."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -92,16 +104,20 @@ def _hidden(model: Llama, batch: Batch, device: torch.device) -> Tensor:
     ids, positions = _on(batch.ids, device), _on(batch.positions, device)
     bits = _on(batch.sees, device)
     places = torch.arange(7, -1, -1, device=device, dtype=torch.uint8)
-    mask = ((bits[..., None] >> places) & 1).flatten(2).bool()[:, None]
+    seen = ((bits[..., None] >> places) & 1).flatten(2).bool()[:, None]
     x = model.model.embed_tokens(ids)
     if torch.is_autocast_enabled(device.type):
         x = x.to(torch.get_autocast_dtype(device.type))
+    # Once for all layers: attention kernels turn a mask of bools into one of numbers each time.
+    mask = torch.zeros(seen.shape, dtype=x.dtype, device=device)
+    mask.masked_fill_(~seen, float("-inf"))
     cos, sin = rotary_table(positions.flatten(), model.shape, x.dtype)
     cos = cos.view(*positions.shape, -1)[:, None]
     sin = sin.view(*positions.shape, -1)[:, None]
     for layer in model.model.layers:
-        x = x + _attended(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        attended = _attended(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
+        x = x + functional.dropout(attended, model.dropout)
+        x = x + functional.dropout(layer.mlp(layer.post_attention_layernorm(x)), model.dropout)
     out: Tensor = model.model.norm(x.flatten(0, 1)[_on(batch.read_at, device)])
     return out
 
@@ -125,49 +141,63 @@ def _on(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-class Draws(Protocol):
-    def draw(self, number: int) -> EncodedDraw: ...
+Drawn = TypeVar("Drawn")
+Made = TypeVar("Made")
+Drawing = TypeVar("Drawing", covariant=True)
 
 
-_draws: Draws | None = None
+class Draws(Protocol[Drawing]):
+    def draw(self, number: int) -> Drawing: ...
+
+
+_draws: Draws[Any] | None = None
 """Of this process; inherited by the processes that draw."""
 
 
-class Batches:
+class Batches(Generic[Drawn, Made]):
     """Batches of draws, made ahead by processes of their own, in order.
 
     To be made before the accelerator is first used: processes are forked, to have the cases without
     copying them.
 
     Args:
-        packs: of a batch; batch `n` has the draws `n * packs` and on.
+        number: of draws in a batch; batch `n` has the draws `n * number` and on.
+        make: what makes a batch of draws; a function of a module, to be found by the processes.
     """
 
-    def __init__(self, draws: Draws, packs: int, processes: int) -> None:
+    def __init__(
+        self,
+        draws: Draws[Drawn],
+        number: int,
+        processes: int,
+        make: Callable[[Sequence[Drawn]], Made],
+    ) -> None:
         global _draws
         _draws = draws
-        self._packs = packs
+        self._number = number
+        self._make = make
         self._ahead = 3 * processes
         context = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(processes, mp_context=context)
-        self._waiting: deque[tuple[int, Future[Batch]]] = deque()
+        self._waiting: deque[tuple[int, Future[Made]]] = deque()
         # Forked now, not when the first batch is asked for.
         list(self._pool.map(abs, range(processes)))
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> Made:
         """Numbers are asked for in rising order, without gaps."""
         first = self._waiting[-1][0] + 1 if self._waiting else number
         for ahead in range(first, number + self._ahead):
-            self._waiting.append((ahead, self._pool.submit(_batch, ahead, self._packs)))
-        made, future = self._waiting.popleft()
-        if made != number:
-            raise ValueError(f"batch {number} was asked for, {made} is next")
+            made = self._pool.submit(_batch, self._make, ahead, self._number)
+            self._waiting.append((ahead, made))
+        ready, future = self._waiting.popleft()
+        if ready != number:
+            raise ValueError(f"batch {number} was asked for, {ready} is next")
         return future.result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _batch(number: int, packs: int) -> Batch:
+def _batch(make: Callable[[Sequence[Any]], Made], number: int, draws: int) -> Made:
     assert _draws is not None, "set before the processes were forked"
-    return collate([_draws.draw(number * packs + index) for index in range(packs)])
+    return make([_draws.draw(number * draws + index) for index in range(draws)])

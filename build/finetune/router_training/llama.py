@@ -115,12 +115,17 @@ class Body(nn.Module):
 
 
 class Llama(nn.Module):
-    """One packed sequence at a time: `ids` [length] with explicit positions and mask."""
+    """One packed sequence at a time: `ids` [length] with explicit positions and mask.
+
+    `dropout` is the share of what each layer adds that is left out while training in batches, and
+    0 at all other times.
+    """
 
     def __init__(self, shape: LlamaShape, recompute: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.recompute = recompute
+        self.dropout = 0.0
         self.model = Body(shape)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, read_at: Tensor) -> Tensor:

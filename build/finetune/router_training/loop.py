@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from router_training.running_time import RunningTime
 
 
 class MadeBatches(Protocol):
-    def batch(self, number: int) -> Batch: ...
+    def batch(self, number: int) -> Sequence[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Plan:
         frozen_layers: lowest layers that stay as they are, the embeddings with them.
         threads: packs worked on at once, one core each; on an accelerator one.
         averaging: weight of the past in the running average of the weights per step; 0 is off.
+        dropout: share of what each layer adds that is left out, on an accelerator.
         save_minutes: time between checkpoints.
     """
 
@@ -52,6 +54,7 @@ class Plan:
     frozen_layers: int = 10
     threads: int = 2
     averaging: float = 0.0
+    dropout: float = 0.0
     save_minutes: float = 10.0
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -116,7 +119,7 @@ class Trainer:
     def __init__(
         self,
         model: Llama,
-        draws: Draws,
+        draws: Draws[EncodedDraw],
         plan: Plan,
         folder: Path,
         batches: MadeBatches | None = None,
@@ -167,6 +170,7 @@ class Trainer:
         before, first, saved = self.progress.seconds, self.progress.step, 0.0
         torch.set_num_threads(1 if self.plan.threads > 1 else torch.get_num_threads())
         bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
+        self.model.dropout = self.plan.dropout
         with bar, RunningTime() as time, ThreadPoolExecutor(self.plan.threads) as workers:
             while (spent := self._share_spent(time.seconds, first)) < 1.0:
                 outcomes = self._step(workers, self._rate(spent))
@@ -176,6 +180,7 @@ class Trainer:
                 if time.seconds - saved > 60 * self.plan.save_minutes:
                     self.save()
                     saved = time.seconds
+        self.model.dropout = 0.0
         if self._average:
             self._adopt_average()
         self.save()
@@ -194,7 +199,8 @@ class Trainer:
 
     def _step(self, workers: ThreadPoolExecutor, rate: float) -> list[Outcome]:
         if self._batches is not None:
-            outcomes = [self._work_at_once(self._batches.batch(self.progress.step))]
+            batches = self._batches.batch(self.progress.step)
+            outcomes = [self._work_at_once(batch) for batch in batches]
         else:
             numbers = range(self.progress.packs, self.progress.packs + self.plan.packs_per_step)
             futures: list[Future[Outcome]] = [workers.submit(self._work, n) for n in numbers]
