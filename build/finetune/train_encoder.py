@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -17,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from router_training import memory
+from router_training.batched import Batches
 from router_training.cases import OTHER, Case
-from router_training.corpus import read_corpus
+from router_training.corpus import Corpus, read_corpus
+from router_training.encoder_batched import collate_texts
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_loop import EncoderPlan, EncoderTrainer
 from router_training.encoder_model import SecondOpinionModel, load_second_opinion
@@ -49,6 +52,10 @@ def arguments() -> argparse.Namespace:
         value = getattr(plan, field.name)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--requests-per-draw", type=int, default=24)
+    parser.add_argument(
+        "--processes", type=int, default=0, help="with an accelerator: processes that make draws"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
@@ -64,24 +71,39 @@ def main() -> None:
     corpus = read_corpus(options.cases, options.written, without)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
-    adapter = options.start if options.start and options.start.suffix == _ADAPTER else None
-    model = load_second_opinion(options.encoder, adapter, None)
+    model, encoder = _train(corpus, plan, options)
+    chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
+    scores = summary(_scored(model, encoder, chosen)) if chosen else {}
+    log.info("held out: %s", json.dumps(scores))
+    facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
+    write_record(options.out, {**facts, "device": options.device, "held_out": scores})
+
+
+def _train(
+    corpus: Corpus, plan: EncoderPlan, options: argparse.Namespace
+) -> tuple[SecondOpinionModel, TextsEncoder]:
+    """The averaged model."""
     texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
     encoder = TextsEncoder(texts, options.requests_per_draw)
     weights = dict(options.weight)
     mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed, weights=weights)
-    trainer = EncoderTrainer(model, mixture, plan, options.out)
-    if options.start and not adapter:
-        trainer.start_from(options.start)
-    if options.resume:
-        trainer.resume(options.resume)
-    progress = trainer.run()
+    adapter = options.start if options.start and options.start.suffix == _ADAPTER else None
+    with ExitStack() as stack:
+        batches = None
+        if options.processes:
+            # Before the model: the processes are forked, which CUDA does not bear.
+            made = Batches(mixture, plan.draws_per_step, options.processes, collate_texts)
+            batches = stack.enter_context(closing(made))
+        model = load_second_opinion(options.encoder, adapter, None).to(options.device)
+        trainer = EncoderTrainer(model, mixture, plan, options.out, batches)
+        if options.start and not adapter:
+            trainer.start_from(options.start)
+        if options.resume:
+            trainer.resume(options.resume)
+        progress = trainer.run()
     log.info("step %d, %d decisions", progress.step, progress.decisions)
-    chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
-    scores = summary(_scored(trainer.averaged.module, encoder, chosen)) if chosen else {}
-    log.info("held out: %s", json.dumps(scores))
-    facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
-    write_record(options.out, {**facts, "held_out": scores})
+    averaged: SecondOpinionModel = trainer.averaged.module.eval()
+    return averaged, encoder
 
 
 def _scored(model: SecondOpinionModel, encoder: TextsEncoder, cases: list[Case]) -> list[Scored]:

@@ -13,14 +13,22 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from router_training.encoder_batched import TextsBatch, batch_loss
 from router_training.encoder_draws import EncodedTexts
 from router_training.encoder_model import SecondOpinionModel, trained_weights
 from router_training.loop import Outcome, Progress, recent_means
 from router_training.running_time import RunningTime
 
+_NOTED_STEPS = 20
+"""Of an accelerator, what it has computed is read once in so many steps: each time waits for it."""
+
 
 class TextDraws(Protocol):
     def draw(self, number: int) -> EncodedTexts: ...
+
+
+class MadeTexts(Protocol):
+    def batch(self, number: int) -> TextsBatch: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,48 @@ class EncoderPlan:
     seed: int = 0
 
 
+@dataclass(slots=True)
+class _Unread:
+    """What the steps since the last reading have reported; `report` is on the device: the sum of
+    losses and the number of right answers."""
+
+    report: Tensor
+    decisions: int = 0
+    tokens: int = 0
+
+    def add(self, report: Tensor, batch: TextsBatch) -> None:
+        self.report += report
+        self.decisions += batch.decisions
+        self.tokens += batch.tokens
+
+    def read(self) -> Outcome:
+        """Waits for the device, and begins anew."""
+        loss, right = self.report.tolist()
+        outcome = Outcome(loss, round(right), self.decisions, self.tokens)
+        self.report.zero_()
+        self.decisions = self.tokens = 0
+        return outcome
+
+
 class EncoderTrainer:
-    """Trains `model` in place. `folder` receives `checkpoint.pt`, `progress.json`."""
+    """Trains `model` in place, on the device that it is on. `folder` receives `checkpoint.pt`,
+    `progress.json`.
+
+    Args:
+        batches: the same draws, those of a step at once, for an accelerator.
+    """
 
     def __init__(
-        self, model: SecondOpinionModel, draws: TextDraws, plan: EncoderPlan, folder: Path
+        self,
+        model: SecondOpinionModel,
+        draws: TextDraws,
+        plan: EncoderPlan,
+        folder: Path,
+        batches: MadeTexts | None = None,
     ) -> None:
         self.model = model
+        self.device = model.second_opinion.scales.device
+        self._batches = batches
         self.draws = draws
         self.plan = plan
         self.folder = folder
@@ -74,8 +117,12 @@ class EncoderTrainer:
             ],
             lr=plan.rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
-        self._recent: deque[Outcome] = deque(maxlen=20 * plan.draws_per_step)
+        # Of batches, one outcome stands for all the steps since the last one was read.
+        kept = 1 if batches else _NOTED_STEPS * plan.draws_per_step
+        self._recent: deque[Outcome] = deque(maxlen=kept)
+        self._unread = _Unread(torch.zeros(2, device=self.device))
         folder.mkdir(parents=True, exist_ok=True)
 
     def start_from(self, path: Path) -> None:
@@ -93,7 +140,8 @@ class EncoderTrainer:
         self.progress = Progress(**state["progress"])
 
     def save(self) -> None:
-        """Written beside and renamed, so that a stop in between leaves the last one whole."""
+        """Written beside and renamed, so that a stop in between leaves the last one whole. Of
+        tensors on the CPU, which load on every machine."""
         state = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.module.state_dict(),
@@ -102,7 +150,7 @@ class EncoderTrainer:
             "plan": asdict(self.plan),
         }
         beside = self.folder / "checkpoint.pt.part"
-        torch.save(state, beside)
+        torch.save(_on_cpu(state), beside)
         beside.replace(self.folder / "checkpoint.pt")
         (self.folder / "progress.json").write_text(json.dumps(asdict(self.progress)) + "\n")
 
@@ -135,7 +183,7 @@ class EncoderTrainer:
         return warm * max(0.02, min(1.0, left))
 
     def _step(self, share: float) -> list[Outcome]:
-        outcomes = [self._work(self.progress.packs + n) for n in range(self.plan.draws_per_step)]
+        outcomes = self._gradients()
         torch.nn.utils.clip_grad_norm_(self._body, self.plan.clip)
         rates = (self.plan.rate, self.plan.head_rate)
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
@@ -144,16 +192,33 @@ class EncoderTrainer:
         self._optimizer.zero_grad()
         self.averaged.update_parameters(self.model)
         self.progress.step += 1
-        self.progress.packs += len(outcomes)
-        self.progress.tokens += sum(outcome.tokens for outcome in outcomes)
-        self.progress.decisions += sum(outcome.decisions for outcome in outcomes)
+        self.progress.packs += self.plan.draws_per_step
         return outcomes
+
+    def _gradients(self) -> list[Outcome]:
+        """Adds those of the draws of a step."""
+        if self._batches is None:
+            numbers = range(self.progress.packs, self.progress.packs + self.plan.draws_per_step)
+            outcomes = [self._work(number) for number in numbers]
+            self._count(sum(o.decisions for o in outcomes), sum(o.tokens for o in outcomes))
+            return outcomes
+        batch = self._batches.batch(self.progress.packs // self.plan.draws_per_step)
+        loss, report = batch_loss(self.model, batch, self.device)
+        loss.backward()
+        self._count(batch.decisions, batch.tokens)
+        self._unread.add(report, batch)
+        noted = (self.progress.step + 1) % _NOTED_STEPS == 0
+        return [self._unread.read()] if noted else []
+
+    def _count(self, decisions: int, tokens: int) -> None:
+        self.progress.decisions += decisions
+        self.progress.tokens += tokens
 
     def _work(self, number: int) -> Outcome:
         """Adds the gradients of one draw."""
         encoded = self.draws.draw(number)
         logits: Tensor = self.model(encoded.requests, encoded.routes)
-        right = torch.from_numpy(encoded.right)
+        right = torch.from_numpy(encoded.right).to(self.device)
         losses = -logits.log_softmax(-1).masked_fill(~right, float("-inf")).logsumexp(-1)
         (losses.mean() / self.plan.draws_per_step).backward()
         hits = right.gather(1, logits.argmax(-1, keepdim=True)).sum()
@@ -161,7 +226,7 @@ class EncoderTrainer:
 
     def _note(self, outcomes: list[Outcome]) -> None:
         self._recent.extend(outcomes)
-        if self.progress.step % 20 == 0:
+        if self.progress.step % _NOTED_STEPS == 0:
             loss, accuracy = recent_means(self._recent)
             self.progress.losses.append((self.progress.step, round(loss, 4), round(accuracy, 4)))
 
@@ -175,3 +240,13 @@ class EncoderTrainer:
             refresh=False,
         )
         bar.update(0)
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state

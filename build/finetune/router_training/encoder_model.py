@@ -61,16 +61,28 @@ class SecondOpinionModel(nn.Module):
     def states(self, texts: Sequence[Text]) -> list[Tensor]:
         """[tokens, hidden] of each text, of the last layer."""
         groups = _of_like_length(texts)
-        padded = [_padded([texts[index] for index in group]) for group in groups]
-        hidden = torch.cat([self.embeddings(ids, types).flatten(0, 1) for ids, types, _ in padded])
+        device = self.second_opinion.scales.device
+        padded = [_padded([texts[index] for index in group], device) for group in groups]
+        hidden = self.hidden(padded)
         there = [tokens for _, _, tokens in padded]
-        for layer in self.encoder.layer:
-            hidden = layer(hidden, there)
         states: list[Tensor] = [torch.empty(0)] * len(texts)
         for group, rows in zip(groups, _unstacked(hidden, there), strict=True):
             for row, index in enumerate(group):
                 states[index] = rows[row, : len(texts[index][0])]
         return states
+
+    def hidden(self, groups: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """States of the last layer of all groups' tokens, padding included: [tokens, hidden].
+
+        Args:
+            groups: ids, types, and where there is a token; [texts, longest] each.
+        """
+        hidden = torch.cat([self.embeddings(ids, types).flatten(0, 1) for ids, types, _ in groups])
+        there = [tokens for _, _, tokens in groups]
+        masks = [_mask(tokens, hidden.dtype) for tokens in there]
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, there, masks)
+        return hidden
 
     def head_parameters(self) -> list[nn.Parameter]:
         """What the base has not."""
@@ -167,20 +179,23 @@ class _Layer(nn.Module):
         self.intermediate.dense = nn.Linear(hidden, inner)
         self.output = _output(inner, hidden, a.norm_eps)
 
-    def forward(self, hidden: Tensor, there: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, there: Sequence[Tensor], masks: Sequence[Tensor | None]
+    ) -> Tensor:
         """The tokens of all texts at once, [tokens, hidden], since larger products are faster; only
         attention goes group by group.
 
         Args:
             there: of each group, where it has a token: [texts, longest].
+            masks: of each group, for attention; None where nothing is padded.
         """
         own = self.attention.self
         projected = (own.query(hidden), own.key(hidden), own.value(hidden))
         joined = torch.cat(
             [
-                self._attended(query, key, value, tokens)
-                for tokens, query, key, value in zip(
-                    there, *(_unstacked(one, there) for one in projected), strict=True
+                self._attended(query, key, value, mask)
+                for mask, query, key, value in zip(
+                    masks, *(_unstacked(one, there) for one in projected), strict=True
                 )
             ]
         )
@@ -190,12 +205,11 @@ class _Layer(nn.Module):
         normed: Tensor = self.output.LayerNorm(hidden + self.output.dense(inner))
         return normed
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, there: Tensor) -> Tensor:
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         rows, length, _ = query.shape
         query, key, value = (
             one.view(rows, length, self._heads, -1).transpose(1, 2) for one in (query, key, value)
         )
-        mask = None if there.all() else there[:, None, None, :]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -231,17 +245,30 @@ def _of_like_length(texts: Sequence[Text]) -> list[list[int]]:
     return groups
 
 
-def _padded(texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, types, and where there is a token: [texts, longest] each."""
     ids, there = _stacked([torch.tensor(ids) for ids, _ in texts])
     types, _ = _stacked([torch.tensor(types) for _, types in texts])
-    return ids, types, there
+    return ids.to(device), types.to(device), there.to(device)
+
+
+def _mask(there: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """For attention, [texts, 1, 1, longest]; on an accelerator never None, since that would have to
+    wait for it, and made of numbers, since kernels turn one of bools into them in every layer."""
+    seen = there[:, None, None, :]
+    if there.device.type == "cpu":
+        return None if there.all() else seen
+    if torch.is_autocast_enabled(there.device.type):
+        dtype = torch.get_autocast_dtype(there.device.type)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 def _stacked(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """[rows, longest, ...] and where it is no filler: [rows, longest]."""
-    lengths = torch.tensor([len(row) for row in rows])
-    there = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    lengths = [len(row) for row in rows]
+    device = rows[0].device
+    places = torch.arange(max(lengths), device=device)
+    there = places[None] < torch.tensor(lengths, device=device)[:, None]
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), there
 
 
