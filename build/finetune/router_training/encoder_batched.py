@@ -23,7 +23,8 @@ from router_training.encoder_model import SecondOpinionModel, Text
 
 _ALIGNED = 8
 """Lengths are a multiple of it: attention kernels want rows of masks aligned."""
-_LENGTH_RATIO = 1.5
+_LENGTH_RATIO = 1.3
+"""Of the lengths of two buckets: a bucket more costs some kernels a layer."""
 _COMPARED = 1 << 26
 """Pairs of tokens, padding included, that are compared at once: 0.25 GiB in float32, of which a
 few copies are kept for the gradients."""
@@ -162,13 +163,13 @@ class _Placed:
 def _bucketed(texts: Sequence[Text]) -> tuple[list[Bucket], NDArray[np.int64]]:
     """The buckets, and where each text begins in their tokens."""
     groups: list[list[int]] = []
-    longest = 0
+    widest = 0
     # From the longest down, so that a bucket's length is known when it is begun.
     for index in sorted(range(len(texts)), key=lambda i: -len(texts[i][0])):
-        length = len(texts[index][0])
-        if not groups or length * _LENGTH_RATIO + _ALIGNED < longest:
+        width = _aligned(len(texts[index][0]))
+        if not groups or width * _LENGTH_RATIO < widest:
             groups.append([])
-            longest = length
+            widest = width
         groups[-1].append(index)
     starts = np.zeros(len(texts), np.int64)
     buckets, before = [], 0
@@ -183,12 +184,16 @@ def _bucketed(texts: Sequence[Text]) -> tuple[list[Bucket], NDArray[np.int64]]:
 
 def _bucket(texts: Sequence[Text]) -> Bucket:
     lengths = np.array([len(ids) for ids, _ in texts], np.int64)
-    width = -(-int(lengths.max()) // _ALIGNED) * _ALIGNED
+    width = _aligned(int(lengths.max()))
     ids, types = np.zeros((2, len(texts), width), np.int32)
     for row, (own_ids, own_types) in enumerate(texts):
         ids[row, : len(own_ids)] = own_ids
         types[row, : len(own_types)] = own_types
     return Bucket(ids, types, lengths)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // _ALIGNED) * _ALIGNED
 
 
 def _of_like_size(placed: Sequence[_Placed]) -> list[list[_Placed]]:
