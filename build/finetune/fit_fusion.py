@@ -76,7 +76,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cuda computes in bfloat16, the CPU engine in float32: probabilities differ a little",
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON, for export.py describe")
     return parser.parse_args()
 

@@ -60,7 +60,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--save-minutes", type=float, default=plan.save_minutes)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.start and options.resume:
+        parser.error("--start begins another run, --resume goes on with one: give one of the two")
+    if options.dropout and not options.processes:
+        parser.error("--dropout works on batches alone: add --processes")
+    return options
 
 
 def main() -> None:

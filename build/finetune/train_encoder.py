@@ -56,7 +56,10 @@ def arguments() -> argparse.Namespace:
         "--processes", type=int, default=0, help="with an accelerator: processes that make draws"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.start and options.resume:
+        parser.error("--start begins another run, --resume goes on with one: give one of the two")
+    return options
 
 
 def main() -> None:

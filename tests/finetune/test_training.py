@@ -213,3 +213,35 @@ def test_dropout_is_for_training_alone(mixture: Mixture[EncodedDraw], tmp_path: 
     Trainer(model, mixture, plan, tmp_path, Watched()).run()
     assert Watched.seen == [0.1, 0.1]
     assert model.dropout == 0.0
+
+
+def test_what_is_frozen_is_said_anew_for_each_run() -> None:
+    model = tiny_model()
+    model.freeze(2)
+    model.freeze(1)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(name.startswith(("model.layers.0.", "model.embed_tokens.")) for name in frozen)
+
+
+def test_noted_losses_are_of_the_steps_since_the_last_note(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    losses: list[float] = []
+
+    class Watched(Trainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            losses.append(outcomes[0].loss / outcomes[0].decisions)
+            super()._note(outcomes)
+
+    class Made:
+        def batch(self, number: int) -> list[Batch]:
+            return [collate([mixture.draw(0)])]
+
+    plan = Plan(minutes=5, steps=40, packs_per_step=8, rate=5e-3, decay=0, frozen_layers=0)
+    progress = Watched(tiny_model(), mixture, plan, tmp_path, Made()).run()
+    noted = [loss for _, loss, _ in progress.losses]
+    assert noted == [
+        pytest.approx(sum(losses[:20]) / 20, abs=1e-3),
+        pytest.approx(sum(losses[20:]) / 20, abs=1e-3),
+    ]

@@ -160,7 +160,9 @@ class Llama(nn.Module):
         return hidden.float() @ rows.float().T
 
     def freeze(self, lowest_layers: int) -> None:
-        """Keep the embeddings and the lowest layers as they are: nothing flows back into them."""
+        """Keep the embeddings and the lowest layers as they are: nothing flows back into them. All
+        else is trained, whatever was frozen before."""
+        self.requires_grad_(True)
         self.model.embed_tokens.weight.requires_grad_(False)
         for layer in list(self.model.layers)[:lowest_layers]:
             layer.requires_grad_(False)

@@ -23,8 +23,9 @@ def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None 
     if checkpoint:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
-        for parameter, average in zip(trained_of(model, state), state["average"], strict=False):
-            parameter.data.copy_(average)
+        if state["average"]:
+            for parameter, average in zip(trained_of(model, state), state["average"], strict=True):
+                parameter.data.copy_(average)
     if adapter:
         weights = open_merged(base.path, open_adapter(adapter)).weights
         merged = {name: np.array(weights.tensor(name), np.float32) for name in base.weights}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,8 @@ from router_training.batched import Batch, Draws, batch_log_probs
 from router_training.encoding import EncodedDraw
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
+
+_NOTED_STEPS = 20
 
 
 class MadeBatches(Protocol):
@@ -141,7 +143,7 @@ class Trainer:
             fused=True,
         )
         self._average: list[Tensor] = []
-        self._recent: deque[Outcome] = deque(maxlen=20 * plan.packs_per_step)
+        self._recent: deque[list[Outcome]] = deque(maxlen=_NOTED_STEPS)
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, path: Path) -> None:
@@ -253,14 +255,17 @@ class Trainer:
             parameter.data.copy_(average)
 
     def _note(self, outcomes: list[Outcome]) -> None:
-        self._recent.extend(outcomes)
-        if self.progress.step % 20 == 0:
-            loss, accuracy = recent_means(self._recent)
+        self._recent.append(outcomes)
+        if self.progress.step % _NOTED_STEPS == 0:
+            loss, accuracy = self._recent_means()
             self.progress.losses.append((self.progress.step, round(loss, 4), round(accuracy, 4)))
+
+    def _recent_means(self) -> tuple[float, float]:
+        return recent_means([outcome for step in self._recent for outcome in step])
 
     def _show(self, bar: tqdm[Any], before: float) -> None:
         seconds = self.progress.seconds - before
-        loss, accuracy = recent_means(self._recent)
+        loss, accuracy = self._recent_means()
         bar.n = min(round(seconds), bar.total)
         rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
         bar.set_postfix_str(
@@ -271,7 +276,7 @@ class Trainer:
         bar.update(0)
 
 
-def recent_means(outcomes: deque[Outcome]) -> tuple[float, float]:
+def recent_means(outcomes: Collection[Outcome]) -> tuple[float, float]:
     """Loss and accuracy per decision."""
     decisions = max(1, sum(outcome.decisions for outcome in outcomes))
     loss = sum(outcome.loss for outcome in outcomes) / decisions
