@@ -37,9 +37,9 @@ a server that computes one request after the other would else be taken for secon
 policy. It is what a pass of the CPU engine takes (`CpuRepositoryOptions.max_pass_tokens`)."""
 
 GAP_TOKENS = 32
-"""Likewise of what nobody asked for, as a policy's next revision, while decisions are made, which
-must not wait for it: on two CPU cores they take 90 ms, half as long as a decision. Fewer would take
-hardly less, for a pass has to read all of the weights."""
+"""Likewise of a policy's next revision while decisions are made, which must not wait for it: on two
+CPU cores they take 90 ms, half as long as a decision. Fewer would take hardly less, for a pass has
+to read all of the weights."""
 
 _GAP_LOOK_S = 0.005
 
@@ -67,7 +67,7 @@ class Warmth:
             answered `warming` come back within that time.
         load: of the model server; warming counts as work.
         piece_tokens: most tokens of a prefix that one call computes.
-        gap_tokens: likewise, of what nobody asked for while decisions are made.
+        gap_tokens: likewise, of a next revision while decisions are made.
         patience_s: how long each of its pieces may wait for a gap between decisions; what one does
             not use is left to the others. A server that is always busy gets them all the same.
         in_time_s: what a decision may take. A server that was only late is asked for one within
@@ -277,11 +277,8 @@ class Warmth:
         for compiled in policies:
             # At the start nobody asks yet, and being ready soon is what counts. It ends with the
             # first request, of whatever policy: behind piece after piece it would be too late.
-            if unasked:
-                if self._asked:
-                    await self._until_quiet()
-                await self._warm_in_gaps(compiled, model, held=0)
-                continue
+            if unasked and self._asked:
+                await self._until_quiet()
             if compiled.ref.digest in self._warm:
                 continue
             try:
@@ -317,8 +314,7 @@ class Warmth:
         patience_s = min(self._patience_s * pieces, self._timeout_s / 2)
         try:
             while at < len(ids):
-                if self._asked:
-                    patience_s -= await self._until_gap(patience_s)
+                patience_s -= await self._until_gap(patience_s)
                 end = min(at + self._next_tokens(), len(ids))
                 piece = _piece(range(start, len(ids)), at, end, prompt.route_texts)
                 # So small, they would have decisions refused that can be made in time.

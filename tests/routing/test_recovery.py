@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,13 +16,12 @@ from sidecar.core.model import (
     LabelLogits,
     ModelOutput,
     Prompt,
-    RouteTexts,
     SecondOpinionIds,
 )
 from sidecar.inference.load import Load
 from sidecar.routing import Warmth
 from tests.doubles import StubModel, StubPrompt
-from tests.routing.warming import NAMES, POLICIES, in_pieces, long_policy, settle, warmed, warmth
+from tests.routing.warming import NAMES, POLICIES, in_pieces, settle, warmed, warmth
 from tests.waiting import until
 
 
@@ -100,31 +98,6 @@ async def test_the_first_request_ends_that_haste() -> None:
     await settle()
 
     assert warmed(model) == ["default"]
-
-
-async def test_a_policy_under_way_when_the_first_request_comes_goes_on_in_small_pieces() -> None:
-    class Asked(StubModel):
-        """The first request comes while the first piece of the second policy is computed."""
-
-        async def warm(
-            self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
-        ) -> None:
-            warm.is_warm(POLICIES["default"])
-            await super().warm(prefix_ids, timeout_s, routes)
-
-    warm = Warmth(
-        lambda: [POLICIES["default"], long_policy(45)],
-        timeout_s=1,
-        busy=lambda: False,
-        quiet_s=0,
-        piece_tokens=20,
-        gap_tokens=10,
-    )
-    model = Asked()
-    await warm.recover(model, only_late=False)
-    await until(lambda: warm.holds("long"))
-
-    assert [len(ids) for ids in model.warmed if len(ids) > 1] == [20, 30, 40, 45]
 
 
 async def test_without_any_policy_an_outage_ends_at_once() -> None:
