@@ -33,7 +33,7 @@ from router_training.answers import (
     AnswerEncoder,
     EncodedAnswers,
     answer_log_probs,
-    apart_by_length,
+    answers_by_length,
     collate_answers,
 )
 from router_training.base import read_base
@@ -77,7 +77,7 @@ def _step_batches(step: int) -> list[AnswerBatch]:
     assert _material is not None
     first = step * _material.packs_per_step
     numbers = range(first, first + _material.packs_per_step)
-    return apart_by_length([_material.draws.draw(number) for number in numbers])
+    return answers_by_length([_material.draws.draw(number) for number in numbers])
 
 
 def _group_packs(index: int) -> list[tuple[EncodedAnswers, Sequence[Case]]]:

@@ -17,7 +17,7 @@ from router_training.answers import (
     AnswerEncoder,
     Prefix,
     answer_log_probs,
-    apart_by_length,
+    answers_by_length,
     collate_answers,
     partings,
     prefix_of,
@@ -222,6 +222,6 @@ def test_draws_of_a_step_keep_all_their_requests(tokenizer: HfTokenizer) -> None
     encoder = AnswerEncoder(tokenizer, "name", max_prompt=512, max_pack=512)
     draws = build_mixture({"own": forty_cases()}, [], encoder, seed=0)
     encoded = [draws.draw(number) for number in range(6)]
-    batches = apart_by_length(encoded)
+    batches = answers_by_length(encoded)
     assert sum(len(b.right) for b in batches) == sum(len(one.right) for one in encoded)
     assert sum(b.tokens for b in batches) == sum(len(one.pack.ids) for one in encoded)

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_training.batched import _hidden
+from router_training.batched import apart_by_length, hidden_states, padded
 from router_training.cases import OTHER, Draw, RouteText
-from router_training.encoding import _common, conversation_of, policy_of
+from router_training.encoding import common_prefix, conversation_of, policy_of
 from router_training.llama import Llama
 from router_training.packing import Pack, pack_prompts
 from sidecar.core.errors import SidecarError
@@ -36,11 +36,7 @@ ANSWERS: tuple[Answer, ...] = get_args(Answer)
 
 Ids = tuple[int, ...]
 
-_ALIGNED = 64
-"""Lengths are a multiple of it: attention kernels want rows of masks aligned."""
 _OTHER_LINE = f"\n- {OTHER}: no route fits, or the request is finished"
-_LONGER = 1.25
-"""A pack so many times as long as the median pack of a step is padded with its like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +201,9 @@ class AnswerEncoder:
             wanted = frozenset(np.flatnonzero(right).tolist())
             read = [node for node in nodes if self.every or not wanted.isdisjoint(node.candidates)]
             answer_tokens = {n.path[:end] for n in read for end in range(1, len(n.path) + 1)}
-            length += len(suffix) - max((_common(suffix, one.suffix) for one in asked), default=0)
+            length += len(suffix) - max(
+                (common_prefix(suffix, one.suffix) for one in asked), default=0
+            )
             length += len(answer_tokens)
             if asked and length > self.max_pack:
                 break
@@ -285,35 +283,26 @@ class AnswerBatch:
 
 
 def collate_answers(draws: Sequence[EncodedAnswers]) -> AnswerBatch:
-    longest = max(len(draw.pack.ids) for draw in draws)
-    length = -(-longest // _ALIGNED) * _ALIGNED
+    packs = padded([draw.pack for draw in draws])
     width = max(len(draw.names) for draw in draws)
     requests = sum(len(draw.right) for draw in draws)
-    ids = np.zeros((len(draws), length), np.int64)
-    positions = np.zeros((len(draws), length), np.int64)
-    # Padding sees itself: a row that sees nothing has no softmax.
-    sees = np.repeat(np.eye(length, dtype=np.bool_)[None], len(draws), 0)
     whole = np.zeros((requests, width), np.bool_)
     right = np.zeros((requests, width), np.bool_)
-    read_at, nodes, edges, cells = [], [], [], []
+    nodes, edges, cells = [], [], []
     row = node = edge = 0
-    for index, draw in enumerate(draws):
-        size, asked, names = len(draw.pack.ids), len(draw.right), len(draw.names)
-        ids[index, :size] = draw.pack.ids
-        positions[index, :size] = draw.pack.positions
-        sees[index, :size, :size] = draw.pack.mask
+    for draw in draws:
+        asked, names = len(draw.right), len(draw.names)
         whole[row : row + asked, :names] = draw.whole
         right[row : row + asked, :names] = draw.right
-        read_at.append(draw.pack.read_at + index * length)
         nodes.append(draw.edge_node + node)
         edges.append(draw.step_edge + edge)
         cells.append((draw.step_request + row) * width + draw.step_candidate)
-        row, node, edge = row + asked, node + len(read_at[-1]), edge + len(nodes[-1])
+        row, node, edge = row + asked, node + len(draw.pack.read_at), edge + len(nodes[-1])
     return AnswerBatch(
-        ids=ids,
-        positions=positions,
-        sees=np.packbits(sees, axis=-1),
-        read_at=np.concatenate(read_at),
+        ids=packs.ids,
+        positions=packs.positions,
+        sees=packs.sees,
+        read_at=packs.read_at,
         edge_node=np.concatenate(nodes),
         edge_column=np.concatenate([draw.edge_column for draw in draws]),
         edge_token=np.concatenate([draw.edge_token for draw in draws]),
@@ -321,25 +310,20 @@ def collate_answers(draws: Sequence[EncodedAnswers]) -> AnswerBatch:
         step_cell=np.concatenate(cells),
         whole=whole,
         right=right,
-        tokens=sum(len(draw.pack.ids) for draw in draws),
+        tokens=packs.tokens,
     )
 
 
-def apart_by_length(draws: Sequence[EncodedAnswers]) -> list[AnswerBatch]:
-    """The few packs that are far longer than the others by themselves, for the others would be
-    padded to their length."""
-    limit = _LONGER * float(np.median([len(draw.pack.ids) for draw in draws]))
-    usual = [draw for draw in draws if len(draw.pack.ids) <= limit]
-    longer = [draw for draw in draws if len(draw.pack.ids) > limit]
-    return [collate_answers(group) for group in (usual, longer) if group]
+def answers_by_length(draws: Sequence[EncodedAnswers]) -> list[AnswerBatch]:
+    """The draws of one step."""
+    return [collate_answers(group) for group in apart_by_length(draws)]
 
 
 def answer_log_probs(model: Llama, batch: AnswerBatch, device: torch.device) -> Tensor:
     """Natural-log probability of every candidate, -inf where it is not `whole`:
     [requests, candidates]."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        # It takes of a batch what both kinds of them have.
-        hidden = _hidden(model, batch, device)  # type: ignore[arg-type]
+        hidden = hidden_states(model, batch, device)
     node, column = _on(batch.edge_node, device), _on(batch.edge_column, device)
     rows = model.model.embed_tokens.weight[_on(batch.edge_token, device)]
     logits = (hidden.float().index_select(0, node) * rows.float()).sum(-1)

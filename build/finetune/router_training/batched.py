@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from router_training.encoding import EncodedDraw
 from router_training.llama import Attention, Llama, rotary_table, rotate
+from router_training.packing import Pack
 
 _ALIGNED = 64
 """Lengths are a multiple of it: attention kernels want rows of masks aligned."""
@@ -51,56 +52,108 @@ class Batch:
     tokens: int
 
 
+class Padded(Protocol):
+    """What the model reads of a batch; see `Batch`."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]: ...
+    @property
+    def positions(self) -> NDArray[np.int64]: ...
+    @property
+    def sees(self) -> NDArray[np.uint8]: ...
+    @property
+    def read_at(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedPacks:
+    """Packs side by side, padded at their ends; see `Batch`."""
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    sees: NDArray[np.uint8]
+    read_at: NDArray[np.int64]
+    tokens: int
+
+
+def padded(packs: Sequence[Pack]) -> PaddedPacks:
+    longest = max(len(pack.ids) for pack in packs)
+    length = -(-longest // _ALIGNED) * _ALIGNED
+    ids = np.zeros((len(packs), length), np.int64)
+    positions = np.zeros((len(packs), length), np.int64)
+    # Padding sees itself: a row that sees nothing has no softmax.
+    sees = np.repeat(np.eye(length, dtype=np.bool_)[None], len(packs), 0)
+    for index, pack in enumerate(packs):
+        size = len(pack.ids)
+        ids[index, :size] = pack.ids
+        positions[index, :size] = pack.positions
+        sees[index, :size, :size] = pack.mask
+    read_at = [pack.read_at + index * length for index, pack in enumerate(packs)]
+    tokens = sum(len(pack.ids) for pack in packs)
+    bits = np.packbits(sees, axis=-1)
+    return PaddedPacks(ids, positions, bits, np.concatenate(read_at), tokens)
+
+
 def collate(draws: Sequence[EncodedDraw]) -> Batch:
     """The packs of `draws`, padded at their ends; their answers one after another."""
-    longest = max(len(draw.pack.ids) for draw in draws)
-    length = -(-longest // _ALIGNED) * _ALIGNED
+    packs = padded([draw.pack for draw in draws])
     candidates = max(len(draw.labels) for draw in draws)
     answers = sum(len(draw.right) for draw in draws)
-    ids = np.zeros((len(draws), length), np.int64)
-    positions = np.zeros((len(draws), length), np.int64)
-    # Padding sees itself: a row that sees nothing has no softmax.
-    sees = np.repeat(np.eye(length, dtype=np.bool_)[None], len(draws), 0)
     labels = np.zeros((answers, candidates), np.int64)
     offered = np.zeros((answers, candidates), np.bool_)
     right = np.zeros((answers, candidates), np.bool_)
-    read_at = []
     row = 0
-    for index, draw in enumerate(draws):
-        size, asked, names = len(draw.pack.ids), len(draw.right), len(draw.labels)
-        ids[index, :size] = draw.pack.ids
-        positions[index, :size] = draw.pack.positions
-        sees[index, :size, :size] = draw.pack.mask
-        read_at.append(draw.pack.read_at + index * length)
+    for draw in draws:
+        asked, names = len(draw.right), len(draw.labels)
         labels[row : row + asked, :names] = draw.labels
         offered[row : row + asked, :names] = True
         right[row : row + asked, :names] = draw.right
         row += asked
-    tokens = sum(len(draw.pack.ids) for draw in draws)
-    bits = np.packbits(sees, axis=-1)
-    return Batch(ids, positions, bits, np.concatenate(read_at), labels, offered, right, tokens)
+    return Batch(
+        ids=packs.ids,
+        positions=packs.positions,
+        sees=packs.sees,
+        read_at=packs.read_at,
+        labels=labels,
+        offered=offered,
+        right=right,
+        tokens=packs.tokens,
+    )
+
+
+class HasPack(Protocol):
+    @property
+    def pack(self) -> Pack: ...
+
+
+Packed = TypeVar("Packed", bound=HasPack)
+
+
+def apart_by_length(draws: Sequence[Packed]) -> list[list[Packed]]:
+    """The few whose packs are far longer than the others by themselves, for the others would be
+    padded to their length."""
+    limit = _LONGER * float(np.median([len(draw.pack.ids) for draw in draws]))
+    usual = [draw for draw in draws if len(draw.pack.ids) <= limit]
+    longer = [draw for draw in draws if len(draw.pack.ids) > limit]
+    return [group for group in (usual, longer) if group]
 
 
 def by_length(draws: Sequence[EncodedDraw]) -> list[Batch]:
-    """The draws of one step: the few packs that are far longer than the others by themselves, for
-    the others would be padded to their length."""
-    lengths = [len(draw.pack.ids) for draw in draws]
-    limit = _LONGER * float(np.median(lengths))
-    usual = [draw for draw, length in zip(draws, lengths, strict=True) if length <= limit]
-    longer = [draw for draw, length in zip(draws, lengths, strict=True) if length > limit]
-    return [collate(group) for group in (usual, longer) if group]
+    """The draws of one step."""
+    return [collate(group) for group in apart_by_length(draws)]
 
 
 def batch_log_probs(model: Llama, batch: Batch, device: torch.device) -> Tensor:
     """Natural-log probability of every candidate: [answers, candidates], -inf where none is."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        hidden = _hidden(model, batch, device)
+        hidden = hidden_states(model, batch, device)
     rows = model.model.embed_tokens.weight[_on(batch.labels, device)].float()
     logits = torch.einsum("ah,ach->ac", hidden.float(), rows)
     return logits.masked_fill(~_on(batch.offered, device), float("-inf")).log_softmax(-1)
 
 
-def _hidden(model: Llama, batch: Batch, device: torch.device) -> Tensor:
+def hidden_states(model: Llama, batch: Padded, device: torch.device) -> Tensor:
+    """After the final norm, where the batch is read: [reads, hidden]."""
     ids, positions = _on(batch.ids, device), _on(batch.positions, device)
     bits = _on(batch.sees, device)
     places = torch.arange(7, -1, -1, device=device, dtype=torch.uint8)

@@ -79,7 +79,7 @@ class Encoder:
         length = len(compiled.prefix_ids)
         for request in draw.requests:
             suffix = compiled.render(conversation_of(request)).suffix_ids
-            length += len(suffix) - max((_common(suffix, s) for s in suffixes), default=0)
+            length += len(suffix) - max((common_prefix(suffix, s) for s in suffixes), default=0)
             if suffixes and length > self.max_pack:
                 break
             suffixes.append(suffix)
@@ -90,7 +90,7 @@ class Encoder:
         )
 
 
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
     count = 0
     for a, b in zip(one, two, strict=False):
         if a != b:
