@@ -39,6 +39,7 @@ from router_training.answers import (
 from router_training.base import read_base
 from router_training.cases import Case, Draw, RouteText, read_cases
 from router_training.corpus import Corpus, read_corpus
+from router_training.descent import Descent
 from router_training.llama import Llama
 from router_training.loop import Plan, total_loss
 from router_training.mixture import Mixture, build_mixture
@@ -141,16 +142,7 @@ class Training:
         self._model = model
         self._plan = plan
         self._device = next(model.parameters()).device
-        model.freeze(plan.frozen_layers)
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained,
-            lr=plan.rate,
-            betas=(0.9, 0.98),
-            weight_decay=plan.weight_decay,
-            fused=True,
-        )
-        self._average: list[torch.Tensor] = []
+        self._descent = Descent(model, plan)
         self.progress = Progress()
 
     def run(self, batches: Iterator[list[AnswerBatch]]) -> Progress:
@@ -161,7 +153,7 @@ class Training:
         recent: list[tuple[float, int]] = []
         with RunningTime() as time:
             while (spent := self._share_spent(time.seconds)) < 1.0:
-                recent.append(self.step(following, self._rate(spent)))
+                recent.append(self.step(following, self._descent.rate(progress.steps, spent)))
                 following = next(batches)
                 if progress.steps % _NOTE_STEPS == 0:
                     losses, decisions = zip(*recent, strict=True)
@@ -174,8 +166,7 @@ class Training:
                         progress.decisions,
                     )
             progress.seconds = time.seconds
-        for parameter, average in zip(self._trained, self._average, strict=False):
-            parameter.data.copy_(average)
+        self._descent.adopt_average()
         return progress
 
     def step(self, batches: Sequence[AnswerBatch], rate: float) -> tuple[float, int]:
@@ -187,14 +178,7 @@ class Training:
             loss.backward()
             losses.append(loss.detach())
         decisions = sum(len(batch.right) for batch in batches)
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item() / decisions
-        torch._foreach_mul_(gradients, min(1.0, self._plan.clip / max(norm, 1e-9)) / decisions)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
-        self._follow()
+        self._descent.step(rate, decisions)
         self.progress.steps += 1
         self.progress.decisions += decisions
         self.progress.tokens += sum(batch.tokens for batch in batches)
@@ -202,21 +186,6 @@ class Training:
 
     def _share_spent(self, seconds: float) -> float:
         return max(seconds / 60 / self._plan.minutes, self.progress.steps / self._plan.steps)
-
-    def _rate(self, spent: float) -> float:
-        plan = self._plan
-        warm = min(1.0, (self.progress.steps + 1) / plan.warmup) if plan.warmup else 1.0
-        left = 1.0 - spent
-        cooled = max(0.1, left / plan.decay) if plan.decay and left < plan.decay else 1.0
-        return plan.rate * warm * cooled
-
-    def _follow(self) -> None:
-        if not self._plan.averaging:
-            return
-        trained = [p.detach() for p in self._trained]
-        if not self._average:
-            self._average = [p.clone() for p in trained]
-        torch._foreach_lerp_(self._average, trained, 1 - self._plan.averaging)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from router_training.mixture import build_mixture
 
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts.compact import CompactFormat, CompactPrompt
-from tests.finetune.test_training import WORDS, forty_cases, tiny_model
+from tests.finetune.test_training import WORDS, forty_cases, tiny_model, tokenizer_of
 
 CPU = torch.device("cpu")
 LETTERS = ("A", "B", "C", "D", "E", "AB")
@@ -58,24 +58,7 @@ DRAW = Draw(
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
-    """Bytes, and a token for each word or letter that can be a label."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(alphabet)}
-    merges = []
-    for word in ("\u0120" + word for word in (*WORDS, "other", *LETTERS)):
-        for end in range(2, len(word) + 1):
-            if word[:end] not in vocabulary:
-                merges.append((word[: end - 1], word[end - 1]))
-                vocabulary[word[:end]] = len(vocabulary)
-    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    built.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    built.save(str(path))
-    return HfTokenizer(path)
+    return tokenizer_of((*WORDS, "other", *LETTERS), tmp_path_factory.mktemp("tokenizer"))
 
 
 def compiled(tokenizer: HfTokenizer) -> CompactPrompt:

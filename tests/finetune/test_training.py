@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -32,13 +33,17 @@ SHAPE = LlamaShape(
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
+    return tokenizer_of((*WORDS, "other"), tmp_path_factory.mktemp("tokenizer"))
+
+
+def tokenizer_of(words: Sequence[str], folder: Path) -> HfTokenizer:
     """Bytes, and a token for each word that can be a label."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(alphabet)}
     merges = []
-    for word in ("\u0120" + word for word in (*WORDS, "other")):
+    for word in ("\u0120" + word for word in words):
         for end in range(2, len(word) + 1):
             merge = (word[: end - 1], word[end - 1])
             if word[:end] not in vocabulary:
@@ -48,7 +53,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
     built.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path = folder / "tokenizer.json"
     built.save(str(path))
     return HfTokenizer(path)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from router_training.batched import Batch, Draws, batch_log_probs
+from router_training.descent import Descent
 from router_training.encoding import EncodedDraw
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
@@ -133,32 +134,21 @@ class Trainer:
         self.folder = folder
         self.progress = Progress()
         self.device = next(model.parameters()).device
-        model.freeze(plan.frozen_layers)
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained,
-            lr=plan.rate,
-            betas=(0.9, 0.98),
-            weight_decay=plan.weight_decay,
-            fused=True,
-        )
-        self._average: list[Tensor] = []
+        self._descent = Descent(model, plan)
         self._recent: deque[list[Outcome]] = deque(maxlen=_NOTED_STEPS)
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._average = [average.clone() for average in state["average"]]
+        self._descent.restore(state)
         self.progress = Progress(**state["progress"])
 
     def save(self, name: str = "checkpoint.pt") -> None:
         """Written beside and renamed, so that a stop in between leaves the last one whole."""
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "average": self._average,
+            **self._descent.state(),
             "progress": asdict(self.progress),
             "plan": asdict(self.plan),
         }
@@ -175,7 +165,7 @@ class Trainer:
         self.model.dropout = self.plan.dropout
         with bar, RunningTime() as time, ThreadPoolExecutor(self.plan.threads) as workers:
             while (spent := self._share_spent(time.seconds, first)) < 1.0:
-                outcomes = self._step(workers, self._rate(spent))
+                outcomes = self._step(workers, self._descent.rate(self.progress.step, spent))
                 self.progress.seconds = before + time.seconds
                 self._note(outcomes)
                 self._show(bar, before)
@@ -183,21 +173,13 @@ class Trainer:
                     self.save()
                     saved = time.seconds
         self.model.dropout = 0.0
-        if self._average:
-            self._adopt_average()
+        self._descent.adopt_average()
         self.save()
         return self.progress
 
     def _share_spent(self, seconds: float, first: int) -> float:
         steps = self.progress.step - first
         return max(seconds / 60 / self.plan.minutes, steps / self.plan.steps)
-
-    def _rate(self, spent: float) -> float:
-        plan = self.plan
-        warm = min(1.0, (self.progress.step + 1) / plan.warmup) if plan.warmup else 1.0
-        left = 1.0 - spent
-        cooled = max(0.1, left / plan.decay) if plan.decay and left < plan.decay else 1.0
-        return plan.rate * warm * cooled
 
     def _step(self, workers: ThreadPoolExecutor, rate: float) -> list[Outcome]:
         if self._batches is not None:
@@ -208,14 +190,7 @@ class Trainer:
             futures: list[Future[Outcome]] = [workers.submit(self._work, n) for n in numbers]
             outcomes = [future.result() for future in futures]
         decisions = sum(outcome.decisions for outcome in outcomes)
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item() / decisions
-        torch._foreach_mul_(gradients, min(1.0, self.plan.clip / max(norm, 1e-9)) / decisions)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
-        self._follow()
+        self._descent.step(rate, decisions)
         self.progress.step += 1
         self.progress.packs += self.plan.packs_per_step
         self.progress.tokens += sum(outcome.tokens for outcome in outcomes)
@@ -239,20 +214,6 @@ class Trainer:
         loss.backward()
         hits = right.gather(1, log_probs.argmax(-1, keepdim=True)).sum()
         return Outcome(loss.item(), int(hits), len(right), batch.tokens)
-
-    def _follow(self) -> None:
-        """Move the running average of the trained weights."""
-        if not self.plan.averaging:
-            return
-        if not self._average:
-            self._average = [p.detach().clone() for p in self._trained]
-        torch._foreach_lerp_(
-            self._average, [p.detach() for p in self._trained], 1 - self.plan.averaging
-        )
-
-    def _adopt_average(self) -> None:
-        for parameter, average in zip(self._trained, self._average, strict=True):
-            parameter.data.copy_(average)
 
     def _note(self, outcomes: list[Outcome]) -> None:
         self._recent.append(outcomes)
