@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -275,14 +275,8 @@ class Warmth:
         # A turn later: who asks the encoder alone meanwhile comes before the prefix, not after it.
         await asyncio.sleep(0)
         for compiled in policies:
-            # At the start nobody asks yet, and being ready soon is what counts. It ends with the
-            # first request, of whatever policy: behind piece after piece it would be too late.
-            if unasked and self._asked:
-                await self._until_quiet()
-            if compiled.ref.digest in self._warm:
-                continue
             try:
-                await self._warm_one(compiled, model, up_to)
+                await self._warm_one(compiled, model, unasked, up_to)
             except InferenceError as error:
                 _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
 
@@ -293,13 +287,19 @@ class Warmth:
             quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_S
 
     async def _warm_one(
-        self, compiled: CompiledPolicy, model: RoutingModel, up_to: int | None = None
+        self, compiled: CompiledPolicy, model: RoutingModel, unasked: bool, up_to: int | None
     ) -> None:
         if compiled.prompt is None:
             return
-        ids = compiled.prompt.prefix_ids
-        end = len(ids) if up_to is None else up_to
-        await self._warm_pieces(ids[:end], model, compiled.prompt.route_texts, self._timeout_s)
+        ids = compiled.prompt.prefix_ids[:up_to]
+        for piece in self._pieces(ids, compiled.prompt.route_texts):
+            # At the start nobody asks yet, and being ready soon is what counts. It ends with the
+            # first request, of whatever policy: behind piece after piece it would be too late.
+            if unasked and self._asked:
+                await self._until_quiet()
+            if compiled.ref.digest in self._warm:
+                return
+            await self._warm_piece(piece, ids, model, self._timeout_s)
         self._computed(compiled.ref.digest)
 
     async def _warm_in_gaps(self, compiled: CompiledPolicy, model: RoutingModel, held: int) -> None:
@@ -337,14 +337,10 @@ class Warmth:
             waited_s += _GAP_LOOK_S
         return waited_s
 
-    async def _warm_pieces(
-        self, ids: Sequence[int], model: RoutingModel, routes: RouteTexts, timeout_s: float
-    ) -> None:
-        """Each piece may take `timeout_s`."""
+    def _pieces(self, ids: Sequence[int], routes: RouteTexts) -> Iterator[_Piece]:
         whole = range(len(ids))
         for at in whole[:: self._piece_tokens]:
-            piece = _piece(whole, at, min(at + self._piece_tokens, len(ids)), routes)
-            await self._warm_piece(piece, ids, model, timeout_s)
+            yield _piece(whole, at, min(at + self._piece_tokens, len(ids)), routes)
 
     async def _warm_piece(
         self,
@@ -401,7 +397,8 @@ class Warmth:
         if prompt is None:
             return
         last = (len(prompt.prefix_ids) - 1) // self._piece_tokens * self._piece_tokens
-        await self._warm_pieces(prompt.prefix_ids[:last], model, prompt.route_texts, timeout_s)
+        for piece in self._pieces(prompt.prefix_ids[:last], prompt.route_texts):
+            await self._warm_piece(piece, prompt.prefix_ids, model, timeout_s)
         rendered = prompt.render(_PROBE)
         if rendered.second_opinion is not None:
             # Not by the encoder alone: it is the language model that has to have read the prefix.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,12 +17,13 @@ from sidecar.core.model import (
     LabelLogits,
     ModelOutput,
     Prompt,
+    RouteTexts,
     SecondOpinionIds,
 )
 from sidecar.inference.load import Load
 from sidecar.routing import Warmth
 from tests.doubles import StubModel, StubPrompt
-from tests.routing.warming import NAMES, POLICIES, in_pieces, settle, warmed, warmth
+from tests.routing.warming import NAMES, POLICIES, in_pieces, long_policy, settle, warmed, warmth
 from tests.waiting import until
 
 
@@ -98,6 +100,39 @@ async def test_the_first_request_ends_that_haste() -> None:
     await settle()
 
     assert warmed(model) == ["default"]
+
+
+async def test_it_ends_even_within_a_policy_unless_that_is_the_one_asked_for() -> None:
+    long, model = long_policy(60), _AskedMeanwhile()
+    warm = Warmth(
+        lambda: [POLICIES["default"], long],
+        timeout_s=1,
+        busy=lambda: True,
+        quiet_s=0.01,
+        piece_tokens=20,
+    )
+    model.meanwhile = lambda: warm.is_warm(POLICIES["default"])
+    await warm.recover(model, only_late=False)
+    await settle()
+    before = [len(ids) for ids in model.warmed if len(ids) > 1]
+    warm.request(long, model)
+    await until(lambda: warm.holds("long"))
+    await warm.close()
+
+    assert before == [20]
+    assert [len(ids) for ids in model.warmed if len(ids) > 1] == [20, 20, 40, 60]
+
+
+class _AskedMeanwhile(StubModel):
+    """A request comes while a piece is computed."""
+
+    meanwhile: Callable[[], object]
+
+    async def warm(
+        self, prefix_ids: Sequence[int], timeout_s: float, routes: RouteTexts = ()
+    ) -> None:
+        self.meanwhile()
+        await super().warm(prefix_ids, timeout_s, routes)
 
 
 async def test_without_any_policy_an_outage_ends_at_once() -> None:
