@@ -110,7 +110,7 @@ class Bench:
     "size",
     flag_value="full",
     default="full",
-    help="A quarter of an hour: the default.",
+    help="Some 25 minutes: the default.",
 )
 @click.option("--tiny", "size", flag_value="tiny", hidden=True)
 @click.option(

@@ -11,7 +11,7 @@ from sidecar.core.model import AnswerForm, LabelAnswer, Prompt
 
 PASS_TOKENS = 24
 """What a pass over the weights costs whatever it computes, in tokens of a prompt: on two CPU cores
-one token took 38 ms and sixty 138 (README, what was measured)."""
+one token took 38 ms and sixty 138 (`build/openvino/measure.py`)."""
 
 ENCODER_TOKENS = 12
 """What a pass of the sentence encoder alone costs, likewise: 30 ms."""
