@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class GuardedModel:
         self._wake = asyncio.Event()
         self._in_flight = 0
         self._answered = 0.0
+        self._late_from = -math.inf
 
     @property
     def degraded(self) -> str:
@@ -93,10 +95,6 @@ class GuardedModel:
     def in_flight(self) -> int:
         """Inferences that the model server is working on."""
         return self._in_flight
-
-    def answered_since(self, moment: float) -> bool:
-        """True if the server answered an inference after `moment` (`time.perf_counter()`)."""
-        return self._answered > moment
 
     def start(self) -> None:
         """Begin to watch; needs a running event loop."""
@@ -136,8 +134,21 @@ class GuardedModel:
             self.record_failure(error)
             raise
 
+    def late(self, error: InferenceError, began: float, apart_s: float) -> None:
+        """Count a decision whose caller gave up on it, unless the server answered another
+        meanwhile: then it is busy, not broken.
+
+        Args:
+            began: `time.perf_counter()` when the decision did.
+            apart_s: how much later than the last one that counted it must have begun.
+        """
+        if self._answered > began or began < self._late_from:
+            return
+        self._late_from = began + apart_s
+        self.record_failure(error)
+
     def record_failure(self, error: InferenceError) -> None:
-        """Count a call that its caller gave up on."""
+        """Count a call that failed."""
         before = self._breaker.state
         self._breaker.failed(error.failure, str(error))
         if before is not self._breaker.state:

@@ -54,9 +54,14 @@ _SHARED_CALL_BUDGETS = 4
 """Life of a call that several requests wait for, in budgets: each waiter leaves by its own
 deadline, so this only ends a call that ever new waiters would keep alive."""
 
-_READING_SHARE = 0.1
-"""Of the budget, that reading the request may have taken where a late answer is to say something
-about the model server."""
+_TELLING_SHARE = 0.75
+"""Of the budget, that must have been left when the model was asked, where a late answer is to say
+something about the model server. Callers with a deadline a little below the budget are to count:
+they may be all there are."""
+
+_APART_SHARE = 0.25
+"""Of the budget, that must lie between the beginnings of two decisions if both are to count as
+late: what held up one has held up all that began with it."""
 
 _ISSUED_TRIES, _ISSUED_PAUSE_S = 10, 0.005
 """For an id that is not known, and may be on its way."""
@@ -148,8 +153,7 @@ class Router:
         budget_s -= self._limits.reserve_s
         waited_s = 0.0 if request.arrived is None else time.perf_counter() - started
         compiled = await self._compiled(request, budget_s - waited_s)
-        full = not shortened and waited_s < budget_s * _READING_SHARE
-        walk = Walk(request, compiled, budget_s, full, started, self._latencies)
+        walk = Walk(request, compiled, budget_s, started, self._latencies)
         # What is recorded if the caller goes away before there is an outcome.
         outcome = _GONE
         decision: Decision | None = None
@@ -404,12 +408,18 @@ class Router:
         timeout = walk.remaining_s
         if timeout <= 0:
             raise InferenceError(InferenceFailure.DEADLINE, "no time is left to ask the model")
+
+        def late(asked: Target, error: InferenceError) -> None:
+            whole = self._limits.budget_s - self._limits.reserve_s
+            if timeout >= whole * _TELLING_SHARE:
+                self._after_late(walk, asked, error)
+
         return await self._coalescer.join(
             _flight_key(walk.compiled, prompt),
             target,
             lambda: self._infer(walk.compiled, target, prompt),
             timeout,
-            lambda asked, error: _after_late(walk, asked, error),
+            late,
         )
 
     async def _infer(self, compiled: CompiledPolicy, target: Target, prompt: Prompt) -> ModelOutput:
@@ -431,6 +441,18 @@ class Router:
             target.warmth.in_time(compiled)
         return output
 
+    def _after_late(self, walk: Walk, target: Target, error: InferenceError) -> None:
+        """What a missed deadline says about the model server and about its memory of the policy."""
+        if walk.compiled.inline:
+            # Asked cold, so late is no surprise; the next request finds it warm.
+            target.warmth.request(walk.compiled, target.model)
+            return
+        apart_s = self._limits.budget_s * _APART_SHARE
+        target.model.late(error, walk.started, apart_s)
+        evicted = target.warmth.late(walk.compiled, walk.started, apart_s)
+        if evicted and target.model.state is BreakerState.CLOSED:
+            target.warmth.request(walk.compiled, target.model)
+
     def _decision(self, walk: Walk, outcome: Outcome) -> Decision:
         text = ""
         if walk.request.explain and walk.prompt is not None:
@@ -451,19 +473,3 @@ def _unchecked(walk: Walk) -> Outcome | None:
 
 def _flight_key(compiled: CompiledPolicy, prompt: Prompt) -> tuple[str, tuple[int, ...]]:
     return compiled.ref.digest, prompt.asked
-
-
-def _after_late(walk: Walk, target: Target, error: InferenceError) -> None:
-    """What a missed deadline says about the model server and about its memory of the policy."""
-    if not walk.full_budget:
-        # A caller in a hurry says nothing about the model server.
-        return
-    if walk.compiled.inline:
-        # Asked cold, so late is no surprise; the next request finds it warm.
-        target.warmth.request(walk.compiled, target.model)
-        return
-    if not target.model.answered_since(walk.started):
-        # A server that answers others is busy, not broken.
-        target.model.record_failure(error)
-    if target.warmth.late(walk.compiled) and target.model.state is BreakerState.CLOSED:
-        target.warmth.request(walk.compiled, target.model)

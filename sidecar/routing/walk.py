@@ -68,8 +68,6 @@ class Walk:
 
     Args:
         budget_s: seconds from the start in which the decision must be made.
-        full_budget: True if the caller left the configured budget as it is, and it was not spent
-            on reading the request.
         started: `time.perf_counter()` at its start.
         asked: what the routing model is asked about: the conversation, or its part that decides
             for a task.
@@ -81,7 +79,6 @@ class Walk:
     request: RoutingRequest
     compiled: CompiledPolicy
     budget_s: float
-    full_budget: bool
     started: float
     latencies: Latencies | None = None
     id: str = field(default_factory=lambda: f"{_IDS.getrandbits(128):032x}")

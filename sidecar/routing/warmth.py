@@ -95,9 +95,8 @@ class Warmth:
         self._quiet_s = quiet_s
         self._clock = clock
         self._asked_at = -math.inf
-        # Prefixes believed to be warm, by digest, those computed or asked for last at the end: late
-        # decisions in a row.
-        self._warm: dict[str, int] = {}
+        # Prefixes believed to be warm, by digest, those computed or asked for last at the end.
+        self._warm: dict[str, _Late] = {}
         # Digests of policies asked for, the latest last.
         self._asked: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -126,14 +125,23 @@ class Warmth:
             del self._asked[next(iter(self._asked))]
         return digest in self._warm
 
-    def late(self, compiled: CompiledPolicy) -> bool:
+    def late(self, compiled: CompiledPolicy, began: float, apart_s: float) -> bool:
         """A decision was late. True if the prefix is now believed to have been evicted: a busy
-        server is late too, but not with every decision of one policy."""
+        server is late too, but not with every decision of one policy.
+
+        Args:
+            began: when the decision did, in seconds of any clock.
+            apart_s: how much later than the last one that counted it must have begun.
+        """
         digest = compiled.ref.digest
-        if digest not in self._warm:
+        late = self._warm.get(digest)
+        if late is None:
             return True
-        self._warm[digest] += 1
-        if self._warm[digest] < _LATE_IN_A_ROW:
+        if began < late.next_from:
+            return False
+        late.in_a_row += 1
+        late.next_from = began + apart_s
+        if late.in_a_row < _LATE_IN_A_ROW:
             return False
         del self._warm[digest]
         return True
@@ -409,9 +417,17 @@ class Warmth:
 
     def _computed(self, digest: str) -> None:
         self._warm.pop(digest, None)
-        self._warm[digest] = 0
+        self._warm[digest] = _Late()
         if len(self._warm) > _REMEMBERED:
             del self._warm[next(iter(self._warm))]
+
+
+@dataclass(slots=True)
+class _Late:
+    """Late decisions of one policy, and when the next one must have begun to count."""
+
+    in_a_row: int = 0
+    next_from: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)

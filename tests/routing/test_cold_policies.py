@@ -56,8 +56,8 @@ async def test_an_inline_policy_that_takes_longer_to_compile_than_the_budget_is_
 
 
 def forget_prefix(world: World) -> None:
-    for _ in range(3):
-        world.warmth.late(world.registry.get(PolicyName("main")))
+    for began in range(3):
+        world.warmth.late(world.registry.get(PolicyName("main")), began, apart_s=1)
 
 
 @pytest.fixture

@@ -301,6 +301,31 @@ async def test_late_answers_count_against_the_model(hurried: World) -> None:
     assert hurried.breaker.state is BreakerState.OPEN
 
 
+async def test_a_deadline_a_little_below_the_budget_says_as_much(hurried: World) -> None:
+    hurried.model.slow = True
+    for _ in range(2):
+        hurried.breaker.failed(InferenceFailure.DEADLINE, "late")
+
+    await hurried.router.decide(request(budget_s=0.095))
+
+    assert hurried.breaker.state is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("texts", [["same"] * 4, [f"q{n}" for n in range(4)]], ids=["one", "each"])
+async def test_what_began_together_and_is_late_together_counts_once(
+    hurried: World, texts: list[str]
+) -> None:
+    hurried.model.slow = True
+    hurried.breaker.failed(InferenceFailure.DEADLINE, "late")
+
+    together = [request(conversation=talk(text)) for text in texts]
+    decisions = await asyncio.gather(*(hurried.router.decide(each) for each in together))
+
+    assert {each.reason for each in decisions} == {Reason.DEADLINE_EXCEEDED}
+    assert hurried.breaker.state is BreakerState.CLOSED
+    assert hurried.warmth.is_warm(hurried.registry.get(PolicyName()))
+
+
 async def test_more_decisions_than_may_wait_are_shed(hurried: World) -> None:
     hurried.model.frozen = True
     texts = [request(conversation=talk(f"question {n}")) for n in range(6)]

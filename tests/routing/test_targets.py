@@ -168,7 +168,7 @@ async def test_a_late_answer_is_held_against_the_server_that_was_asked_last(
     async with two_servers(budget_s=0.2) as world:
         late = []
         for each in world.targets:
-            monkeypatch.setattr(each.warmth, "late", lambda _, name=each.name: late.append(name))
+            monkeypatch.setattr(each.warmth, "late", lambda *_, name=each.name: late.append(name))
         world.models[0].break_with(InferenceFailure.UNAVAILABLE)
         world.models[1].slow = True
         decision = await world.router.decide(HELLO)
@@ -203,8 +203,8 @@ async def test_a_policy_that_one_server_holds_is_warmed_at_the_other_meanwhile()
     async with two_servers() as world:
         first, second = world.targets
         compiled = world.registry.get(PolicyName())
-        for _ in range(3):
-            first.warmth.late(compiled)
+        for began in range(3):
+            first.warmth.late(compiled, began, apart_s=1)
         world.models[0].warmed.clear()
         placed = world.place()
         await asyncio.sleep(0.01)

@@ -60,6 +60,8 @@ LATENESS = {
     "late twice": ("LL", True),
     "late three times in a row": ("LLL", False),
     "in time in between": ("LLTLL", True),
+    "three that began together": ("L==", True),
+    "three, two of which began together": ("L=L", True),
 }
 
 
@@ -69,11 +71,13 @@ async def test_prefix_is_doubted_after_three_late_decisions_in_a_row(
 ) -> None:
     warm, model = warmth(), StubModel()
     await warm.recover(model, only_late=False)
+    began = 0.0
     for decision in decisions:
-        if decision == "L":
-            warm.late(POLICIES["default"])
-        else:
+        began += {"=": 0.1, "L": 0.3, "T": 0.3}[decision]
+        if decision == "T":
             warm.in_time(POLICIES["default"])
+        else:
+            warm.late(POLICIES["default"], began, apart_s=0.25)
 
     assert warm.is_warm(POLICIES["default"]) is still_warm
 
@@ -81,8 +85,8 @@ async def test_prefix_is_doubted_after_three_late_decisions_in_a_row(
 async def test_doubt_lasts_until_the_prefix_is_computed() -> None:
     warm, model = warmth(), StubModel()
     await warm.recover(model, only_late=False)
-    for _ in range(3):
-        warm.late(POLICIES["default"])
+    for began in range(3):
+        warm.late(POLICIES["default"], began, apart_s=1)
     warm.request(POLICIES["default"], model)
     await settle()
 
