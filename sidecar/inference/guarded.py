@@ -131,7 +131,9 @@ class GuardedModel:
         try:
             await self._model.warm(prefix_ids, timeout_s, routes)
         except InferenceError as error:
-            self.record_failure(error)
+            if error.failure is not InferenceFailure.ERROR:
+                # An error may be that of one prefix; whether the server is broken, decisions tell.
+                self.record_failure(error)
             raise
 
     def late(self, error: InferenceError, began: float, apart_s: float) -> None:

@@ -319,10 +319,11 @@ class Router:
         self._waiting += 1
         step = _MODEL
         try:
-            if walk.compiled.inline and not await self._prepared(walk, target):
+            prepared = await self._prepared(walk, target) if walk.compiled.inline else target
+            if prepared is None:
                 detail = "The model server is computing the policy's prefix, which is long."
                 return fallback(Reason.WARMING, detail)
-            output = await self._ask(walk, target, prompt)
+            output = await self._ask(walk, prepared, prompt)
             if not by_language_model(output):
                 step = _ENCODER
         finally:
@@ -401,8 +402,23 @@ class Router:
         work = work_of(prompt, _prompt_of(walk).answer_form)
         return self._targets.place(walk.compiled, work, walk.remaining_s)
 
-    async def _prepared(self, walk: Walk, target: Target) -> bool:
-        return await target.warmth.prepare(walk.compiled, target.model, max(walk.remaining_s, 0))
+    async def _prepared(self, walk: Walk, target: Target) -> Target | None:
+        """Where the prefix is computed, another target where this one fails; None if it is not yet.
+
+        Raises InferenceError."""
+
+        async def at(place: Target) -> Target | None:
+            within_s = max(walk.remaining_s, 0)
+            done = await place.warmth.prepare(walk.compiled, place.model, within_s)
+            return place if done else None
+
+        try:
+            return await at(target)
+        except InferenceError as error:
+            other = self._targets.other(target, walk.compiled) if takes_over(error) else None
+            if other is None:
+                raise
+            return await at(other)
 
     async def _ask(self, walk: Walk, target: Target, prompt: Prompt) -> ModelOutput:
         timeout = walk.remaining_s

@@ -115,6 +115,10 @@ class Targets:
             if each not in warm:
                 each.warmth.request(compiled, each.model)
         if not warm:
+            refused = [each.warmth.refused(compiled) for each in closed]
+            if all(refused):
+                detail = f"The model server did not compute the policy's prefix: {refused[0]}"
+                return Refusal(Reason.MODEL_ERROR, detail, closed[0])
             detail = "The model server is computing the policy's prefix."
             return Refusal(Reason.WARMING, detail, closed[0])
         return self._soonest(warm, compiled, tokens, within_s)

@@ -13,9 +13,13 @@ import structlog
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.model import InferenceError, InferenceFailure, RouteTexts, RoutingModel
 from sidecar.inference.load import PASS_TOKENS, Load
+from sidecar.routing.refused import Refused
 from sidecar.routing.registry import CompiledPolicy
 
 _log = structlog.get_logger(__name__)
+
+Warming = asyncio.Task[InferenceError | None]
+"""Prefixes that are being computed; ends with the error of the last one that was not."""
 
 WARMED_AT_RECOVERY = 16
 """Prefixes computed again after an outage: those of the most recently used policies and of the
@@ -99,13 +103,14 @@ class Warmth:
         self._warm: dict[str, _Late] = {}
         # Digests of policies asked for, the latest last.
         self._asked: dict[str, None] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, Warming] = {}
+        self._refused = Refused(clock)
         self._load = load or Load()
         self._piece_tokens = piece_tokens
         self._gap_tokens = gap_tokens
         self._patience_s = patience_s
         self._in_time_s = in_time_s
-        self._late_again = self._refused = 0
+        self._late_again = self._others_tried = 0
         # One piece at a time, so that what is warmed takes turns with decisions, not decisions
         # with all that is warmed.
         self._turn = asyncio.Lock()
@@ -154,6 +159,11 @@ class Warmth:
         """True if the prefix of the policy with that digest was computed since the last outage."""
         return digest in self._warm
 
+    def refused(self, compiled: CompiledPolicy) -> str:
+        """What the server said when it would not compute the prefix; empty if it did, was not
+        asked, or is to be asked again by now."""
+        return self._refused.why(compiled.ref.digest)
+
     def cold_tokens(self, compiled: CompiledPolicy) -> int:
         """Tokens of the prefix that the next decision has to wait for, as far as is known."""
         if compiled.prompt is None or compiled.ref.digest in self._warm:
@@ -166,6 +176,9 @@ class Warmth:
 
         Returns:
             False if it was not within `within_s`; it goes on and the next request finds it.
+
+        Raises:
+            InferenceError: it will not be, or the server refused it a moment ago.
         """
         assert compiled.prompt is not None, "only policies with routes are asked"
         digest = compiled.ref.digest
@@ -174,24 +187,28 @@ class Warmth:
             return True
         task = self._tasks.get(digest)
         if task is None:
+            if why := self.refused(compiled):
+                raise InferenceError(InferenceFailure.ERROR, why)
             if len(self._tasks) >= _AT_ONCE:
                 return False
             last = (length - 1) // self._piece_tokens * self._piece_tokens
             task = self._start(digest, self._warm_in_turn([compiled], model, up_to=last))
-        await asyncio.wait({task}, timeout=within_s)
+        done, _ = await asyncio.wait({task}, timeout=within_s)
+        if done and not task.cancelled() and (error := task.result()) is not None:
+            raise error
         return digest in self._warm
 
     def request(self, compiled: CompiledPolicy, model: RoutingModel) -> None:
-        """Warm the policy in the background unless that is under way, or too much else is: the
-        next request asks again."""
+        """Warm the policy in the background unless that is under way, too much else is, or the
+        server refused it a moment ago: a later request asks again."""
         if compiled.prompt is None or compiled.ref.digest in self._tasks:
             return
-        if len(self._tasks) < _AT_ONCE:
+        if len(self._tasks) < _AT_ONCE and not self.refused(compiled):
             self._start(compiled.ref.digest, self._warm_in_turn([compiled], model))
 
     def succeed(
         self, compiled: CompiledPolicy, model: RoutingModel, present: Sequence[int] = ()
-    ) -> asyncio.Task[None] | None:
+    ) -> Warming | None:
         """As `request`, of a policy's next revision: in the gaps between decisions, which the
         present one goes on to make, and then in small pieces.
 
@@ -229,6 +246,7 @@ class Warmth:
             task.cancel()
         if not only_late:
             self._warm.clear()
+            self._refused.clear()
         self._load.forget()
         used = self._most_used()
         if not used:
@@ -262,11 +280,11 @@ class Warmth:
         others = [named[digest] for digest in named if digest not in self._asked]
         return (recent + others)[:WARMED_AT_RECOVERY]
 
-    def _start(self, key: str, warming: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _start(self, key: str, warming: Coroutine[None, None, InferenceError | None]) -> Warming:
         task = asyncio.create_task(warming, name="warm-prefix")
         self._tasks[key] = task
 
-        def forget(_: asyncio.Task[None]) -> None:
+        def forget(_: Warming) -> None:
             if self._tasks.get(key) is task:
                 del self._tasks[key]
 
@@ -279,14 +297,22 @@ class Warmth:
         model: RoutingModel,
         unasked: bool = False,
         up_to: int | None = None,
-    ) -> None:
+    ) -> InferenceError | None:
+        last = None
         # A turn later: who asks the encoder alone meanwhile comes before the prefix, not after it.
         await asyncio.sleep(0)
         for compiled in policies:
             try:
                 await self._warm_one(compiled, model, unasked, up_to)
             except InferenceError as error:
-                _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
+                last = self._not_warmed(compiled, error)
+        return last
+
+    def _not_warmed(self, compiled: CompiledPolicy, error: InferenceError) -> InferenceError:
+        _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
+        if error.failure is InferenceFailure.ERROR:
+            self._refused.add(compiled.ref.digest, str(error))
+        return error
 
     async def _until_quiet(self) -> None:
         quiet_s = 0.0
@@ -310,10 +336,12 @@ class Warmth:
             await self._warm_piece(piece, ids, model, self._timeout_s)
         self._computed(compiled.ref.digest)
 
-    async def _warm_in_gaps(self, compiled: CompiledPolicy, model: RoutingModel, held: int) -> None:
+    async def _warm_in_gaps(
+        self, compiled: CompiledPolicy, model: RoutingModel, held: int
+    ) -> InferenceError | None:
         prompt = compiled.prompt
         if prompt is None or compiled.ref.digest in self._warm:
-            return
+            return None
         # The last token at least: it is the whole prefix that has to be kept.
         ids = prompt.prefix_ids
         start = at = min(held, len(ids) - 1)
@@ -329,9 +357,9 @@ class Warmth:
                 await self._warm_piece(piece, ids, model, self._timeout_s, measured=False)
                 at = end
         except InferenceError as error:
-            _log.warning("policy not warmed", policy=compiled.ref.name, why=str(error))
-            return
+            return self._not_warmed(compiled, error)
         self._computed(compiled.ref.digest)
+        return None
 
     def _next_tokens(self) -> int:
         in_use = self._clock() - self._asked_at < _IN_USE_S
@@ -374,8 +402,8 @@ class Warmth:
         first, *others = policies
         if await self._answers(first, model, timeout_s, refused_is_error=not others):
             return others
-        other = others[self._refused % len(others)]
-        self._refused += 1
+        other = others[self._others_tried % len(others)]
+        self._others_tried += 1
         await self._probe(other, model, timeout_s)
         # It may as well be that the server was not back yet when it was asked by the first.
         await self._answers(first, model, timeout_s)
@@ -416,6 +444,7 @@ class Warmth:
         self._computed(compiled.ref.digest)
 
     def _computed(self, digest: str) -> None:
+        self._refused.forget(digest)
         self._warm.pop(digest, None)
         self._warm[digest] = _Late()
         if len(self._warm) > _REMEMBERED:

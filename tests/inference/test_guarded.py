@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from sidecar.core.model import (
@@ -50,4 +52,26 @@ async def test_only_what_answers_for_the_language_model_keeps_the_breaker_closed
     for _ in range(2):
         # The server answered since they began, so it was busy.
         guard.late(InferenceError(InferenceFailure.DEADLINE, "late"), began=0.0, apart_s=0)
+    assert breaker.state is state
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [
+        (InferenceFailure.ERROR, BreakerState.CLOSED),
+        (InferenceFailure.DEADLINE, BreakerState.OPEN),
+        (InferenceFailure.UNAVAILABLE, BreakerState.OPEN),
+    ],
+)
+async def test_an_error_about_one_prefix_does_not_open_the_breaker(
+    failure: InferenceFailure, state: BreakerState
+) -> None:
+    model, breaker = StubModel(), CircuitBreaker(failures=3)
+    guard = GuardedModel(model, breaker, WatchTimes(), recover)
+    breaker.close()
+    model.break_with(failure)
+    for _ in range(3):
+        with contextlib.suppress(InferenceError):
+            await guard.warm((1, 2), 1)
+
     assert breaker.state is state

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
-from sidecar.core.decision import PolicyName, PolicyRef, RoutingRequest
-from sidecar.core.model import InferenceFailure
+from sidecar.core.decision import PolicyName, PolicyRef, Reason, RoutingRequest
+from sidecar.core.model import InferenceError, InferenceFailure
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
@@ -29,6 +30,7 @@ from tests.doubles import ListSink, StubModel, StubPrompt, talk
 from tests.waiting import until
 
 MODELS = ModelList((WeightedModel("m"),))
+CATALOG = {"m": Model("m", "m")}
 POLICY = Policy("main", (Route("code", "writing code", MODELS),), MODELS)
 HELLO = RoutingRequest(talk("please review my code"))
 
@@ -56,12 +58,17 @@ class World:
 
 
 @asynccontextmanager
-async def two_servers(*, affinity: bool = False, budget_s: float = 10) -> AsyncIterator[World]:
+async def two_servers(
+    *,
+    affinity: bool = False,
+    budget_s: float = 10,
+    prompt: Callable[[Policy], StubPrompt] = StubPrompt,
+) -> AsyncIterator[World]:
     models = (StubModel((3.0, 0.0)), StubModel((3.0, 0.0)))
     registry = PolicyRegistry(
         [PolicyRecord(POLICY, 1, "e")],
-        {"m": Model("m", "m")},
-        StubPrompt,
+        CATALOG,
+        prompt,
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )
@@ -160,6 +167,43 @@ async def test_the_server_that_answered_holds_the_prefix_and_not_the_one_that_fa
 
         holds = [each.warmth.holds(inline.digest()) for each in world.targets]
         assert holds == [False, True]
+
+
+async def test_a_policy_that_the_server_refuses_is_answered_so_and_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_servers() as world:
+        for model in world.models:
+            monkeypatch.setattr(model, "warm", _refusing)
+        record = PolicyRecord(replace(POLICY, name="refused"), 1, "e")
+        world.registry.put([(record, world.registry.accept_record(record, CATALOG))])
+        asked = RoutingRequest(HELLO.conversation, policy=PolicyName("refused"))
+        reasons = []
+        for _ in range(10):
+            reasons.append((await world.router.decide(asked)).reason)
+            await asyncio.sleep(0.01)
+        other = await world.router.decide(HELLO)
+
+        assert reasons[-1] is Reason.MODEL_ERROR
+        assert other.reason is Reason.MATCHED
+        assert world.router.degraded == ""
+
+
+@pytest.mark.parametrize("failure", [InferenceFailure.ERROR, InferenceFailure.UNAVAILABLE])
+async def test_a_long_inline_policy_is_decided_by_a_server_that_can(
+    failure: InferenceFailure,
+) -> None:
+    async with two_servers(prompt=partial(StubPrompt, prefix_ids=tuple(range(600)))) as world:
+        world.models[0].break_with(failure)
+        inline = RoutingRequest(HELLO.conversation, policy=replace(POLICY, name="inline"))
+
+        decision = await world.router.decide(inline)
+
+        assert decision.reason is Reason.MATCHED
+
+
+async def _refusing(ids: object, timeout_s: float, routes: object = ()) -> None:
+    raise InferenceError(InferenceFailure.ERROR, "the prompt is too long")
 
 
 async def test_a_late_answer_is_held_against_the_server_that_was_asked_last(

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.core.decision import PolicyRef
 from sidecar.core.model import (
+    InferenceError,
     InferenceFailure,
     LabelLogits,
     ModelOutput,
@@ -17,6 +18,7 @@ from sidecar.core.model import (
     by_language_model,
 )
 from sidecar.inference.load import Load
+from sidecar.routing import Warmth
 from tests.doubles import StubModel, StubPrompt
 from tests.routing.warming import NAMES, POLICIES, in_pieces, long_policy, settle, warmed, warmth
 
@@ -95,7 +97,7 @@ async def test_doubt_lasts_until_the_prefix_is_computed() -> None:
 
 async def test_a_failed_warm_up_can_be_asked_for_again() -> None:
     warm, model = warmth(), StubModel()
-    model.break_with(InferenceFailure.ERROR)
+    model.break_with(InferenceFailure.UNAVAILABLE)
     warm.request(POLICIES["second"], model)
     await settle()
     model.fault = None
@@ -103,6 +105,40 @@ async def test_a_failed_warm_up_can_be_asked_for_again() -> None:
     await settle()
 
     assert warm.is_warm(POLICIES["second"])
+
+
+async def test_a_refused_prefix_is_not_asked_for_again_at_once() -> None:
+    now = 0.0
+    warm = Warmth(list, timeout_s=1, busy=lambda: False, clock=lambda: now)
+    model, refused = StubModel(), POLICIES["second"]
+    model.break_with(InferenceFailure.ERROR)
+    warm.request(refused, model)
+    await settle()
+    why = warm.refused(refused)
+    model.fault = None
+    warm.request(refused, model)
+    await settle()
+    at_once = warm.is_warm(refused)
+    now = 1.5
+    warm.request(refused, model)
+    await settle()
+
+    assert (why, at_once) == ("stub: ERROR", False)
+    assert warm.is_warm(refused)
+    assert warm.refused(refused) == ""
+
+
+@pytest.mark.parametrize("failure", [InferenceFailure.ERROR, InferenceFailure.UNAVAILABLE])
+async def test_who_waits_for_a_prefix_hears_why_it_is_not_computed(
+    failure: InferenceFailure,
+) -> None:
+    warm, model = in_pieces(), StubModel()
+    model.break_with(failure)
+
+    with pytest.raises(InferenceError, match=failure.name) as heard:
+        await warm.prepare(long_policy(25, inline=True), model, within_s=1)
+
+    assert heard.value.failure is failure
 
 
 async def test_a_long_prefix_is_computed_in_pieces() -> None:
