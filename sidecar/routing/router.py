@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
@@ -31,12 +32,21 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
-from sidecar.inference.load import ENCODER_TOKENS, work_of
+from sidecar.inference.load import work_of
 from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
 from sidecar.routing.coalescing import Coalescer
 from sidecar.routing.latencies import Latencies
-from sidecar.routing.pins import Pin, Pinning, Pins, issued_key, pin_mode, size_of, subject
+from sidecar.routing.pins import (
+    Pin,
+    Pinning,
+    Pins,
+    Subject,
+    issued_key,
+    pin_mode,
+    size_of,
+    subject,
+)
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
 from sidecar.routing.targets import Refusal, Target, Targets, takes_over
 from sidecar.routing.walk import (
@@ -126,6 +136,8 @@ class Router:
         self._routing_model = routing_model
         self._spell = spell
         self._coalescer: Coalescer[Target] = Coalescer()
+        # Not asyncio's own threads: others wait there for a store that is away.
+        self._hashing = ThreadPoolExecutor(1, "hash-conversation")
         self._waiting = 0
         self._watching = False
 
@@ -252,15 +264,25 @@ class Router:
         mode = pin_mode(walk.request, walk.compiled.policy)
         if self._pins is None or mode is PinMode.OFF:
             return None
-        if size_of(walk.request.conversation) > _HASHED_AT_ONCE:
-            of = await asyncio.to_thread(subject, walk.request, walk.compiled, mode)
-        else:
-            of = subject(walk.request, walk.compiled, mode)
+        try:
+            of = await self._subject(walk, mode)
+        except TimeoutError:
+            return fallback(Reason.DEADLINE_EXCEEDED, "The conversation was not read in time.")
         walk.asked = of.asked
         walk.pinning = Pinning(self._pins, walk.compiled.policy, of, walk.issuer)
         kept = walk.pinning.kept()
         walk.finish_step("pin")
         return kept
+
+    async def _subject(self, walk: Walk, mode: PinMode) -> Subject:
+        """Raises TimeoutError."""
+        if size_of(walk.request.conversation) <= _HASHED_AT_ONCE:
+            return subject(walk.request, walk.compiled, mode)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(walk.remaining_s):
+            return await loop.run_in_executor(
+                self._hashing, subject, walk.request, walk.compiled, mode
+            )
 
     def _unroutable(self, walk: Walk) -> Outcome | None:
         if not walk.compiled.policy.routes:
@@ -339,8 +361,8 @@ class Router:
             output = await self._coalescer.join(
                 (*_flight_key(walk.compiled, prompt), _ENCODER),
                 target,
-                lambda: target.infer(
-                    prompt, _prompt_of(walk).answer_form, ENCODER_TOKENS, self._limits.budget_s
+                lambda: target.ask_encoder(
+                    prompt, _prompt_of(walk).answer_form, self._limits.budget_s
                 ),
                 max(walk.remaining_s, 0),
             )

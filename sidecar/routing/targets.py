@@ -11,7 +11,7 @@ from sidecar.core.decision import Reason
 from sidecar.core.model import AnswerForm, InferenceError, InferenceFailure, ModelOutput, Prompt
 from sidecar.inference.breaker import BreakerState
 from sidecar.inference.guarded import GuardedModel
-from sidecar.inference.load import Load
+from sidecar.inference.load import ENCODER_TOKENS, Load
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.warmth import Warmth
 
@@ -52,6 +52,15 @@ class Target:
         """As `RoutingModel.infer`; `tokens` is what it costs."""
         with self.load.working(tokens):
             return await self.model.infer(prompt, answer_form, timeout_s)
+
+    async def ask_encoder(
+        self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float
+    ) -> ModelOutput:
+        """As `infer`, of the encoder alone."""
+        if self.model.encoder_apart:
+            # No work of the language model, whose speed is what the load measures.
+            return await self.model.infer(prompt, answer_form, timeout_s)
+        return await self.infer(prompt, answer_form, ENCODER_TOKENS, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

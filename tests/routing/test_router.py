@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import ApiDialect, Capability, Model, PolicyRecord
 from sidecar.inference.breaker import BreakerState
-from sidecar.routing import DecisionCache
+from sidecar.routing import DecisionCache, Pins
 from tests.doubles import StubPrompt, talk
 from tests.routing.worlds import CATALOG, HELLO, POLICY, World, a_world, models, request
 from tests.waiting import until
@@ -271,6 +272,26 @@ async def test_the_time_that_reading_took_is_part_of_the_budget(world: World) ->
     assert late.steps[-1].ms > 60_000
     assert named.reason is Reason.MODEL_REQUESTED
     assert world.model.calls == asked
+
+
+async def test_a_large_conversation_is_read_within_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decided = threading.Event()
+
+    def subject_of(*_: object) -> None:
+        decided.wait(30)
+
+    monkeypatch.setattr("sidecar.routing.router.subject", subject_of)
+    async with a_world(DecisionCache(0, 60), Pins(10, 100), budget_s=0.1) as world:
+        large = request(conversation=talk("x" * 300_000), keep_task=True, conversation_key="key")
+        try:
+            decision = await world.router.decide(large)
+        finally:
+            decided.set()
+
+    assert decision.reason is Reason.DEADLINE_EXCEEDED
+    assert "not read in time" in decision.detail
 
 
 async def test_what_is_late_because_of_reading_does_not_count_against_the_model(

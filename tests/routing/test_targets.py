@@ -114,6 +114,20 @@ async def test_the_faster_server_is_asked_though_it_has_more_to_do() -> None:
             assert world.place() == "b"
 
 
+@pytest.mark.parametrize("apart", [True, False])
+async def test_an_encoder_of_its_own_does_not_count_as_work_of_the_language_model(
+    apart: bool,
+) -> None:
+    async with two_servers() as world:
+        first, _ = world.targets
+        world.models[0].encoder_apart = apart
+        prompt = StubPrompt(POLICY)
+        first.load.forget()
+        await first.ask_encoder(prompt.render(HELLO.conversation), prompt.answer_form, 1)
+
+        assert (first.load.wait_s(10) is None) is apart
+
+
 async def test_no_server_that_can_make_it_is_overload() -> None:
     async with two_servers() as world:
         for each in world.targets:
