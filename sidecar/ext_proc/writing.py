@@ -31,6 +31,7 @@ class _Known:
             mine.model is decision.model
             and mine.fallbacks == decision.fallbacks
             and mine.policy == decision.policy
+            and mine.routing_model == decision.routing_model
             and mine.confidence == decision.confidence
         )
 
@@ -130,6 +131,8 @@ def _metadata(decision: Decision) -> dict[str, MetadataValue]:
         "reason": decision.reason.value,
         "policy": decision.policy.name,
         "policy_revision": decision.policy.revision,
+        "policy_digest": decision.policy.digest,
+        "routing_model": decision.routing_model,
     }
     if decision.confidence is not None:
         values["confidence"] = decision.confidence

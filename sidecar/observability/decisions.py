@@ -15,6 +15,9 @@ from sidecar.observability.logging import log_info
 
 _log = structlog.get_logger(__name__)
 
+_CANDIDATES = 3
+"""Most probable ones that an entry names: a route that is an action, its domain and another."""
+
 
 def total_ms(decision: Decision) -> float:
     """Time of the whole decision in milliseconds."""
@@ -45,9 +48,18 @@ def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
         "model": decision.model.id,
         "policy": decision.policy.name or "inline",
         "policy_revision": decision.policy.revision,
+        "policy_digest": decision.policy.digest,
+        "routing_model": decision.routing_model,
         "confidence": None if decision.confidence is None else round(decision.confidence, 4),
         "ms": round(total_ms(decision), 2),
     }
+    if decision.detail:
+        entry["detail"] = decision.detail
+    if decision.candidates:
+        entry["candidates"] = [
+            {"route": each.name, "probability": round(each.probability, 4)}
+            for each in decision.candidates[:_CANDIDATES]
+        ]
     if text is not None:
         entry["text"] = text
     return entry

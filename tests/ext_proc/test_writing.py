@@ -77,6 +77,8 @@ def test_metadata_tells_the_decision_to_envoys_log() -> None:
     assert metadata["upstream_model"] == "coder-1"
     assert metadata["fallback_upstream_models"] == ["mini-2"]
     assert metadata["confidence"] == 0.5
+    assert metadata["policy_digest"] == DECISION.policy.digest
+    assert metadata["routing_model"] == DECISION.routing_model
 
 
 def test_clusters_are_those_of_the_model_and_its_fallbacks() -> None:
@@ -129,6 +131,10 @@ def test_beginning_of_a_compressed_body_is_not_rewritten() -> None:
 LIKE_IT = {
     "another request": replace(DECISION, id="d-2"),
     "another revision": replace(DECISION, policy=replace(DECISION.policy, revision=2)),
+    "another text of the revision": replace(
+        DECISION, policy=replace(DECISION.policy, digest="sha256:1")
+    ),
+    "another routing model": replace(DECISION, routing_model="another"),
     "less sure": replace(DECISION, confidence=0.25),
     "other fallbacks": replace(DECISION, fallbacks=()),
     "the model was changed": replace(

@@ -9,13 +9,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.decision import Candidate, Decision, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
@@ -141,9 +142,39 @@ def test_decision_is_one_entry(configure: Configure) -> None:
         "model": "acme/fast",
         "policy": "namespaces/default/policies/support",
         "policy_revision": 1,
+        "policy_digest": made.policy.digest,
+        "routing_model": "stub",
         "confidence": 0.75,
         "ms": 1.5,
+        "detail": "The routing model chose billing.",
+        "candidates": [
+            {"route": "billing", "probability": 0.75},
+            {"route": "other", "probability": 0.25},
+        ],
     }
+
+
+def test_decision_names_the_most_probable_candidates_alone(configure: Configure) -> None:
+    out = configure(LogOptions())
+    many = tuple(Candidate(f"r{number}", 1 / (3 + number)) for number in range(100))
+
+    DecisionLog().record(REQUEST, replace(decision(), candidates=many))
+
+    assert entries(out)[0]["candidates"] == [
+        {"route": "r0", "probability": 0.3333},
+        {"route": "r1", "probability": 0.25},
+        {"route": "r2", "probability": 0.2},
+    ]
+
+
+def test_decision_that_has_no_detail_or_candidates_says_nothing_of_them(
+    configure: Configure,
+) -> None:
+    out = configure(LogOptions())
+
+    DecisionLog().record(REQUEST, replace(decision(), detail="", candidates=()))
+
+    assert not {"detail", "candidates"} & entries(out)[0].keys()
 
 
 def test_text_of_the_newest_user_message_is_logged_when_switched_on(configure: Configure) -> None:
