@@ -1,4 +1,4 @@
-"""Which policies and routes have labels of their own."""
+"""Which policies, routes and models have labels of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ OTHER = "_other"
 """The label of what has none of its own. A policy's name begins with `namespaces/`."""
 
 MAX_POLICY_LABELS = 2000
+MAX_MODEL_LABELS = 1024
 
 
 class PolicyLabels:
@@ -46,3 +47,24 @@ class PolicyLabels:
         for policy in gone:
             self._count -= len(self._routes.pop(policy))
         return gone
+
+
+class ModelLabels:
+    """Bounds the models that are told apart. They come from the catalog, which can be replaced
+    again and again; the first to be chosen keep their labels.
+
+    Args:
+        most: models.
+    """
+
+    def __init__(self, most: int = MAX_MODEL_LABELS) -> None:
+        self._most = most
+        self._models: set[str] = set()
+
+    def of(self, model: str) -> str:
+        """The label of a model's id: its own, or `_other`."""
+        if model not in self._models:
+            if len(self._models) >= self._most:
+                return OTHER
+            self._models.add(model)
+        return model

@@ -1,7 +1,7 @@
 """Prometheus metrics, in a registry of their own.
 
-Labels take values from bounded sets alone: enums, gRPC methods, models of the catalog, and the
-names of policies in force and of their routes, as many as `labels` lets in. What callers choose
+Labels take values from bounded sets alone: enums, gRPC methods, and models of the catalog and
+the names of policies in force and of their routes, as many as `labels` lets in. What callers choose
 freely (inline policies and their routes, request ids) is never a label, since each new value would
 stay in memory.
 """
@@ -31,7 +31,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.observability.decisions import is_inline, total_ms
-from sidecar.observability.labels import MAX_POLICY_LABELS, PolicyLabels
+from sidecar.observability.labels import MAX_POLICY_LABELS, ModelLabels, PolicyLabels
 
 DECISION_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5,
@@ -73,6 +73,7 @@ class Metrics:
     def __init__(self, max_policy_labels: int = MAX_POLICY_LABELS) -> None:
         self._max_policy_labels = max_policy_labels
         self._labels = PolicyLabels(max_policy_labels)
+        self._models = ModelLabels()
         self.registry = CollectorRegistry()
         _describe_process(self.registry)
         self._decisions = _Children(
@@ -80,6 +81,14 @@ class Metrics:
                 "llmrouter_decisions",
                 "Decisions by the step that made them and why.",
                 ("source", "reason", "policy", "route"),
+                registry=self.registry,
+            )
+        )
+        self._chosen_models = _Children(
+            Counter(
+                "llmrouter_chosen_models",
+                "Decisions by the model they chose and the step that made them.",
+                ("model", "source"),
                 registry=self.registry,
             )
         )
@@ -144,6 +153,11 @@ class Metrics:
             labels = (INLINE, "") if inline else self._labels.of(policy, route)
             counter = self._decisions[decision.source, decision.reason, *labels]
         counter.inc()
+        chosen = self._chosen_models.get((decision.model.id, decision.source))
+        if chosen is None:
+            model = self._models.of(decision.model.id)
+            chosen = self._chosen_models[model, decision.source]
+        chosen.inc()
         self._decision_seconds[decision.source,].observe(total_ms(decision) / 1000)
         for each in decision.steps:
             if each.step != "total":

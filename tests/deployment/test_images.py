@@ -136,6 +136,12 @@ def test_the_dashboard_shows_every_metric_of_prices() -> None:
     assert {name for name in of_prices if name not in dashboard} == set()
 
 
+def test_the_dashboard_shows_requests_by_the_model_chosen() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "routing.json").read_text())
+    [panel] = [each for each in dashboard["panels"] if each["title"] == "Requests by model"]
+    assert "by (model) (rate(llmrouter_chosen_models_total[" in panel["targets"][0]["expr"]
+
+
 def lost(given: Any, kept: Any, path: str = "$") -> Iterator[str]:
     """Where `kept` is not what `given` was."""
     if isinstance(given, dict) and isinstance(kept, dict):

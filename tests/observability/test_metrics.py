@@ -20,6 +20,8 @@ from sidecar.observability.metrics import (
     SidecarState,
 )
 from tests.grpc_api.standins import (
+    FAST,
+    LARGE,
     Gate,
     StandInRouter,
     decision,
@@ -155,6 +157,43 @@ def test_day_of_the_oldest_price_is_not_shown_if_there_is_none() -> None:
     metrics.watch(lambda: SidecarState(True, "", "", ""))
 
     assert value(metrics.registry, "llmrouter_oldest_price_timestamp_seconds") is None
+
+
+# --- Models as labels -----------------------------------------------------------------------------
+
+
+def chosen(metrics: Metrics) -> dict[tuple[str, str], float]:
+    return {
+        (sample.labels["model"], sample.labels["source"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "llmrouter_chosen_models_total"
+    }
+
+
+def test_decisions_are_counted_by_the_model_they_chose_and_their_source() -> None:
+    metrics = Metrics()
+    for source in (Source.MODEL, Source.CACHE, Source.CACHE):
+        metrics.record(NAMED, replace(decision(), source=source))
+    metrics.record(replace(NAMED, policy=policy("p")), replace(decision(), model=LARGE))
+
+    assert chosen(metrics) == {
+        ("acme/fast", "model"): 1,
+        ("acme/fast", "cache"): 2,
+        ("acme/large", "model"): 1,
+    }
+
+
+def test_models_beyond_the_labels_are_counted_together() -> None:
+    metrics = Metrics()
+    for number in [*range(1024 + 10), 0]:
+        model = replace(FAST, id=f"acme/{number}")
+        metrics.record(NAMED, replace(decision(), model=model))
+
+    counts = chosen(metrics)
+    assert len(counts) == 1024 + 1
+    assert counts["_other", "model"] == 10
+    assert counts["acme/0", "model"] == 2
 
 
 # --- Policies and routes as labels ----------------------------------------------------------------
