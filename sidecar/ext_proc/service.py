@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
+import structlog
 
 from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
     ExternalProcessorServicer,
     add_ExternalProcessorServicer_to_server,
 )
+from sidecar.core.correlation import correlation_ids
 from sidecar.ext_proc import messages
 from sidecar.ext_proc.asking import RouteSays, caller_of
 from sidecar.ext_proc.deciding import Models, PassObserver, RequestDecider, Router
@@ -22,7 +24,7 @@ from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.issued import IssuedObserver, ResponseWatch
 from sidecar.ext_proc.machine import Answers, Exchange, Rules
 from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader
-from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, PassReason
+from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, PassReason
 from sidecar.ext_proc.timing import LatencyObserver, ResponseTimer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
@@ -84,7 +86,7 @@ class ExtProcService(ExternalProcessorServicer):
         self._rules = Rules(
             max_body_bytes=options.max_body_bytes,
             owned=options.writing.owned,
-            recognise=self._decider.recognise,
+            recognise=self._recognise,
             passing=self._decider.passing,
             stamp=options.stamp_response,
             bufferable_bytes=options.bufferable_bytes,
@@ -123,6 +125,11 @@ class ExtProcService(ExternalProcessorServicer):
             await self._watch(exchange.watched, message, context, self._drain)
         elif not exchange.finished:
             await self._follow(exchange, timer, context, self._drain)
+
+    def _recognise(self, head: HttpHead) -> Passed | None:
+        # Before anything is logged of the request. What is bound ends with the stream's task.
+        structlog.contextvars.bind_contextvars(**correlation_ids(head.header))
+        return self._decider.recognise(head)
 
     async def _step(
         self, exchange: Exchange, timer: ResponseTimer, context: Context

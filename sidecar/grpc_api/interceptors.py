@@ -24,6 +24,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from sidecar.core.correlation import correlation_ids
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.grpc_api.context import Context, Handler
 from sidecar.grpc_api.drain import Drain
@@ -290,7 +291,7 @@ class CallLog:
         async def logged(request: Any, context: Context) -> Any:
             # Never unbound: every call runs in a task of its own, and what is bound there ends with
             # it.
-            bind(method=method, **_request_id(context))
+            bind(method=method, **_ids(context))
             try:
                 return await behavior(request, context)
             except SidecarError as error:
@@ -322,12 +323,11 @@ class DrainRefusal:
 
 
 _API = "llmrouter."
-_MAX_REQUEST_ID = 128
 
 
-def _request_id(context: Context) -> dict[str, str]:
-    """The caller's `x-request-id`, if it sent one that can stand in a log."""
+def _ids(context: Context) -> dict[str, str]:
+    sent: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and value.isprintable():
-            return {"request_id": value[:_MAX_REQUEST_ID]}
-    return {}
+        if isinstance(value, str):
+            sent.setdefault(key, value)
+    return correlation_ids(lambda key: sent.get(key, ""))

@@ -4,6 +4,8 @@ Envoy does rarely."""
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,11 +19,13 @@ from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 
 from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
     ExternalProcessorStub,
 )
+from sidecar.core.decision import RoutingRequest
 from sidecar.ext_proc.deciding import RequestDecider
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpRequest, Passed, PassReason, Understood
+from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from tests.ext_proc.parts import (
     kinds,
     request_body,
@@ -35,6 +39,7 @@ from tests.ext_proc.standins import (
     StubDialects,
     StubRouter,
     chat,
+    decision_of,
     service_on,
 )
 from tests.waiting import until
@@ -100,6 +105,57 @@ async def reason(envoy: EnvoyStandIn) -> bytes:
 def socket(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     name: str = request.param
     return tmp_path / name
+
+
+IDS = {
+    "x-request-id": "r-17",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+}
+
+
+def logged(log: io.StringIO, event: str) -> list[tuple[str | None, str | None]]:
+    """Request and trace id of the entries."""
+    read = [json.loads(line) for line in log.getvalue().splitlines()]
+    found = [each for each in read if each["event"] == event]
+    return [(each.get("request_id"), each.get("trace_id")) for each in found]
+
+
+async def test_decision_carries_the_ids_of_its_request_alone(
+    socket: Path, log: io.StringIO
+) -> None:
+    sinks, router = DecisionSinks(DecisionLog()), StubRouter()
+
+    def recorded(request: RoutingRequest) -> str:
+        sinks.record(request, decision_of(request))
+        return "big/coder"
+
+    router.choose = recorded
+    async with (
+        service_on(socket, router=router) as service,
+        grpc.aio.insecure_channel(f"unix:{service.socket}") as channel,
+    ):
+        stub: Any = ExternalProcessorStub(channel)
+        for ids in (IDS, dict[str, str]()):
+            envoy = EnvoyStandIn(stub.Process(), BUFFERED)
+            await envoy.say(request_headers(JSON | ids))
+            await envoy.hear()
+            await envoy.say(request_body(chat("code")))
+            await envoy.hear()
+
+    assert logged(log, "decision") == [
+        ("r-17", "0af7651916cd43dd8448eb211c80319c"),
+        (None, None),
+    ]
+
+
+async def test_request_that_is_passed_on_is_logged_with_its_ids(
+    socket: Path, log: io.StringIO
+) -> None:
+    async with service_on(socket) as service, stream(service) as envoy:
+        await envoy.say(request_headers({"content-type": "text/plain", **IDS}))
+        await envoy.hear()
+
+    assert logged(log, "passed on") == [("r-17", "0af7651916cd43dd8448eb211c80319c")]
 
 
 async def test_decision_has_less_time_than_envoy_waits(socket: Path) -> None:

@@ -249,13 +249,16 @@ async def test_other_responses_are_not_shown_to_the_sidecar(gateway: Gateway) ->
 
 async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway) -> None:
     await post(gateway.alive, chat("openai/gpt-5.5"), path="/v1/chat/completions?logged")
-    gateway.reached()
+    _, request = gateway.reached()
 
     entry = await logged(gateway, "logged")
     assert entry["model"] == "openai/gpt-5.5"
     assert entry["source"] == "model"
     assert entry["decision_id"] == "d-openai/gpt-5.5"
     assert entry["cluster"] == "openai"
+    head = gateway.seen.heads[-1]
+    assert entry["request_id"] == head.header("x-request-id") == request.headers["x-request-id"]
+    assert entry["request_id"]
 
 
 # --- Failover -------------------------------------------------------------------------------------

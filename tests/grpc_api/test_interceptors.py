@@ -15,8 +15,9 @@ from sidecar.core.decision import RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.grpc_api.errors import DEFECT
 from sidecar.grpc_api.server import GrpcServer
+from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.metrics import Metrics
-from tests.grpc_api.standins import StandInRouter, route_request, serving
+from tests.grpc_api.standins import StandInRouter, decision, route_request, serving
 
 
 async def say_something(request: RoutingRequest) -> None:
@@ -48,6 +49,28 @@ async def test_entries_of_a_call_carry_method_and_request_id(
     (entry,) = entries(log, "deciding")
     assert entry["method"] == "llmrouter.v1.RoutingService/Route"
     assert entry.get("request_id") == logged
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_decision_of_a_call_carries_its_request_and_trace_id(
+    router: StandInRouter, routing: RoutingServiceStub, log: io.StringIO
+) -> None:
+    sinks = DecisionSinks(DecisionLog())
+
+    async def recorded(request: RoutingRequest) -> None:
+        sinks.record(request, decision(request))
+
+    router.behavior = recorded
+    metadata = grpc.aio.Metadata(("x-request-id", "r-17"), ("traceparent", TRACEPARENT))
+    await routing.Route(route_request(), metadata=metadata)
+    await routing.Route(route_request())
+
+    first, second = entries(log, "decision")
+    assert first["request_id"] == "r-17"
+    assert first["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert not {"request_id", "trace_id"} & second.keys()
 
 
 async def test_refused_call_is_logged_with_its_code(
