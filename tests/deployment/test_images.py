@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from sidecar.core.decision import Reason
+from sidecar.ext_proc.request import PassReason
 from sidecar.local import data_file, tool
 from sidecar.observability.metrics import Metrics
 
@@ -126,6 +128,57 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert asked
     assert asked <= set(re.findall(r'"(llmrouter_\w+)"', source))
     assert Metrics()
+
+
+RULES = DOCKER / "prometheus" / "rules.yml"
+
+
+def test_an_alert_says_what_is_wrong_and_how_bad_it_is() -> None:
+    read = YAML(typ="safe", pure=True).load(RULES.read_text())
+    alerts = [rule for group in read["groups"] for rule in group["rules"]]
+    for alert in alerts:
+        assert alert["labels"]["severity"] in ("info", "warning", "critical")
+        assert alert["annotations"]["summary"]
+        assert alert["for"]
+    assert len({alert["alert"] for alert in alerts}) == len(alerts)
+
+
+@pytest.mark.parametrize(
+    ("alert", "asks_for"),
+    [
+        ("PoliciesRefused", "llmrouter_policies_refused"),
+        ("PolicyStoreAway", "llmrouter_policy_store_up"),
+        ("ManyPassedOn", "llmrouter_envoy_passed_on_total"),
+        ("SidecarGone", 'up{job="sidecar"}'),
+    ],
+)
+def test_there_is_an_alert_for_what_leaves_requests_unrouted(alert: str, asks_for: str) -> None:
+    read = YAML(typ="safe", pure=True).load(RULES.read_text())
+    [rule] = [each for group in read["groups"] for each in group["rules"] if each["alert"] == alert]
+    assert asks_for in rule["expr"]
+
+
+def test_the_job_whose_absence_is_an_alert_is_the_one_that_prometheus_has() -> None:
+    read = YAML(typ="safe", pure=True).load((DOCKER / "prometheus/prometheus.yml").read_text())
+    jobs = {each["job_name"] for each in read["scrape_configs"]}
+    asked = set(re.findall(r'job="(\w+)"', RULES.read_text()))
+    assert asked
+    assert asked <= jobs
+
+
+def test_reasons_in_the_rules_are_reasons() -> None:
+    found = re.findall(r'reason[!=]~"([\w|]+)"', RULES.read_text())
+    named = {reason for each in found for reason in each.split("|")}
+    assert len(found) == 3
+    assert named <= {each.value for each in (*Reason, *PassReason)}
+
+
+def test_alerts_fire_when_they_should() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool, which comes with Prometheus, is not there")
+    finished = run(promtool, "test", "rules", ROOT / "tests" / "deployment" / "rules_test.yml")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_the_dashboard_shows_every_metric_of_prices() -> None:
