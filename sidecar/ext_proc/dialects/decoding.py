@@ -15,6 +15,9 @@ from backports import zstd
 
 _MAX_ENCODINGS = 3
 """Encodings on top of each other; more than one is legal, and hardly ever seen."""
+_MAX_STREAMS = 256
+"""Of a body. Each costs something, even one of nothing, which has a few bytes."""
+_SLICE_BYTES = 32 * 1024
 _ZSTD_WINDOW_LOG = 23
 """Largest zstd window, 8 MiB: the most that senders may use in HTTP (RFC 9659)."""
 _GZIP, _ZLIB, _RAW = 31, 15, -15
@@ -60,28 +63,39 @@ class _Stream(Protocol):
     def eof(self) -> bool: ...
     @property
     def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
 
 
-def _one(stream: _Stream, body: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+def _one(stream: _Stream, body: memoryview, max_bytes: int) -> tuple[bytes, memoryview]:
     """Content of the stream that `body` begins with, and what follows it."""
-    try:
-        decoded = stream.decompress(body, max_bytes + 1)
-    except (zlib.error, zstd.ZstdError):
-        raise UndecodableError("wrong data in a compressed body") from None
-    if len(decoded) > max_bytes:
-        raise TooLargeError
-    if not stream.eof:
-        raise UndecodableError("a compressed body without its end")
-    return decoded, stream.unused_data
+    parts: list[bytes] = []
+    position = 0
+    while not stream.eof:
+        if position >= len(body):
+            raise UndecodableError("a compressed body without its end")
+        # Behind its end a stream copies what it was given: no more than this.
+        given = body[position : position + _SLICE_BYTES]
+        position += len(given)
+        try:
+            part = stream.decompress(given, max_bytes + 1)
+        except (zlib.error, zstd.ZstdError):
+            raise UndecodableError("wrong data in a compressed body") from None
+        max_bytes -= len(part)
+        if max_bytes < 0:
+            raise TooLargeError
+        parts.append(part)
+    return b"".join(parts), body[position - len(stream.unused_data) :]
 
 
 def _all(new_stream: Callable[[], _Stream], body: bytes, max_bytes: int) -> bytes:
     """Content of all streams that `body` consists of: gzip has members (RFC 1952, 2.2), zstd has
     frames (RFC 8878, 3), and both may follow one another."""
     parts: list[bytes] = []
-    while body:
-        part, body = _one(new_stream(), body, max_bytes)
+    rest = memoryview(body)
+    while rest:
+        if len(parts) == _MAX_STREAMS:
+            raise UndecodableError(f"a compressed body of more than {_MAX_STREAMS} streams")
+        part, rest = _one(new_stream(), rest, max_bytes)
         max_bytes -= len(part)
         parts.append(part)
     return b"".join(parts)
@@ -97,11 +111,12 @@ def _zstd(body: bytes, max_bytes: int) -> bytes:
 
 
 def _deflate(body: bytes, max_bytes: int) -> bytes:
+    data = memoryview(body)
     try:
-        decoded, rest = _one(zlib.decompressobj(_ZLIB), body, max_bytes)
+        decoded, rest = _one(zlib.decompressobj(_ZLIB), data, max_bytes)
     except UndecodableError:
         # Some senders leave out the zlib wrapper that RFC 9110 (8.4.1.2) asks for.
-        decoded, rest = _one(zlib.decompressobj(_RAW), body, max_bytes)
+        decoded, rest = _one(zlib.decompressobj(_RAW), data, max_bytes)
     if rest:
         raise UndecodableError("data after the end of a compressed body")
     return decoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.ext_proc.dialects import decoding
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
 from tests.ext_proc.dialects.requests import PROPERTY
 
@@ -103,6 +105,71 @@ def test_members_of_gzip_and_frames_of_zstd_follow_one_another() -> None:
     assert decode(zstd.compress(b"a") + zstd.compress(b"b"), "zstd", 2) == b"ab"
     with pytest.raises(TooLargeError):
         decode(gzip.compress(b"aa") + gzip.compress(b"bb"), "gzip", 3)
+
+
+def noise(size: int) -> bytes:
+    """What no encoding makes shorter."""
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstd"])
+def test_body_of_very_many_streams_is_refused(name: str) -> None:
+    _, encode = ENCODERS[name]
+    empty = encode(b"")
+
+    assert decode(empty * 255 + encode(TEXT), name, len(TEXT)) == TEXT
+    with pytest.raises(UndecodableError, match="of more than 256 streams"):
+        decode(empty * 256 + encode(TEXT), name, len(TEXT))
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+def test_body_of_many_slices_is_decoded_whole(name: str) -> None:
+    _, encode = ENCODERS[name]
+    plain = noise(200_000)
+
+    assert decode(encode(plain), name, len(plain)) == plain
+
+
+@pytest.mark.parametrize("before", [-1, 0, 1], ids=["ends before it", "ends with it", "ends after"])
+@pytest.mark.parametrize("name", ["gzip", "zstd"])
+def test_stream_that_ends_at_the_edge_of_a_slice(name: str, before: int) -> None:
+    _, encode = ENCODERS[name]
+    edge = 32 * 1024
+    plain = noise(edge - (len(encode(noise(edge))) - edge) + before)
+    first = encode(plain)
+    assert len(first) == edge + before, "what it adds is always as much"
+
+    assert decode(first + encode(TEXT), name, 100_000) == plain + TEXT
+
+
+class Recording:
+    """A member of gzip; notes how much all of them are given."""
+
+    given = 0
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes | memoryview, max_length: int, /) -> bytes:
+        Recording.given += len(data)
+        return self._stream.decompress(data, max_length)
+
+
+def test_stream_is_not_given_all_that_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recording, "given", 0)
+    body = gzip.compress(b"") * 100 + gzip.compress(noise(1_000_000))
+
+    decoding._all(Recording, body, 1_000_000)
+
+    assert Recording.given < 5 * len(body)
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
