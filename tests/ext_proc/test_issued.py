@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias
 
 import brotli
 import openai
@@ -41,6 +43,8 @@ pytestmark = pytest.mark.timeout(180)
 
 ISTIO = shipped_config().parent / "kubernetes" / "istio.yaml"
 
+TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]
+
 JSON, EVENTS = "application/json; charset=utf-8", "text/event-stream"
 WHOLE = b'{"id":"resp_1","object":"response"}'
 CREATED = b'event: a\r\ndata: {"type":"response.created","response":{"id":"resp_1","o":1}}\r\n\r\n'
@@ -66,9 +70,12 @@ READ: dict[str, tuple[str, str, bytes, str]] = {
     "no string": (JSON, "", b'{"id":7}', ""),
     "a line break in the id": (JSON, "", b'{"id":"a\\nb"}', ""),
     "too long": (JSON, "", b'{"id":"%s"}' % (b"x" * 300), ""),
+    "an id in a deep array": (JSON, "", b'{"a":[[{"id":"x"}]],"id":"resp_1"}', "resp_1"),
+    "a backslash at an end": (JSON, "", b'{"t":"\\\\","id":"resp_1"}', "resp_1"),
     "no JSON": (JSON, "", b"<html>", ""),
     "another type": ("text/plain", "", WHOLE, ""),
     "events": (EVENTS, "", CREATED, "resp_1"),
+    "events behind others": (EVENTS, "", b'da\ndata: {"a":["\n: "\n\n' + CREATED[10:], "resp_1"),
     "events of something else": (EVENTS, "", b'data: {"id":"x"}\n\ndata: [DONE]\n\n', ""),
     "gzip": (JSON, "gzip", gzip.compress(WHOLE), "resp_1"),
     "deflate": (JSON, "deflate", deflated(WHOLE), "resp_1"),
@@ -125,7 +132,47 @@ def test_body_that_decodes_to_very_much_is_not_decoded(
     reading.feed(compress(b'{"x":"' + b"y" * 2_000_000))
 
     assert not reading.wants_more
-    assert len(reading._seen) < 1_000_000
+    assert reading._size < 1_000_000
+
+
+def lines_run(feed: Callable[[], object]) -> int:
+    """Lines of code that are run meanwhile; unlike the time, always as many."""
+    count = 0
+
+    def traced(frame: FrameType, event: str, arg: object) -> TraceFunction:
+        nonlocal count
+        count += event == "line"
+        return traced
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        feed()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def feed_by_parts(kind: str, body: bytes) -> None:
+    reading = IssuedId(kind, "")
+    for start in range(0, len(body), 256):
+        reading.feed(body[start : start + 256])
+
+
+@pytest.mark.parametrize(
+    ("kind", "beginning", "more"),
+    [
+        (JSON, b'{"a":', b"[" * 1000),
+        (EVENTS, b'data: {"a":', b"[" * 1000),
+        (EVENTS, b"", b"data: [1,2]\n" * 100),
+    ],
+    ids=["nested", "nested in an event", "events"],
+)
+def test_each_byte_is_read_once(kind: str, beginning: bytes, more: bytes) -> None:
+    once = lines_run(lambda: feed_by_parts(kind, beginning + more * 4))
+    twice = lines_run(lambda: feed_by_parts(kind, beginning + more * 8))
+
+    assert twice < once * 2.1
 
 
 # --- The watch of one response --------------------------------------------------------------------
