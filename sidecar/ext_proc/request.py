@@ -108,7 +108,7 @@ class Understood:
 
     Args:
         dialect: the API it speaks.
-        model: the body's `model`; empty if it has none.
+        model: the body's `model`; empty if it has none, or an empty one.
         conversation: messages of system and developer included (they are not shown to the router),
             harness text removed from the user's.
         needs: images, tools, context length.
@@ -118,7 +118,7 @@ class Understood:
         previous_response_id: what the request goes on from that the provider keeps: a response or
             a conversation of the Responses API; empty if there is none.
         model_at: where the value of `model` begins and ends in the body, which is decoded; of a key
-            that is there twice, the one that counts. None if there is none.
+            that is there twice, the one that counts. None if there is no such key.
         plain_body: the body decoded; None if it came uncompressed. A body that is rewritten goes on
             like this, without `content-encoding`.
     """

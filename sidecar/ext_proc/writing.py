@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sidecar.core.decision import Decision
 from sidecar.core.policy import Model
-from sidecar.ext_proc.dialects.json_fields import splice
+from sidecar.ext_proc.dialects.json_fields import splice, with_first
 from sidecar.ext_proc.effect import Common, Effect
 from sidecar.ext_proc.messages import MetadataValue
 from sidecar.ext_proc.options import NO_DECISION, OwnedHeader, Writing
@@ -51,11 +51,11 @@ class Writer:
 
     def decided(self, decision: Decision, request: HttpRequest, understood: Understood) -> Effect:
         """The decision as headers and metadata, and the model's upstream name in the body where
-        another one stands there. Where it is right already the body goes on as it came, compressed
-        or not."""
+        another one or none stands there. Where it is right already the body goes on as it came,
+        compressed or not."""
         options = self._options
         body = None
-        if options.rewrite_model and understood.model not in ("", decision.model.upstream_model):
+        if options.rewrite_model and understood.model != decision.model.upstream_model:
             body = _rewritten(decision, request, understood)
         named = OwnedHeader.DECISION_ID in options.headers
         return Effect(
@@ -86,14 +86,16 @@ class Writer:
 
 
 def _rewritten(decision: Decision, request: HttpRequest, understood: Understood) -> bytes | None:
-    """The body with another value of `model`, every other byte as it was."""
+    """The body with another value of `model`, or with that field, every other byte as it was."""
     if understood.plain_body is not None and not request.complete:
         # The rest of it is compressed.
         return None
     plain = understood.plain_body if understood.plain_body is not None else request.body
     assert plain is not None, "what was understood has a body"
-    assert understood.model_at is not None, "it says a model"
-    return splice(plain, understood.model_at, decision.model.upstream_model)
+    name = decision.model.upstream_model
+    if understood.model_at is None:
+        return with_first(plain, "model", name)
+    return splice(plain, understood.model_at, name)
 
 
 def _headers(decision: Decision) -> dict[OwnedHeader, str]:

@@ -114,7 +114,7 @@ class StubDialects:
         try:
             body = json.loads(request.body or b"")
             messages = tuple(Message(Role(m["role"]), m["content"]) for m in body["messages"])
-            model = body.get("model", "")
+            model = body.get("model") or ""
         except ValueError:
             return Passed(PassReason.MALFORMED_BODY)
         at = model_at(request.body or b"")
@@ -123,7 +123,7 @@ class StubDialects:
 
 def model_at(body: bytes) -> tuple[int, int] | None:
     """Where the value of its first `model` begins and ends."""
-    found = re.search(rb'"model"\s*:\s*("[^"]*")', body)
+    found = re.search(rb'"model"\s*:\s*("[^"]*"|null)', body)
     return found.span(1) if found else None
 
 
@@ -189,6 +189,8 @@ def chat(text: str, model: str = "auto", size: int = 0) -> bytes:
 def spliced(body: bytes, model: str) -> bytes:
     """What the upstream must get."""
     at = model_at(body)
+    if at is None and body.startswith(b"{"):
+        return b'{"model": "%b",%b' % (model.encode(), body[1:])
     if at is None:
         # Compressed.
         return body

@@ -74,6 +74,26 @@ async def test_model_is_decided_and_written_into_the_body(compressed: bool) -> N
     assert ("content-encoding" in done.remove) is compressed
 
 
+WITHOUT_MODEL: dict[str, tuple[str, dict[str, object]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [user("write code")]}),
+    "responses": ("/v1/responses", {"input": [user("write code")]}),
+    "a stored prompt": ("/v1/responses", {"prompt": {"id": "pmpt_1"}, "input": "write code"}),
+    "completions": ("/v1/completions", {"prompt": "write code"}),
+    "messages": ("/v1/messages", {"messages": [user("write code")]}),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), WITHOUT_MODEL.values(), ids=WITHOUT_MODEL.keys())
+@pytest.mark.parametrize("model", [{}, {"model": ""}, {"model": None}], ids=["no", "empty", "null"])
+async def test_body_of_each_api_gets_a_model_where_it_has_none(
+    path: str, body: dict[str, object], model: dict[str, object]
+) -> None:
+    done = await effect(decider(StubRouter()), sent({**body, **model}, path=path))
+
+    assert done.body is not None
+    assert json.loads(done.body) == {**body, "model": "coder-1"}
+
+
 @pytest.mark.parametrize(
     ("request_", "inline"),
     [

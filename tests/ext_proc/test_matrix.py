@@ -446,6 +446,7 @@ PLAYS: dict[str, Play] = {
     "8 MB chunked": sends(LARGE, chunks=[LARGE[n : n + 65536] for n in range(0, 8_000_038, 65536)]),
     "over the cap": sends(chat("code", size=13_000_000)),
     "concrete model": sends(chat("hello", model="big/coder", size=1000)),
+    "no model": sends(CODE.replace(b'"model": "auto", ', b"")),
     "malformed": sends(b'{"model": "auto", "messages": ['),
     "other path": sends(b"x" * 90_000, path="/v1/files"),
     "no body": no_body,

@@ -101,13 +101,32 @@ def test_model_of_the_body_is_replaced() -> None:
     assert effect().body == BODY.replace(b'"auto"', b'"coder-1"')
 
 
-@pytest.mark.parametrize("model", ["coder-1", ""], ids=["right already", "none there"])
-def test_body_goes_on_as_it_came_where_there_is_nothing_to_replace(model: str) -> None:
-    assert effect(model=model).body is None
+MODELS: dict[str, tuple[bytes, bytes]] = {
+    "empty": (b'{"model": "", "n": 1}', b'{"model": "coder-1", "n": 1}'),
+    "null": (b'{"model": null, "n": 1}', b'{"model": "coder-1", "n": 1}'),
+    "no such key": (b'{"n": 1}', b'{"model": "coder-1","n": 1}'),
+}
 
 
-def test_body_goes_on_as_it_came_where_rewriting_is_switched_off() -> None:
-    assert effect(Writing(rewrite_model=False)).body is None
+@pytest.mark.parametrize(("body", "expected"), MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+def test_body_without_a_model_gets_one(body: bytes, expected: bytes, compressed: bool) -> None:
+    if compressed:
+        done = effect(model="", plain=body, body=b"compressed")
+    else:
+        done = effect(model="", body=body)
+
+    assert done.body == expected
+    assert ("content-encoding" in done.remove) == compressed
+
+
+def test_body_goes_on_as_it_came_where_the_model_is_right_already() -> None:
+    assert effect(model="coder-1").body is None
+
+
+@pytest.mark.parametrize("model", ["auto", ""])
+def test_body_goes_on_as_it_came_where_rewriting_is_switched_off(model: str) -> None:
+    assert effect(Writing(rewrite_model=False), model=model).body is None
 
 
 def test_compressed_body_that_is_rewritten_goes_on_uncompressed() -> None:

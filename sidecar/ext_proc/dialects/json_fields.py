@@ -45,6 +45,14 @@ def splice(body: bytes, at: tuple[int, int], value: str) -> bytes:
     return b"".join((view[: at[0]], json.dumps(value).encode(), view[at[1] :]))
 
 
+def with_first(body: bytes, key: str, value: str) -> bytes:
+    """`body`, an object that has fields, with another one before them; every other byte stays."""
+    begin = body.index(b"{") + 1
+    field = f"{json.dumps(key)}: {json.dumps(value)},".encode()
+    view = memoryview(body)
+    return b"".join((view[:begin], field, view[begin:]))
+
+
 def span(body: bytes, value: msgspec.Raw) -> tuple[int, int]:
     """Where `value`, one of `read_fields(body)`, begins and ends in `body`."""
     text = bytes(value)

@@ -131,15 +131,14 @@ class LlmDialects:
     ) -> Understood:
         options = self._options
         read = _READERS[dialect](fields, self._reading)
-        model = field_text(fields, "model")
         conversation = Conversation(read.messages)
         capabilities = implied_capabilities(conversation)
         if read.tools:
             capabilities |= {Capability.TOOLS}
         return Understood(
             dialect=dialect,
-            model=model,
-            model_at=span(body, fields["model"]) if model else None,
+            model=field_text(fields, "model"),
+            model_at=span(body, fields["model"]) if "model" in fields else None,
             conversation=conversation,
             needs=Needs(capabilities, self._context_tokens(read, fields)),
             stream=bytes(memoryview(fields["stream"])) == _TRUE if "stream" in fields else False,

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.ext_proc.dialects.json_fields import NotJsonError, read_fields, span, splice
+from sidecar.ext_proc.dialects.json_fields import (
+    NotJsonError,
+    read_fields,
+    span,
+    splice,
+    with_first,
+)
 from tests.ext_proc.dialects.requests import PROPERTY
 
 SPLICED: dict[str, tuple[bytes, bytes]] = {
@@ -61,6 +67,13 @@ SPLICED: dict[str, tuple[bytes, bytes]] = {
         b'\xef\xbb\xbf{"a":"' + b"x" * 20_000 + b'","b":"auto","model":"auto"}',
         b'\xef\xbb\xbf{"a":"' + b"x" * 20_000 + b'","b":"auto","model":"gpt-5"}',
     ),
+    "an empty value": (b'{"a":"","model":""}', b'{"a":"","model":"gpt-5"}'),
+    "null": (b'{"a":null,"model":null}', b'{"a":null,"model":"gpt-5"}'),
+    "null as the only one": (b'{"a":1,"model": null }', b'{"a":1,"model": "gpt-5" }'),
+    "null in a large one": (
+        b'{"a":"' + b"x" * 20_000 + b'","b":null,"model":null}',
+        b'{"a":"' + b"x" * 20_000 + b'","b":null,"model":"gpt-5"}',
+    ),
     "not UTF-8 elsewhere": (b'{"a":"\xff","model":"auto"}', b'{"a":"\xff","model":"gpt-5"}'),
 }
 
@@ -68,6 +81,25 @@ SPLICED: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize(("body", "expected"), SPLICED.values(), ids=SPLICED.keys())
 def test_model_is_spliced(body: bytes, expected: bytes) -> None:
     assert splice(body, span(body, read_fields(body)["model"]), "gpt-5") == expected
+
+
+PUT_IN: dict[str, tuple[bytes, bytes]] = {
+    "plain": (b'{"n":1}', b'{"model": "gpt-5","n":1}'),
+    "blanks": (b' {\n "n":1}\r\n', b' {"model": "gpt-5",\n "n":1}\r\n'),
+    "byte order mark": (b'\xef\xbb\xbf{"n":1}', b'\xef\xbb\xbf{"model": "gpt-5","n":1}'),
+    "the key below": (b'{"a":{"model":"x"}}', b'{"model": "gpt-5","a":{"model":"x"}}'),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), PUT_IN.values(), ids=PUT_IN.keys())
+def test_model_is_put_in_where_there_is_none(body: bytes, expected: bytes) -> None:
+    assert with_first(body, "model", "gpt-5") == expected
+
+
+def test_what_is_put_in_is_escaped() -> None:
+    said = json.loads(with_first(b'{"n":1}', 'the "key"', "l\\lama"))
+
+    assert said == {'the "key"': "l\\lama", "n": 1}
 
 
 values = st.recursive(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sidecar.core.conversation import Message, Role
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import BY_SHAPE, DialectOptions, LlmDialects
-from sidecar.ext_proc.dialects.json_fields import splice
+from sidecar.ext_proc.dialects.json_fields import splice, with_first
 from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, Understood
 from tests.ext_proc.dialects.requests import (
     CHAT,
@@ -283,10 +283,12 @@ def test_any_json_is_read_or_passed(path: str, body: dict[str, object]) -> None:
     read = DIALECTS.read(request(body, path))
 
     assert isinstance(read, Understood | Passed)
-    if isinstance(read, Understood) and read.model:
+    if isinstance(read, Understood):
         data = json.dumps(body).encode()
-        assert read.model_at is not None
-        assert json.loads(splice(data, read.model_at, "m")) == {**body, "model": "m"}
+        at = read.model_at
+        assert (at is None) == ("model" not in body)
+        changed = with_first(data, "model", "m") if at is None else splice(data, at, "m")
+        assert json.loads(changed) == {**body, "model": "m"}
 
 
 @PROPERTY
