@@ -229,13 +229,12 @@ async def _until_drained(
     draining = asyncio.Event()
     with drain.calls(draining.set):
         drained = asyncio.ensure_future(draining.wait())
+        reading = None
         try:
             while True:
                 reading = asyncio.ensure_future(_read(context))
                 await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
                 if not reading.done():
-                    # The stream ends with the call, and with it the reading.
-                    reading.cancel()
                     return
                 message = reading.result()
                 if message is None:
@@ -243,6 +242,9 @@ async def _until_drained(
                 yield message
         finally:
             drained.cancel()
+            if reading is not None:
+                # The stream ends with the call, and with it the reading.
+                reading.cancel()
 
 
 async def _read(context: Context) -> pb.ProcessingRequest | None:

@@ -309,6 +309,26 @@ async def test_stream_that_waits_for_a_response_ends_when_the_server_drains(sock
         assert await envoy.call.code() is grpc.StatusCode.OK
 
 
+def readings() -> list[asyncio.Task[Any]]:
+    """Tasks of the service that wait for a message."""
+    tasks = asyncio.all_tasks()
+    return [each for each in tasks if getattr(each.get_coro(), "__qualname__", "") == "_read"]
+
+
+async def test_stream_that_is_reset_while_it_waits_for_a_response_leaves_no_task(
+    socket: Path,
+) -> None:
+    options = ExtProcOptions(stamp_response=True)
+    async with service_on(socket, options) as service:
+        async with stream(service) as envoy:
+            await asked(envoy, chat("code"))
+            await envoy.hear()
+            await until(lambda: readings() != [])
+            (reading,) = readings()
+
+        await until(reading.done)
+
+
 async def test_stream_is_taken_and_answered_while_the_server_drains(socket: Path) -> None:
     """Envoy sends requests until its health check has seen the drain."""
     async with service_on(socket) as service:
