@@ -81,7 +81,11 @@ def _input(fields: Fields, reading: Reading) -> list[Message]:
 
 
 def _message(item: _Item, reading: Reading) -> Message | None:
-    kind = as_text(item.type) or "message"
+    kind = as_text(item.type)
+    if not kind:
+        # Both messages and references may leave it out; of the latter only the id is required.
+        refers = item.role is None and as_text(item.id)
+        kind = "item_reference" if refers else "message"
     if kind == "message":
         role = _ROLES.get(as_text(item.role))
         if role is None:

@@ -180,6 +180,14 @@ RESPONSES_INPUT: dict[str, tuple[object, list[Message]]] = {
             Message(TOOL, "", 1, tool_call_id="k"),
         ],
     ),
+    "references without a type": (
+        [{"id": "msg_1"}, {"type": None, "id": "msg_2"}, {"role": "user", "content": "Hi"}],
+        [Message(USER, "Hi")],
+    ),
+    "a message without a type that has an id": (
+        [{"id": "msg_1", "role": "assistant", "content": "Hello"}],
+        [Message(ASSISTANT, "Hello")],
+    ),
     "a turn of the harness alone": ("<user_instructions>Use tabs.</user_instructions>", []),
 }
 

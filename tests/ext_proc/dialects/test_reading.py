@@ -103,6 +103,14 @@ PASSED: dict[str, tuple[HttpRequest, str]] = {
         request({"messages": [{"role": "user", "content": 1}]}),
         "unknown_shape",
     ),
+    "an item without type, role and id": (
+        request({"input": [{"content": "Hi"}]}, RESPONSES),
+        "unknown_shape",
+    ),
+    "an item of a role of nobody": (
+        request({"input": [{"id": "msg_1", "role": "owner"}]}, RESPONSES),
+        "unknown_shape",
+    ),
     "an item is text": (request({"input": ["Hi"]}, RESPONSES), "unknown_shape"),
     "a model that is no text": (request({**ASK, "model": 1}), "unknown_shape"),
     "unknown encoding": (request(ASK, content_encoding="compress"), "unknown_encoding"),
