@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.cli.failures import Failure
+from sidecar.core.policy import Model
 from sidecar.grpc_api.listening import ListenError, check_tcp
-from sidecar.local import EnvoyServer, GatewayOptions, adapted, shipped_config
+from sidecar.local import (
+    EnvoyServer,
+    GatewayOptions,
+    adapted,
+    provider_clusters,
+    shipped_config,
+)
+from sidecar.policies.findings import closest, quoted
 
 _LAST_LINES = 15
 
@@ -39,6 +47,26 @@ class GatewayWish:
             check_tcp(f"127.0.0.1:{self.port}")
         except ListenError as error:
             raise Failure(f"{error} (option --envoy-port)") from None
+
+
+def misplaced(models: Iterable[Model]) -> Iterator[str]:
+    """Of each model whose cluster is none of Envoy's: what becomes of it, and what to do."""
+    clusters = provider_clusters(shipped_config().read_text(encoding="utf-8"))
+    choice = f"one of {', '.join(clusters)}"
+    for model in models:
+        if not model.cluster:
+            yield (
+                f"{quoted(model.id)} has no cluster: Envoy sends its requests to the default "
+                "provider of their API, whoever has the model; set `cluster` in the catalog to "
+                f"{choice}"
+            )
+        elif model.cluster not in clusters:
+            meant = closest(model.cluster, clusters)
+            remedy = f"did you mean {quoted(meant)}?" if meant else f"set {choice}"
+            yield (
+                f"{quoted(model.id)} has the cluster {quoted(model.cluster)}, which Envoy does not "
+                f"have: its requests fail; {remedy}"
+            )
 
 
 class LocalGateway:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
-from sidecar.cli.gateway import GatewayWish
+from sidecar.cli.gateway import GatewayWish, misplaced
 from sidecar.cli.model import default_model
+from sidecar.cli.policy_options import place
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import Settings, load_settings
@@ -148,6 +149,10 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
         lines.append(f"         log {stack.gateway.log}")
         if gateway.keys is None:
             lines.append("         requests go on without a key: see --envoy-keys")
+        # The catalog that the sidecar has: with a store the files are only what that began with.
+        with place(stack.address) as sidecar:
+            models = sidecar.catalog().models.values()
+        lines += [f"         warning: {each}" for each in misplaced(models)]
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
     lines.append("Ready. Try: sidecar route 'Why does my loop never end?'. Ctrl-C stops all.")
     click.echo("\n".join(lines))

@@ -3,7 +3,12 @@
 from sidecar.local.cache import CACHE_VARIABLE, cache_dir
 from sidecar.local.envoy import EnvoyServer
 from sidecar.local.errors import LocalError
-from sidecar.local.gateway import GatewayOptions, adapted, shipped_config
+from sidecar.local.gateway import (
+    GatewayOptions,
+    adapted,
+    provider_clusters,
+    shipped_config,
+)
 from sidecar.local.ports import free_ports
 from sidecar.local.postgres import PostgresServer
 from sidecar.local.process import ChildProcess
@@ -23,6 +28,7 @@ __all__ = [
     "cache_dir",
     "data_file",
     "free_ports",
+    "provider_clusters",
     "shipped_config",
     "stub_environment",
     "tool",

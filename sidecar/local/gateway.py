@@ -57,6 +57,12 @@ def shipped_config(name: str = "envoy.yaml") -> Path:
     raise LocalError(f"docker/envoy/{name} is not part of this installation; use a clone")
 
 
+def provider_clusters(config: str) -> tuple[str, ...]:
+    """Names of the clusters of `config` (YAML) that reach providers."""
+    clusters = _load(config)["static_resources"]["clusters"]
+    return tuple(cluster["name"] for cluster in clusters if cluster["name"] != _SIDECAR)
+
+
 def adapted(shipped: str, options: GatewayOptions) -> str:
     """The configuration `shipped` (YAML) with `options` applied, as JSON.
 

@@ -50,6 +50,7 @@ def lint(
 def _lint(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
     yield from _alike(policy)
     yield from _unpriced(policy, catalog)
+    yield from _unplaced(policy, catalog)
     yield from _untested(policy)
     yield from _lacking("default", policy.default, catalog)
     for index, route in enumerate(policy.routes):
@@ -90,6 +91,19 @@ def _unpriced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
         yield warning(
             "",
             f"{_some(unpriced)}: no price in the catalog, so `cheapest` puts what has none last",
+        )
+
+
+def _unplaced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
+    """Without any cluster there is no Envoy, or one with a single provider."""
+    placed = [model for model in catalog.values() if model.cluster]
+    unplaced = [id for id in _named(policy) if id in catalog and not catalog[id].cluster]
+    if placed and unplaced:
+        yield warning(
+            "",
+            f"{_some(unplaced)}: no cluster in the catalog, while {quoted(placed[0].id)} has "
+            f"{quoted(placed[0].cluster)}; Envoy sends requests for what has none to its default "
+            "provider, so put the provider's into the catalog's `cluster`",
         )
 
 

@@ -509,3 +509,23 @@ def test_lint_names_prices_that_are_old(tmp_path: Path, limit: list[str], old: b
     result = sidecar("lint", file, *limit)
 
     assert ('"acme/fast": priced as of more than 180 days ago' in result.output) is old
+
+
+@pytest.mark.parametrize(
+    ("clusters", "named"),
+    [(("", "acme"), True), (("acme", "acme"), False), (("acme", ""), False), (("", ""), False)],
+    ids=["another has one", "both have one", "not one of the policy's", "none has one"],
+)
+def test_lint_names_models_that_have_no_cluster_where_others_have(
+    tmp_path: Path, clusters: tuple[str, str], named: bool
+) -> None:
+    file = tmp_path / "trial.yaml"
+    ids = ("acme/fast", "acme/large")
+    models = [Model(id, id, cluster=each) for id, each in zip(ids, clusters, strict=True)]
+    file.write_text(yaml_text(catalog_document(models)) + "---\n" + BILLING)
+
+    result = sidecar("lint", file)
+
+    said = '"acme/fast": no cluster in the catalog, while "acme/large" has "acme"'
+    assert (said in result.output) is named
+    assert ("no cluster" in result.output) is named

@@ -92,13 +92,13 @@ def _leftovers(pid: int) -> list[Path]:
 
 
 @contextmanager
-def _started(policies: Path, address: str) -> Iterator[Up]:
+def _started(policies: Path, address: str, *more: str) -> Iterator[Up]:
     environment = os.environ | {
         "SIDECAR_SERVER__GRPC_ADDRESS": address,
         "SIDECAR_SERVER__HTTP_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", UP, "up", "--policies", str(policies)],
+        [sys.executable, "-c", UP, "up", "--policies", str(policies), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -166,6 +166,22 @@ def _check_answers(up: Up, tmp_path: Path) -> None:
     unknown = sidecar("route", "hello", "--policy", "unknown", "--address", up.address)
     assert unknown.returncode == 1
     assert "there is no policy namespaces/default/policies/unknown" in unknown.stderr
+
+
+def test_up_says_which_models_envoy_sends_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY.replace("model: large,", "model: large, cluster: opnai,"))
+    envoy, address = (str(port) for port in free_ports(2))
+    with _started(path, f"127.0.0.1:{address}", "--envoy", "--envoy-port", envoy) as up:
+        up.read_until("Ready.")
+        up.process.send_signal(signal.SIGINT)
+        up.rest()
+
+    warnings = [line.strip() for line in up.lines if " warning: " in line]
+    assert [line.split(":")[1].split(" has ")[0] for line in warnings] == [
+        ' "a/large"',
+        ' "a/small"',
+    ]
 
 
 @pytest.mark.parametrize("part", ["Triton", "the sidecar"])
