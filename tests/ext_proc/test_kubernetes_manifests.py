@@ -125,7 +125,7 @@ def test_envoy_gateway_shows_the_responses_of_the_same_paths_as_the_shipped_gate
     (watched,) = (
         route["match"]["safe_regex"]["regex"]
         for route in shipped_manager()["route_config"]["virtual_hosts"][0]["routes"]
-        if "typed_per_filter_config" in route
+        if "llm_router_responses" in route.get("typed_per_filter_config", {})
     )
 
     prefixes = [match["path"]["value"] for match in rule["matches"]]

@@ -8,20 +8,22 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import openai
 import pytest
 import pytest_asyncio
 
 from sidecar.config import Settings, load_settings
 from sidecar.core.decision import RoutingRequest
+from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.options import OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.local import EnvoyServer, GatewayOptions, adapted, free_ports, shipped_config
 from sidecar.policies import load_policies
-from tests.ext_proc.client import Answer, post
+from tests.ext_proc.client import Answer, exchange, post
 from tests.ext_proc.standins import StubRouter, chat, service_on
 from tests.ext_proc.upstream import Recorded, Upstream
 from tests.waiting import until
@@ -55,7 +57,12 @@ class SeenDialects(LlmDialects):
 
     def __init__(self) -> None:
         super().__init__()
+        self.asked: list[HttpHead] = []
         self.heads: list[HttpHead] = []
+
+    def recognise(self, head: HttpHead) -> ApiDialect | Passed:
+        self.asked.append(head)
+        return super().recognise(head)
 
     def read(self, request: HttpRequest) -> Understood | Passed:
         self.heads.append(request.head)
@@ -259,6 +266,112 @@ async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway
     head = gateway.seen.heads[-1]
     assert entry["request_id"] == head.header("x-request-id") == request.headers["x-request-id"]
     assert entry["request_id"]
+
+
+# --- What the client sees -------------------------------------------------------------------------
+
+
+def owned(answer: Answer) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name.startswith("x-llm-")}
+
+
+@pytest.fixture(params=["silent", "spoofing"])
+def spoofing(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Providers once leave our headers alone, and once set all of them."""
+    names = Writing().owned if request.param == "spoofing" else ()
+    for upstream in gateway.providers.values():
+        upstream.headers = dict.fromkeys(names, "spoofed")
+    yield
+    for upstream in gateway.providers.values():
+        upstream.headers = {}
+
+
+@pytest.mark.usefixtures("spoofing")
+@pytest.mark.parametrize("kind", ["alive", "full_duplex"])
+@pytest.mark.parametrize(
+    ("model", "route"),
+    [("big/coder", {"x-llm-route": "coding"}), ("openai/gpt-5.5", {})],
+    ids=["route", "default"],
+)
+async def test_response_tells_the_decision(
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    model: str,
+    route: dict[str, str],
+) -> None:
+    coder = replace(CATALOG["openai/gpt-5.5"], id="big/coder")
+    monkeypatch.setattr(gateway.router, "catalog", {**CATALOG, coder.id: coder})
+
+    answer = await post(getattr(gateway, kind), chat(model))
+
+    _, request = gateway.reached()
+    assert (answer.status, owned(answer)) == (
+        200,
+        {
+            **route,
+            "x-llm-model": model,
+            "x-llm-decision-id": f"d-{model}",
+            "x-llm-source": "model",
+            "x-llm-reason": "matched",
+        },
+    )
+    assert owned(answer).items() <= request.headers.items()
+
+
+async def test_response_of_envoy_itself_tells_the_decision(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = replace(CATALOG["openai/gpt-5.5"], id="lost", cluster="opnai")
+    monkeypatch.setattr(gateway.router, "catalog", {"lost": nowhere})
+
+    answer = await post(gateway.alive, chat("lost"))
+
+    assert (answer.status, answer.headers.get("x-llm-model")) == (503, "lost")
+
+
+@pytest.mark.usefixtures("spoofing")
+async def test_response_tells_why_nothing_was_decided(gateway: Gateway) -> None:
+    answer = await post(gateway.alive, b"not JSON")
+
+    gateway.reached()
+    assert owned(answer) == {"x-llm-source": "none", "x-llm-reason": "malformed_body"}
+
+
+@pytest.mark.usefixtures("spoofing")
+@pytest.mark.parametrize("kind", ["dead", "shadow"])
+async def test_response_without_the_sidecar_tells_nothing(gateway: Gateway, kind: str) -> None:
+    answer = await post(getattr(gateway, kind), chat("openai/gpt-5.5"))
+
+    gateway.reached()
+    assert (answer.status, owned(answer)) == (200, {})
+
+
+@pytest.mark.parametrize("query", [{}, {"limit": 20}], ids=["all", "some"])
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_models_that_can_be_chosen_are_those_that_ask_for_routing(
+    gateway: Gateway, kind: str, query: dict[str, object]
+) -> None:
+    url = f"http://127.0.0.1:{getattr(gateway, kind)}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="mine", max_retries=0) as client:
+        answer = await client.models.with_raw_response.list(extra_query=query)
+
+    listed = answer.parse()
+    assert (answer.headers["content-type"], listed.object) == ("application/json", "list")
+    assert {each.object for each in listed.data} == {"model"}
+    assert tuple(each.id for each in listed.data) == load_settings(environ={}).ext_proc.aliases
+    asked = [head for head in gateway.seen.asked if head.path.partition("?")[0] == "/v1/models"]
+    assert [head.method for head in asked if head.method == "GET"] == []
+    assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models"), ("GET", "/v1/models/auto")])
+async def test_other_requests_for_models_go_on(gateway: Gateway, method: str, path: str) -> None:
+    headers = {"host": "gateway", "content-length": "0", "connection": "close"}
+
+    await exchange(gateway.alive, method, path, headers)
+
+    assert gateway.reached()[0] == "openai"
 
 
 # --- Failover -------------------------------------------------------------------------------------
@@ -490,6 +603,9 @@ async def test_owned_headers_are_all_removed_by_the_file() -> None:
     text = shipped_config().read_text()
 
     assert all(f"- remove: {name}\n" in text for name in Writing().owned)
+    _, _, responses = text.partition("response_headers_to_remove:\n")
+    removed, _, _ = responses.partition("response_headers_to_add")
+    assert removed.split() == [word for name in Writing().owned for word in ("-", name)]
 
 
 async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:

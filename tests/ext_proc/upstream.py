@@ -62,6 +62,8 @@ class Upstream:
         """Close connections instead of answering."""
         self.status = 200
         """Answer with this where it would be 200."""
+        self.headers: dict[str, str] = {}
+        """Further headers of answers."""
         self.delay_s = 0.0
         """Before each answer."""
         self.port = 0
@@ -99,7 +101,7 @@ class Upstream:
                     return
                 await asyncio.sleep(self.delay_s)
                 status, answer = self._answer(recorded)
-                writer.write(_response(status, answer))
+                writer.write(_response(status, answer, self.headers))
                 await writer.drain()
         except ConnectionError:
             pass
@@ -168,7 +170,8 @@ def _error(message: str) -> dict[str, object]:
     return {"error": {"message": message}}
 
 
-def _response(status: int, answer: object) -> bytes:
+def _response(status: int, answer: object, headers: Mapping[str, str]) -> bytes:
     body = json.dumps(answer).encode()
     head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
