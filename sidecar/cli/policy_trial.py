@@ -16,16 +16,25 @@ from rich.text import Text
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.client import SidecarClient
+from sidecar.cli.conversations import read_case_file
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import finding_text, print_findings
+from sidecar.cli.policy_compare import (
+    Compared,
+    Outcome,
+    Side,
+    compared_as_plain,
+    outcome_of,
+    print_compared,
+)
 from sidecar.cli.policy_options import output_option
-from sidecar.cli.policy_place import is_sidecar
+from sidecar.cli.policy_place import is_sidecar, resource_name
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.config import ServerSettings
 from sidecar.core.conversation import Conversation
-from sidecar.core.decision import Decision, RoutingRequest
-from sidecar.core.policy import Catalog, ModelList, Policy, WeightedModel
+from sidecar.core.decision import Decision, Reason, RoutingRequest
+from sidecar.core.policy import Catalog, ModelList, PinMode, Policy, WeightedModel
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.policies import Finding, PolicySet, Severity, load_policies
 from sidecar.policies.examples import ExampleResult, examples_of, heard, result_of
@@ -85,8 +94,10 @@ class Trial:
             self._place.close()
             raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
         # Which models a route has does not matter to the routing model, and the sidecar may not
-        # know those of the file.
-        self._models = ModelList((WeightedModel(next(iter(models))),))
+        # know those of the file. One that can do the most: without any that can take a
+        # conversation there would be no route.
+        able = max(models.values(), key=lambda model: len(model.capabilities))
+        self._models = ModelList((WeightedModel(able.id),))
         self.catalog = models
         self._client = SidecarClient(address, _TIMEOUT_S)
 
@@ -112,7 +123,7 @@ class Trial:
         request = RoutingRequest(conversation, policy=self._tried(policy))
         for attempt in range(_TRIES):
             decision = decision_to_core(self._client.route(request))
-            if heard(decision) or attempt == _TRIES - 1:
+            if _settled(decision) or attempt == _TRIES - 1:
                 return decision
             # The first time the routing model reads the policy, it may be late.
             time.sleep(_AGAIN_S)
@@ -120,12 +131,17 @@ class Trial:
 
     def _tried(self, policy: Policy) -> Policy:
         routes = tuple(replace(route, models=self._models) for route in policy.routes)
-        return replace(policy, routes=routes, default=self._models)
+        # Each request by itself: what was asked before must not keep its route.
+        return replace(policy, routes=routes, default=self._models, pin=PinMode.OFF)
+
+    def policy(self, name: str) -> Policy:
+        """The sidecar's own of that resource name. Raises PlaceFailure."""
+        return self._place.get(name).policy
 
     def answer(self, policy: Policy, conversation: Conversation) -> Decision:
         """As `decide`, and by the routing model. Raises Failure."""
         decision = self.decide(policy, conversation)
-        if not heard(decision):
+        if not _settled(decision):
             raise Failure(
                 f"the routing model of the sidecar does not answer ({decision.reason.value}: "
                 f"{decision.detail}); nothing can be said about {policy.name} until it "
@@ -141,6 +157,11 @@ class Trial:
         ]
 
 
+def _settled(decision: Decision) -> bool:
+    """True if asking again would not change it."""
+    return heard(decision) or decision.reason is Reason.NOTHING_TO_ROUTE
+
+
 def _policies(paths: Sequence[Path], known: Catalog | None = None) -> PolicySet:
     """Raises Failure. `known`: the catalog of files that have none."""
     found = load_policies(paths, known)
@@ -154,14 +175,40 @@ def _policies(paths: Sequence[Path], known: Catalog | None = None) -> PolicySet:
 
 @click.command()
 @_paths
+@click.option(
+    "--conversations",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="Instead of the examples: route the conversations of this file (as `sidecar route --file` "
+    "takes them) under the policy and under the one to compare with.",
+)
+@click.option(
+    "--against",
+    metavar="NAME-OR-FILE",
+    help="With --conversations: the policy to compare with, the sidecar's own of that name or the "
+    "one in a file; without it the sidecar's own of the same name.",
+)
 @_address
 @output_option
-def test(paths: tuple[Path, ...], address: str, output: str) -> None:
+def test(
+    paths: tuple[Path, ...],
+    conversations: Path | None,
+    against: str | None,
+    address: str,
+    output: str,
+) -> None:
     """Route every example of the policies in files, as unit tests of their routes.
 
     Says which route takes each and how sure the routing model is. Exit status: 0 if each goes to
     the route that has it, 1 if not.
+
+    With --conversations, the one policy in the files is compared with another: which conversations
+    would get another route or model. Exit status: 0.
     """
+    if conversations is not None:
+        _compare(paths, conversations, against, address, output)
+        return
+    if against is not None:
+        raise click.UsageError("--against needs --conversations")
     results: list[tuple[Policy, ExampleResult]] = []
     with Trial(address) as trial:
         for policy in _policies(paths, trial.catalog).policies:
@@ -188,6 +235,51 @@ def test(paths: tuple[Path, ...], address: str, output: str) -> None:
     if not results:
         raise Failure("there are no examples; give the routes some under `examples:`")
     sys.exit(0 if all(result.passed for _, result in results) else 1)
+
+
+def _compare(
+    paths: tuple[Path, ...], conversations: Path, against: str | None, address: str, output: str
+) -> None:
+    """Raises Failure."""
+    cases = [case.conversation for case in read_case_file(conversations)]
+    with Trial(address) as trial:
+        after = _side(paths, trial, "")
+        before = _other(against or after.policy.resource_name, trial, after.policy.resource_name)
+        rows = [
+            Compared(n, case, _outcome(before, case, trial), _outcome(after, case, trial))
+            for n, case in enumerate(cases, 1)
+        ]
+    names = against or f"{before.policy.resource_name} of {address}", ", ".join(map(str, paths))
+    if output == "text":
+        print_compared(*names, rows)
+    else:
+        emit(compared_as_plain(*names, rows), output)
+
+
+def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:
+    return outcome_of(side, conversation, trial.answer(side.policy, conversation))
+
+
+def _other(against: str, trial: Trial, name: str) -> Side:
+    """What to compare with; `name`: of the policy to be taken from a file with several."""
+    if Path(against).exists():
+        return _side((Path(against),), trial, name)
+    return Side(trial.policy(resource_name(against)), trial.catalog)
+
+
+def _side(paths: Sequence[Path], trial: Trial, name: str) -> Side:
+    """The only policy in the files, or the one of that resource name. Raises Failure."""
+    found = _policies(paths, trial.catalog)
+    record = found.records.get(name)
+    if record is not None:
+        return Side(record.policy, found.catalog)
+    if len(found.policies) != 1:
+        files = ", ".join(map(str, paths))
+        raise Failure(
+            f"{files}: {len(found.policies)} policies ({', '.join(found.records)}); conversations "
+            "are compared under one, so name a file with that alone, and the catalog's if need be"
+        )
+    return Side(found.policies[0], found.catalog)
 
 
 def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:

@@ -222,7 +222,7 @@ def _select(walk: Walk, catalog: Catalog, route: Route | None) -> Selection:
         catalog,
         request.needs,
         request.dialect,
-        _stable_key(request) if choices.preference is Preference.WEIGHTED else "",
+        stable_key(request) if choices.preference is Preference.WEIGHTED else "",
         _latency_ms(walk),
     )
 
@@ -234,7 +234,7 @@ def _latency_ms(walk: Walk) -> LatencyMs:
     return lambda model: latencies.latency_ms(model, whole)
 
 
-def _stable_key(request: RoutingRequest) -> str:
+def stable_key(request: RoutingRequest) -> str:
     """The same for all turns of a conversation: its key, or else how its first message begins."""
     if request.conversation_key:
         return request.conversation_key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from ruamel.yaml import YAML
 
 from sidecar.cli import cli
 from sidecar.cli.policy_exchange import grouped
+from sidecar.core.decision import Reason, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
-from sidecar.core.policy import Model, Policy
+from sidecar.core.policy import Model, PinMode, Policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.routing import PolicyRegistry
 from tests.doubles import StubPrompt
+from tests.grpc_api.standins import decision
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.exchange.test_exchange import SAMPLES
 from tests.policies.stores import parts
@@ -436,6 +439,98 @@ async def test_examples_are_tests_of_their_routes(tmp_path: Path) -> None:
         ("billing", "billing", True),
         ("refunds", "billing", False),
     ]
+
+
+def said(*texts: str, image: bool = False) -> str:
+    """A line of a file of conversations."""
+    messages: list[dict[str, object]] = [{"role": "user", "content": text} for text in texts]
+    if image:
+        url = {"type": "image_url", "image_url": {"url": "https://acme.example/a.png"}}
+        messages[-1]["content"] = [{"type": "text", "text": texts[-1]}, url]
+    return json.dumps({"messages": messages})
+
+
+@pytest.fixture
+def conversations(tmp_path: Path) -> Path:
+    file = tmp_path / "conversations.jsonl"
+    file.write_text("\n".join([said("Where is my invoice?"), said("What is this?", image=True)]))
+    return file
+
+
+async def test_conversations_that_another_policy_routes_otherwise_are_told(
+    tmp_path: Path, conversations: Path
+) -> None:
+    """The stand-in takes every request for `billing`: fast before, large after. The image is for
+    `large` in both, as `fast` reads none."""
+    before, after = tmp_path / "before.yaml", tmp_path / "after.yaml"
+    before.write_text(BILLING.replace("[acme/fast]", "[acme/fast, acme/large]"))
+    after.write_text(BILLING.replace("[acme/fast]", "[acme/large, acme/fast]"))
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        arguments = ("test", after, "--conversations", conversations)
+        result = await beside(api, *arguments, "--against", before, "--output", "json")
+        shown = await beside(api, *arguments, "--against", before)
+        same = await beside(api, *arguments, "--against", after)
+        unknown = await beside(api, *arguments)
+        await beside(api, "apply", before)
+        applied = await beside(api, *arguments)
+
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["conversations"], told["different"]) == (2, 1)
+    (row,) = told["differences"]
+    assert (row["number"], row["request"]) == (1, "Where is my invoice?")
+    assert [row[side]["model"] for side in ("before", "after")] == ["acme/fast", "acme/large"]
+    assert [row[side]["route"] for side in ("before", "after")] == ["billing", "billing"]
+    assert all(isinstance(row[side]["confidence"], float) for side in ("before", "after"))
+    assert "billing: acme/fast" in shown.stdout
+    assert f"1 of 2 conversations are routed otherwise by {after} than by {before}" in shown.stdout
+    assert "0 of 2 conversations" in same.stdout
+    assert unknown.exit_code == 4
+    assert f"1 of 2 conversations are routed otherwise by {after} than by" in applied.stdout
+
+
+async def test_only_one_policy_can_be_compared(tmp_path: Path, conversations: Path) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text(BILLING + "---\n" + BILLING.replace("name: trial", "name: another"))
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        result = await beside(api, "test", file, "--conversations", conversations)
+
+    assert result.exit_code == 1
+    assert f"{file}: 2 policies ({name_of('trial')}, {name_of('another')})" in result.output
+
+
+def test_what_to_compare_with_takes_conversations(folder: Path) -> None:
+    assert sidecar("test", folder, "--against", "support").exit_code == 2
+
+
+@pytest.mark.parametrize("reason", [Reason.NOTHING_TO_ROUTE, Reason.MODEL_UNAVAILABLE])
+async def test_what_no_routing_model_decides_is_told_apart(
+    tmp_path: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch, reason: Reason
+) -> None:
+    """A conversation without text is the default's; without an answer nothing can be said."""
+    monkeypatch.setattr("sidecar.cli.policy_trial._AGAIN_S", 0.0)
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    fallen = replace(decision(), route="", source=Source.FALLBACK, reason=reason, confidence=None)
+    monkeypatch.setattr("tests.grpc_api.standins.decision", lambda request: fallen)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        arguments = ("test", file, "--conversations", conversations, "--against", file)
+        result = await beside(api, *arguments)
+
+    assert ("0 of 2 conversations" in result.output) is (reason is Reason.NOTHING_TO_ROUTE)
+    assert ("routing model of the sidecar does not answer" in result.output) is (
+        reason is Reason.MODEL_UNAVAILABLE
+    )
+
+
+async def test_what_was_asked_before_keeps_no_route(tmp_path: Path) -> None:
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING.replace("default:", "pin: conversation\ndefault:"))
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        await beside(api, "test", file)
+        asked = [request.policy for request in api.router.requests]
+
+    assert {each.pin for each in asked if isinstance(each, Policy)} == {PinMode.OFF}
 
 
 async def test_examples_gate_what_is_applied(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.decision import RoutingRequest
-from sidecar.routing.walk import _stable_key
+from sidecar.routing.walk import stable_key
 from tests.doubles import talk
 
 
 def test_the_callers_key_stands_for_the_conversation_whatever_is_said() -> None:
     asked = RoutingRequest(talk("hi"), conversation_key="c")
 
-    assert _stable_key(replace(asked, conversation=talk("hello"))) == _stable_key(asked)
-    assert _stable_key(replace(asked, conversation_key="d")) != _stable_key(asked)
+    assert stable_key(replace(asked, conversation=talk("hello"))) == stable_key(asked)
+    assert stable_key(replace(asked, conversation_key="d")) != stable_key(asked)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,6 @@ def test_the_callers_key_stands_for_the_conversation_whatever_is_said() -> None:
 def test_how_the_first_message_begins_stands_for_the_conversation(
     left: tuple[str, ...], right: tuple[str, ...], same: bool
 ) -> None:
-    keys = {_stable_key(RoutingRequest(talk(*texts))) for texts in (left, right)}
+    keys = {stable_key(RoutingRequest(talk(*texts))) for texts in (left, right)}
 
     assert (len(keys) == 1) is same
