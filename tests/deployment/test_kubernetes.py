@@ -9,6 +9,7 @@ the Gateway API and of Envoy Gateway have no schema in a package, see there.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from tests.deployment.custom_resources import is_custom, problems
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker" / "kubernetes"
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
+# The others have Triton in a Deployment of its own.
+WITH_TRITON = [overlay for overlay in OVERLAYS if overlay != "cpu"]
 VERSIONS = ("v1.29.0", "v1.36.0")
 KUBECTL = shutil.which("kubectl")
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
@@ -37,13 +40,26 @@ Manifest = Mapping[str, Any]
 
 @cache
 def rendered(overlay: str) -> tuple[Manifest, ...]:
+    return kustomized(KUBERNETES / "overlays" / overlay)
+
+
+def kustomized(folder: Path) -> tuple[Manifest, ...]:
     assert KUBECTL is not None
-    command = [KUBECTL, "kustomize", "--load-restrictor=LoadRestrictionsNone"]
-    finished = subprocess.run(
-        [*command, str(KUBERNETES / "overlays" / overlay)], capture_output=True, text=True
-    )
+    command = [KUBECTL, "kustomize", "--load-restrictor=LoadRestrictionsNone", str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return tuple(YAML(typ="safe", pure=True).load_all(finished.stdout))
+
+
+def documented(before: str, folder: Path) -> tuple[Manifest, ...]:
+    """The kustomization in docs/deployment.md that follows on `before`, in that folder."""
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    example = document.partition(f"{before}\n\n```yaml\n")[2].partition("```")[0]
+    checkout = os.path.relpath(ROOT, folder)
+    text = example.replace("../llm-routing-sidecar/", f"{checkout}/")
+    assert checkout in text
+    (folder / "kustomization.yaml").write_text(text)
+    return kustomized(folder)
 
 
 def plain_files() -> Iterator[Path]:
@@ -147,7 +163,7 @@ class TestOverlays:
             container
             for pod in pods(rendered(overlay))
             for container in containers(pod)
-            if container["image"].startswith("llm-routing-sidecar")
+            if is_sidecar(container)
         ]
         # In the mesh they come with the applications' own Deployments.
         assert sidecars or overlay == "istio"
@@ -157,17 +173,15 @@ class TestOverlays:
                     # Both speak of the process alone (sidecar/admin/server.py).
                     assert container[probe]["httpGet"]["path"] in ("/healthz", "/readyz")
 
-    def test_triton_gets_longer_to_stop_than_it_gives_its_requests(self, overlay: str) -> None:
-        [triton] = [
-            each["spec"]["template"]["spec"]
-            for each in rendered(overlay)
-            if each["kind"] == "Deployment" and each["metadata"]["name"] == "triton"
-        ]
-        assert triton["terminationGracePeriodSeconds"] > 30
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", WITH_TRITON)
+def test_triton_gets_longer_to_stop_than_it_gives_its_requests(overlay: str) -> None:
+    assert deployment(overlay, "triton")["terminationGracePeriodSeconds"] > 30
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", WITH_TRITON)
 def test_triton_is_answered_to_sidecars_and_calls_nobody_but_the_mesh(overlay: str) -> None:
     manifests = rendered(overlay)
     [policy] = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
@@ -203,26 +217,109 @@ def test_hpa_and_keda_go_by_the_same_measure() -> None:
 
 @needs_kubectl
 def test_the_sidecar_is_a_native_one() -> None:
-    [gateway] = [
-        each["spec"]["template"]["spec"]
-        for each in rendered("gateway")
-        if each["kind"] == "Deployment" and each["metadata"]["name"] == "llm-gateway"
-    ]
+    gateway = deployment("gateway", "llm-gateway")
     [sidecar] = gateway["initContainers"]
     assert (sidecar["name"], sidecar["restartPolicy"]) == ("llm-router", "Always")
 
 
 @needs_kubectl
 def test_with_mutual_tls_the_sidecar_speaks_to_the_envoy_beside_it() -> None:
-    [gateway] = [
-        each["spec"]["template"]["spec"]
-        for each in rendered("mtls")
-        if each["kind"] == "Deployment" and each["metadata"]["name"] == "llm-gateway"
-    ]
+    gateway = deployment("mtls", "llm-gateway")
     by_name = {each["name"]: each for each in gateway["initContainers"]}
     environment = {each["name"]: each["value"] for each in by_name["llm-router"]["env"]}
     assert environment["SIDECAR_TRITON__ADDRESS"] == "127.0.0.1:8001"
     assert by_name["triton-tls"]["restartPolicy"] == "Always"
+
+
+@needs_kubectl
+class TestOnCpus:
+    """The overlay `cpu`: everything in one container, whose root cannot be written."""
+
+    def test_needs_its_image_alone(self) -> None:
+        pod = deployment("cpu", "llm-router")
+        assert {kind for kind, _ in references(pod)} == {"ConfigMap"}
+        assert {each["image"] for each in containers(pod)} == {"llm-routing-standalone"}
+        # It may have been loaded into the nodes, and be in no registry.
+        assert {each["imagePullPolicy"] for each in containers(pod)} == {"IfNotPresent"}
+        assert "nvidia.com" not in str(pod)
+
+    def test_runs_what_the_image_runs_with_the_triton_and_the_model_in_it(self) -> None:
+        [container] = deployment("cpu", "llm-router")["containers"]
+        dockerfile = (ROOT / "docker/sidecar/Dockerfile").read_text()
+        assert 'CMD ["up", "--policies", "/etc/sidecar/policies"]' in dockerfile
+        assert container["args"] == ["up"]
+        environment = {each["name"]: each["value"] for each in container["env"]}
+        assert environment == {
+            "SIDECAR_POLICIES__PATHS": "/etc/sidecar/policies",
+            "LLM_ROUTING_SIDECAR_CACHE": "/cache",
+        }
+
+    def test_takes_an_image_and_policies_of_one_s_own_as_documented(self, tmp_path: Path) -> None:
+        for name in ("catalog.yaml", "default.yaml"):
+            (tmp_path / name).write_text("mine: 1\n")
+        manifests = documented("in a kustomization of your own:", tmp_path)
+        [pod] = pods(manifests)
+        [policies] = [each for each in manifests if each["kind"] == "ConfigMap"]
+        assert set(references(pod)) == {("ConfigMap", policies["metadata"]["name"])}
+        assert policies["data"] == {"catalog.yaml": "mine: 1\n", "default.yaml": "mine: 1\n"}
+        images = {each["image"] for each in containers(pod)}
+        assert images == {"registry.example/llm-routing-standalone:1"}
+
+    def test_what_is_written_has_a_volume_that_goes_with_the_pod(self) -> None:
+        pod = deployment("cpu", "llm-router")
+        [container] = pod["containers"]
+        mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+        volumes = {each["name"]: each for each in pod["volumes"]}
+        assert mounted.keys() == {"/cache", "/dev/shm", "/tmp", "/etc/sidecar/policies"}
+        for path in ("/cache", "/dev/shm", "/tmp"):
+            assert "sizeLimit" in volumes[mounted[path]]["emptyDir"], path
+        assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+
+    def test_a_start_knows_what_an_earlier_one_in_the_pod_has_left(self) -> None:
+        # By pids (sidecar/local/triton.py); without this each start would be number 1.
+        assert deployment("cpu", "llm-router")["shareProcessNamespace"] is True
+
+    def test_the_cache_is_the_image_s_with_an_engine_that_can_be_written_to(
+        self, tmp_path: Path
+    ) -> None:
+        """Run for real, twice, as when a pod's containers are all started again."""
+        [cache] = deployment("cpu", "llm-router")["initContainers"]
+        image, volume = tmp_path / "image", tmp_path / "volume"
+        for name in ("tools/triton", "environments/stub", "engines/router", "locks", "run"):
+            (image / name).mkdir(parents=True)
+        (image / "engines/router/manifest.json").write_text("{}")
+        volume.mkdir()
+        [script] = cache["args"]
+        script = script.replace("/opt/cache/", f"{image}/").replace("/cache/", f"{volume}/")
+        for _ in range(2):
+            subprocess.run([*cache["command"], script], check=True)
+            (volume / "engines/compiled").mkdir(exist_ok=True)
+
+        assert {path.name for path in volume.iterdir()} == {"tools", "environments", "engines"}
+        assert (volume / "tools").readlink() == image / "tools"
+        assert (volume / "environments").readlink() == image / "environments"
+        assert not (volume / "engines").is_symlink()
+        assert {path.name for path in (volume / "engines").iterdir()} == {"router", "compiled"}
+        assert (volume / "engines/router/manifest.json").read_text() == "{}"
+        assert [path.name for path in (image / "engines").iterdir()] == ["router"]
+        dockerfile = (ROOT / "docker/sidecar/Dockerfile").read_text()
+        assert "LLM_ROUTING_SIDECAR_CACHE=/opt/cache\nCMD" in dockerfile
+
+
+def deployment(overlay: str, name: str) -> Any:
+    """The pod of that Deployment."""
+    [found] = [
+        each["spec"]["template"]["spec"]
+        for each in rendered(overlay)
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == name
+    ]
+    return found
+
+
+def is_sidecar(container: Any) -> bool:
+    """Not the container that lays out its cache, say."""
+    ours = ("llm-routing-sidecar", "llm-routing-standalone")
+    return container["image"].startswith(ours) and "command" not in container
 
 
 def pods(manifests: tuple[Manifest, ...]) -> list[Any]:
