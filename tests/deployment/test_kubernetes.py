@@ -184,7 +184,7 @@ def test_triton_gets_longer_to_stop_than_it_gives_its_requests(overlay: str) -> 
 @pytest.mark.parametrize("overlay", WITH_TRITON)
 def test_triton_is_answered_to_sidecars_and_calls_nobody_but_the_mesh(overlay: str) -> None:
     manifests = rendered(overlay)
-    [policy] = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    policy = network_policies(manifests)["triton"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     by_port = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
     assert by_port.keys() == {8001, 8002}
@@ -229,6 +229,74 @@ def test_with_mutual_tls_the_sidecar_speaks_to_the_envoy_beside_it() -> None:
     environment = {each["name"]: each["value"] for each in by_name["llm-router"]["env"]}
     assert environment["SIDECAR_TRITON__ADDRESS"] == "127.0.0.1:8001"
     assert by_name["triton-tls"]["restartPolicy"] == "Always"
+
+
+LABELLED = {"matchLabels": {"llm-routing/client": "true"}}
+CLIENTS = [
+    {"podSelector": LABELLED},
+    {"namespaceSelector": LABELLED, "podSelector": LABELLED},
+]
+PROMETHEUS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+ENVOY_GATEWAY = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "envoy-gateway-system"}},
+    "podSelector": {
+        "matchLabels": {
+            "app.kubernetes.io/managed-by": "envoy-gateway",
+            "app.kubernetes.io/component": "proxy",
+        }
+    },
+}
+
+
+@needs_kubectl
+class TestWhoIsLetIn:
+    @pytest.mark.parametrize(
+        ("overlay", "name", "by_port"),
+        [
+            ("cpu", "llm-router", {50051: CLIENTS, 9091: PROMETHEUS}),
+            (
+                "envoy-gateway",
+                "llm-router",
+                {50051: [*CLIENTS, ENVOY_GATEWAY], 9091: PROMETHEUS},
+            ),
+            *(
+                (overlay, "llm-gateway", {10000: CLIENTS, 9091: PROMETHEUS})
+                for overlay in ("gateway", "hpa", "keda", "mtls")
+            ),
+        ],
+    )
+    def test_clients_are_known_by_a_label(
+        self, overlay: str, name: str, by_port: Mapping[int, Any]
+    ) -> None:
+        policy = network_policies(rendered(overlay))[name]
+        assert policy["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": name}}
+        assert policy["policyTypes"] == ["Ingress"]
+        let_in = {
+            port["port"]: rule["from"] for rule in policy["ingress"] for port in rule["ports"]
+        }
+        assert let_in == by_port
+        # A client that is let in finds what it asked for there.
+        pod = deployment(overlay, name)
+        ports = [p["containerPort"] for each in containers(pod) for p in each.get("ports", ())]
+        assert let_in.keys() <= set(ports)
+
+    @pytest.mark.parametrize("overlay", OVERLAYS)
+    def test_no_pod_is_open_to_the_whole_cluster(self, overlay: str) -> None:
+        manifests = rendered(overlay)
+        guarded = [
+            each["podSelector"]["matchLabels"] for each in network_policies(manifests).values()
+        ]
+        for each in manifests:
+            if each["kind"] == "Deployment":
+                labels = each["spec"]["template"]["metadata"]["labels"]
+                assert any(guard.items() <= labels.items() for guard in guarded)
+        for policy in network_policies(manifests).values():
+            assert "Ingress" in policy["policyTypes"]
+            assert all(rule["from"] and rule["ports"] for rule in policy["ingress"])
+
+    def test_the_document_names_the_label(self) -> None:
+        document = (ROOT / "docs" / "deployment.md").read_text()
+        assert '`llm-routing/client: "true"`' in document.partition("## Who can reach what")[2]
 
 
 @needs_kubectl
@@ -304,6 +372,10 @@ class TestOnCpus:
         assert [path.name for path in (image / "engines").iterdir()] == ["router"]
         dockerfile = (ROOT / "docker/sidecar/Dockerfile").read_text()
         assert "LLM_ROUTING_SIDECAR_CACHE=/opt/cache\nCMD" in dockerfile
+
+
+def network_policies(manifests: tuple[Manifest, ...]) -> dict[str, Any]:
+    return {m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"}
 
 
 def deployment(overlay: str, name: str) -> Any:
