@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from sidecar.config import load_settings
 from sidecar.core.decision import Reason
 from sidecar.ext_proc.request import PassReason
 from sidecar.local import data_file, tool
@@ -305,6 +306,14 @@ def test_the_triton_image_adds_the_openvino_that_engines_are_built_with() -> Non
         return tuple(re.findall(r"openvino==[\d.]+|sha256:\w+", pinned))
 
     assert openvino("second-opinion.lock") == openvino("cpu.lock")
+
+
+def test_the_sidecar_image_s_settings_listen_everywhere_and_tell_nothing_of_connections() -> None:
+    dockerfile = (DOCKER / "sidecar" / "Dockerfile").read_text()
+    given = dict(re.findall(r"^(?:ENV)? +(SIDECAR_\w+)=(\S+)", dockerfile, re.MULTILINE))
+    server = load_settings(environ=given).server
+    assert (server.grpc_address, server.http_address) == ("0.0.0.0:50051", "0.0.0.0:9091")
+    assert server.channelz is False
 
 
 def replay(line: str, source: Path, places: Mapping[str, Path], **variables: str) -> None:
