@@ -36,6 +36,10 @@ _DATA = {
     "grafana-sdk": ("grafana-foundation-sdk", ""),
     "istio-models": ("cloudcoil-models-istio", "cloudcoil/models/istio"),
     "keda-models": ("cloudcoil-models-keda", "cloudcoil/models/keda"),
+    "prometheus-operator-models": (
+        "cloudcoil-models-prometheus-operator",
+        "cloudcoil/models/prometheus_operator",
+    ),
     "kubernetes-schemas": ("kubernetes-validate", "kubernetes_validate/kubernetes-json-schema"),
 }
 

@@ -1,10 +1,11 @@
 """The schemas of resources that Kubernetes itself does not have.
 
-cert-manager's, Istio's and KEDA's come as pydantic classes, generated from their
-CustomResourceDefinitions, in wheels of tools.lock. Their builders, nine tenths of the text, and
-the library that they are made for are left out, and what the classes do not know is refused, as a
-strict API server refuses it. `SIDECAR_CRDS` names a folder of CustomResourceDefinitions (YAML) of
-the versions that a cluster has; what stands there counts instead.
+cert-manager's, Istio's, KEDA's and the Prometheus Operator's come as pydantic classes, generated
+from their CustomResourceDefinitions, in wheels of tools.lock. Their builders, nine tenths of the
+text, and the library that they are made for are left out, and what the classes do not know is
+refused, as a strict API server refuses it. `SIDECAR_CRDS` names a folder of
+CustomResourceDefinitions (YAML) of the versions that a cluster has; what stands there counts
+instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CRDS = os.environ.get("SIDECAR_CRDS", "")
 MODELS = {
     "cert-manager.io": ("cert-manager-models", "."),
     "keda.sh": ("keda-models", "."),
+    "monitoring.coreos.com": ("prometheus-operator-models", "."),
     "networking.istio.io": ("istio-models", "networking"),
     "security.istio.io": ("istio-models", "security"),
 }

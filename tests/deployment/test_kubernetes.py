@@ -2,8 +2,9 @@
 
 The overlays are rendered with kubectl where it is installed. Resources of Kubernetes itself are
 checked against the strict schemas of 1.29, the first version with native sidecars, and of
-a new one; those of Istio, KEDA and cert-manager against theirs (`custom_resources`). Those of
-the Gateway API and of Envoy Gateway have no schema in a package, see there.
+a new one; those of Istio, KEDA, cert-manager and the Prometheus Operator against theirs
+(`custom_resources`). Those of the Gateway API and of Envoy Gateway have no schema in a package, see
+there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests.deployment.custom_resources import is_custom, problems
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker" / "kubernetes"
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
+PROMETHEUS_COMPONENT = KUBERNETES / "components" / "prometheus"
 # The others have Triton in a Deployment of its own.
 WITH_TRITON = [overlay for overlay in OVERLAYS if overlay != "cpu"]
 VERSIONS = ("v1.29.0", "v1.36.0")
@@ -111,6 +113,8 @@ def test_every_file_is_valid(path: Path) -> None:
         ("policy/v1", "PodDisruptionBudget", {"maxUnavailable": 1}),
         ("keda.sh/v1alpha1", "ScaledObject", {"scaleTargetRef": {"name": "t"}, "triggers": []}),
         ("cert-manager.io/v1", "Certificate", {"secretName": "s", "issuerRef": {"name": "i"}}),
+        ("monitoring.coreos.com/v1", "PodMonitor", {"selector": {}, "podMetricsEndpoints": []}),
+        ("monitoring.coreos.com/v1", "PrometheusRule", {"groups": []}),
         ("security.istio.io/v1", "PeerAuthentication", {"mtls": {"mode": "STRICT"}}),
         ("networking.istio.io/v1", "DestinationRule", {"host": "h"}),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", {"configPatches": []}),
@@ -229,6 +233,75 @@ def test_with_mutual_tls_the_sidecar_speaks_to_the_envoy_beside_it() -> None:
     environment = {each["name"]: each["value"] for each in by_name["llm-router"]["env"]}
     assert environment["SIDECAR_TRITON__ADDRESS"] == "127.0.0.1:8001"
     assert by_name["triton-tls"]["restartPolicy"] == "Always"
+
+
+@needs_kubectl
+class TestPrometheus:
+    """The component `prometheus`, with each overlay."""
+
+    @pytest.mark.parametrize("overlay", OVERLAYS)
+    def test_scrapes_a_port_that_the_pods_have_and_that_is_open_to_it(
+        self, overlay: str, tmp_path: Path
+    ) -> None:
+        resources = os.path.relpath(KUBERNETES / "overlays" / overlay, tmp_path)
+        component = os.path.relpath(PROMETHEUS_COMPONENT, tmp_path)
+        text = f"resources: [{resources}]\ncomponents: [{component}]\n"
+        (tmp_path / "kustomization.yaml").write_text(text)
+        manifests = kustomized(tmp_path)
+        templates = [m["spec"]["template"] for m in manifests if m["kind"] == "Deployment"]
+        scraped = set()
+        for monitor in manifests:
+            if monitor["kind"] != "PodMonitor":
+                continue
+            [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+            for template in templates:
+                labels = template["metadata"]["labels"]
+                if not monitor["spec"]["selector"]["matchLabels"].items() <= labels.items():
+                    continue
+                every = [p for c in containers(template["spec"]) for p in c.get("ports", ())]
+                [port] = [p["containerPort"] for p in every if p["name"] == endpoint["port"]]
+                policy = network_policies(manifests)[labels["app.kubernetes.io/name"]]
+                [who] = [
+                    rule["from"] for rule in policy["ingress"] if rule["ports"][0]["port"] == port
+                ]
+                assert who == PROMETHEUS
+                scraped.add(labels["app.kubernetes.io/name"])
+        assert scraped == {
+            each["metadata"]["labels"]["app.kubernetes.io/name"] for each in templates
+        }
+
+    def test_jobs_have_the_names_that_they_have_without_kubernetes(self) -> None:
+        yaml = YAML(typ="safe", pure=True)
+        monitors = yaml.load_all((PROMETHEUS_COMPONENT / "podmonitors.yaml").read_text())
+        named = {
+            relabeling["replacement"]
+            for monitor in monitors
+            for endpoint in monitor["spec"]["podMetricsEndpoints"]
+            for relabeling in endpoint["relabelings"]
+            if relabeling["targetLabel"] == "job"
+        }
+        config = yaml.load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+        assert named == {each["job_name"] for each in config["scrape_configs"]}
+
+    def test_is_included_as_documented(self, tmp_path: Path) -> None:
+        manifests = documented("the component `prometheus`:", tmp_path)
+        ours = [each for each in manifests if each["apiVersion"].startswith("monitoring.coreos")]
+        assert {each["kind"] for each in ours} == {"PodMonitor", "PrometheusRule"}
+        # By it the Operator of kube-prometheus-stack knows what to take.
+        assert {each["metadata"]["labels"]["release"] for each in ours} == {"kube-prometheus-stack"}
+
+
+def test_the_rules_for_the_operator_are_those_of_prometheus(tmp_path: Path) -> None:
+    copy = tmp_path / "kubernetes/components/prometheus"
+    shutil.copytree(PROMETHEUS_COMPONENT, copy)
+    shutil.copytree(ROOT / "docker/prometheus", tmp_path / "prometheus")
+    subprocess.run([copy / "rules.sh"], check=True)
+    made = (copy / "rules.yaml").read_text()
+    yaml = YAML(typ="safe", pure=True)
+    rules = yaml.load((ROOT / "docker/prometheus/rules.yml").read_text())
+    assert yaml.load(made)["spec"] == rules
+    committed = (PROMETHEUS_COMPONENT / "rules.yaml").read_text()
+    assert committed == made, "run docker/kubernetes/components/prometheus/rules.sh"
 
 
 LABELLED = {"matchLabels": {"llm-routing/client": "true"}}
