@@ -25,7 +25,7 @@ from sidecar.app_policies import (
 )
 from sidecar.app_prices import PriceWatch
 from sidecar.app_selection import call_selection
-from sidecar.config import Settings
+from sidecar.config import ServerSettings, Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
 from sidecar.core.model import CompiledPrompt, Enough, Tokenizer
@@ -37,6 +37,7 @@ from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import ListenError
 from sidecar.grpc_api.request_reader import Budget
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
+from sidecar.grpc_api.tls import TlsFiles
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
@@ -328,6 +329,12 @@ def _policies(settings: Settings, routing: Routing) -> tuple[PolicyStore, LivePo
         raise StartupError(str(error)) from None
 
 
+def _tls(server: ServerSettings) -> TlsFiles | None:
+    if server.tls_certificate is None or server.tls_key is None:
+        return None
+    return TlsFiles(server.tls_certificate, server.tls_key, server.tls_client_ca)
+
+
 class Sidecar:
     """One sidecar: what decides and what listens.
 
@@ -360,6 +367,7 @@ class Sidecar:
             metrics,
             ServerOptions(
                 address=server.grpc_address,
+                tls=_tls(server),
                 socket=server.uds_path,
                 max_message_bytes=server.max_message_bytes,
                 max_concurrent_calls=server.max_concurrent_calls,

@@ -87,6 +87,20 @@ class ServerSettings(Section):
     uds_path: Path | None = setting(
         None, "Unix domain socket of the gRPC API, besides the address. Made when serving starts."
     )
+    tls_certificate: Path | None = setting(
+        None,
+        "Certificate for TLS on `grpc_address`, followed by those that signed it, as PEM. Needs "
+        "`tls_key`. New files are used for new connections, without a restart. Sockets stay "
+        "plaintext.",
+    )
+    tls_key: Path | None = setting(
+        None, "Private key of `tls_certificate`, as PEM without a passphrase."
+    )
+    tls_client_ca: Path | None = setting(
+        None,
+        "Certificates of authorities, as PEM: clients must present a certificate that one of them "
+        "signed (mutual TLS). None: any client is served.",
+    )
     http_address: OptionalAddress = setting(
         "127.0.0.1:9091", "Address of health and metrics over HTTP. Empty switches them off."
     )
@@ -122,6 +136,24 @@ class ServerSettings(Section):
     def _listens(self) -> ServerSettings:
         if not self.grpc_address and self.uds_path is None:
             raise ValueError("nothing to listen on; give grpc_address or uds_path")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> ServerSettings:
+        parts = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key}
+        missing = [name for name, path in parts.items() if path is None]
+        given = [name for name, path in parts.items() if path is not None]
+        if given and missing:
+            raise ValueError(f"{given[0]} needs {missing[0]}; give both, or neither for plaintext")
+        if self.tls_client_ca is not None and missing:
+            raise ValueError(
+                "tls_client_ca needs TLS; give tls_certificate and tls_key too, or leave it out"
+            )
+        if given and not self.grpc_address:
+            raise ValueError(
+                "tls_certificate is for grpc_address, which is empty, and sockets have no TLS; "
+                "give an address, or leave the settings tls_… out"
+            )
         return self
 
 

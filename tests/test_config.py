@@ -131,6 +131,24 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             "1: server: nothing to listen on; give grpc_address or uds_path",
         ),
         (
+            "server: {tls_certificate: a.crt}",
+            "1: server: tls_certificate needs tls_key; give both, or neither for plaintext",
+        ),
+        (
+            "server: {tls_key: a.key}",
+            "1: server: tls_key needs tls_certificate; give both, or neither for plaintext",
+        ),
+        (
+            "server: {tls_client_ca: ca.crt}",
+            "1: server: tls_client_ca needs TLS; give tls_certificate and tls_key too, or leave it "
+            "out",
+        ),
+        (
+            "server: {tls_certificate: a.crt, tls_key: a.key, grpc_address: '', uds_path: a.sock}",
+            "1: server: tls_certificate is for grpc_address, which is empty, and sockets have no "
+            "TLS; give an address, or leave the settings tls_… out",
+        ),
+        (
             "policies: {default_policy: My Policy}",
             '1: policies.default_policy: "My Policy" is not a policy; write an id of the namespace '
             "`default`, or namespaces/<namespace>/policies/<policy>",

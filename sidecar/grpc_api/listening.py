@@ -37,17 +37,22 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def listen_tcp(server: grpc.aio.Server, address: str) -> int:
-    """The port that was opened. Raises ListenError."""
+def listen_tcp(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """The port that was opened, with TLS if there are credentials. Raises ListenError."""
     # Tried before: gRPC says only that it failed, and where a name has several addresses it is
     # content with one of them.
     check_tcp(address)
     try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError:
+        kind = ", or gRPC cannot use this kind of TLS key" if credentials is not None else ""
         raise ListenError(
-            f"cannot listen on {address}: it was taken a moment ago; try again or choose another "
-            "port"
+            f"cannot listen on {address}: it was taken a moment ago{kind}; try again or choose "
+            "another"
         ) from None
 
 

@@ -42,6 +42,7 @@ from sidecar.grpc_api.policy_service import PolicyService
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
 from sidecar.grpc_api.request_reader import Budget, RequestReader
 from sidecar.grpc_api.routing_service import Concurrency, RoutingService
+from sidecar.grpc_api.tls import TlsFiles, server_credentials
 from sidecar.policies.prices import MAX_AGE_DAYS
 
 _log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class ServerOptions:
 
     Args:
         address: `host:port` for TCP; empty for none. Port 0 takes a free one.
+        tls: of the address; None: plaintext, as on the socket.
         socket: path of a Unix domain socket, besides the address; None for none.
         max_message_bytes: of a message in either direction.
         max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
@@ -78,6 +80,7 @@ class ServerOptions:
     """
 
     address: str = "127.0.0.1:0"
+    tls: TlsFiles | None = None
     socket: Path | None = None
     max_message_bytes: int = 16 * 1024 * 1024
     max_concurrent_calls: int | None = None
@@ -186,7 +189,9 @@ class GrpcServer:
     async def start(self) -> None:
         """Opens the addresses and serves; `port` is then the TCP port. Raises ListenError."""
         if self._options.address:
-            self.port = listen_tcp(self._server, self._options.address)
+            tls = self._options.tls
+            credentials = server_credentials(tls) if tls is not None else None
+            self.port = listen_tcp(self._server, self._options.address, credentials)
         if self._options.socket is not None:
             listen_unix(self._server, self._options.socket)
         await self._server.start()
