@@ -147,11 +147,15 @@ def api_policies(settings: Settings, store: PolicyStore, live: LivePolicies) -> 
     if not settings.policy_store.writes:
         refused = "policy_store.writes is off; change policies where the store is kept"
         return Policies(store, live, refused, sockets_write=False)
-    if server.grpc_address and not is_loopback(server.grpc_address):
+    if (
+        server.grpc_address
+        and not is_loopback(server.grpc_address)
+        and server.tls_client_ca is None
+    ):
         refused = (
             f"server.grpc_address is {server.grpc_address}, which others can reach, and callers "
             "are not authenticated; write through server.uds_path or a sidecar on a loopback "
-            "address"
+            "address, or ask callers for a certificate by server.tls_client_ca"
         )
         return Policies(store, live, refused)
     return Policies(store, live)

@@ -295,8 +295,10 @@ policies:
   paths: [/etc/sidecar/policies]
 ```
 
-Two more variables are no settings: `SIDECAR_ADDRESS` is the sidecar that `sidecar route` and
-`sidecar policy` ask, `LLM_ROUTING_SIDECAR_CACHE` the folder of what is fetched and built, else
+Other variables are no settings: `SIDECAR_ADDRESS` is the sidecar that `sidecar route` and
+`sidecar policy` ask, `SIDECAR_TLS_CA`, `SIDECAR_TLS_CERTIFICATE`, `SIDECAR_TLS_KEY` and
+`SIDECAR_TLS_SERVER_NAME` are how they and `sidecar eval --target` reach one by TLS (their options
+`--tls-…`), `LLM_ROUTING_SIDECAR_CACHE` is the folder of what is fetched and built, else
 `~/.cache/llm-routing-sidecar`.
 """
 

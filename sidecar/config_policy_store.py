@@ -43,5 +43,6 @@ class PolicyStoreSettings(Section):
     writes: bool = setting(
         True,
         "Take changes through the API. They are taken on a Unix domain socket, and on TCP if "
-        "`server.grpc_address` is a loopback address, since callers are not authenticated.",
+        "`server.grpc_address` is a loopback address or `server.tls_client_ca` is set; callers are "
+        "not authenticated otherwise.",
     )

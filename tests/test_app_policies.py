@@ -15,12 +15,15 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
+from sidecar.cli.connection import connect_aio
+from sidecar.cli.tls_options import Tls
 from sidecar.config import SettingsError, load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import POLICY_STORE
 from sidecar.grpc_api.listening import is_loopback
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.stores import ChangeKind, open_store
+from tests.certificates import Authority
 from tests.grpc_api.standins import route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
 from tests.policies.stores.parts import CATALOG, name_of, policy, write
@@ -148,6 +151,45 @@ async def test_writes_are_off_on_an_address_that_others_can_reach(
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "server.uds_path" in str(caught.value.details())
     assert made.revision == 2
+
+
+@pytest.mark.parametrize("mutual", [True, False], ids=["mutual TLS", "TLS"])
+async def test_writes_over_tcp_are_for_callers_with_a_certificate(
+    flags: Flags, tmp_path: Path, mutual: bool
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    server = authority.issue(tmp_path / "server")
+    client = authority.issue(tmp_path / "client", "operator")
+    flags["server"] |= {
+        "grpc_address": "0.0.0.0:0",
+        "tls_certificate": server.certificate,
+        "tls_key": server.key,
+        "tls_client_ca": authority.certificate if mutual else None,
+    }
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    tls = Tls(authority.certificate, client.certificate, client.key)
+    async with connect_aio(f"127.0.0.1:{sidecar.grpc.port}", tls) as channel:
+        try:
+            said = str((await PolicyServiceStub(channel).UpdatePolicy(update("x"))).revision)
+        except grpc.aio.AioRpcError as error:
+            said = f"{error.code().name} {error.details()}"
+    await sidecar.stop(0)
+
+    if mutual:
+        assert said == "2"
+    else:
+        assert said.startswith("PERMISSION_DENIED server.grpc_address is 0.0.0.0:0, which others")
+        assert "callers are not authenticated" in said
+        assert "server.tls_client_ca" in said
+
+
+async def test_tls_file_that_cannot_be_used_is_named_at_the_start(
+    flags: Flags, tmp_path: Path
+) -> None:
+    flags["server"] |= {"tls_certificate": tmp_path / "a.crt", "tls_key": tmp_path / "a.key"}
+    with pytest.raises(StartupError, match=r"TLS: \S+/a\.key cannot be read: No such file"):
+        await Sidecar(settings(flags)).start()
 
 
 async def test_writes_can_be_switched_off(flags: Flags, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from sidecar._generated.llmrouter.v1 import decision_pb2, routing_pb2
+from sidecar.cli.connection import connect, no_answer
 from sidecar.cli.failures import Failure
+from sidecar.cli.tls_options import Tls
 from sidecar.core.decision import RoutingRequest
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.health import ROUTING_MODEL
@@ -18,16 +20,13 @@ from sidecar.grpc_api.health import ROUTING_MODEL
 class SidecarClient:
     """One connection. `address` is `host:port` or `unix:path`."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, tls: Tls | None = None) -> None:
+        """Raises Failure for files that TLS cannot use."""
         self._address = address
         self._timeout_s = timeout_s
-        options = [
-            # A proxy that is meant for the internet knows nothing of a sidecar.
-            ("grpc.enable_http_proxy", 0),
-            # While one starts, look again soon.
-            ("grpc.max_reconnect_backoff_ms", 200),
-        ]
-        self._channel = grpc.insecure_channel(address, options)
+        self._tls = tls
+        # While one starts, look again soon.
+        self._channel = connect(address, tls, ("grpc.max_reconnect_backoff_ms", 200))
         # The generated stubs are typed for asyncio alone.
         self._route = self._channel.unary_unary(
             "/llmrouter.v1.RoutingService/Route",
@@ -71,10 +70,8 @@ class SidecarClient:
     def _explained(self, error: grpc.Call) -> str:
         code = error.code()
         if code is grpc.StatusCode.UNAVAILABLE:
-            return (
-                f"no sidecar answers at {self._address}; start one with `sidecar up`, or name "
-                "another with --address"
-            )
+            why = no_answer(self._address, self._tls, error.details())
+            return f"{why}; start one with `sidecar up`, or name another with --address"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"the sidecar at {self._address} did not answer within {self._timeout_s:g} s"
         return f"{error.details()} ({code.name})"

@@ -19,6 +19,7 @@ from sidecar.cli.eval_targets import Target, local_router, local_triton, running
 from sidecar.cli.eval_view import print_results
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
+from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.cli.up import chosen_engine
 from sidecar.config import load_settings
 from sidecar.core.decision import Decision, RoutingRequest
@@ -44,6 +45,7 @@ class Wanted:
     cases: Sequence[Case]
     model: Path | None
     target: str | None
+    tls: Tls | None
     concurrency: int
     shuffle_seed: int | None
     opaque_names: bool
@@ -89,6 +91,7 @@ class Done:
     help="Engine that `sidecar model build` made; without it the model that comes along.",
 )
 @click.option("--target", metavar="ADDRESS", help="Ask the sidecar that runs there instead.")
+@tls_options
 @click.option(
     "--json",
     "json_path",
@@ -173,6 +176,7 @@ def evaluate(
         cases=_cases(paths, limit),
         model=model,
         target=target,
+        tls=given_tls(),
         concurrency=concurrency,
         shuffle_seed=shuffle_seed,
         opaque_names=opaque_names,
@@ -222,7 +226,7 @@ def _run(wanted: Wanted, done: Done) -> bool:
     try:
         with ExitStack() as stack:
             if wanted.target is not None:
-                target = running_sidecar(wanted.target)
+                target = running_sidecar(wanted.target, wanted.tls)
             else:
                 steps = Steps()
                 done.engine = chosen_engine(wanted.model, load_settings(environ={}), steps)

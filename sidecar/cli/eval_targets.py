@@ -19,8 +19,10 @@ from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc, routing
 from sidecar.app import Routing, build_routing
 from sidecar.app_policies import begin_live, open_policies
 from sidecar.cli.client import SidecarClient
+from sidecar.cli.connection import connect_aio, no_answer
 from sidecar.cli.failures import Failure
 from sidecar.cli.steps import Steps
+from sidecar.cli.tls_options import Tls
 from sidecar.config import Settings, load_settings
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
@@ -156,15 +158,14 @@ class _NoSink:
 
 
 @asynccontextmanager
-async def running_sidecar(address: str) -> AsyncIterator[Target]:
+async def running_sidecar(address: str, tls: Tls | None = None) -> AsyncIterator[Target]:
     """The sidecar at `address`, with its own budget.
 
     Raises:
         Failure: it does not answer, its routing model does not, or it has no policy, which names a
             model to use.
     """
-    # A proxy that is meant for the internet knows nothing of a sidecar.
-    async with grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    async with connect_aio(address, tls) as channel:
         routing: routing_pb2_grpc.RoutingServiceStub = routing_pb2_grpc.RoutingServiceStub(channel)
 
         async def decide(request: RoutingRequest) -> Decision:
@@ -175,19 +176,19 @@ async def running_sidecar(address: str) -> AsyncIterator[Target]:
                     raise SidecarError(
                         ErrorCode.INVALID_REQUEST, error.details() or "refused"
                     ) from None
-                raise _unreachable(address, error) from None
+                raise _unreachable(address, tls, error) from None
             return decision_to_core(answer.decision)
 
-        model_id = await _some_model(channel, address)
-        await _until_deciding(address)
+        model_id = await _some_model(channel, address, tls)
+        await _until_deciding(address, tls)
         yield Target(decide, model_id, lambda: None)
 
 
-async def _until_deciding(address: str) -> None:
+async def _until_deciding(address: str, tls: Tls | None) -> None:
     """Until the sidecar asks its routing model: one that has just started answers by fallback."""
 
     def deciding() -> bool:
-        with SidecarClient(address, _HEALTH_TIMEOUT_S) as client:
+        with SidecarClient(address, _HEALTH_TIMEOUT_S, tls) as client:
             return client.decides_by_model()
 
     end = time.monotonic() + _READY_TIMEOUT_S
@@ -197,20 +198,20 @@ async def _until_deciding(address: str) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _some_model(channel: grpc.aio.Channel, address: str) -> str:
+async def _some_model(channel: grpc.aio.Channel, address: str, tls: Tls | None) -> str:
     """A model of the sidecar's catalog, which cannot be listed, by way of a policy."""
     stub: policy_pb2_grpc.PolicyServiceStub = policy_pb2_grpc.PolicyServiceStub(channel)
     request = policy_pb2.ListPoliciesRequest(parent="namespaces/-", page_size=1)
     try:
         listed = await stub.ListPolicies(request, timeout=_CALL_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
-        raise _unreachable(address, error) from None
+        raise _unreachable(address, tls, error) from None
     if not listed.policies:
         raise Failure(f"the sidecar at {address} has no policy, and so no model to route to")
     return str(listed.policies[0].default_models.models[0].model)
 
 
-def _unreachable(address: str, error: grpc.aio.AioRpcError) -> Failure:
+def _unreachable(address: str, tls: Tls | None, error: grpc.aio.AioRpcError) -> Failure:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Failure(f"no sidecar answers at {address}; start one with `sidecar up`")
+        return Failure(f"{no_answer(address, tls, error.details())}; start one with `sidecar up`")
     return Failure(f"the sidecar at {address}: {error.details()} ({error.code().name})")

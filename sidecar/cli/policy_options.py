@@ -11,6 +11,7 @@ import click
 
 from sidecar.cli.policy_place import PolicyPlace, open_place
 from sidecar.cli.policy_view import OUTPUTS
+from sidecar.cli.tls_options import given_tls, tls_options
 from sidecar.config import ServerSettings
 from sidecar.core.policy import Attribution
 from sidecar.policies.notes import MAX_AUTHOR, note_violations
@@ -25,7 +26,7 @@ NUMBER = click.IntRange(1, 2**63 - 1)
 
 
 def at_option(command: F) -> F:
-    """`--at`: where the policies are."""
+    """`--at`: where the policies are, and how it is reached."""
     return click.option(
         "--at",
         envvar="SIDECAR_ADDRESS",
@@ -34,7 +35,7 @@ def at_option(command: F) -> F:
         metavar="PLACE",
         help="A running sidecar (host:port or unix:path), a database (sqlite:FILE or "
         "postgresql://USER@HOST/DATABASE), or a file or folder.",
-    )(command)
+    )(tls_options(command))
 
 
 def output_option(command: F) -> F:
@@ -88,7 +89,7 @@ def _login() -> str:
 @contextmanager
 def place(at: str) -> Iterator[PolicyPlace]:
     """The place for the length of the block. Raises Failure."""
-    opened = open_place(at, _TIMEOUT_S)
+    opened = open_place(at, _TIMEOUT_S, given_tls())
     try:
         yield opened
     finally:

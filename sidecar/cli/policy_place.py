@@ -10,6 +10,7 @@ from typing import Protocol
 import click
 
 from sidecar.cli.failures import Failure
+from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.policies.editing import PolicyEditing
@@ -129,8 +130,8 @@ def is_sidecar(at: str) -> bool:
     return _SIDECAR.fullmatch(at) is not None and not Path(at).exists()
 
 
-def open_place(at: str, timeout_s: float) -> PolicyPlace:
-    """The place that `--at` names. Raises Failure."""
+def open_place(at: str, timeout_s: float, tls: Tls | None = None) -> PolicyPlace:
+    """The place that `--at` names; a sidecar's address is reached by `tls`. Raises Failure."""
     if at.startswith(("sqlite:", "postgresql:", "postgres:")):
         try:
             return StorePlace(open_store(at))
@@ -151,7 +152,7 @@ def open_place(at: str, timeout_s: float) -> PolicyPlace:
     # Imported only now: files and databases need no gRPC.
     from sidecar.cli.policy_remote import SidecarPlace
 
-    return SidecarPlace(at, timeout_s)
+    return SidecarPlace(at, timeout_s, tls)
 
 
 class StorePlace:

@@ -10,7 +10,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.cli.connection import connect, no_answer
 from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure
+from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
@@ -30,11 +32,12 @@ _UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 class SidecarPlace:
     """PolicyService at `address`: `host:port` or `unix:path`."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, tls: Tls | None = None) -> None:
+        """Raises Failure for files that TLS cannot use."""
         self._address = address
         self._timeout_s = timeout_s
-        options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.insecure_channel(address, options)
+        self._tls = tls
+        self._channel = connect(address, tls, ("grpc.max_receive_message_length", -1))
 
     def get(self, name: str, revision: int = 0) -> PolicyRecord:
         request = policy_pb2.GetPolicyRequest(name=name, revision=revision)
@@ -180,10 +183,11 @@ class SidecarPlace:
         status = rpc_status.from_call(call)
         if status is None:
             if call.code() in _UNREACHED:
+                why = no_answer(self._address, self._tls, call.details())
                 return PlaceFailure(
                     None,
-                    f"no sidecar answers at {self._address}; start one with `sidecar up`, or name "
-                    "another, a database or a file with --at",
+                    f"{why}; start one with `sidecar up`, or name another, a database or a file "
+                    "with --at",
                 )
             return PlaceFailure(ErrorCode.INTERNAL, f"{call.details()} ({call.code().name})")
         info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()

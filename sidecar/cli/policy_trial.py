@@ -31,6 +31,7 @@ from sidecar.cli.policy_options import output_option
 from sidecar.cli.policy_place import is_sidecar, resource_name
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
+from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.config import ServerSettings
 from sidecar.core.conversation import Conversation
 from sidecar.core.decision import Decision, Reason, RoutingRequest
@@ -78,13 +79,13 @@ _paths = click.argument(
 class Trial:
     """Routes requests under policies that the sidecar does not have."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
         if not is_sidecar(address):
             raise Failure(
                 f"{address} is not the address of a running sidecar (host:port or unix:path), "
                 "which it takes to ask a routing model"
             )
-        self._place = SidecarPlace(address, _TIMEOUT_S)
+        self._place = SidecarPlace(address, _TIMEOUT_S, tls)
         try:
             models = self._place.catalog().models
         except BaseException:
@@ -99,7 +100,7 @@ class Trial:
         able = max(models.values(), key=lambda model: len(model.capabilities))
         self._models = ModelList((WeightedModel(able.id),))
         self.catalog = models
-        self._client = SidecarClient(address, _TIMEOUT_S)
+        self._client = SidecarClient(address, _TIMEOUT_S, tls)
 
     def __enter__(self) -> Trial:
         return self
@@ -188,6 +189,7 @@ def _policies(paths: Sequence[Path], known: Catalog | None = None) -> PolicySet:
     "one in a file; without it the sidecar's own of the same name.",
 )
 @_address
+@tls_options
 @output_option
 def test(
     paths: tuple[Path, ...],
@@ -210,7 +212,7 @@ def test(
     if against is not None:
         raise click.UsageError("--against needs --conversations")
     results: list[tuple[Policy, ExampleResult]] = []
-    with Trial(address) as trial:
+    with Trial(address, given_tls()) as trial:
         for policy in _policies(paths, trial.catalog).policies:
             results += [(policy, result) for result in trial.results(policy)]
     if output == "text":
@@ -320,6 +322,7 @@ def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:
     help="Older prices of models are doubtful.",
 )
 @_address
+@tls_options
 @output_option
 def lint(
     paths: tuple[Path, ...],
@@ -334,7 +337,7 @@ def lint(
     Exit status: 0 without errors, 1 with errors, or with warnings where --strict is given.
     """
     with ExitStack() as stack:
-        trial = stack.enter_context(Trial(address)) if by_model else None
+        trial = stack.enter_context(Trial(address, given_tls())) if by_model else None
         found = _policies(paths, trial.catalog if trial is not None else None)
         findings = list(found.findings)
         for name, record in found.records.items():

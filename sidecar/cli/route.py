@@ -13,6 +13,7 @@ from sidecar.cli.client import SidecarClient
 from sidecar.cli.conversations import Case, checked_text, read_case_file
 from sidecar.cli.decision_view import print_decision
 from sidecar.cli.failures import Failure
+from sidecar.cli.tls_options import given_tls, tls_options
 from sidecar.config import ServerSettings
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import PolicyName, RoutingRequest
@@ -48,6 +49,7 @@ def _timeout(_context: click.Context, _option: click.Parameter, value: float) ->
     show_default=True,
     help="gRPC address of the sidecar: host:port or unix:path.",
 )
+@tls_options
 @click.option("--policy", default="", help="Policy to use; without it the sidecar's default.")
 @click.option("--explain", is_flag=True, help="Also show what the routing model saw and weighed.")
 @click.option(
@@ -78,7 +80,7 @@ def route(
     Exit status: 0 with an answer (also a fallback), 1 without, 2 for wrong usage.
     """
     cases = _cases(text, file)
-    with SidecarClient(address, timeout) as client:
+    with SidecarClient(address, timeout, given_tls()) as client:
         for number, case in enumerate(cases):
             decision = client.route(
                 RoutingRequest(

@@ -19,13 +19,16 @@ from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from sidecar.cli import cli, stack
+from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
+from sidecar.cli.tls_options import Tls
 from sidecar.cli.up import with_policies
 from sidecar.config import ServerSettings, load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
 from sidecar.local import cache_dir, free_ports
 from sidecar.local.process import children
+from tests.certificates import Authority
 from tests.cli.test_commands import sidecar
 
 pytestmark = pytest.mark.timeout(240)
@@ -258,6 +261,30 @@ def test_the_answers_of_another_sidecar_are_not_taken_for_those_of_the_one_that_
             pass
     finally:
         other.stop(None)
+
+
+def test_up_serves_with_tls(policies: Path, cpu_engine: EngineInfo, tmp_path: Path) -> None:
+    """With mutual TLS, of which the command has no certificate as a client."""
+    authority = Authority(tmp_path / "ca")
+    server = authority.issue(tmp_path / "server")
+    client = authority.issue(tmp_path / "client", "operator")
+    flags = {
+        "server": {
+            "grpc_address": f"127.0.0.1:{free_ports(1)[0]}",
+            "http_address": "",
+            "tls_certificate": server.certificate,
+            "tls_key": server.key,
+            "tls_client_ca": authority.certificate,
+        }
+    }
+    settings = with_policies(load_settings(flags=flags, environ={}), (policies,))
+    tls = Tls(authority.certificate, client.certificate, client.key)
+    with (
+        stack.running(stack.LocalStack(cpu_engine, settings, quiet=True)) as running,
+        SidecarClient(running.address, 10, tls) as asking,
+    ):
+        assert running.address.startswith("127.0.0.1:")
+        assert asking.decides_by_model()
 
 
 def test_up_shows_what_is_wrong_with_policies_before_it_starts_anything(tmp_path: Path) -> None:

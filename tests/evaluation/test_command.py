@@ -152,7 +152,7 @@ def test_what_was_decided_before_a_sidecar_died_is_shown(
     """A stand-in for the sidecar: a real one does not die at a given case."""
 
     @asynccontextmanager
-    async def dying(address: str) -> AsyncIterator[Target]:
+    async def dying(address: str, tls: None) -> AsyncIterator[Target]:
         asked: list[RoutingRequest] = []
 
         async def decide(request: RoutingRequest) -> Decision:
