@@ -38,6 +38,12 @@ _TRUE = b"true"
 _MAX_PATHS = 64
 """That are remembered; Envoy bounds their length."""
 
+_MAX_COMMAS = 1_000_000
+"""Of a body. Each is a token, more than models read; millions of tiny items, which compress to a
+few kilobytes, hold the interpreter, and with it the event loop, for seconds."""
+
+_COUNTED_AT_ONCE = 1024 * 1024
+
 
 class LlmDialects:
     """Reads requests of the OpenAI and Anthropic APIs. Implements
@@ -110,6 +116,8 @@ class LlmDialects:
     def _parse(
         self, head: HttpHead, dialect: ApiDialect | None, body: bytes, plain: bytes | None
     ) -> Understood | Passed:
+        if _commas(body) > _MAX_COMMAS:
+            return Passed(PassReason.UNKNOWN_SHAPE, f"the body has more than {_MAX_COMMAS} commas")
         try:
             fields = read_fields(body)
         except msgspec.ValidationError:
@@ -165,6 +173,16 @@ class LlmDialects:
 def _size(text: str) -> int:
     """Bytes. Most texts are ASCII, of which they are known without encoding them."""
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _commas(body: bytes) -> int:
+    """As many as there are, or as are too many."""
+    count = 0
+    for start in range(0, len(body), _COUNTED_AT_ONCE):
+        count += body.count(b",", start, start + _COUNTED_AT_ONCE)
+        if count > _MAX_COMMAS:
+            break
+    return count
 
 
 def _by_shape(head: HttpHead, fields: Fields) -> ApiDialect:

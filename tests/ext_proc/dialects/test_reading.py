@@ -149,6 +149,21 @@ def test_body_that_decodes_to_too_much_passes() -> None:
     assert read.reason.value == "decoded_too_large"
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_body_of_a_million_tiny_items_passes(more: int) -> None:
+    """They would hold the event loop for seconds, whatever thread reads them."""
+    items = 1_000_000 - json.dumps(ASK).count(",") + more
+    body = json.dumps({**ASK, "x": [0] * items}).encode()
+
+    read = DIALECTS.read(request(gzip.compress(body, 1), content_encoding="gzip"))
+
+    if more:
+        assert isinstance(read, Passed)
+        assert read.detail == "the body has more than 1000000 commas"
+    else:
+        assert isinstance(read, Understood)
+
+
 def test_uncompressed_body_is_not_kept_twice() -> None:
     assert understood(ASK).plain_body is None
 
