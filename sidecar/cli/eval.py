@@ -281,6 +281,7 @@ async def _ask_all(
                     concurrency=wanted.concurrency,
                     presentation=presentation,
                     model_id=target.model_id,
+                    explain=wanted.fit,
                 )
 
 

@@ -23,6 +23,7 @@ async def ask(
     concurrency: int = 1,
     presentation: Presentation = plain,
     model_id: str = MODEL_ID,
+    explain: bool = False,
 ) -> None:
     """Asks every case once, those with the same routes one after another.
 
@@ -32,6 +33,7 @@ async def ask(
         concurrency: questions in flight at once, >= 1.
         presentation: how cases are shown.
         model_id: a model that the router's catalog has.
+        explain: ask for explanations, by which an outcome knows whether it was decided `alone`.
     """
     questions = iter(_by_routes(map(presentation, cases)))
     # Whether a prefix is shared is known when it is asked: then all before are at least under way.
@@ -42,7 +44,9 @@ async def ask(
             shared = question.routes in seen
             seen.add(question.routes)
             request = RoutingRequest(
-                question.case.conversation, policy=policy_of(question.routes, model_id)
+                question.case.conversation,
+                policy=policy_of(question.routes, model_id),
+                explain=explain,
             )
             try:
                 took(outcome_of(question, await decide(request), shared))

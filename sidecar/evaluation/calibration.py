@@ -31,7 +31,7 @@ class _Sample:
 def fit_temperature(outcomes: Iterable[Outcome]) -> float:
     """The factor for the temperature under which the outcomes were decided that makes the right
     answers most likely: logits differ from log-probabilities by a constant alone, which a softmax
-    takes away.
+    takes away. Outcomes that one model decided alone are left out: the temperature is not theirs.
 
     A golden-section search over the factor's logarithm; the loss is convex in its inverse, and so
     has one minimum.
@@ -40,12 +40,13 @@ def fit_temperature(outcomes: Iterable[Outcome]) -> float:
         A factor in 0.05..20; multiply the engine's temperature by it.
 
     Raises:
-        NothingToFitError: no outcome has the probabilities of several answers.
+        NothingToFitError: no such outcome has the probabilities of several answers.
     """
-    samples = _samples(outcomes)
+    samples = _samples(outcome for outcome in outcomes if not outcome.alone)
     if not samples:
         raise NothingToFitError(
-            "no decision gave the probability of every route; a model with label answers does"
+            "no decision at the engine's temperature gave the probability of every route; a model "
+            "with label answers does"
         )
     golden = (math.sqrt(5) - 1) / 2
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
@@ -65,8 +66,9 @@ def negative_log_likelihood(outcomes: Iterable[Outcome]) -> float | None:
 
 
 def at_temperature(outcome: Outcome, factor: float) -> Outcome:
-    """The outcome as it would be with the temperature multiplied by `factor`; the answer stays."""
-    if len(outcome.candidates) < 2:
+    """The outcome as it would be with the temperature multiplied by `factor`; the answer stays,
+    and so does all that one model decided alone."""
+    if outcome.alone or len(outcome.candidates) < 2:
         return outcome
     scaled = _scaled([_log(each.probability) for each in outcome.candidates], factor)
     candidates = tuple(

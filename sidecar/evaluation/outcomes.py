@@ -8,6 +8,7 @@ from sidecar.core.decision import Candidate, Decision, Reason
 from sidecar.core.policy import OTHER
 from sidecar.evaluation.cases import Case
 from sidecar.evaluation.policies import Question
+from sidecar.prompts.second_opinion import decided_alone
 
 _SAYS_OTHER = frozenset({Reason.NO_MATCH, Reason.LOW_CONFIDENCE, Reason.NOTHING_TO_ROUTE})
 """Reasons of a fallback that are decisions about the request. Other fallbacks say that nothing was
@@ -24,6 +25,8 @@ class Outcome:
         candidates: most probable first, by the case's own names.
         source, reason: of the decision; empty for a baseline, which has none.
         latency_ms: the decision's own time; None for a baseline.
+        alone: one of language model and encoder decided by itself, whatever the temperature is;
+            known only where explanations were asked for.
         prefix_shared: a case with the same routes was asked before it in the same run.
     """
 
@@ -34,6 +37,7 @@ class Outcome:
     source: str = ""
     reason: str = ""
     latency_ms: float | None = None
+    alone: bool = False
     prefix_shared: bool = False
 
     @property
@@ -57,5 +61,6 @@ def outcome_of(question: Question, decision: Decision, prefix_shared: bool) -> O
         source=str(decision.source),
         reason=str(decision.reason),
         latency_ms=next((step.ms for step in decision.steps if step.step == "total"), None),
+        alone=decision.explanation is not None and decided_alone(decision.explanation.answer),
         prefix_shared=prefix_shared,
     )

@@ -44,6 +44,7 @@ ROUTE_TOKENS = 64
 _READ_CHARS = 4000
 """Of a message or route: bounds the time for a text of megabytes."""
 
+_ENCODER_ALONE, _LANGUAGE_MODEL_ALONE = "(encoder alone)", "(language model alone)"
 _MISSING = "the sentence encoder's second opinion"
 
 _NAME_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
@@ -174,7 +175,7 @@ class FusedPrompt:
             alone = self.alone.read(output)
             if not alone.name:
                 return alone
-            return replace(alone, text=f"{alone.text} (language model alone)", missing=_MISSING)
+            return replace(alone, text=f"{alone.text} {_LANGUAGE_MODEL_ALONE}", missing=_MISSING)
         if len(output.logits) != len(names) or not math.isfinite(max(output.logits)):
             # It says what is wrong.
             return self.alone.read(output)
@@ -195,7 +196,13 @@ class FusedPrompt:
             )
         )
         answer = read_labels(by_encoder, self.alone.names, self.alone.labels, 1.0)
-        return replace(answer, text=f"{answer.text} (encoder alone)") if answer.name else answer
+        return replace(answer, text=f"{answer.text} {_ENCODER_ALONE}") if answer.name else answer
+
+
+def decided_alone(answer: str) -> bool:
+    """Whether the text of an answer says that only one of the two decided, which it does at a scale
+    of its own and not at the fusion's temperature."""
+    return answer.endswith((_ENCODER_ALONE, _LANGUAGE_MODEL_ALONE))
 
 
 def with_second_opinion(

@@ -10,6 +10,7 @@ import pytest
 from sidecar.core.decision import (
     Candidate,
     Decision,
+    Explanation,
     PolicyRef,
     Reason,
     RoutingRequest,
@@ -79,6 +80,25 @@ def test_only_decisions_about_the_request_are_answers(
     found = outcome_of(plain(case()), decision, prefix_shared=False)
     assert (found.answer, found.source, found.reason) == (answer, source, reason)
     assert (found.confidence, found.latency_ms) == (0.7, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "alone"),
+    [
+        ("travel (encoder alone)", True),
+        ("travel (language model alone)", True),
+        ("travel (language model travel 0.62, encoder travel 0.55)", False),
+        ("travel", False),
+    ],
+)
+async def test_explanations_say_what_one_model_decided_alone(answer: str, alone: bool) -> None:
+    async def decide(request: RoutingRequest) -> Decision:
+        explanation = Explanation("", 0, 0, truncated=False, answer=answer)
+        return replace(DECISION, explanation=explanation if request.explain else None)
+
+    outcomes: list[Outcome] = []
+    await ask([case()], decide, outcomes.append, explain=True)
+    assert [each.alone for each in outcomes] == [alone]
 
 
 def test_the_policy_has_the_routes_in_their_order_and_meets_the_rules() -> None:

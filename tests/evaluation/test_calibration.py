@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_probabilities_that_were_rounded_to_zero_can_be_fitted() -> None:
     assert 1.0 < fit_temperature(outcomes) <= 20.0
 
 
+def test_what_one_model_decided_alone_is_neither_fitted_nor_changed() -> None:
+    outcomes = drawn(2.0, 1.0)
+    # Always wrong and sure of it: fitted along, they would flatten everything.
+    alone = [
+        replace(with_candidates(case("code"), {"billing": 0.99, "code": 0.01}), alone=True)
+        for _ in range(500)
+    ]
+    factor = fit_temperature(outcomes)
+    assert fit_temperature([*alone, *outcomes]) == factor
+    assert [at_temperature(each, factor) for each in alone] == alone
+    with pytest.raises(NothingToFitError, match="no decision at the engine's temperature"):
+        fit_temperature(alone)
+
+
 def test_also_ok_answers_share_their_probability() -> None:
     both = with_candidates(case("code", also_ok=["billing"]), {"code": 0.5, "billing": 0.5})
     assert negative_log_likelihood([both]) == pytest.approx(0.0)
@@ -75,7 +90,7 @@ def test_also_ok_answers_share_their_probability() -> None:
 
 def test_answers_without_all_probabilities_cannot_be_fitted() -> None:
     outcomes = [outcome(True), with_candidates(case(), {"code": 0.9})]
-    with pytest.raises(NothingToFitError, match="no decision gave the probability"):
+    with pytest.raises(NothingToFitError, match="gave the probability of every route"):
         fit_temperature(outcomes)
     assert negative_log_likelihood(outcomes) is None
 
