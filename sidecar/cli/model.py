@@ -188,11 +188,12 @@ def _recipe(
 ) -> Recipe:
     if source is None and adapter is None:
         recipe = default_recipe(report)
+        if recipe.adapter is not None:
+            _check_format(prompt_format, recipe.prompt_format, "the model that comes along")
         return replace(recipe, prompt_format=prompt_format or recipe.prompt_format)
     opened = None if adapter is None else open_adapter(adapter)
     known = opened.facts.prompt_format if opened else ""
-    if prompt_format and known not in ("", prompt_format):
-        raise click.UsageError(f"--prompt-format is {prompt_format}; {adapter} is for {known}")
+    _check_format(prompt_format, known, str(adapter))
     chosen = prompt_format or known
     if chosen not in FORMATS:
         raise EngineError(
@@ -204,6 +205,11 @@ def _recipe(
     base = source or data_file(_BASE, report)
     second = _encoder(opened, encoder, report) if opened else None
     return Recipe(base, opened, model_id, chosen, trained=True, encoder=second)
+
+
+def _check_format(named: str | None, known: str, of: str) -> None:
+    if named and known not in ("", named):
+        raise click.UsageError(f"--prompt-format is {named}; {of} is for {known}")
 
 
 @model.command("list")

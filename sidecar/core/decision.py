@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol
 from sidecar.core.conversation import Conversation, Role
 from sidecar.core.policy import ApiDialect, Capability, Model, Policy
 
+ENCODER_ALONE, LANGUAGE_MODEL_ALONE = "(encoder alone)", "(language model alone)"
+"""Ends of an explained answer that only one of a routing model's two opinions decided."""
+
 
 class Source(StrEnum):
     """The step of the walk that ended it."""
@@ -110,6 +113,11 @@ class Explanation:
     truncated: bool
     excluded: tuple[Excluded, ...] = ()
     answer: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether one of two opinions decided, at a scale of its own."""
+        return self.answer.endswith((ENCODER_ALONE, LANGUAGE_MODEL_ALONE))
 
 
 @dataclass(frozen=True, slots=True)

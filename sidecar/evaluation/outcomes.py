@@ -8,7 +8,6 @@ from sidecar.core.decision import Candidate, Decision, Reason
 from sidecar.core.policy import OTHER
 from sidecar.evaluation.cases import Case
 from sidecar.evaluation.policies import Question
-from sidecar.prompts.second_opinion import decided_alone
 
 _SAYS_OTHER = frozenset({Reason.NO_MATCH, Reason.LOW_CONFIDENCE, Reason.NOTHING_TO_ROUTE})
 """Reasons of a fallback that are decisions about the request. Other fallbacks say that nothing was
@@ -61,6 +60,6 @@ def outcome_of(question: Question, decision: Decision, prefix_shared: bool) -> O
         source=str(decision.source),
         reason=str(decision.reason),
         latency_ms=next((step.ms for step in decision.steps if step.step == "total"), None),
-        alone=decision.explanation is not None and decided_alone(decision.explanation.answer),
+        alone=decision.explanation is not None and decision.explanation.alone,
         prefix_shared=prefix_shared,
     )

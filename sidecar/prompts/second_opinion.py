@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import ENCODER_ALONE, LANGUAGE_MODEL_ALONE
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import (
     Answer,
@@ -44,7 +45,6 @@ ROUTE_TOKENS = 64
 _READ_CHARS = 4000
 """Of a message or route: bounds the time for a text of megabytes."""
 
-_ENCODER_ALONE, _LANGUAGE_MODEL_ALONE = "(encoder alone)", "(language model alone)"
 _MISSING = "the sentence encoder's second opinion"
 
 _NAME_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
@@ -175,7 +175,7 @@ class FusedPrompt:
             alone = self.alone.read(output)
             if not alone.name:
                 return alone
-            return replace(alone, text=f"{alone.text} {_LANGUAGE_MODEL_ALONE}", missing=_MISSING)
+            return replace(alone, text=f"{alone.text} {LANGUAGE_MODEL_ALONE}", missing=_MISSING)
         if len(output.logits) != len(names) or not math.isfinite(max(output.logits)):
             # It says what is wrong.
             return self.alone.read(output)
@@ -196,13 +196,7 @@ class FusedPrompt:
             )
         )
         answer = read_labels(by_encoder, self.alone.names, self.alone.labels, 1.0)
-        return replace(answer, text=f"{answer.text} {_ENCODER_ALONE}") if answer.name else answer
-
-
-def decided_alone(answer: str) -> bool:
-    """Whether the text of an answer says that only one of the two decided, which it does at a scale
-    of its own and not at the fusion's temperature."""
-    return answer.endswith((_ENCODER_ALONE, _LANGUAGE_MODEL_ALONE))
+        return replace(answer, text=f"{answer.text} {ENCODER_ALONE}") if answer.name else answer
 
 
 def with_second_opinion(

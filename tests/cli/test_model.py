@@ -66,6 +66,17 @@ def test_the_default_is_the_base_with_the_shipped_adapter(
     assert build().stdout.splitlines()[0].endswith("/engines/tiny-router")
 
 
+def test_the_model_that_comes_along_is_built_for_its_own_prompt_format_alone(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "shipped_adapter", lambda: adapter)
+    result = build("--prompt-format", "arch-router/archgw-v1")
+    assert result.exit_code == 2
+    assert "is arch-router/archgw-v1; the model that comes along is for compact-v1" in result.stderr
+    assert not model.engines_dir().exists()
+    assert build("--prompt-format", "compact-v1").exit_code == 0
+
+
 def test_an_adapter_is_merged_into_the_base_that_comes_along(adapter: Path) -> None:
     result = build("--adapter", adapter)
     assert result.exit_code == 0, result.output
