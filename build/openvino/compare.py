@@ -68,6 +68,8 @@ def compare_with_checkpoint(
     Of an engine with a second opinion the language model is asked, alone. Exit status 1 if fewer
     than 99.5 % are decided alike, or one otherwise by a margin of 0.02 or more.
     """
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise click.UsageError(f"{json_path}: the folder {json_path.parent} does not exist")
     try:
         info = read_engine(engine)
         _check_same_weights(info, checkpoint)
@@ -78,8 +80,6 @@ def compare_with_checkpoint(
     except (CaseError, EngineError, SidecarError) as error:
         raise click.ClickException(str(error)) from error
     found = parity(readings, references, info.router.temperature)
-    if json_path is not None:
-        json_path.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     lengths = [len(question.input_ids) for question in questions]
     click.echo(
         f"{found.cases} cases of {min(lengths)} to {max(lengths)} tokens, {verdict.same} decided "
@@ -92,9 +92,18 @@ def compare_with_checkpoint(
             f"{each.id}: engine {each.answer}, checkpoint {each.reference}, "
             f"margin {each.margin:.4f}"
         )
+    if json_path is not None:
+        _write(json_path, json.dumps(asdict(found), indent=1) + "\n")
     if not found.alike:
         wanted = f"{MIN_SAME:.1%} decided alike, and margins below {MAX_MARGIN} where not"
         raise click.ClickException(f"they do not decide alike; wanted: {wanted}")
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _check_same_weights(engine: EngineInfo, checkpoint: Path) -> None:

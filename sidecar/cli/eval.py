@@ -189,9 +189,10 @@ def evaluate(
         raise SystemExit(130)
     run = _finished(wanted, done, complete)
     results = _document(run, done)
-    _write(json_path, lambda: json.dumps(results, ensure_ascii=False, indent=1) + "\n")
-    _write(report_path, lambda: render_report(results, run.outcomes))
+    # First what cannot fail: asking may have taken an hour.
     print_results(results)
+    _write(json_path, lambda: json.dumps(results, ensure_ascii=False, indent=1) + "\n", done)
+    _write(report_path, lambda: render_report(results, run.outcomes), done)
     if done.failure is not None:
         raise done.failure
     if not run.facts.complete:
@@ -345,13 +346,14 @@ def _document(run: Run, done: Done) -> Document:
         return document(replace(run, fit=False))
 
 
-def _write(path: Path | None, content: Callable[[], str]) -> None:
+def _write(path: Path | None, content: Callable[[], str], done: Done) -> None:
     if path is None:
         return
     try:
-        path.write_text(content(), encoding="utf-8")
+        # Half an emoji, which JSON can hold and a conversation may, has no UTF-8.
+        path.write_text(content(), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise Failure(f"{path}: cannot be written: {error.strerror}") from None
+        done.failure = done.failure or Failure(f"{path}: cannot be written: {error.strerror}")
 
 
 def _write_temperature(model: Path | None, results: Document) -> None:

@@ -119,6 +119,18 @@ def test_another_answer_is_told_with_its_margin_and_fails(made: Made, tmp_path: 
     assert "they do not decide alike" in result.output
 
 
+def test_a_file_that_cannot_be_written_costs_no_verdict(made: Made, tmp_path: Path) -> None:
+    result = run(made, "--python", stand_in(tmp_path, answers(made)), "--json", "/dev/full")
+    assert result.exit_code == 1
+    assert "4 decided alike (100.00%)" in result.output
+    assert "/dev/full: cannot be written" in result.output
+
+
+def test_a_folder_to_write_to_is_missed_before_anything_is_asked(made: Made) -> None:
+    result = run(made, "--python", "/no/python", "--json", "/no/such/found.json")
+    assert (result.exit_code, "the folder /no/such does not exist" in result.output) == (2, True)
+
+
 def test_prompts_that_are_too_long_are_left_out(made: Made, tmp_path: Path) -> None:
     lengths = [len(question.input_ids) for question in questions(made)]
     python = stand_in(tmp_path, answers(made)[:2])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,31 @@ def test_what_was_decided_before_a_sidecar_died_is_shown(
     assert "Interrupted: 3 of 6 cases were asked." in done.output
     assert "Error: it has died" in done.output
     assert json.loads(results.read_text())["overall"]["cases"] == 3
+
+
+def test_what_cannot_be_written_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an emoji is in what the report quotes."""
+
+    @asynccontextmanager
+    async def standing_in(address: str) -> AsyncIterator[Target]:
+        async def decide(request: RoutingRequest) -> Decision:
+            return replace(DECISION, route="billing")
+
+        yield Target(decide, "m", lambda: None)
+
+    monkeypatch.setattr("sidecar.cli.eval.running_sidecar", standing_in)
+    monkeypatch.setattr("sidecar.cli.eval.configure_logging", lambda options: None)
+    text = [{"role": "user", "content": "hello \ud83d"}]
+    cases = write_cases(tmp_path / "mine.jsonl", [line(conversation=text)])
+    report = tmp_path / "report.html"
+    arguments = ["eval", "--cases", cases, "--target", "a:1", "--json", "/dev/full"]
+    done = CliRunner().invoke(cli, [*map(str, arguments), "--report", str(report)])
+    assert done.exit_code == 1
+    assert "turn accuracy" in done.output
+    assert "Error: /dev/full: cannot be written: No space left on device" in done.output
+    assert "hello \\ud83d" in report.read_text()
 
 
 async def test_an_address_where_nothing_listens_is_said() -> None:
