@@ -111,7 +111,7 @@ def _check_same_weights(engine: EngineInfo, checkpoint: Path) -> None:
     try:
         record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
         theirs = (record["adapter_sha256"], record["source_sha256"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(
             f"{checkpoint / RECORD}: cannot be read ({error!r}); write the checkpoint with "
             "`sidecar model build --target huggingface`"

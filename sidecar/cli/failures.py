@@ -15,6 +15,7 @@ def is_expected(error: Exception) -> bool:
     from sidecar.app import StartupError
     from sidecar.config import SettingsError
     from sidecar.engines.errors import EngineError
+    from sidecar.evaluation.cases import CaseError
     from sidecar.local.errors import LocalError
 
-    return isinstance(error, EngineError | LocalError | SettingsError | StartupError)
+    return isinstance(error, CaseError | EngineError | LocalError | SettingsError | StartupError)

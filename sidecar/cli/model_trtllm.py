@@ -70,8 +70,12 @@ def _request(
     weights: Weights, out: Path, options: TrtllmOptions
 ) -> tuple[BuildRequest, Sequence[Asked]]:
     prompt_format = get_format(weights.prompt_format)
-    tokenizer = HfTokenizer(weights.folder / "tokenizer.json")
-    limits = _limits(weights, options, prompt_format, tokenizer)
+    context = open_hugging_face(weights.folder).architecture.context_length
+    try:
+        tokenizer = HfTokenizer(weights.folder / "tokenizer.json")
+    except ValueError as error:
+        raise EngineError(str(error)) from None
+    limits = _limits(options, prompt_format, tokenizer, context)
     cases = sample(read_cases(options.cases), options.limit) if options.cases else []
     try:
         asked = prepare(cases, prompt_format, tokenizer, limits.max_input_len)
@@ -102,9 +106,8 @@ def _precision(weights: Weights, options: TrtllmOptions) -> Precision:
 
 
 def _limits(
-    weights: Weights, options: TrtllmOptions, prompt_format: PromptFormat, tokenizer: HfTokenizer
+    options: TrtllmOptions, prompt_format: PromptFormat, tokenizer: HfTokenizer, context: int
 ) -> EngineLimits:
-    context = open_hugging_face(weights.folder).architecture.context_length
     if options.max_prompt_tokens is not None:
         return EngineLimits(options.max_prompt_tokens, options.max_batch_size)
     longest = min(_DEFAULT_PROMPT_TOKENS, context - ANSWER_TOKENS)

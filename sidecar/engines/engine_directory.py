@@ -294,6 +294,11 @@ def _manifest(path: Path) -> Mapping[str, Mapping[str, Any]]:
     files = content.get("files")
     if not isinstance(files, dict) or ROUTER not in files:
         raise EngineError(f"{path / MANIFEST}: names no {ROUTER}; build the engine again")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
+            raise EngineError(
+                f"{path / MANIFEST}: {name} has no sha256 or no bytes; build the engine again"
+            )
     return files
 
 

@@ -22,9 +22,16 @@ def refuse_foreign(out: Path, marker: str, kind: str) -> None:
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `out` when the block ends well and vanishes
-    otherwise. The parent of `out` is created."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    otherwise. The parent of `out` is created.
+
+    Raises:
+        EngineError: the folder cannot be created.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise EngineError(f"{out}: cannot be written: {error.strerror}") from None
     try:
         yield staging
         _put_in_place(staging, out)

@@ -179,7 +179,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _case(line: str, file: str, where: str) -> Case:
     try:
         content = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise CaseError(f"{where}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise CaseError(f"{where}: must be an object")
@@ -259,7 +259,7 @@ def _conversation(value: Any, where: str) -> Conversation:
         if not isinstance(each, dict):
             raise CaseError(f"{path}: must be an object with role and content")
         _check_keys(each, path, ("role", "content"), ("role", "content"))
-        if each["role"] not in set(Role):
+        if each["role"] not in list(Role):
             raise CaseError(f"{path}.role: must be one of {', '.join(Role)}")
         if not isinstance(each["content"], str):
             raise CaseError(f"{path}.content: must be a text")

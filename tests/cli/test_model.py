@@ -143,6 +143,23 @@ def test_a_prompt_format_of_a_newer_version_is_refused(adapter: Path) -> None:
     assert "prompt format 'compact-v9' is not known; known are" in str(result.exception)
 
 
+def test_a_folder_that_cannot_be_made_is_told(adapter: Path) -> None:
+    result = build("--adapter", adapter, "--out", adapter / "adapter.json" / "out")
+    assert isinstance(result.exception, EngineError)
+    assert "adapter.json/out: cannot be written: " in str(result.exception)
+
+
+def test_one_broken_engine_hides_no_other(adapter: Path) -> None:
+    whole = Path(build("--adapter", adapter).stdout.splitlines()[0])
+    broken = Path(build("--adapter", adapter, "--name", "broken").stdout.splitlines()[0])
+    manifest = json.loads((broken / "manifest.json").read_text())
+    del manifest["files"]["model.bin"]["bytes"]
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    result = CliRunner().invoke(cli, ["model", "list"])
+    assert (result.exit_code, str(whole) in result.stdout) == (0, True)
+    assert "model.bin has no sha256 or no bytes; build the engine again" in result.stderr
+
+
 def test_info_names_the_adapter(adapter: Path) -> None:
     folder = build("--adapter", adapter).stdout.splitlines()[0]
     result = CliRunner().invoke(cli, ["model", "info", folder])

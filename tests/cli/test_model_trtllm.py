@@ -4,6 +4,7 @@ programs faked."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from click.testing import CliRunner, Result
 from cpu_engine.engine_files import open_second_opinion
 
 from sidecar.cli import cli
+from sidecar.cli.failures import is_expected
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import chosen_engine
 from sidecar.config import load_settings
 from sidecar.engines import EngineError, load_engine
+from sidecar.evaluation.cases import CaseError
 from tests.engines import tiny_adapter
 from tests.engines.tiny_encoder import FUSION, TINY_ENCODER
 from tests.engines.tiny_models import LLAMA, TINY_MODELS
@@ -176,6 +179,29 @@ def test_a_router_with_a_second_opinion_is_built_with_it(nvidia: Nvidia, tmp_pat
     assert f'"{engine.path}"' in (model / "config.pbtxt").read_text()
     assert (model / "1" / "model.py").is_file()
     assert (model / "1" / "cpu_engine" / "second_opinion.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "tokenizer.json: missing"), ("{}", "is not a tokenizer.json")]
+)
+def test_a_source_without_a_tokenizer_is_told(
+    weights: Path, nvidia: Nvidia, tmp_path: Path, content: str | None, message: str
+) -> None:
+    source = Path(shutil.copytree(weights, tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    if content is not None:
+        (source / "tokenizer.json").write_text(content)
+    result = build(source, nvidia, "--no-verify")
+    assert isinstance(result.exception, EngineError)
+    assert message in str(result.exception)
+
+
+def test_cases_that_are_none_are_told(weights: Path, nvidia: Nvidia, tmp_path: Path) -> None:
+    cases = tmp_path / "bad.jsonl"
+    cases.write_text("{}\n")
+    result = build(weights, nvidia, "--cases", cases)
+    assert isinstance(result.exception, CaseError)
+    assert is_expected(result.exception)
 
 
 def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:

@@ -147,6 +147,15 @@ def test_a_checkpoint_of_other_weights_is_refused(made: Made, tmp_path: Path) ->
     assert "was made from adapter 12ab" in result.output
 
 
+@pytest.mark.parametrize("record", ["[]", "{", "{}"])
+def test_a_record_that_is_none_is_told(made: Made, tmp_path: Path, record: str) -> None:
+    other = shutil.copytree(made.checkpoint, tmp_path / "checkpoint")
+    (other / "sidecar.json").write_text(record)
+    result = run(made, checkpoint=other)
+    assert result.exit_code == 1
+    assert f"{other / 'sidecar.json'}: cannot be read" in result.output
+
+
 @pytest.mark.parametrize(
     ("python", "message"),
     [("/bin/false", "ended with 1; if it lacks"), ("/no/python", "cannot be started")],

@@ -60,6 +60,7 @@ def test_four_keys_are_enough_and_the_file_is_the_family(tmp_path: Path) -> None
         ({"routes": [*ROUTES, {"name": "other", "description": "d"}]}, '"other" is reserved'),
         ({"conversation": []}, "conversation: must be a list of at least one message"),
         ({"conversation": [{"role": "bot", "content": "a"}]}, "conversation[0].role: must be one"),
+        ({"conversation": [{"role": ["user"], "content": "a"}]}, "conversation[0].role: must be"),
         ({"conversation": [{"role": "user", "content": None}]}, "conversation[0].content: must be"),
         ({"dialogue_id": 3}, "dialogue_id: must be a text or null"),
         ({"turn_index": -1}, "turn_index: must be a whole number"),
@@ -84,6 +85,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
     [
         (b"{", "x.jsonl:1: not JSON"),
         (b"[]", "x.jsonl:1: must be an object"),
+        (b'{"id": ' + b"9" * 5000 + b"}", "x.jsonl:1: not JSON"),
         (b"\xff\n", "x.jsonl: cannot be read"),
         (b"\n\n", "there are no cases"),
         (json.dumps(line()).encode() * 1 + b"\n\n" + json.dumps(line()).encode(),
