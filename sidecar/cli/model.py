@@ -25,6 +25,7 @@ from sidecar.engines import (
     shipped_adapter,
     write_checkpoint,
 )
+from sidecar.engines.adapter import ID_RULE, is_model_id
 from sidecar.engines.cpu import RUNTIME
 from sidecar.engines.second_opinion import open_second_opinion
 from sidecar.local import cache_dir, data_file
@@ -151,6 +152,8 @@ def build(
     options = TrtllmOptions(**for_gpu)
     if target != "trtllm":
         options.refuse(target)
+    if name is not None and not is_model_id(name):
+        raise click.UsageError(f"--name is {name!r}; it {ID_RULE}")
     needed = "--source" if adapter is None else "--adapter with a file"
     if prompt_format is None and (source or adapter) and not (adapter and adapter.is_dir()):
         raise click.UsageError(

@@ -36,6 +36,9 @@ MODEL_CARD = "MODEL_CARD.md"
 
 _SHIPPED = "router-135m"
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")  # names a folder of the cache, too
+ID_RULE = (
+    "must be of lower-case letters, digits, '.', '-' and '_', beginning with a letter or digit"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,11 @@ class Adapter:
                 f"with sha256 {second.base.sha256}; {source.weights_file} has sha256 {actual}"
             )
         return source.changed_by(Delta(self.path / second.file))
+
+
+def is_model_id(text: str) -> bool:
+    """Whether `text` meets `ID_RULE`."""
+    return _ID.fullmatch(text) is not None
 
 
 def shipped_adapter() -> Path | None:
@@ -299,11 +307,8 @@ def _facts(path: Path) -> AdapterFacts:
         raise EngineError(
             f"{path}: id, file, sha256, prompt_format and base.sha256 must be texts, not empty"
         )
-    if not _ID.fullmatch(facts.id):
-        raise EngineError(
-            f"{path}: id is {facts.id!r}; it must be of lower-case letters, digits, '.', '-' and "
-            "'_', beginning with a letter or digit"
-        )
+    if not is_model_id(facts.id):
+        raise EngineError(f"{path}: id is {facts.id!r}; it {ID_RULE}")
     for file in (facts.file, *((second.file,) if second else ())):
         if Path(file).name != file:
             raise EngineError(f"{path}: file is {file!r}; it must be a name within the folder")

@@ -122,9 +122,12 @@ def test_a_checkpoint_is_written(adapter: Path, tmp_path: Path) -> None:
             ["--adapter", "{adapter}", "--prompt-format", "arch-router/model-card"],
             "--prompt-format is arch-router/model-card; {adapter} is for compact-v1",
         ),
+        (["--adapter", "{adapter}", "--name", "../up"], "--name is '../up'; it must be of lower-"),
+        (["--adapter", "{adapter}", "--name", "/up"], "--name is '/up'; it must be of lower-case"),
+        (["--adapter", "{adapter}", "--name", ""], "--name is ''; it must be of lower-case"),
         (["--target", "tensorrt"], "'tensorrt' is not one of 'cpu', 'huggingface'"),
     ],
-    ids=["file", "source", "other format", "target"],
+    ids=["file", "source", "other format", "above", "absolute", "no name", "target"],
 )
 def test_what_is_missing_or_contradicts_is_said(
     arguments: list[str], message: str, base: Path, adapter: Path
