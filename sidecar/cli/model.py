@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sidecar.engines import (
 from sidecar.engines.adapter import ID_RULE, is_model_id
 from sidecar.engines.cpu import RUNTIME
 from sidecar.engines.second_opinion import open_second_opinion
+from sidecar.engines.staging import remove_unfinished
 from sidecar.local import cache_dir, data_file
 from sidecar.local.cache import exclusive
 from sidecar.prompts import FORMATS
@@ -219,7 +220,8 @@ def _check_format(named: str | None, known: str, of: str) -> None:
 def list_models() -> None:
     """List the engines in the cache."""
     rows = [("MODEL", "PROMPT FORMAT", "SIZE", "FOLDER")]
-    for folder in sorted(engines_dir().glob("*/router.json")):
+    # Not those that are being built.
+    for folder in sorted(engines_dir().glob("[!.]*/router.json")):
         try:
             engine = read_engine(folder.parent)
         except EngineError as error:
@@ -329,9 +331,12 @@ def _gpu_weights(recipe: Recipe, report: Report) -> Weights:
     )
 
 
-def _writing(out: Path) -> AbstractContextManager[None]:
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
     # Two processes that start at once, as tests do, must not build the same engine twice.
-    return exclusive(f"engine-{re.sub(r'[^A-Za-z0-9._-]', '_', str(out.absolute()))[-200:]}")
+    with exclusive(f"engine-{re.sub(r'[^A-Za-z0-9._-]', '_', str(out.absolute()))[-200:]}"):
+        remove_unfinished(out)
+        yield
 
 
 def _id_of(source: Path) -> str:

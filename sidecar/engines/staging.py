@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,16 @@ def staged(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def remove_unfinished(out: Path) -> None:
+    """Removes what a process that was killed in `staged` left beside `out`. Nobody else writes
+    `out` meanwhile."""
+    unfinished = re.compile(rf"\.{re.escape(out.name)}-(?!compiled$)[a-z0-9_]{{8}}(-old)?")
+    if out.parent.is_dir():
+        for folder in out.parent.iterdir():
+            if unfinished.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(staging: Path, out: Path) -> None:

@@ -163,6 +163,22 @@ def test_one_broken_engine_hides_no_other(adapter: Path) -> None:
     assert "model.bin has no sha256 or no bytes; build the engine again" in result.stderr
 
 
+def test_what_a_killed_build_left_is_not_listed_and_goes_with_the_next(adapter: Path) -> None:
+    engines = model.engines_dir()
+    gone = [".tiny-router-a1b2_3d4", ".tiny-router-a1b2_3d4-old"]
+    kept = [".tiny-router-compiled", ".tiny-router-gpu-a1b2_3d4", ".other-a1b2_3d4"]
+    for name in (*gone, *kept):
+        (engines / name).mkdir(parents=True)
+        (engines / name / "router.json").write_text("{}")
+    listed = CliRunner().invoke(cli, ["model", "list"])
+    assert listed.stderr == "No engine yet; `sidecar model build` makes one.\n"
+    assert build("--adapter", adapter, "--name", "tiny").exit_code == 0
+    assert {each.name for each in engines.iterdir()} == {"tiny", *gone, *kept}
+    assert build("--adapter", adapter).exit_code == 0
+    left = {each.name for each in engines.iterdir()} - {".tiny-router-compiled"}
+    assert left == {"tiny", "tiny-router", *kept[1:]}
+
+
 def test_info_names_the_adapter(adapter: Path) -> None:
     folder = build("--adapter", adapter).stdout.splitlines()[0]
     result = CliRunner().invoke(cli, ["model", "info", folder])
