@@ -253,7 +253,8 @@ def info(folder: Path) -> None:
         f"{architecture.kv_heads} of keys and values",
         "vocabulary": f"{facts.vocab_size} tokens",
         "context": f"{facts.context_length} tokens",
-        "temperature": facts.decision_temperature,
+        "temperature": f"{facts.decision_temperature}"
+        + (", fitted to it" if facts.temperature_fitted else ""),
         "second opinion": _second_opinion(facts),
         "runtime": f"{facts.runtime} {facts.runtime_version}",
         "built by": f"sidecar {facts.sidecar_version}",

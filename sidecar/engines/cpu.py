@@ -65,7 +65,8 @@ def build_cpu_engine(
     """Compile weights into an engine directory.
 
     An engine that is already at `out` and was made from the same weights with the same options is
-    reused. A new one takes its place only when complete.
+    reused. A new one takes its place only when complete, and keeps a temperature that was fitted to
+    the one before, if all else that it is made from is the same.
 
     Args:
         source: a GGUF file, or a Hugging Face directory.
@@ -101,10 +102,12 @@ def build_cpu_engine(
         trained,
         second.facts if second else None,
     )
-    existing = _reusable(out, inputs)
+    existing = _existing(out)
     if existing is not None:
-        progress(f"{out} is up to date")
-        return existing
+        inputs = _with_fitted_temperature(inputs, existing.router)
+        if _is_current(existing.router, inputs):
+            progress(f"{out} is up to date")
+            return existing
     opened = open_merged(source, adapter)
     with staged(out) as staging:
         _write(opened, second, _facts(opened, inputs), staging, progress)
@@ -129,6 +132,7 @@ class _Inputs:
     adapter_sha256: str
     trained: bool
     second_opinion: SecondOpinionFacts | None
+    temperature_fitted: bool = False
 
 
 def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
@@ -153,6 +157,7 @@ def _facts(source: ModelSource, inputs: _Inputs) -> RouterFacts:
         trained=inputs.trained,
         adapter_sha256=inputs.adapter_sha256,
         second_opinion=inputs.second_opinion,
+        temperature_fitted=inputs.temperature_fitted,
     )
 
 
@@ -164,15 +169,39 @@ def _runtime_version() -> str:
         raise extra_missing(ImportError(name=RUNTIME)) from error
 
 
-def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
+def _existing(out: Path) -> EngineInfo | None:
     if not out.exists():
         return None
     try:
-        info = read_engine(out)
+        return read_engine(out)
     except EngineError:
         return None
-    router = info.router
-    made_from = _Inputs(
+
+
+def _with_fitted_temperature(inputs: _Inputs, before: RouterFacts) -> _Inputs:
+    """`inputs` with the temperature that was fitted to the engine before; as they are where none
+    was, or where that was made from something else."""
+    kept = replace(inputs, temperature=before.temperature, temperature_fitted=True)
+    second, fitted = inputs.second_opinion, before.second_opinion
+    if second is not None and fitted is not None:
+        # The language model's own is not fitted then.
+        fusion = replace(second.fusion, temperature=fitted.fusion.temperature)
+        second = replace(second, fusion=fusion)
+        kept = replace(kept, temperature=inputs.temperature, second_opinion=second)
+    return kept if _made_from(before) == kept else inputs
+
+
+def _is_current(router: RouterFacts, inputs: _Inputs) -> bool:
+    made_by = (router.graph_version, router.sidecar_version, router.runtime_version)
+    return _made_from(router) == inputs and made_by == (
+        GRAPH_VERSION,
+        __version__,
+        _runtime_version(),
+    )
+
+
+def _made_from(router: RouterFacts) -> _Inputs:
+    return _Inputs(
         router.model_id,
         router.prompt_format,
         router.temperature,
@@ -181,10 +210,8 @@ def _reusable(out: Path, inputs: _Inputs) -> EngineInfo | None:
         router.adapter_sha256,
         router.trained,
         router.second_opinion,
+        router.temperature_fitted,
     )
-    made_by = (router.graph_version, router.sidecar_version, router.runtime_version)
-    current = (GRAPH_VERSION, __version__, _runtime_version())
-    return info if made_from == inputs and made_by == current else None
 
 
 def _write(

@@ -127,6 +127,8 @@ class RouterFacts:
         adapter_sha256: of the adapter that was merged; empty without one.
         second_opinion: None where the language model decides alone.
         timing: of the CPU where it was built; None where it was not measured.
+        temperature_fitted: whether the temperature that decisions are made at was fitted to this
+            engine and written into it; building it again of the same then keeps it.
     """
 
     schema_version: int
@@ -150,6 +152,7 @@ class RouterFacts:
     adapter_sha256: str = ""
     second_opinion: SecondOpinionFacts | None = None
     timing: CpuTiming | None = None
+    temperature_fitted: bool = False
 
     @property
     def build_id(self) -> str:

@@ -24,6 +24,7 @@ def write_temperature(engine: Path, temperature: float) -> None:
         facts["second_opinion"]["fusion"]["temperature"] = temperature
     else:
         facts["temperature"] = temperature
+    facts["temperature_fitted"] = True
     _write(engine / ROUTER, facts)
     manifest = _read(engine / MANIFEST)
     router = engine / ROUTER

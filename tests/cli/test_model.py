@@ -13,6 +13,7 @@ from sidecar.cli import cli, model
 from sidecar.engines import EngineError, load_engine, open_adapter
 from sidecar.engines.adapter import shipped_adapter
 from sidecar.engines.hf_source import open_hugging_face
+from sidecar.evaluation.engine_temperature import write_temperature
 from sidecar.local import CACHE_VARIABLE
 from tests.engines.tiny_adapter import change_of, write_adapter
 from tests.engines.tiny_encoder import TINY_ENCODER
@@ -195,6 +196,31 @@ def test_a_second_opinion_is_built_from_the_encoder_that_comes_along(fused: Path
     result = CliRunner().invoke(cli, ["model", "info", folder])
     assert f"second opinion sha256:{second.adapter_sha256}; weights 0.5 of" in result.stdout
     assert "temperature    1.5" in result.stdout
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+@pytest.mark.parametrize("name", ["adapter", "fused"])
+def test_a_fitted_temperature_outlives_the_next_build(
+    request: pytest.FixtureRequest, name: str, upgraded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request.getfixturevalue(name)
+    folder = Path(build("--adapter", path).stdout.splitlines()[0])
+    write_temperature(folder, 3.5)
+    if upgraded:
+        monkeypatch.setattr("sidecar.engines.cpu.GRAPH_VERSION", 99)
+    assert build("--adapter", path).exit_code == 0
+    router = load_engine(folder).router
+    assert (router.decision_temperature, router.graph_version == 99) == (3.5, upgraded)
+    info = CliRunner().invoke(cli, ["model", "info", str(folder)])
+    assert "temperature    3.5, fitted to it" in info.stdout
+
+
+def test_a_fitted_temperature_is_not_that_of_other_weights(base: Path, adapter: Path) -> None:
+    folder = Path(build("--adapter", adapter).stdout.splitlines()[0])
+    write_temperature(folder, 3.5)
+    command = ("--source", base, "--prompt-format", "compact-v1", "--name", "tiny-router")
+    assert build(*command, "--out", folder).exit_code == 0
+    assert load_engine(folder).router.decision_temperature == 1.0
 
 
 def test_another_encoder_can_be_named(fused: Path, tmp_path: Path) -> None:
