@@ -155,6 +155,10 @@ def build(
         options.refuse(target)
     if name is not None and not is_model_id(name):
         raise click.UsageError(f"--name is {name!r}; it {ID_RULE}")
+    if encoder is not None and adapter is None:
+        raise click.UsageError("--encoder needs --adapter, whose second opinion it is for")
+    if encoder is not None and target == "huggingface":
+        raise click.UsageError("--encoder: a Hugging Face folder has no second opinion")
     needed = "--source" if adapter is None else "--adapter with a file"
     if prompt_format is None and (source or adapter) and not (adapter and adapter.is_dir()):
         raise click.UsageError(
@@ -196,6 +200,8 @@ def _recipe(
             _check_format(prompt_format, recipe.prompt_format, "the model that comes along")
         return replace(recipe, prompt_format=prompt_format or recipe.prompt_format)
     opened = None if adapter is None else open_adapter(adapter)
+    if encoder is not None and opened is not None and opened.facts.second_opinion is None:
+        raise click.UsageError(f"--encoder: {adapter} has no second opinion")
     known = opened.facts.prompt_format if opened else ""
     _check_format(prompt_format, known, str(adapter))
     chosen = prompt_format or known

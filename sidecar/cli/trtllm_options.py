@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sidecar.engines.second_opinion import SecondOpinionSource
 from sidecar.engines.trtllm.precision import Precision
@@ -37,13 +38,25 @@ _OPTIONS: Sequence[Callable[..., Any]] = (
         help="For trtllm: cases as in docs/evaluation.md, to calibrate fp8 and int4_awq with, "
         "to verify the engine and to calibrate its probabilities.",
     ),
-    click.option("--limit", default=_CASES, show_default=True, help="Of cases that are asked."),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=_CASES,
+        show_default=True,
+        help="For trtllm: how many of the cases are asked.",
+    ),
     click.option(
         "--max-prompt-tokens",
         type=click.IntRange(min=64),
         help="For trtllm: longest prompt, instead of what the policies need.",
     ),
-    click.option("--max-batch-size", default=64, show_default=True, help="For trtllm."),
+    click.option(
+        "--max-batch-size",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="For trtllm.",
+    ),
     click.option(
         "--repository", type=_PATH, help="For trtllm: Triton's model repository to write."
     ),
@@ -95,19 +108,12 @@ class TrtllmOptions:
 
     def refuse(self, target: str) -> None:
         """Raises UsageError if one was given that `target` has no use for."""
-        given = {
-            "--precision": self.precision,
-            "--policies": self.policies,
-            "--cases": self.cases,
-            "--max-prompt-tokens": self.max_prompt_tokens,
-            "--repository": self.repository,
-            "--served-at": self.served_at,
-            "--ensemble": self.ensemble,
-            "--dry-run": self.dry_run,
-            "--no-verify": self.no_verify,
-            "--force": self.force,
-        }
-        named = [option for option, value in given.items() if value]
+        context = click.get_current_context()
+        named = [
+            f"--{each.name.replace('_', '-')}"
+            for each in fields(self)
+            if context.get_parameter_source(each.name) is ParameterSource.COMMANDLINE
+        ]
         if named:
             raise click.UsageError(f"{', '.join(named)}: for --target trtllm, not for {target}")
 

@@ -126,9 +126,15 @@ def test_a_checkpoint_is_written(adapter: Path, tmp_path: Path) -> None:
         (["--adapter", "{adapter}", "--name", "../up"], "--name is '../up'; it must be of lower-"),
         (["--adapter", "{adapter}", "--name", "/up"], "--name is '/up'; it must be of lower-case"),
         (["--adapter", "{adapter}", "--name", ""], "--name is ''; it must be of lower-case"),
+        (["--encoder", "{base}"], "--encoder needs --adapter, whose second opinion"),
+        (["--adapter", "{adapter}", "--encoder", "{base}"], "{adapter} has no second opinion"),
+        (
+            ["--adapter", "{adapter}", "--encoder", "{base}", "--target", "huggingface"],
+            "--encoder: a Hugging Face folder has no second opinion",
+        ),
         (["--target", "tensorrt"], "'tensorrt' is not one of 'cpu', 'huggingface'"),
     ],
-    ids=["file", "source", "other format", "above", "absolute", "no name", "target"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_missing_or_contradicts_is_said(
     arguments: list[str], message: str, base: Path, adapter: Path

@@ -204,11 +204,24 @@ def test_cases_that_are_none_are_told(weights: Path, nvidia: Nvidia, tmp_path: P
     assert is_expected(result.exception)
 
 
-def test_options_of_this_target_are_refused_for_others(weights: Path) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--precision", "fp8", "--force"],
+        ["--policies", "/", "--cases", "/"],
+        # Also where what is given is the default.
+        ["--limit", "1000", "--max-batch-size", "64", "--examples", "/app"],
+        ["--max-prompt-tokens", "64", "--repository", "r", "--served-at", "s"],
+        ["--ensemble", "--dry-run", "--no-verify"],
+    ],
+    ids=lambda given: given[0],
+)
+def test_options_of_this_target_are_refused_for_others(weights: Path, given: list[str]) -> None:
     command = ["model", "build", "--source", str(weights), "--prompt-format", "compact-v1"]
-    result = CliRunner().invoke(cli, [*command, "--precision", "fp8", "--force"])
+    result = CliRunner().invoke(cli, [*command, *given])
     assert result.exit_code == 2
-    assert "--precision, --force: for --target trtllm, not for cpu" in result.output
+    named = ", ".join(each for each in given if each.startswith("--"))
+    assert f"Error: {named}: for --target trtllm, not for cpu" in result.output
 
 
 def test_up_says_where_an_engine_for_gpus_runs(weights: Path, nvidia: Nvidia) -> None:
