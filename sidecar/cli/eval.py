@@ -113,7 +113,8 @@ class Done:
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
-    help="At most N cases, drawn evenly over all, dialogues kept whole.",
+    help="At most N cases, drawn evenly over all; dialogues stay whole, and if each has more "
+    "than N cases, one of them is asked.",
 )
 @click.option(
     "--concurrency",

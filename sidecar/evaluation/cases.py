@@ -74,13 +74,16 @@ def case_files(paths: Iterable[Path]) -> dict[Path, str]:
     Raises:
         CaseError: a path is missing, has another suffix, or is a folder without cases.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
     for path in paths:
         found = list(_files_at(path))
         if not found:
             raise CaseError(f"{path}: has no file that ends in {' or '.join(_SUFFIXES)}")
-        files += [file for file in found if file not in files]
-    return dict(zip(files, _names(files), strict=True))
+        for file in found:
+            # A file may be named twice, and once from where one is and once in full.
+            files.setdefault(file.resolve(), file)
+    chosen = list(files.values())
+    return dict(zip(chosen, _names(chosen), strict=True))
 
 
 def read_cases(paths: Iterable[Path]) -> list[Case]:
@@ -98,7 +101,8 @@ def read_cases(paths: Iterable[Path]) -> list[Case]:
 
 
 def sample(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """About `limit` cases, drawn evenly over all and the same each time, dialogues kept whole.
+    """At most `limit` cases, drawn evenly over all and the same each time, dialogues kept whole:
+    where each has more, it is one of them.
 
     The cases keep their order.
     """
@@ -171,9 +175,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+                    yield number, _text(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error) as error:
         raise CaseError(f"{path}: cannot be read: {error}") from None
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CaseError(f"{where}: not UTF-8; save the file in UTF-8") from None
 
 
 def _case(line: str, file: str, where: str) -> Case:

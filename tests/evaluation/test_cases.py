@@ -86,7 +86,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
         (b"{", "x.jsonl:1: not JSON"),
         (b"[]", "x.jsonl:1: must be an object"),
         (b'{"id": ' + b"9" * 5000 + b"}", "x.jsonl:1: not JSON"),
-        (b"\xff\n", "x.jsonl: cannot be read"),
+        (b"\n\xff\n", "x.jsonl:2: not UTF-8"),
         (b"\n\n", "there are no cases"),
         (json.dumps(line()).encode() * 1 + b"\n\n" + json.dumps(line()).encode(),
          'x.jsonl:3: id: "1" is already that of line 1'),
@@ -130,6 +130,16 @@ def test_names_tell_files_apart(tmp_path: Path, files: list[str], names: list[st
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     assert list(case_files([tmp_path]).values()) == names
+
+
+def test_a_file_that_is_named_in_two_ways_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = write_cases(tmp_path / "in" / "a.jsonl", [line()])
+    monkeypatch.chdir(tmp_path)
+    named = [Path("in/a.jsonl"), path, Path("in"), Path("in/../in/a.jsonl")]
+    assert case_files(named) == {Path("in/a.jsonl"): "a"}
 
 
 def test_paths_without_cases_are_refused(tmp_path: Path) -> None:
