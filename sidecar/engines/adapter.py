@@ -249,8 +249,11 @@ def describe_adapter(
         encoder_base: name and licence of what the encoder was trained from.
 
     Raises:
-        EngineError: there is none, it is not in the format, or a second opinion has no fusion.
+        EngineError: there is none, it is not in the format, a second opinion has no fusion, or the
+            id is none.
     """
+    if not is_model_id(model_id):
+        raise EngineError(f"the id is {model_id!r}; it {ID_RULE}")
     weights = folder / WEIGHTS
     facts = AdapterFacts(
         schema_version=SCHEMA_VERSION,

@@ -46,7 +46,7 @@ def fit_temperature(outcomes: Iterable[Outcome]) -> float:
     if not samples:
         raise NothingToFitError(
             "no decision at the engine's temperature gave the probability of every route; a model "
-            "with label answers does"
+            "with label answers does, of cases that its encoder does not decide by itself"
         )
     golden = (math.sqrt(5) - 1) / 2
     low, high = math.log(_LOWEST), math.log(_HIGHEST)

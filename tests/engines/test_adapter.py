@@ -315,6 +315,12 @@ class TestFileAlone:
         assert described.facts.base.sha256 == base_sha256(base)
         assert described.temperature("openvino") == 2.0
 
+    def test_an_id_that_is_none_leaves_its_description_as_it_is(self, adapter: Path) -> None:
+        before = (adapter / "adapter.json").read_text()
+        with pytest.raises(EngineError, match="the id is 'My Router'; it must be of lower-case"):
+            describe_adapter(adapter, model_id="My Router", prompt_format="compact-v1")
+        assert (adapter / "adapter.json").read_text() == before
+
     def test_that_is_missing_is_not_described(self, tmp_path: Path) -> None:
         with pytest.raises(EngineError, match=r"adapter\.safetensors: not a readable"):
             describe_adapter(tmp_path, model_id="mine", prompt_format="compact-v1")
