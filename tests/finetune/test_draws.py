@@ -17,6 +17,7 @@ from router_training.cases import (
     WrittenRoute,
     read_cases,
 )
+from router_training.mixture import build_mixture
 from router_training.sources import (
     FamilySource,
     Foreigners,
@@ -192,6 +193,50 @@ def test_a_list_that_means_something_for_one_case_alone_serves_no_other(tag: str
     ]
     source = FamilySource("bank", cases, Foreigners(()), Limits())
     assert all(len(source.draw(Random(seed)).requests) == 1 for seed in range(10))
+
+
+def own_cases(count: int, granularity: str = "mixed") -> list[Case]:
+    """Over one list, in either order, each a dialogue of its own but the last two."""
+    lists = [("cards", "loans"), ("loans", "cards")]
+    cases = [a_case(n, lists[n % 2][n % 3 % 2], *lists[n % 2]) for n in range(count)]
+    cases[-1] = replace(cases[-1], dialogue=cases[-2].dialogue)
+    return [replace(case, granularity=granularity) for case in cases]
+
+
+class AsDrawn:
+    def encode(self, draw: Draw) -> Draw:
+        return draw
+
+
+@pytest.mark.parametrize(("count", "expected"), [(7, 7), (200, Limits().requests)])
+def test_a_users_own_cases_come_with_others_of_the_same_routes(count: int, expected: int) -> None:
+    cases = own_cases(count)
+    right = {case.request.turns[-1][1]: case.request.right for case in cases}
+    source = FamilySource("own", cases, Foreigners(()), Limits(), own=True)
+    for seed in range(20):
+        draw = source.draw(Random(seed))
+        asked = [request.turns[-1][1] for request in draw.requests]
+        assert len(asked) == len(set(asked)) == expected
+        assert all(request.right == right[request.turns[-1][1]] for request in draw.requests)
+
+
+def test_a_users_own_cases_of_another_list_stay_out() -> None:
+    cases = [*own_cases(8), replace(a_case(9, "cards", "cards", "fraud"), granularity="mixed")]
+    source = FamilySource("own", cases, Foreigners(()), Limits(), own=True)
+    lists = {
+        (frozenset(route.name for route in draw.routes), len(draw.requests))
+        for draw in (source.draw(Random(seed)) for seed in range(40))
+    }
+    assert lists == {(frozenset({"cards", "loans"}), 8), (frozenset({"cards", "fraud"}), 1)}
+
+
+@pytest.mark.parametrize(("family", "together"), [("own", True), ("assistant", False)])
+def test_draws_of_the_families_that_the_router_learned_from_stay_what_they_were(
+    family: str, together: bool
+) -> None:
+    mixture = build_mixture({family: own_cases(20)}, [], AsDrawn(), seed=0)
+    sizes = {len(mixture.draw(number).requests) for number in range(40)}
+    assert (max(sizes) > 2) == together
 
 
 def test_names_are_one_concept_if_style_or_description_joins_them() -> None:

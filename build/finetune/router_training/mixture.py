@@ -94,7 +94,8 @@ def build_mixture(
     for name, cases in families.items():
         usable = [case for case in cases if not _unanswerable(case)]
         if usable:
-            sources.append(FamilySource(name, usable, foreigners, limits))
+            own = name not in WEIGHTS
+            sources.append(FamilySource(name, usable, foreigners, limits, own=own))
     if not sources:
         raise ValueError("no cases to train on")
     return Mixture(

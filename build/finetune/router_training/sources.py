@@ -212,10 +212,20 @@ def _with_few_others(requests: Sequence[Request], limit: int, share: float = 0.2
 
 
 class FamilySource:
-    """Cases of one family, regrouped behind the route list of one of them."""
+    """Cases of one family, regrouped behind the route list of one of them.
+
+    Args:
+        own: a user's own cases: those that cannot be regrouped come with others of the same routes.
+    """
 
     def __init__(
-        self, name: str, cases: Sequence[Case], foreigners: Foreigners, limits: Limits
+        self,
+        name: str,
+        cases: Sequence[Case],
+        foreigners: Foreigners,
+        limits: Limits,
+        *,
+        own: bool = False,
     ) -> None:
         self.name = name
         self._cases = cases
@@ -223,6 +233,7 @@ class FamilySource:
         self._limits = limits
         self._by_label: dict[tuple[str, str], list[Case]] = defaultdict(list)
         self._by_dialogue: dict[str, list[Case]] = defaultdict(list)
+        self._by_list: dict[frozenset[RouteText], list[Case]] = defaultdict(list)
         self._descriptions: dict[tuple[str, str], set[str]] = defaultdict(set)
         for case in cases:
             self._by_dialogue[case.dialogue].append(case)
@@ -230,6 +241,8 @@ class FamilySource:
                 self._by_label[case.granularity, case.label].append(case)
                 for route in case.routes:
                     self._descriptions[case.granularity, route.name].add(route.description)
+            elif own:
+                self._by_list[frozenset(case.routes)].append(case)
         self._variants = {key: sorted(texts) for key, texts in self._descriptions.items()}
         self._concepts = concepts_of(
             (case.granularity, route)
@@ -245,7 +258,7 @@ class FamilySource:
         ]
         draw = Draw(self.name, case.routes, tuple(own))
         if not _regroupable(case):
-            return draw
+            return replace(draw, requests=(*own, *self._same_list(case, rng, len(own))))
         fresh = tuple(
             RouteText(r.name, rng.choice(self._variants[case.granularity, r.name]))
             for r in case.routes
@@ -257,6 +270,13 @@ class FamilySource:
             (*own, *islice(self._others_of(case, rng), self._limits.requests - len(own))),
         )
         return self._foreigners.mixed_in(draw, self.name, rng, self._limits)
+
+    def _same_list(self, case: Case, rng: Random, taken: int) -> Iterable[Request]:
+        """More requests over the same routes, in whatever order, as many as there is room for."""
+        here = (case.dialogue, case.routes)
+        same = self._by_list.get(frozenset(case.routes), ())
+        others = [one.request for one in same if (one.dialogue, one.routes) != here]
+        return rng.sample(others, min(len(others), max(0, self._limits.requests - taken)))
 
     def _others_of(self, case: Case, rng: Random) -> Iterable[Request]:
         """More requests for the list of `case`: for its routes in turn, now and then for none."""
@@ -304,16 +324,3 @@ def concepts_of(routes: Iterable[tuple[str, RouteText]]) -> dict[tuple[str, str]
             parents[root(key)] = root(tie)
     numbers: dict[object, int] = {}
     return {key: numbers.setdefault(root(key), len(numbers)) for key in sorted(keys)}
-
-
-@dataclass(slots=True)
-class PlainSource:
-    """Cases as they are, the turns of a dialogue together: a user's own cases."""
-
-    name: str
-    cases: Sequence[Case]
-
-    def draw(self, rng: Random) -> Draw:
-        case = rng.choice(self.cases)
-        same = [c.request for c in self.cases if c.routes == case.routes]
-        return Draw(self.name, case.routes, tuple(rng.sample(same, min(len(same), 24))))
