@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import Case, case_files, read_cases
+from router_training.cases import Case, case_files, check_ids, read_cases
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
@@ -111,8 +111,10 @@ def main() -> None:
 
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
-    """How many are wanted of one family changes nothing of what is drawn of the others."""
+    """How many are wanted of one family changes nothing of what is drawn of the others. Raises
+    InputError for two cases with one id."""
     cases, wanted = _cases(options), dict(options.family_cases)
+    check_ids(cases)
     chosen = stratified(cases, options.per_family, options.seed)
     chosen = [case for case in chosen if case.family not in wanted]
     for family, number in wanted.items():

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import OTHER, Case, case_files, read_cases
+from router_training.cases import OTHER, Case, case_files, check_ids, read_cases
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
@@ -106,7 +106,7 @@ def _opinions(options: argparse.Namespace) -> None:
 
 
 def _chosen(options: argparse.Namespace, without: Sequence[str]) -> list[Case]:
-    """Raises ValueError for a family without cases, and for two cases with one id."""
+    """Raises InputError for a family without cases, and for two cases with one id."""
     cases = [
         case
         for case in read_corpus(options.cases, without=without).held_out
@@ -117,10 +117,8 @@ def _chosen(options: argparse.Namespace, without: Sequence[str]) -> list[Case]:
     cases += [
         case for path in options.also for file in case_files(path) for case in read_cases(file)
     ]
-    chosen = stratified(cases, options.per_family, options.seed)
-    if twice := [name for name, count in Counter(case.id for case in chosen).items() if count > 1]:
-        raise ValueError(f"cases have the same id: {twice[:3]}")
-    return chosen
+    check_ids(cases)
+    return stratified(cases, options.per_family, options.seed)
 
 
 def _language_model(options: argparse.Namespace, cases: Sequence[Case]) -> list[Scored]:

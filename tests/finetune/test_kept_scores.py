@@ -13,7 +13,9 @@ pytest.importorskip("torch", reason="torch is not installed; only training needs
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
 from router_training.cases import Case, Request, RouteText
+from router_training.errors import InputError
 from router_training.kept_scores import kept_scores
+from router_training.opinions import opinions_of
 from router_training.scoring import Scored
 
 
@@ -68,3 +70,17 @@ def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
     Model(tmp_path).scores(file, "one")
     with pytest.raises(ValueError, match=r"scores\.json: has the scores of another model"):
         Model(tmp_path, "other weights").scores(file, "one")
+
+
+def test_two_cases_with_one_id_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    model, file = Model(tmp_path), tmp_path / "scores.json"
+    with pytest.raises(InputError, match=r"1 ids are of several cases each, such as 'one'"):
+        model.scores(file, "one", "two", "one")
+    assert not model.asked
+    assert not file.exists()
+
+
+def test_opinions_of_two_cases_with_one_id_are_not_mixed_up() -> None:
+    scored = [Scored(case("one"), "b", np.array([0.25, 0.5, 0.25]))] * 2
+    with pytest.raises(InputError, match="such as 'one'"):
+        opinions_of(scored, None, None)  # type: ignore[arg-type]

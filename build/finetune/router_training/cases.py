@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from router_training.errors import InputError
 
 OTHER = "other"
 
@@ -73,6 +76,16 @@ def read_cases(path: Path) -> Iterator[Case]:
             yield _case(value, default_id=f"{path.name}:{number}")
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a routing case: {error!r}") from error
+
+
+def check_ids(cases: Sequence[Case]) -> None:
+    """Raises InputError for two with one id, where what models say is kept by it."""
+    counts = Counter(case.id for case in cases)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise InputError(
+            f"{len(twice)} ids are of several cases each, such as {twice[0]!r}; give every case an "
+            "`id` of its own (without one it has its file's name and line), and no case twice"
+        )
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:

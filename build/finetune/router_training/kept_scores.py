@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router_training.cases import OTHER, Case
+from router_training.cases import OTHER, Case, check_ids
 from router_training.delta import sha256_of
 from router_training.scoring import Scored
 
@@ -24,8 +24,10 @@ def kept_scores(
             for a case that the model cannot score.
         model: weights of the language model.
 
-    Raises ValueError if the file is one of another model, or of other cases with the same ids.
+    Raises InputError if the file is none, is one of another model, or of other cases with the same
+    ids; and for two cases with one id.
     """
+    check_ids(cases)
     digest = sha256_of(model)
     known: dict[str, list[float] | None] = {}
     if file.exists():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from router_training.cases import OTHER, Case
+from router_training.cases import OTHER, Case, check_ids
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_model import SecondOpinionModel
 from router_training.fusion import Opinions
@@ -22,7 +22,10 @@ def opinions_of(
 
     Args:
         scored: by the language model.
+
+    Raises InputError for two cases with one id.
     """
+    check_ids([one.case for one in scored])
     by_id = {one.case.id: one for one in scored}
     opinions = {}
     for case, logits in logits_of(model, encoder, [one.case for one in scored]):
