@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import count as counting
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ from router_training.answers import (
     collate_answers,
 )
 from router_training.base import read_base
-from router_training.cases import Case, Draw, RouteText, read_cases
+from router_training.cases import Case, Draw, RouteText, read_all
 from router_training.corpus import Corpus, read_corpus
 from router_training.descent import Descent
 from router_training.llama import Llama
 from router_training.loop import Plan, total_loss
 from router_training.mixture import Mixture, build_mixture
+from router_training.options import count, positive, share, whole
+from router_training.program import run
 from router_training.running_time import RunningTime
 from router_training.scoring import stratified
 
@@ -113,7 +115,7 @@ def made_ahead(workers: Executor, ahead: int) -> Generator[list[AnswerBatch], No
     """The batches of step after step. What was begun is cancelled when the iterator is closed."""
     waiting: deque[Future[list[AnswerBatch]]] = deque()
     try:
-        for step in count():
+        for step in counting():
             waiting.append(workers.submit(_step_batches, step))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
@@ -257,16 +259,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--written", type=Path, nargs="*", default=[], help="written policies")
     parser.add_argument("--without", default="", help="families to score, not to train on")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="case files to score, all")
-    parser.add_argument("--per-family", type=int, default=300, help="cases to score of each")
-    parser.add_argument("--minutes", type=float, default=plan.minutes, help="of training alone")
-    parser.add_argument("--steps", type=int, default=plan.steps)
-    parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
-    parser.add_argument("--pack-tokens", type=int, default=704)
-    parser.add_argument("--rate", type=float, default=plan.rate)
-    parser.add_argument("--decay", type=float, default=plan.decay)
-    parser.add_argument("--averaging", type=float, default=plan.averaging)
-    parser.add_argument("--frozen-layers", type=int, default=plan.frozen_layers)
-    parser.add_argument("--processes", type=int, default=0, help="that make packs; 0: a thread")
+    parser.add_argument("--per-family", type=count, default=300, help="cases to score of each")
+    parser.add_argument("--minutes", type=positive, default=plan.minutes, help="of training alone")
+    parser.add_argument("--steps", type=count, default=plan.steps)
+    parser.add_argument("--packs-per-step", type=count, default=plan.packs_per_step)
+    parser.add_argument("--pack-tokens", type=count, default=704)
+    parser.add_argument("--rate", type=positive, default=plan.rate)
+    parser.add_argument("--decay", type=share, default=plan.decay)
+    parser.add_argument("--averaging", type=share, default=plan.averaging)
+    parser.add_argument("--frozen-layers", type=whole, default=plan.frozen_layers)
+    parser.add_argument("--processes", type=whole, default=0, help="that make packs; 0: a thread")
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
@@ -276,7 +278,7 @@ def arguments() -> argparse.Namespace:
 def cases_to_score(corpus: Corpus, options: argparse.Namespace) -> list[Case]:
     left_out = set(filter(None, options.without.split(",")))
     held_out = [case for case in corpus.held_out if not left_out or case.family in left_out]
-    also = [case for path in options.also for case in read_cases(path)]
+    also = read_all(options.also)
     return [*stratified(held_out, options.per_family, options.seed), *also]
 
 
@@ -328,4 +330,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

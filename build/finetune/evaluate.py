@@ -17,10 +17,13 @@ import tempfile
 import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import case_files, read_cases
+from router_training.cases import Case, read_all
 from router_training.corpus import read_corpus
 from router_training.encoding import Encoder
+from router_training.errors import InputError
 from router_training.loading import load_model
+from router_training.options import count, file_to_write
+from router_training.program import run
 from router_training.scoring import score, stratified, summary
 
 from sidecar.inference.tokenizer import HfTokenizer
@@ -29,39 +32,30 @@ from sidecar.inference.tokenizer import HfTokenizer
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
-    parser.add_argument("--adapter", type=Path, help="delta written by export.py")
+    tuned = parser.add_mutually_exclusive_group()
+    tuned.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
+    tuned.add_argument("--adapter", type=Path, help="delta written by export.py")
     parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument("--families", default="", help="score these only, comma-separated")
-    parser.add_argument("--per-family", type=int, default=100)
+    parser.add_argument("--per-family", type=count, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the scores and every answer here")
+    parser.add_argument("--json", type=file_to_write, help="write the scores and every answer here")
     return parser.parse_args()
 
 
 def main() -> None:
     memory.keep_freed_memory()
     options = arguments()
+    chosen = _chosen(options)
     base = read_base(options.base)
     model = load_model(base, options.checkpoint, options.adapter).to(options.device)
     with tempfile.TemporaryDirectory() as folder:
         base.tokenizer.save(f"{folder}/tokenizer.json")
         encoder = Encoder(HfTokenizer(f"{folder}/tokenizer.json"))
-    if options.held_out:
-        without = list(filter(None, options.without.split(",")))
-        cases = read_corpus(options.cases, without=without).held_out
-    else:
-        cases = [c for p in options.cases for file in case_files(p) for c in read_cases(file)]
-    wanted = set(filter(None, options.families.split(",")))
-    chosen = stratified(
-        [case for case in cases if not wanted or case.family in wanted],
-        options.per_family,
-        options.seed,
-    )
     scored = score(model, encoder, chosen, options.threads)
     scores = summary(scored)
     print(json.dumps(scores, indent=2))  # noqa: T201
@@ -74,5 +68,21 @@ def main() -> None:
         options.json.write_text(json.dumps({"scores": scores, "answers": answers}, indent=1))
 
 
+def _chosen(options: argparse.Namespace) -> list[Case]:
+    """Raises InputError where that leaves none."""
+    if options.held_out:
+        without = list(filter(None, options.without.split(",")))
+        cases = read_corpus(options.cases, without=without).held_out
+    else:
+        cases = read_all(options.cases)
+    wanted = set(filter(None, options.families.split(",")))
+    if missing := sorted(wanted - {case.family for case in cases}):
+        raise InputError(f"--families: there are no cases of {', '.join(missing)}")
+    if not cases:
+        raise InputError("there are no cases to score")
+    chosen = [case for case in cases if not wanted or case.family in wanted]
+    return stratified(chosen, options.per_family, options.seed)
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from router_training import memory
-from router_training.cases import OTHER, Case, case_files, read_cases
+from router_training.cases import OTHER, Case, read_all
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_model import (
@@ -31,6 +31,8 @@ from router_training.encoder_model import (
     untrained,
 )
 from router_training.fusion import Opinions, fit_fusion, fused
+from router_training.options import count, share
+from router_training.program import run
 from router_training.scoring import Scored, stratified, summary
 
 from sidecar.inference.tokenizer import HfTokenizer
@@ -45,11 +47,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--without", default="", help="the families that the run left out")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="more unseen case files")
     parser.add_argument(
-        "--blend", type=float, nargs="+", default=[1.0], help="shares of the change"
+        "--blend", type=share, nargs="+", default=[1.0], help="shares of the change"
     )
-    parser.add_argument("--per-family", type=int, default=100)
+    parser.add_argument("--per-family", type=count, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     return parser.parse_args()
 
 
@@ -61,16 +63,16 @@ def main() -> None:
     cases = read_corpus(options.cases, without=left_out).held_out
     seen = [case for case in cases if case.family not in left_out]
     unseen = [case for case in cases if case.family in left_out]
-    unseen += [c for p in options.also for file in case_files(p) for c in read_cases(file)]
+    unseen += read_all(options.also)
     groups = [stratified(group, options.per_family, options.seed) for group in (seen, unseen)]
     texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
     encoder = TextsEncoder(texts, max_routes=1000)
-    for share in options.blend if options.checkpoint else [0.0]:
-        model = _blend(options, share)
-        print(json.dumps({"blend": share, **_scores(model, encoder, *groups)}, indent=2))  # noqa: T201
+    for kept in options.blend if options.checkpoint else [0.0]:
+        model = _blend(options, kept)
+        print(json.dumps({"blend": kept, **_scores(model, encoder, *groups)}, indent=2))  # noqa: T201
 
 
-def _blend(options: argparse.Namespace, share: float) -> SecondOpinionModel:
+def _blend(options: argparse.Namespace, kept: float) -> SecondOpinionModel:
     model, source = untrained(options.encoder)
     if options.checkpoint:
         trained = trained_weights(options.checkpoint)
@@ -84,7 +86,7 @@ def _blend(options: argparse.Namespace, share: float) -> SecondOpinionModel:
 def _scores(
     model: SecondOpinionModel, encoder: TextsEncoder, seen: list[Case], unseen: list[Case]
 ) -> dict[str, Any]:
-    """Raises ValueError without cases of families that were seen."""
+    """Raises InputError without cases of families that were seen."""
     fitted_to = _opinions(model, encoder, seen)
     fusion = fit_fusion([opinions for _, opinions in fitted_to])
     scores = {}
@@ -113,4 +115,4 @@ def _opinions(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,6 +22,7 @@ from router_training.base import read_base
 from router_training.delta import sha256_of, write_delta
 from router_training.encoder_model import FloatArray, base_weights, blended, trained_weights
 from router_training.loading import load_model, numpy_weights
+from router_training.program import run
 
 from sidecar.engines.adapter import SECOND_OPINION, WEIGHTS, BaseFacts, describe_adapter
 from sidecar.engines.encoder import ADDED, open_encoder
@@ -112,4 +113,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,16 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import Case, case_files, check_ids, read_cases
+from router_training.cases import Case, check_ids, read_all
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
+from router_training.errors import InputError
 from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
 from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
 from router_training.opinions import candidates, opinions_of
-from router_training.options import family_weight
+from router_training.options import count, family_weight, file_to_write
+from router_training.program import run
 from router_training.scoring import Scored, score, stratified, summary
 
 from sidecar.engines.engine_directory import FusionFacts
@@ -40,18 +42,20 @@ from sidecar.prompts.second_opinion import encoder_texts
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    parser.add_argument("--adapter", type=Path, help="what export.py wrote")
-    parser.add_argument("--checkpoint", type=Path, help="instead: checkpoint.pt of a run")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--adapter", type=Path, help="what export.py wrote")
+    model.add_argument("--checkpoint", type=Path, help="instead: checkpoint.pt of a run")
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
-    parser.add_argument("--second-opinion", type=Path, help="what export.py wrote")
-    parser.add_argument("--encoder-checkpoint", type=Path, help="instead: checkpoint.pt of a run")
+    second = parser.add_mutually_exclusive_group(required=True)
+    second.add_argument("--second-opinion", type=Path, help="what export.py wrote")
+    second.add_argument("--encoder-checkpoint", type=Path, help="instead: checkpoint.pt of a run")
     parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument(
         "--also", type=Path, nargs="*", default=[], help="more case files, all of them held out"
     )
-    parser.add_argument("--per-family", type=int, default=150)
+    parser.add_argument("--per-family", type=count, default=150)
     parser.add_argument(
         "--share",
         type=family_weight,
@@ -70,18 +74,20 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--keep-scores",
-        type=Path,
+        type=file_to_write,
         help="JSON file for the language model's scores, read where it exists: "
         "fits again after training the encoder alone within a minute",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cuda computes in bfloat16, the CPU engine in float32: probabilities differ a little",
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON, for export.py describe")
+    parser.add_argument(
+        "--out", type=file_to_write, required=True, help="JSON, for export.py describe"
+    )
     return parser.parse_args()
 
 
@@ -106,15 +112,19 @@ def main() -> None:
         },
         "encoder_alone": encoder_alone(list(opinions.values()), fusion),
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({**result, "scores": _short(result["scores"])}, indent=2))  # noqa: T201
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
     """How many are wanted of one family changes nothing of what is drawn of the others. Raises
-    InputError for two cases with one id."""
+    InputError for no cases, for two with one id, and for families that there are none of."""
     cases, wanted = _cases(options), dict(options.family_cases)
     check_ids(cases)
+    if not cases:
+        raise InputError("there are no cases to fit to")
+    if missing := sorted(wanted.keys() - {case.family for case in cases}):
+        raise InputError(f"--family-cases: there are no cases of {', '.join(missing)}")
     chosen = stratified(cases, options.per_family, options.seed)
     chosen = [case for case in chosen if case.family not in wanted]
     for family, number in wanted.items():
@@ -124,15 +134,11 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
-    also = _read(options.also)
+    also = read_all(options.also)
     if options.held_out:
         without = list(filter(None, options.without.split(",")))
         return read_corpus(options.cases, without=without).held_out + also
-    return _read(options.cases) + also
-
-
-def _read(paths: list[Path]) -> list[Case]:
-    return [case for path in paths for file in case_files(path) for case in read_cases(file)]
+    return read_all(options.cases) + also
 
 
 def _language_model(options: argparse.Namespace, cases: list[Case]) -> list[Scored]:
@@ -174,4 +180,4 @@ def _short(scores: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from router_training import memory
 from router_training.base import read_base
-from router_training.cases import OTHER, Case, case_files, check_ids, read_cases
+from router_training.cases import OTHER, Case, check_ids, read_all
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
+from router_training.errors import InputError
 from router_training.leave_out import (
     Group,
     LeftOut,
@@ -36,6 +37,8 @@ from router_training.leave_out import (
 )
 from router_training.loading import load_model
 from router_training.opinions import opinions_of
+from router_training.options import count, file_to_write
+from router_training.program import run
 from router_training.scoring import Scored, score, stratified
 
 from sidecar.inference.tokenizer import HfTokenizer
@@ -47,35 +50,34 @@ def arguments() -> argparse.Namespace:
     actions = parser.add_subparsers(dest="action", required=True)
     own = actions.add_parser("opinions", help="what both models say of the families left out")
     own.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    own.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run; none: untrained")
-    own.add_argument("--adapter", type=Path, help="instead: what export.py wrote")
+    model = own.add_mutually_exclusive_group()
+    model.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run; none: untrained")
+    model.add_argument("--adapter", type=Path, help="instead: what export.py wrote")
     own.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
-    own.add_argument("--encoder-checkpoint", type=Path, help="checkpoint.pt; none: untrained")
-    own.add_argument("--second-opinion", type=Path, help="instead: what export.py wrote")
+    second = own.add_mutually_exclusive_group()
+    second.add_argument("--encoder-checkpoint", type=Path, help="checkpoint.pt; none: untrained")
+    second.add_argument("--second-opinion", type=Path, help="instead: what export.py wrote")
     own.add_argument("--cases", type=Path, nargs="+", required=True)
     own.add_argument("--also", type=Path, nargs="*", default=[], help="more unseen case files")
     own.add_argument("--without", required=True, help="the families that both runs left out")
-    own.add_argument("--per-family", type=int, default=300)
+    own.add_argument("--per-family", type=count, default=300)
     own.add_argument("--seed", type=int, default=0)
-    own.add_argument("--threads", type=int, default=2)
+    own.add_argument("--threads", type=count, default=2)
     own.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    own.add_argument("--out", type=Path, required=True, help="JSON, for `measure`")
+    own.add_argument("--out", type=file_to_write, required=True, help="JSON, for `measure`")
     judged = actions.add_parser("measure", help="fits on the other groups, measures on each")
     judged.add_argument("groups", type=Path, nargs="+", help="what `opinions` wrote")
     judged.add_argument(
         "--baseline", type=Path, nargs="+", help="the case files: measures untrained MiniLM too"
     )
-    judged.add_argument("--out", type=Path, required=True, help="JSON")
+    judged.add_argument("--out", type=file_to_write, required=True, help="JSON")
     return parser.parse_args()
 
 
 def main() -> None:
     memory.keep_freed_memory()
     options = arguments()
-    try:
-        _opinions(options) if options.action == "opinions" else _measure(options)
-    except ValueError as error:
-        sys.exit(f"leave_out.py: {error}")
+    _opinions(options) if options.action == "opinions" else _measure(options)
 
 
 def _opinions(options: argparse.Namespace) -> None:
@@ -113,10 +115,8 @@ def _chosen(options: argparse.Namespace, without: Sequence[str]) -> list[Case]:
         if case.family in without
     ]
     if missing := sorted(set(without) - {case.family for case in cases}):
-        raise ValueError(f"--cases has no cases of families that --without names: {missing}")
-    cases += [
-        case for path in options.also for file in case_files(path) for case in read_cases(file)
-    ]
+        raise InputError(f"--cases has no cases of families that --without names: {missing}")
+    cases += read_all(options.also)
     check_ids(cases)
     return stratified(cases, options.per_family, options.seed)
 
@@ -139,16 +139,16 @@ def _measure(options: argparse.Namespace) -> None:
 
         answers = nearest(options.baseline, groups)
     result = measured(groups, answers)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))  # noqa: T201
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> Group:
     try:
         return group_from_json(json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not what `opinions` writes: {error!r}") from error
+        raise InputError(f"{path}: not what `opinions` writes: {error!r}") from error
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,7 +25,16 @@ from router_training.llama import Llama
 from router_training.loading import load_model
 from router_training.loop import Plan, Trainer
 from router_training.mixture import build_mixture
-from router_training.options import add_data_options
+from router_training.options import (
+    add_data_options,
+    check_run,
+    count,
+    not_negative,
+    positive,
+    share,
+    whole,
+)
+from router_training.program import run
 from router_training.record import write_record
 from router_training.scoring import score, stratified, summary
 
@@ -44,25 +53,24 @@ def arguments() -> argparse.Namespace:
         type=Path,
         help="checkpoint.pt of another run, or adapter.safetensors, to begin with",
     )
-    parser.add_argument("--minutes", type=float, default=plan.minutes)
-    parser.add_argument("--steps", type=int, default=plan.steps)
-    parser.add_argument("--packs-per-step", type=int, default=plan.packs_per_step)
-    parser.add_argument("--pack-tokens", type=int, default=704)
-    parser.add_argument("--rate", type=float, default=plan.rate)
-    parser.add_argument("--decay", type=float, default=plan.decay)
-    parser.add_argument("--averaging", type=float, default=plan.averaging)
-    parser.add_argument("--dropout", type=float, default=plan.dropout, help="with --processes")
-    parser.add_argument("--frozen-layers", type=int, default=plan.frozen_layers)
-    parser.add_argument("--threads", type=int, default=plan.threads)
+    parser.add_argument("--minutes", type=positive, default=plan.minutes)
+    parser.add_argument("--steps", type=count, default=plan.steps)
+    parser.add_argument("--packs-per-step", type=count, default=plan.packs_per_step)
+    parser.add_argument("--pack-tokens", type=count, default=704)
+    parser.add_argument("--rate", type=positive, default=plan.rate)
+    parser.add_argument("--decay", type=share, default=plan.decay)
+    parser.add_argument("--averaging", type=share, default=plan.averaging)
+    parser.add_argument("--dropout", type=share, default=plan.dropout, help="with --processes")
+    parser.add_argument("--frozen-layers", type=whole, default=plan.frozen_layers)
+    parser.add_argument("--threads", type=count, default=plan.threads)
     parser.add_argument(
-        "--processes", type=int, default=0, help="with an accelerator: processes that make packs"
+        "--processes", type=whole, default=0, help="with an accelerator: processes that make packs"
     )
     parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--save-minutes", type=float, default=plan.save_minutes)
+    parser.add_argument("--save-minutes", type=not_negative, default=plan.save_minutes)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.start and options.resume:
-        parser.error("--start begins another run, --resume goes on with one: give one of the two")
+    check_run(parser, options)
     if options.dropout and not options.processes:
         parser.error("--dropout works on batches alone: add --processes")
     return options
@@ -130,4 +138,4 @@ def _begin(base: Base, start: Path | None) -> Llama:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,7 +27,16 @@ from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_loop import EncoderPlan, EncoderTrainer
 from router_training.encoder_model import SecondOpinionModel, load_second_opinion
 from router_training.mixture import build_mixture
-from router_training.options import add_data_options
+from router_training.options import (
+    add_data_options,
+    check_run,
+    count,
+    not_negative,
+    positive,
+    share,
+    whole,
+)
+from router_training.program import run
 from router_training.record import write_record
 from router_training.scoring import Scored, stratified, summary
 
@@ -36,6 +46,15 @@ from sidecar.prompts.second_opinion import encoder_texts
 log = logging.getLogger("train_encoder")
 
 _ADAPTER = ".safetensors"
+_KINDS: dict[str, Callable[[str], float]] = {
+    "warmup": whole,
+    "decay": share,
+    "weight_decay": not_negative,
+    "average": share,
+    "save_minutes": not_negative,
+    "seed": int,
+}
+"""Of the plan's numbers that need not be above 0."""
 
 
 def arguments() -> argparse.Namespace:
@@ -50,15 +69,15 @@ def arguments() -> argparse.Namespace:
     )
     for field in fields(plan):
         value = getattr(plan, field.name)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument("--requests-per-draw", type=int, default=24)
+        kind = _KINDS.get(field.name, count if isinstance(value, int) else positive)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=value)
+    parser.add_argument("--requests-per-draw", type=count, default=24)
     parser.add_argument(
-        "--processes", type=int, default=0, help="with an accelerator: processes that make draws"
+        "--processes", type=whole, default=0, help="with an accelerator: processes that make draws"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.start and options.resume:
-        parser.error("--start begins another run, --resume goes on with one: give one of the two")
+    check_run(parser, options)
     return options
 
 
@@ -70,6 +89,7 @@ def main() -> None:
         **{field.name: getattr(options, field.name) for field in fields(EncoderPlan)}
     )
     torch.manual_seed(plan.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
     without = list(filter(None, options.without.split(",")))
     corpus = read_corpus(options.cases, options.written, without)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
@@ -120,4 +140,4 @@ def _scored(model: SecondOpinionModel, encoder: TextsEncoder, cases: list[Case])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

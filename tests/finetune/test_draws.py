@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -15,7 +14,6 @@ from router_training.cases import (
     RouteText,
     WrittenPolicy,
     WrittenRoute,
-    read_cases,
 )
 from router_training.mixture import build_mixture
 from router_training.sources import (
@@ -249,13 +247,3 @@ def test_names_are_one_concept_if_style_or_description_joins_them() -> None:
     concepts = concepts_of(("action", route) for route in routes)
     joined = [concepts["action", route.name] for route in routes]
     assert joined[0] == joined[1] == joined[2] != joined[3]
-
-
-def test_a_line_that_is_no_case_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "own.jsonl"
-    file.write_text(
-        '{"conversation": [], "routes": [], "label": "other"}\n'
-        '{"conversation": [], "routes": [], "label": "orders"}\n'
-    )
-    with pytest.raises(ValueError, match=r"own\.jsonl, line 2.*orders"):
-        list(read_cases(file))

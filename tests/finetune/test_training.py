@@ -18,6 +18,7 @@ import torch
 from router_training.batched import Batch, Batches, batch_log_probs, by_length, collate
 from router_training.cases import Case, Request, RouteText
 from router_training.encoding import EncodedDraw, Encoder
+from router_training.errors import InputError
 from router_training.llama import Llama, LlamaShape, blocks_of_sight
 from router_training.loop import Plan, Trainer, candidate_log_probs
 from router_training.mixture import Mixture, build_mixture
@@ -111,6 +112,16 @@ def test_a_resumed_run_goes_on_where_it_stopped(
     assert second.progress.step == 10
     assert second.run().step == 20
     assert json.loads((tmp_path / "progress.json").read_text())["packs"] == 160
+
+
+def test_a_run_goes_on_with_the_layers_frozen_that_were(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    plan = replace(PLAN, steps=1, packs_per_step=1)
+    Trainer(tiny_model(), mixture, plan, tmp_path).run()
+    another = Trainer(tiny_model(), mixture, replace(plan, frozen_layers=1), tmp_path)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: was .* --frozen-layers 0, not 1"):
+        another.resume(tmp_path / "checkpoint.pt")
 
 
 def test_frozen_layers_and_embeddings_stay_as_they_are(

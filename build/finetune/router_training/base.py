@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from router_training.errors import InputError
 from router_training.llama import Llama, LlamaShape
 from sidecar.engines.gguf_source import open_gguf
 from sidecar.engines.hf_source import open_hugging_face
@@ -39,12 +40,12 @@ def read_base(path: Path) -> Base:
 
     Raises:
         EngineError: the file or directory cannot be read.
-        ValueError: it is a model of another kind.
+        InputError: it is a model of another kind.
     """
     source = open_gguf(path) if path.suffix == ".gguf" else open_hugging_face(path)
     facts = source.architecture
     if facts.family != "llama" or not facts.tied_embeddings:
-        raise ValueError(f"{path} is not a Llama model with tied embeddings")
+        raise InputError(f"{path} is not a Llama model with tied embeddings")
     shape = LlamaShape(
         vocab_size=facts.vocab_size,
         hidden=facts.hidden_size,

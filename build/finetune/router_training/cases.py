@@ -3,23 +3,33 @@
 A case is a conversation, the routes with their descriptions, and the right answer:
 `{"id", "family", "granularity", "conversation": [{"role", "content"}], "routes": [{"name",
 "description"}], "label", "also_ok", "dialogue_id", "turn_index", "tags"}`. Only `conversation`,
-`routes` and `label` must be there.
+`routes` and `label` must be there; other keys are errors.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from router_training.errors import InputError
+from sidecar.core.conversation import Role
 
 OTHER = "other"
+
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+_REQUIRED = ("conversation", "routes", "label")
+_TEXTS = ("id", "label", "family", "granularity", "dataset", "split")
+_KEYS = (*_REQUIRED, *_TEXTS, "also_ok", "dialogue_id", "turn_index", "tags")
+_TURN = ("role", "content")
+_ROUTE = ("name", "description")
+_ROLES = tuple(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +71,35 @@ class Draw:
     requests: tuple[Request, ...]
 
 
-def case_files(path: Path) -> list[Path]:
-    """The case files of a folder, or the file itself. Raises ValueError if there are none."""
-    files = sorted(path.glob("*.jsonl*")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ValueError(f"no case files (.jsonl, .jsonl.gz) at {path}")
-    return files
+def case_files(paths: Iterable[Path]) -> list[Path]:
+    """The files of `paths`, each once: those of a folder and its folders that `sidecar eval` reads.
+
+    Raises InputError for a path that has none.
+    """
+    files: dict[Path, Path] = {}
+    for path in paths:
+        inside = path.rglob("*") if path.is_dir() else [path]
+        found = sorted(p for p in inside if p.name.endswith(_SUFFIXES) and p.is_file())
+        if not found:
+            raise InputError(f"{path}: there is no file that ends in {' or '.join(_SUFFIXES)}")
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def read_all(paths: Iterable[Path]) -> list[Case]:
+    """The cases of files and folders. Raises InputError."""
+    return [case for file in case_files(paths) for case in read_cases(file)]
 
 
 def read_cases(path: Path) -> Iterator[Case]:
-    """The cases of one file. Raises ValueError naming the line that is not a case."""
+    """The cases of one file. Raises InputError naming the line that is not a case."""
     for number, value in _json_lines(path):
         try:
-            yield _case(value, default_id=f"{path.name}:{number}")
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a routing case: {error!r}") from error
+            case = _case(value, default_id=f"{path.name}:{number}")
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        yield case
 
 
 def check_ids(cases: Sequence[Case]) -> None:
@@ -89,30 +113,92 @@ def check_ids(cases: Sequence[Case]) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield number, json.loads(line)
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} at column {error.colno}"
+        raise InputError(f"{path}, line {number}: {what}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}, line {number}: not JSON in UTF-8: {error}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read after line {number}: {error}") from None
 
 
-def _case(value: dict[str, Any], default_id: str) -> Case:
-    routes = tuple(_route(route["name"], route["description"]) for route in value["routes"])
-    label = value["label"]
+def _case(value: Any, default_id: str) -> Case:
+    """Raises InputError for what `sidecar eval` refuses, too."""
+    _check_keys(value, "", _REQUIRED, _KEYS)
+    for key in _TEXTS:
+        if not isinstance(value.get(key, ""), str):
+            raise InputError(f"{key}: must be a text")
+    routes = _routes(value["routes"])
     known = {route.name for route in routes} | {OTHER}
-    if label not in known:
-        raise KeyError(f"label {label!r} is not among the routes")
-    turns = tuple((turn["role"], turn["content"]) for turn in value["conversation"])
-    right = frozenset({label, *value.get("also_ok", ())}) & known
+    also_ok = _texts(value, "also_ok")
+    for key, name in (("label", value["label"]), *(("also_ok", name) for name in also_ok)):
+        if name not in known:
+            raise InputError(f"{key}: {name!r} is not among the routes")
+    dialogue = value.get("dialogue_id")
+    if not isinstance(dialogue, str | None):
+        raise InputError("dialogue_id: must be a text or null")
     return Case(
         id=value.get("id", default_id),
-        family=value.get("family", "own"),
+        family=value.get("family") or "own",
         granularity=value.get("granularity", "mixed"),
         routes=routes,
-        request=Request(turns, right),
-        label=label,
-        dialogue=value.get("dialogue_id") or value.get("id", default_id),
-        tags=frozenset(value.get("tags", ())),
+        request=Request(_turns(value["conversation"]), frozenset({value["label"], *also_ok})),
+        label=value["label"],
+        dialogue=dialogue or value.get("id", default_id),
+        tags=frozenset(_texts(value, "tags")),
     )
+
+
+def _check_keys(value: Any, where: str, required: Iterable[str], known: Collection[str]) -> None:
+    """Args:
+    where: ends in a dot, unless it is empty."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where[:-1] or 'it'}: must be an object")
+    for key in required:
+        if key not in value:
+            raise InputError(f"{where}{key}: missing")
+    for key in value:
+        if key not in known:
+            raise InputError(f"{where}{key}: unknown key; there are {', '.join(known)}")
+
+
+def _turns(value: Any) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError("conversation: must be a list of at least one message")
+    for index, turn in enumerate(value):
+        _check_keys(turn, f"conversation[{index}].", _TURN, _TURN)
+        if turn["role"] not in _ROLES:
+            raise InputError(f"conversation[{index}].role: must be one of {', '.join(_ROLES)}")
+        if not isinstance(turn["content"], str):
+            raise InputError(f"conversation[{index}].content: must be a text")
+    return tuple((turn["role"], turn["content"]) for turn in value)
+
+
+def _routes(value: Any) -> tuple[RouteText, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError("routes: must be a list of at least one route")
+    for index, route in enumerate(value):
+        _check_keys(route, f"routes[{index}].", _ROUTE, _ROUTE)
+        if not all(isinstance(text, str) for text in route.values()):
+            raise InputError(f"routes[{index}]: name and description must be texts")
+    counts = Counter([OTHER, *(route["name"] for route in value)])
+    if twice := [name for name, number in counts.items() if number > 1]:
+        what = "may not be a route's name" if twice[0] == OTHER else "is the name of two routes"
+        raise InputError(f"routes: {twice[0]!r} {what}")
+    return tuple(_route(route["name"], route["description"]) for route in value)
+
+
+def _texts(value: dict[str, Any], key: str) -> tuple[str, ...]:
+    texts = value.get(key) or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{key}: must be a list of texts")
+    return tuple(texts)
 
 
 @cache
@@ -141,7 +227,14 @@ class WrittenPolicy:
 
 
 def read_written(path: Path) -> list[WrittenPolicy]:
-    return [_written(value) for _, value in _json_lines(path)]
+    """Raises InputError naming the line that is not a policy."""
+    policies = []
+    for number, value in _json_lines(path):
+        try:
+            policies.append(_written(value))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}, line {number}: not a written policy: {error!r}") from error
+    return policies
 
 
 def _written(value: dict[str, Any]) -> WrittenPolicy:

@@ -14,7 +14,8 @@ from router_training.cases import (
     read_cases,
     read_written,
 )
-from router_training.mixture import MEASURE_ONLY
+from router_training.errors import InputError
+from router_training.mixture import MEASURE_ONLY, WEIGHTS
 
 _HELD_OUT_PER_MILLE = 20
 _WRITTEN = "written"
@@ -42,6 +43,8 @@ def read_corpus(
 
     Where the policies of `written` are given, the cases drawn from them are not read, except those
     of held-out policies. A family that mixes others is left out whenever any other is.
+
+    Raises InputError for files that cannot be read, and for `without` of unknown families.
     """
     corpus = Corpus()
     left_out = {*without, *(("mix",) if without else ())}
@@ -52,10 +55,14 @@ def read_corpus(
             for policy in read_written(path)
             if not held_out(policy.id) and _WRITTEN not in left_out
         ]
-    for path in (file for folder in cases for file in case_files(folder)):
+    known = {*WEIGHTS, *MEASURE_ONLY}
+    for path in case_files(cases):
         corpus.files.append(str(path))
         for case in read_cases(path):
+            known.add(case.family)
             _place(case, corpus, left_out, drawn_afresh=bool(written))
+    if unknown := sorted({*without} - known):
+        raise InputError(f"--without: no cases of the family {', '.join(unknown)}")
     return corpus
 
 

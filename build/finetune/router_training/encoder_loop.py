@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from router_training.checkpoint import load_weights, read_checkpoint
 from router_training.encoder_batched import TextsBatch, batch_loss
 from router_training.encoder_draws import EncodedTexts
 from router_training.encoder_model import SecondOpinionModel, trained_weights
@@ -128,12 +129,12 @@ class EncoderTrainer:
     def start_from(self, path: Path) -> None:
         """The weights that another run ended with; progress and optimizer begin anew."""
         weights = trained_weights(path)
-        self.model.load_state_dict(weights)
+        load_weights(self.model, weights, path)
         self.averaged.module.load_state_dict(weights)
 
     def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
+        state = read_checkpoint(path, "averaged", "optimizer", "progress")
+        load_weights(self.model, state["model"], path)
         self.averaged.module.load_state_dict(state["averaged"])
         self.averaged.n_averaged.fill_(state["progress"]["step"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from router_training.checkpoint import load_weights, read_checkpoint
 from sidecar.engines.delta import Delta
 from sidecar.engines.encoder import ADDED, EncoderArchitecture, EncoderSource, open_encoder
 
@@ -112,8 +113,8 @@ def base_weights(source: EncoderSource) -> dict[str, FloatArray]:
 
 
 def trained_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """What a run ended with: the running average, where it kept one."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    """What a run ended with: the running average, where it kept one. Raises OSError, InputError."""
+    state = read_checkpoint(checkpoint)
     weights: dict[str, Tensor] = state.get("averaged", state["model"])
     return weights
 
@@ -132,7 +133,7 @@ def load_second_opinion(
     """The encoder in the folder `base` with an adapter's change merged into it as the sidecar
     merges it, or with the weights of a `checkpoint.pt`.
 
-    Raises EngineError for a delta of another base.
+    Raises EngineError for a delta of another base, InputError for a checkpoint of another model.
     """
     model, source = untrained(base)
     if delta:
@@ -144,7 +145,7 @@ def load_second_opinion(
         }
         model.load_state_dict({n: torch.from_numpy(v.astype(np.float32)) for n, v in state.items()})
     if checkpoint:
-        model.load_state_dict(trained_weights(checkpoint))
+        load_weights(model, trained_weights(checkpoint), checkpoint)
     model.eval()
     return model
 

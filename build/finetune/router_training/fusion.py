@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_training.errors import InputError
 from sidecar.engines.engine_directory import FusionFacts
 
 _ITERATIONS = 200
@@ -41,7 +42,7 @@ def fit_fusion(cases: Sequence[Opinions], shares: Mapping[str, float] | None = N
     Args:
         shares: of families in the loss; what they leave goes to the others, to each the same.
 
-    Raises ValueError for no cases, and for shares that are no part of 1 or of families without a
+    Raises InputError for no cases, and for shares that are no part of 1 or of families without a
     case."""
     start = [math.log(0.5), math.log(0.5), 0.0]
     weights = _weights(cases, shares or {})
@@ -58,7 +59,7 @@ def fit_fusion(cases: Sequence[Opinions], shares: Mapping[str, float] | None = N
 
 
 def fit_temperature(cases: Sequence[Opinions]) -> float:
-    """For the language model alone: what divides its logits. Raises ValueError for no cases."""
+    """For the language model alone: what divides its logits. Raises InputError for no cases."""
     return 1.0 / _fit(cases, _weights(cases, {}), [0.0])[0]
 
 
@@ -102,14 +103,14 @@ def _right(cases: Sequence[Opinions], decided: Sequence[NDArray[np.float64]]) ->
 def _weights(cases: Sequence[Opinions], shares: Mapping[str, float]) -> Tensor:
     """Of the cases in the loss, [cases], their sum 1."""
     if not cases:
-        raise ValueError("there are no cases to fit the fusion to")
+        raise InputError("there are no cases to fit the fusion to")
     counts = Counter(case.family for case in cases)
     if unknown := sorted(shares.keys() - counts.keys()):
-        raise ValueError(f"a share is given for families without a case: {unknown}")
+        raise InputError(f"a share is given for families without a case: {unknown}")
     rest = 1 - sum(shares.values())
     others = len(counts) - len(shares)
     if min(shares.values(), default=0) < 0 or rest < 0 or (not others and rest > 0):
-        raise ValueError(f"shares must be parts of 1, all of it if of all families: {shares}")
+        raise InputError(f"shares must be parts of 1, all of it if of all families: {shares}")
     return torch.tensor(
         [shares.get(case.family, rest / max(others, 1)) / counts[case.family] for case in cases],
         dtype=torch.float64,

@@ -11,6 +11,7 @@ import numpy as np
 
 from router_training.cases import OTHER, Case, check_ids
 from router_training.delta import sha256_of
+from router_training.errors import InputError
 from router_training.scoring import Scored
 
 
@@ -31,10 +32,7 @@ def kept_scores(
     digest = sha256_of(model)
     known: dict[str, list[float] | None] = {}
     if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["model"] != digest:
-            raise ValueError(f"{file}: has the scores of another model than {model}; delete it")
-        known = kept["probabilities"]
+        known = _kept(file, model, digest)
     if missing := [case for case in cases if case.id not in known]:
         known |= {case.id: None for case in missing}
         known |= {one.case.id: one.probabilities.tolist() for one in score(missing)}
@@ -44,9 +42,20 @@ def kept_scores(
     return [_scored(file, case, row) for case, row in scored if row is not None]
 
 
+def _kept(file: Path, model: Path, digest: str) -> dict[str, list[float] | None]:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        made_by, known = kept["model"], dict(kept["probabilities"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a file of scores ({error!r}); delete it") from error
+    if made_by != digest:
+        raise InputError(f"{file}: has the scores of another model than {model}; delete it")
+    return known
+
+
 def _scored(file: Path, case: Case, probabilities: Sequence[float]) -> Scored:
     if len(probabilities) != len(case.routes) + 1:
-        raise ValueError(
+        raise InputError(
             f"{file}: case {case.id} has {len(case.routes)} routes, the one scored there has "
             f"{len(probabilities) - 1}; delete it"
         )

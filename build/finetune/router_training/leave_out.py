@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_training.cases import OTHER, Case, Request, RouteText
+from router_training.errors import InputError
 from router_training.fusion import Opinions, fit_fusion, fit_temperature, fused
 from router_training.scoring import Scored, summary
 from sidecar.engines.engine_directory import FusionFacts
@@ -79,7 +80,7 @@ def cross_fitted(groups: Sequence[Group]) -> list[Fitted]:
     """Of each group, what is fitted to the cases of the others, each family with the same share.
     Families that the group has itself are left out of them, whichever group they are in.
 
-    Raises ValueError if that leaves no case.
+    Raises InputError if that leaves no case.
     """
     return [_fitted(group, groups) for group in groups]
 
@@ -93,7 +94,7 @@ def measured(
         answers: of untrained MiniLM, for each group: the candidate (routes in order, `other`) that
             it answers, by the case's id.
 
-    Raises ValueError as `cross_fitted`.
+    Raises InputError as `cross_fitted`.
     """
     fits = cross_fitted(groups)
     everything: dict[str, list[Scored]] = {}
@@ -150,7 +151,7 @@ def _case_from_json(content: Mapping[str, Any]) -> LeftOut:
     )
     lengths = {len(opinions.right), len(opinions.language_model), len(opinions.encoder)}
     if lengths != {content["routes"] + 1}:
-        raise ValueError(f"case {content['id']} does not have one number a route and `other`")
+        raise InputError(f"case {content['id']} does not have one number a route and `other`")
     return LeftOut(content["id"], bool(content["other"]), opinions)
 
 
@@ -163,7 +164,7 @@ def _fitted(group: Group, groups: Sequence[Group]) -> Fitted:
         if case.opinions.family not in group.families
     ]
     if not cases:
-        raise ValueError(f"no other group has cases of other families than {group.name}")
+        raise InputError(f"no other group has cases of other families than {group.name}")
     fusion = fit_fusion(cases)
     return Fitted(
         FusionFacts(1.0, 0.0, temperature=fit_temperature(cases)),

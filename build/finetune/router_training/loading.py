@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from router_training.base import Base
+from router_training.checkpoint import load_weights, read_checkpoint
 from router_training.llama import Llama
 from sidecar.engines.adapter import open_adapter, open_merged
 
@@ -17,12 +18,13 @@ def load_model(base: Base, checkpoint: Path | None = None, adapter: Path | None 
     """`base` as it is, with the weights of a `checkpoint.pt`, or with an adapter merged into it as
     the sidecar merges it.
 
-    Raises EngineError for an adapter that was made for another base.
+    Raises EngineError for an adapter that was made for another base, InputError for a checkpoint of
+    another model.
     """
     model = base.model()
     if checkpoint:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+        state = read_checkpoint(checkpoint, "average", "plan")
+        load_weights(model, state["model"], checkpoint)
         if state["average"]:
             for parameter, average in zip(trained_of(model, state), state["average"], strict=True):
                 parameter.data.copy_(average)

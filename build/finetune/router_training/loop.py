@@ -20,8 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from router_training.batched import Batch, Draws, batch_log_probs
+from router_training.checkpoint import load_weights, read_checkpoint
 from router_training.descent import Descent
 from router_training.encoding import EncodedDraw
+from router_training.errors import InputError
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
 
@@ -139,8 +141,16 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        """Raises OSError, InputError."""
+        needed = ("average", "optimizer", "progress", "plan")
+        state = read_checkpoint(path, *needed, device=self.device)
+        frozen = state["plan"]["frozen_layers"]
+        if frozen != self.plan.frozen_layers:
+            raise InputError(
+                f"{path}: was trained with --frozen-layers {frozen}, not "
+                f"{self.plan.frozen_layers}; go on with the same, or begin with --start"
+            )
+        load_weights(self.model, state["model"], path)
         self._descent.restore(state)
         self.progress = Progress(**state["progress"])
 

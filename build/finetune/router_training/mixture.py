@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from router_training.augment import Rates, renamed, shuffled, with_conversation_moves
 from router_training.cases import Case, Draw, WrittenPolicy
+from router_training.errors import InputError
 from router_training.sources import FamilySource, Foreigners, Limits, Source, WrittenSource
 
 MEASURE_ONLY = frozenset({"t0"})
@@ -85,7 +86,7 @@ def build_mixture(
     Args:
         weights: of families, instead of those in `WEIGHTS`.
 
-    Raises ValueError if there is nothing to train on.
+    Raises InputError if there is nothing to train on, and for weights of unknown families.
     """
     limits = limits or Limits()
     shares = {**WEIGHTS, **(weights or {})}
@@ -97,10 +98,19 @@ def build_mixture(
             own = name not in WEIGHTS
             sources.append(FamilySource(name, usable, foreigners, limits, own=own))
     if not sources:
-        raise ValueError("no cases to train on")
+        raise InputError("no cases to train on; name them with --cases or --written")
+    found = {source.name for source in sources}
+    if unknown := sorted(shares.keys() - WEIGHTS.keys() - found):
+        raise InputError(
+            f"--weight: no cases of the family {', '.join(unknown)}; there are "
+            f"{', '.join(sorted(found))}"
+        )
+    drawn = [shares.get(source.name, OWN_WEIGHT) for source in sources]
+    if not any(drawn):
+        raise InputError("--weight: every family's is 0")
     return Mixture(
         sources,
-        [shares.get(source.name, OWN_WEIGHT) for source in sources],
+        drawn,
         encoder,
         seed,
         pasted_texts=_pasted_texts(written),

@@ -1,9 +1,12 @@
-"""Options that all trainings have."""
+"""Options that programs share, and the kinds of their values."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+
+CHECKPOINT = "checkpoint.pt"
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +28,74 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--score-cases",
-        type=int,
+        type=whole,
         default=40,
         help="held-out cases a family to score at the end; 0 scores none",
     )
 
 
+def check_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where `--start`, `--resume` and `--out` do not go together."""
+    if options.start and options.resume:
+        parser.error("--start begins another run, --resume goes on with one: give one of the two")
+    there = options.out / CHECKPOINT
+    if there.exists() and not (options.resume and _same(options.resume, there)):
+        parser.error(
+            f"--out: {there} is that of another run; name another folder, or go on with it by "
+            "--resume"
+        )
+
+
+def _same(one: Path, two: Path) -> bool:
+    return one.resolve() == two.resolve()
+
+
 def family_weight(text: str) -> tuple[str, float]:
     """`written=0.45`. Raises ValueError."""
     family, _, number = text.partition("=")
-    return family, float(number)
+    return family, not_negative(number)
+
+
+def positive(text: str) -> float:
+    """Raises ValueError, as all of these do."""
+    number = not_negative(text)
+    if not number:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError("must be a number, 0 or more")
+    return number
+
+
+def count(text: str) -> int:
+    number = whole(text)
+    if not number:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """In a folder that is there: what is to be written has taken long to compute."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"{path.parent} is not a folder"
+        raise argparse.ArgumentTypeError(f"cannot be written: {what}")
+    return path

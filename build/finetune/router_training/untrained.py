@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from router_training.cases import Case, case_files, read_cases
+from router_training.cases import Case, read_all
 from router_training.encoding import conversation_of
+from router_training.errors import InputError
 from router_training.leave_out import Group
 from router_training.opinions import candidates
 from sidecar.evaluation import cases as evaluation
@@ -23,27 +24,21 @@ def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, in
     Args:
         paths: case files and folders that have the cases of the groups.
 
-    Raises ValueError if they lack one, or without the weights of MiniLM.
+    Raises InputError if they lack one, or without the weights of MiniLM.
     """
     wanted = {(case.id, case.opinions.family) for group in groups for case in group.cases}
-    found = {
-        case.id: case
-        for path in paths
-        for file in case_files(path)
-        for case in read_cases(file)
-        if (case.id, case.family) in wanted
-    }
+    found = {case.id: case for case in read_all(paths) if (case.id, case.family) in wanted}
     return [_answers(group, found) for group in groups]
 
 
 def _answers(group: Group, found: dict[str, Case]) -> dict[str, int]:
     for case in group.cases:
         if case.id not in found or len(found[case.id].routes) != len(case.opinions.right) - 1:
-            raise ValueError(f"--baseline: no case {case.id} with the routes of {group.name}")
+            raise InputError(f"--baseline: no case {case.id} with the routes of {group.name}")
     try:
         outcomes = minilm([_to_measure(found[case.id]) for case in group.cases], _say).outcomes
     except MiniLmMissingError as error:
-        raise ValueError(f"--baseline: {error}") from None
+        raise InputError(f"--baseline: {error}") from None
     return {one.case.id: candidates(found[one.case.id]).index(one.answer) for one in outcomes}
 
 

@@ -1,0 +1,19 @@
+"""How a program ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from router_training.errors import InputError
+from sidecar.engines.errors import EngineError
+
+
+def run(main: Callable[[], None]) -> None:
+    """`main`. What is wrong with its input ends the program with one line and status 1; any other
+    exception is a defect, and keeps its traceback."""
+    try:
+        main()
+    except (InputError, EngineError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")

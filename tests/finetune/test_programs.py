@@ -1,0 +1,182 @@
+"""What a mistake in a program's input ends with. Skipped where torch is not installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; only training needs it")
+pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
+
+import torch
+from router_training import memory, options, record
+from router_training.checkpoint import load_weights, read_checkpoint
+from router_training.errors import InputError
+from router_training.program import run
+
+from sidecar.engines.errors import EngineError
+
+CASE = {
+    "conversation": [{"role": "user", "content": "where is my parcel"}],
+    "routes": [{"name": "orders", "description": "parcels"}],
+    "label": "orders",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: None)
+    (tmp_path / "own.jsonl").write_text(json.dumps(CASE) + "\n")
+    (tmp_path / "text.gguf").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "checkpoint.pt").write_text("of an older run")
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, command: str) -> str:
+    """The status, or the text, with which it ends the interpreter."""
+    program, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [f"build/finetune/{program}.py", *words])
+    with pytest.raises(SystemExit) as end:
+        run(import_module(program).main)
+    return str(end.value.code)
+
+
+MISTAKES = {
+    "train --base nosuch.gguf --cases own.jsonl --out run": "train.py: nosuch.gguf: not a readable",
+    "train --base text.gguf --cases own.jsonl --out run": "train.py: text.gguf: not a readable",
+    "train_encoder --encoder empty --cases own.jsonl --out run": "train_encoder.py: [Errno 2]",
+    "train_encoder --encoder empty --cases nosuch --out run": "train_encoder.py: nosuch: there is",
+    "evaluate --base text.gguf --cases own.jsonl --families bogus": (
+        "evaluate.py: --families: there are no cases of bogus"
+    ),
+    "evaluate --base text.gguf --cases own.jsonl --held-out": "evaluate.py: there are no cases",
+    "fit_fusion --base text.gguf --adapter a --encoder e --second-opinion s --cases own.jsonl "
+    "--held-out --out f.json": "fit_fusion.py: there are no cases to fit to",
+    "fit_fusion --base text.gguf --adapter a --encoder e --second-opinion s --cases own.jsonl "
+    "--family-cases bogus=5 --out f.json": "fit_fusion.py: --family-cases: there are no cases of b",
+    "export describe --id my-router --out empty": "export.py: empty/adapter.safetensors: not a",
+}
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_a_mistake_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    text = ended(monkeypatch, command)
+    assert text.startswith(message)
+    assert "\n" not in text
+
+
+TRAIN = "train --base b.gguf --cases own.jsonl"
+ENCODE = "train_encoder --encoder e --cases own.jsonl"
+FIT = "fit_fusion --base b --encoder e --cases own.jsonl --adapter a --second-opinion s"
+REFUSED = {
+    f"{TRAIN} --out run --steps 0": "--steps: must be 1 or more",
+    f"{TRAIN} --out run --packs-per-step 0": "--packs-per-step: must be 1 or more",
+    f"{TRAIN} --out run --minutes 0": "--minutes: must be above 0",
+    f"{TRAIN} --out run --minutes nan": "--minutes: must be a number, 0 or more",
+    f"{TRAIN} --out run --weight own=-1": "--weight: must be a number, 0 or more",
+    f"{TRAIN} --out run --decay 2": "--decay: must be from 0 to 1",
+    f"{TRAIN} --out old": "--out: old/checkpoint.pt is that of another run",
+    f"{TRAIN} --out old --resume run/checkpoint.pt": "--out: old/checkpoint.pt is that of another",
+    f"{TRAIN} --out run --resume a --start b": "give one of the two",
+    f"{ENCODE} --out run --draws-per-step 0": "--draws-per-step: must be 1 or more",
+    f"{ENCODE} --out run --average 1.5": "--average: must be from 0 to 1",
+    f"{ENCODE} --out old": "--out: old/checkpoint.pt is that of another run",
+    f"{FIT} --out nodir/f.json": "--out: cannot be written: nodir is not a folder",
+    f"{FIT} --out empty": "--out: cannot be written: is a folder",
+    f"{FIT} --checkpoint c --out f.json": "not allowed with argument --adapter",
+    "fit_fusion --base b --encoder e --cases c --second-opinion s --out f": (
+        "--adapter --checkpoint"
+    ),
+    "fit_fusion --base b --encoder e --cases c --adapter s --out f": (
+        "--second-opinion --encoder-checkpoint"
+    ),
+    "evaluate --base b --cases own.jsonl --json nodir/c.json": "--json: cannot be written: nodir",
+    "leave_out measure a.json --out nodir/c.json": "--out: cannot be written: nodir",
+}
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED.items(), ids=REFUSED.keys())
+def test_an_option_that_cannot_be_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    message: str,
+) -> None:
+    assert ended(monkeypatch, command) == "2"
+    assert message in capsys.readouterr().err
+
+
+def test_the_run_that_is_resumed_may_be_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ended(monkeypatch, f"{TRAIN} --out old --resume empty/../old/checkpoint.pt")
+    assert text.startswith("train.py: b.gguf: not a readable")
+
+
+@pytest.mark.parametrize("error", [InputError("file"), EngineError("file"), OSError("file")])
+def test_what_is_wrong_with_the_input_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["build/finetune/train.py"])
+    with pytest.raises(SystemExit, match=r"^train\.py: file$"):
+        run(raising(error))
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, RuntimeError, ZeroDivisionError])
+def test_a_defect_keeps_its_traceback(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="inside"):
+        run(raising(kind("inside")))
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path) -> None:
+    encoders = tmp_path / "encoder.pt"
+    torch.save({"model": {}, "averaged": {}}, encoders)
+    for path in (tmp_path / "own.jsonl", tmp_path / "old" / "checkpoint.pt"):
+        with pytest.raises(InputError, match=r"checkpoint\.pt|own\.jsonl: not a checkpoint"):
+            read_checkpoint(path)
+    assert read_checkpoint(encoders, "averaged")["averaged"] == {}
+    with pytest.raises(InputError, match=r"encoder\.pt: not a checkpoint\.pt .* no 'average'"):
+        read_checkpoint(encoders, "average")
+    with pytest.raises(OSError, match=r"nosuch\.pt"):
+        read_checkpoint(tmp_path / "nosuch.pt")
+
+
+@pytest.mark.parametrize("weights", [{}, {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}])
+def test_weights_of_another_model_are_refused(weights: dict[str, Any], tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    load_weights(model, model.state_dict(), tmp_path / "own.pt")
+    with pytest.raises(InputError, match=r"other\.pt: has the weights of another model"):
+        load_weights(model, weights, tmp_path / "other.pt")
+
+
+def test_family_weights_name_their_family() -> None:
+    assert options.family_weight("written=0.45") == ("written", 0.45)
+    with pytest.raises(ArgumentTypeError):
+        options.family_weight("written=-1")
+
+
+def test_a_record_is_written_where_git_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "progress.json").write_text("{}")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    record.write_record(tmp_path, {"device": "cpu"})
+    (written,) = tmp_path.glob("run-*.json")
+    assert json.loads(written.read_text())["revision"] == ""
