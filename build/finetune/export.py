@@ -19,16 +19,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from router_training.base import read_base
+from router_training.checkpoint import load_weights
 from router_training.delta import sha256_of, write_delta
-from router_training.encoder_model import FloatArray, base_weights, blended, trained_weights
+from router_training.encoder_model import (
+    FloatArray,
+    base_weights,
+    blended,
+    trained_weights,
+    untrained,
+)
+from router_training.errors import InputError
 from router_training.loading import load_model, numpy_weights
+from router_training.options import positive, share
 from router_training.program import run
 
-from sidecar.engines.adapter import SECOND_OPINION, WEIGHTS, BaseFacts, describe_adapter
-from sidecar.engines.encoder import ADDED, open_encoder
+from sidecar.engines.adapter import (
+    SECOND_OPINION,
+    WEIGHTS,
+    BaseFacts,
+    describe_adapter,
+    open_adapter,
+    shipped_adapter,
+)
+from sidecar.engines.delta import Delta
+from sidecar.engines.encoder import ADDED
 from sidecar.engines.engine_directory import FusionFacts
+from sidecar.prompts import FORMATS
 
 _SEVERAL = "checkpoint.pt; of several runs, their average is taken (model soups, arXiv 2203.05482)"
+
+_KNOWN = "by default that of the router that comes along, if it was made from the same file"
 
 
 def main() -> None:
@@ -43,21 +63,21 @@ def main() -> None:
     second.add_argument("--checkpoint", type=Path, nargs="+", required=True, help=_SEVERAL)
     second.add_argument("--bits", type=int, choices=[1, 2, 4], default=4)
     second.add_argument(
-        "--blend", type=float, default=1.0, help="share of the change that is kept (default all)"
+        "--blend", type=share, default=1.0, help="share of the change that is kept (default all)"
     )
     describe = actions.add_parser("describe", help="adapter.json over what was exported")
     describe.add_argument("--id", required=True, help="lower-case letters, digits, . - _")
-    describe.add_argument("--prompt-format", default="compact-v1")
+    describe.add_argument("--prompt-format", choices=sorted(FORMATS), default="compact-v1")
     describe.add_argument("--fusion", type=Path, help="fit_fusion.py's; with a second opinion")
     describe.add_argument(
         "--temperature",
-        type=float,
+        type=positive,
         help="of the language model alone; by default that of --fusion, or 1",
     )
-    describe.add_argument("--base-name", default="SmolLM2-135M-Instruct, Q4_1")
-    describe.add_argument("--base-licence", default="Apache-2.0")
-    describe.add_argument("--encoder-name", default="all-MiniLM-L6-v2")
-    describe.add_argument("--encoder-licence", default="Apache-2.0")
+    describe.add_argument("--base-name", default="", help=f"for people: what to fetch; {_KNOWN}")
+    describe.add_argument("--base-licence", default="", help=_KNOWN)
+    describe.add_argument("--encoder-name", default="", help=_KNOWN)
+    describe.add_argument("--encoder-licence", default="", help=_KNOWN)
     describe.add_argument("--licence", default="Apache-2.0")
     describe.add_argument("--training", type=Path, help="JSON file with a record for people")
     for action in (adapter, second, describe):
@@ -76,8 +96,10 @@ def _adapter(options: argparse.Namespace) -> None:
 
 
 def _second_opinion(options: argparse.Namespace) -> None:
-    source = open_encoder(options.encoder)
+    model, source = untrained(options.encoder)
     runs = [trained_weights(path) for path in options.checkpoint]
+    for path, run_weights in zip(options.checkpoint, runs, strict=True):
+        load_weights(model, run_weights, path)
     tuned = _mean([{name: tensor.numpy() for name, tensor in run.items()} for run in runs])
     added = {name: tuned.pop(name) for name in ADDED}
     out = options.out / SECOND_OPINION
@@ -92,24 +114,57 @@ def _mean(runs: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    fitted = _read(options.fusion) if options.fusion else {}
-    temperature = options.temperature or fitted.get("temperature", 1.0)
+    temperature, fusion = _fitted(options.fusion) if options.fusion else (1.0, None)
+    if options.temperature is not None:
+        temperature = options.temperature
+    base = _base(options.out / WEIGHTS, options.base_name, options.base_licence)
+    encoder = options.out / SECOND_OPINION
+    encoder_base = None
+    if encoder.is_file():
+        encoder_base = _base(encoder, options.encoder_name, options.encoder_licence)
     describe_adapter(
         options.out,
         model_id=options.id,
         prompt_format=options.prompt_format,
-        base_name=options.base_name,
-        base_licence=options.base_licence,
+        base_name=base.name,
+        base_licence=base.licence,
         licence=options.licence,
         temperature={"openvino": temperature},
         training=_read(options.training) if options.training else {},
-        fusion=FusionFacts.of(fitted["fusion"]) if fitted else None,
-        encoder_base=BaseFacts(options.encoder_name, "", options.encoder_licence),
+        fusion=fusion,
+        encoder_base=encoder_base,
     )
 
 
+def _fitted(path: Path) -> tuple[float, FusionFacts]:
+    """The temperature of the language model alone, and the fusion."""
+    content = _read(path)
+    try:
+        return float(content.get("temperature", 1.0)), FusionFacts.of(content["fusion"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not what fit_fusion.py writes: {error!r}") from error
+
+
+def _base(delta: Path, name: str, licence: str) -> BaseFacts:
+    """What `delta` is the change of, with what is known of it where nothing is given."""
+    sha256 = Delta(delta).base_sha256
+    known = {base.sha256: base for base in _known_bases()}.get(sha256, BaseFacts("", sha256))
+    return BaseFacts(name or known.name, sha256, licence or known.licence)
+
+
+def _known_bases() -> list[BaseFacts]:
+    shipped = shipped_adapter()
+    if shipped is None:
+        return []
+    facts = open_adapter(shipped).facts
+    return [facts.base, *([facts.second_opinion.base] if facts.second_opinion else [])]
+
+
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: not an object in JSON: {error}") from error
 
 
 if __name__ == "__main__":

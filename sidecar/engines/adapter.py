@@ -249,8 +249,8 @@ def describe_adapter(
         encoder_base: name and licence of what the encoder was trained from.
 
     Raises:
-        EngineError: there is none, it is not in the format, a second opinion has no fusion, or the
-            id is none.
+        EngineError: there is none, it is not in the format, a second opinion has no fusion, or a
+            fact cannot be; nothing is then written.
     """
     if not is_model_id(model_id):
         raise EngineError(f"the id is {model_id!r}; it {ID_RULE}")
@@ -267,7 +267,9 @@ def describe_adapter(
         training=training or {},
         second_opinion=_describe_second_opinion(folder / SECOND_OPINION, fusion, encoder_base),
     )
-    (folder / FACTS).write_text(facts.to_json(), encoding="utf-8")
+    content = facts.to_json()
+    _facts_of(folder / FACTS, json.loads(content))
+    (folder / FACTS).write_text(content, encoding="utf-8")
     return open_adapter(folder)
 
 
@@ -296,7 +298,10 @@ def _facts_of_file(path: Path, delta: Delta) -> AdapterFacts:
 
 
 def _facts(path: Path) -> AdapterFacts:
-    content = _read_json(path)
+    return _facts_of(path, _read_json(path))
+
+
+def _facts_of(path: Path, content: Mapping[str, Any]) -> AdapterFacts:
     try:
         base = BaseFacts(**_only(BaseFacts, content["base"]))
         second = _second_opinion(content.get("second_opinion"))

@@ -324,3 +324,9 @@ class TestFileAlone:
     def test_that_is_missing_is_not_described(self, tmp_path: Path) -> None:
         with pytest.raises(EngineError, match=r"adapter\.safetensors: not a readable"):
             describe_adapter(tmp_path, model_id="mine", prompt_format="compact-v1")
+
+    def test_with_an_id_that_cannot_be_keeps_its_description(self, adapter: Path) -> None:
+        before = (adapter / "adapter.json").read_text()
+        with pytest.raises(EngineError, match=r"id is 'My Router'; it must be of lower-case"):
+            describe_adapter(adapter, model_id="My Router", prompt_format="compact-v1")
+        assert (adapter / "adapter.json").read_text() == before

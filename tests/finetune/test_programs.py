@@ -15,12 +15,15 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed; only training needs it")
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
+import numpy as np
 import torch
 from router_training import memory, options, record
 from router_training.checkpoint import load_weights, read_checkpoint
+from router_training.delta import write_delta
 from router_training.errors import InputError
 from router_training.program import run
 
+from sidecar.engines.adapter import BaseFacts, open_adapter, shipped_adapter
 from sidecar.engines.errors import EngineError
 
 CASE = {
@@ -49,6 +52,12 @@ def ended(monkeypatch: pytest.MonkeyPatch, command: str) -> str:
     with pytest.raises(SystemExit) as end:
         run(import_module(program).main)
     return str(end.value.code)
+
+
+def done(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    program, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [f"build/finetune/{program}.py", *words])
+    run(import_module(program).main)
 
 
 MISTAKES = {
@@ -103,6 +112,8 @@ REFUSED = {
         "--second-opinion --encoder-checkpoint"
     ),
     "evaluate --base b --cases own.jsonl --json nodir/c.json": "--json: cannot be written: nodir",
+    "export describe --id mine --out empty --prompt-format bogus": "--prompt-format: invalid",
+    "export describe --id mine --out empty --temperature 0": "--temperature: must be above 0",
     "leave_out measure a.json --out nodir/c.json": "--out: cannot be written: nodir",
 }
 
@@ -180,3 +191,58 @@ def test_a_record_is_written_where_git_is_not(
     record.write_record(tmp_path, {"device": "cpu"})
     (written,) = tmp_path.glob("run-*.json")
     assert json.loads(written.read_text())["revision"] == ""
+
+
+def a_delta(path: Path, base_sha256: str) -> None:
+    """One vector's change."""
+    old, new = {"norm": np.zeros(8, np.float32)}, {"norm": np.ones(8, np.float32)}
+    write_delta(path, old, new, 2, base_sha256)
+
+
+FUSION = {"language_model": 1.0, "encoder": 0.5, "other_bias": 0.0, "temperature": 1.0}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_adapter_is_said_to_be_of_the_known_base_if_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    shipped = shipped_adapter()
+    assert shipped is not None
+    facts = open_adapter(shipped).facts
+    assert facts.second_opinion is not None
+    known = (facts.base, facts.second_opinion.base)
+    files = ("adapter.safetensors", "second_opinion.safetensors")
+    for name, base in zip(files, known, strict=True):
+        a_delta(tmp_path / "empty" / name, base.sha256 if same else "0" * 64)
+    (tmp_path / "fusion.json").write_text(json.dumps({"fusion": FUSION, "temperature": 1.5}))
+    done(monkeypatch, "export describe --id my-router --fusion fusion.json --out empty")
+    described = open_adapter(tmp_path / "empty").facts
+    assert described.second_opinion is not None
+    found = (described.base, described.second_opinion.base)
+    assert found == (known if same else (BaseFacts("", "0" * 64), BaseFacts("", "0" * 64)))
+    assert described.temperature == {"openvino": 1.5}
+
+
+def test_a_base_has_the_name_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_delta(tmp_path / "empty" / "adapter.safetensors", "0" * 64)
+    done(monkeypatch, "export describe --id mine --base-name ours --base-licence MIT --out empty")
+    assert open_adapter(tmp_path / "empty").facts.base == BaseFacts("ours", "0" * 64, "MIT")
+
+
+DESCRIBE = "export describe --out empty"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{DESCRIBE} --id My_Router", "My_Router"),
+        (f"{DESCRIBE} --id mine --fusion own.jsonl", "own.jsonl: not what fit_fusion.py writes"),
+        (f"{DESCRIBE} --id mine --fusion text.gguf", "text.gguf: not an object in JSON"),
+    ],
+)
+def test_an_adapter_that_cannot_be_described_has_no_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    a_delta(tmp_path / "empty" / "adapter.safetensors", "0" * 64)
+    assert message in ended(monkeypatch, command)
+    assert not (tmp_path / "empty" / "adapter.json").exists()
