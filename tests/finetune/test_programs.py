@@ -6,6 +6,7 @@ import json
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ pytest.importorskip("safetensors", reason="safetensors is not installed; only tr
 import numpy as np
 import torch
 from router_training import memory, options, record
+from router_training.cases import read_cases
 from router_training.checkpoint import load_weights, read_checkpoint
 from router_training.delta import write_delta
 from router_training.errors import InputError
+from router_training.fusion import Opinions
+from router_training.leave_out import Group, LeftOut, group_to_json
 from router_training.program import run
+from router_training.scoring import Scored
 
 from sidecar.engines.adapter import BaseFacts, open_adapter, shipped_adapter
 from sidecar.engines.errors import EngineError
@@ -246,3 +251,40 @@ def test_an_adapter_that_cannot_be_described_has_no_description(
     a_delta(tmp_path / "empty" / "adapter.safetensors", "0" * 64)
     assert message in ended(monkeypatch, command)
     assert not (tmp_path / "empty" / "adapter.json").exists()
+
+
+def an_opinion(right: int) -> Opinions:
+    row = np.log(np.where(np.arange(2) == right, 0.8, 0.2))
+    return Opinions("own", row, row, np.arange(2) == right)
+
+
+def test_a_fusion_is_shown_where_it_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fit_fusion = import_module("fit_fusion")
+    (case,) = read_cases(tmp_path / "own.jsonl")
+    scored = [Scored(case, "orders", np.array([0.8, 0.2]))]
+    monkeypatch.setattr(fit_fusion, "_language_model", lambda *_: scored)
+    monkeypatch.setattr(fit_fusion, "_opinions", lambda *_: {case.id: an_opinion(0)})
+    assert ended(monkeypatch, f"{FIT} --out /dev/full").startswith("fit_fusion.py: [Errno 28]")
+    assert json.loads(capsys.readouterr().out)["cases"] == 1
+
+
+def test_what_was_left_out_is_shown_where_it_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        opinions = replace(an_opinion(0), family=name)
+        group = Group((name,), (LeftOut("1", False, opinions),))
+        (tmp_path / f"{name}.json").write_text(json.dumps(group_to_json(group)))
+    text = ended(monkeypatch, "leave_out measure a.json b.json --out /dev/full")
+    assert text.startswith("leave_out.py: [Errno 28]")
+    assert "without a" in capsys.readouterr().out
+
+
+def test_two_cases_with_one_id_are_not_fitted_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "own.jsonl").write_text(json.dumps(CASE) + "\n")
+    text = ended(monkeypatch, f"{FIT} --out f.json --also empty")
+    assert text.startswith("fit_fusion.py: 1 ids are of several cases each, such as 'own.jsonl:1'")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from router_training.cases import Case, read_all
+from router_training.cases import Case, check_ids, read_all
 from router_training.encoding import conversation_of
 from router_training.errors import InputError
 from router_training.leave_out import Group
@@ -24,10 +24,12 @@ def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, in
     Args:
         paths: case files and folders that have the cases of the groups.
 
-    Raises InputError if they lack one, or without the weights of MiniLM.
+    Raises InputError if they lack one or have two with its id, or without the weights of MiniLM.
     """
     wanted = {(case.id, case.opinions.family) for group in groups for case in group.cases}
-    found = {case.id: case for case in read_all(paths) if (case.id, case.family) in wanted}
+    cases = [case for case in read_all(paths) if (case.id, case.family) in wanted]
+    check_ids(cases)
+    found = {case.id: case for case in cases}
     return [_answers(group, found) for group in groups]
 
 
