@@ -74,7 +74,7 @@ def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
 
 def test_two_cases_with_one_id_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
     model, file = Model(tmp_path), tmp_path / "scores.json"
-    with pytest.raises(InputError, match=r"1 ids are of several cases each, such as 'one'"):
+    with pytest.raises(InputError, match=r"several cases have the id 'one';"):
         model.scores(file, "one", "two", "one")
     assert not model.asked
     assert not file.exists()
@@ -82,5 +82,5 @@ def test_two_cases_with_one_id_are_refused_before_anything_is_computed(tmp_path:
 
 def test_opinions_of_two_cases_with_one_id_are_not_mixed_up() -> None:
     scored = [Scored(case("one"), "b", np.array([0.25, 0.5, 0.25]))] * 2
-    with pytest.raises(InputError, match="such as 'one'"):
+    with pytest.raises(InputError, match="the id 'one'"):
         opinions_of(scored, None, None)  # type: ignore[arg-type]

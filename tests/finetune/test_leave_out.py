@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed; only training needs it")
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
+from router_training.errors import InputError
 from router_training.fusion import Opinions
 from router_training.leave_out import (
     Group,
@@ -157,3 +159,20 @@ def test_the_table_has_a_line_for_every_family_and_group(baseline: bool) -> None
     assert named == [*of_groups, "all"]
     assert ("minilm" in lines[0]) == baseline
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_the_baseline_is_not_asked_about_another_case_with_the_same_id(tmp_path: Path) -> None:
+    pytest.importorskip("ruamel.yaml", reason="the sidecar's packages are not installed")
+    from router_training.untrained import nearest
+
+    line = {
+        "id": "clinc-0",
+        "family": "clinc",
+        "conversation": [{"role": "user", "content": "hello"}],
+        "routes": [{"name": name, "description": name} for name in ("one", "two")],
+        "label": "one",
+    }
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match="the id 'clinc-0'"):
+        nearest([tmp_path], [group("clinc", count=1)])

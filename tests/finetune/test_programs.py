@@ -287,4 +287,4 @@ def test_two_cases_with_one_id_are_not_fitted_to(
 ) -> None:
     (tmp_path / "empty" / "own.jsonl").write_text(json.dumps(CASE) + "\n")
     text = ended(monkeypatch, f"{FIT} --out f.json --also empty")
-    assert text.startswith("fit_fusion.py: 1 ids are of several cases each, such as 'own.jsonl:1'")
+    assert text.startswith("fit_fusion.py: several cases have the id 'own.jsonl:1';")

@@ -106,9 +106,10 @@ def check_ids(cases: Sequence[Case]) -> None:
     """Raises InputError for two with one id, where what models say is kept by it."""
     counts = Counter(case.id for case in cases)
     if twice := sorted(name for name, count in counts.items() if count > 1):
+        more = f" (and so with {len(twice) - 1} more ids)" if twice[1:] else ""
         raise InputError(
-            f"{len(twice)} ids are of several cases each, such as {twice[0]!r}; give every case an "
-            "`id` of its own (without one it has its file's name and line), and no case twice"
+            f"several cases have the id {twice[0]!r}{more}; give every case an `id` of its own "
+            "(without one it has its file's name and line), and no case twice"
         )
 
 
