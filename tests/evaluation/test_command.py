@@ -182,7 +182,7 @@ def test_what_cannot_be_written_costs_nothing_else(
     """Half an emoji is in what the report quotes."""
 
     @asynccontextmanager
-    async def standing_in(address: str) -> AsyncIterator[Target]:
+    async def standing_in(*_: object) -> AsyncIterator[Target]:
         async def decide(request: RoutingRequest) -> Decision:
             return replace(DECISION, route="billing")
 
