@@ -83,7 +83,9 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, mes
         list(read_cases(file))
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"\n" * 9)[:-12]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"\n" * 9)[:-12]], ids=["no gzip", "cut off"]
+)
 def test_a_damaged_archive_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "own.jsonl.gz"
     file.write_bytes(content)
