@@ -53,6 +53,8 @@ def test_decides_by_the_model_with_a_root_that_cannot_be_written(tmp_path: Path)
         "SIDECAR_POLICIES__PATHS": str(ROOT / "examples" / "policies"),
         "SIDECAR_SERVER__GRPC_ADDRESS": grpc,
         "SIDECAR_SERVER__HTTP_ADDRESS": http,
+        # Other tests compute beside this one.
+        "SIDECAR_ROUTING__DECISION_BUDGET_MS": "60000",
     }
     commands = POD.format(
         volume=shlex.quote(str(volume)),
@@ -78,7 +80,7 @@ def test_decides_by_the_model_with_a_root_that_cannot_be_written(tmp_path: Path)
         assert output.count("Read-only file system") == 2
         asked = "Write a polite email to my landlord about the broken heating."
         answer = sidecar("route", asked, "--address", grpc, "--output", "json")
-        assert json.loads(answer.stdout)["source"] == "DECISION_SOURCE_MODEL"
+        assert json.loads(answer.stdout)["source"] == "DECISION_SOURCE_MODEL", answer.stdout
         path = container["readinessProbe"]["httpGet"]["path"]
         assert urllib.request.urlopen(f"http://{http}{path}", timeout=5).status == 200
         process.send_signal(signal.SIGTERM)
