@@ -244,7 +244,7 @@ def _compare(
 ) -> None:
     """Raises Failure."""
     cases = [case.conversation for case in read_case_file(conversations)]
-    with Trial(address) as trial:
+    with Trial(address, given_tls()) as trial:
         after = _side(paths, trial, "")
         before = _other(against or after.policy.resource_name, trial, after.policy.resource_name)
         rows = [

@@ -63,7 +63,6 @@ class LocalStack:
             section = settings.ext_proc.model_copy(update={"uds_path": self._folder / "envoy.sock"})
             self._settings = settings.model_copy(update={"ext_proc": section})
         if settings.server.tls_certificate is not None and settings.server.uds_path is None:
-            # Whether it decides is asked there: the files are the server's, not those of a client.
             server = settings.server.model_copy(update={"uds_path": self._folder / "sidecar.sock"})
             self._settings = self._settings.model_copy(update={"server": server})
         self._wish = gateway
@@ -75,6 +74,12 @@ class LocalStack:
     def address(self) -> str:
         """gRPC address of the sidecar."""
         return self._settings.server.grpc_address or f"unix:{self._settings.server.uds_path}"
+
+    @property
+    def plaintext_address(self) -> str:
+        """Where it is asked without TLS, whose files here are the server's and not a client's."""
+        server = self._settings.server
+        return f"unix:{server.uds_path}" if server.tls_certificate else self.address
 
     @property
     def gateway(self) -> LocalGateway:
@@ -170,9 +175,7 @@ class LocalStack:
         log = self._folder / "sidecar.log" if self._quiet else None
         self._sidecar = ChildProcess(command, {**environment, **self._environment}, log)
         end = time.monotonic() + _READY_TIMEOUT_S
-        server = self._settings.server
-        plain = f"unix:{server.uds_path}" if server.tls_certificate else self.address
-        with SidecarClient(plain, timeout_s=1) as client:
+        with SidecarClient(self.plaintext_address, timeout_s=1) as client:
             # An answer alone may be that of another sidecar which has the address.
             while not (started.exists() and client.decides_by_model()):
                 self.check()

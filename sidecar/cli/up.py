@@ -150,7 +150,7 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
         if gateway.keys is None:
             lines.append("         requests go on without a key: see --envoy-keys")
         # The catalog that the sidecar has: with a store the files are only what that began with.
-        with place(stack.address) as sidecar:
+        with place(stack.plaintext_address) as sidecar:
             models = sidecar.catalog().models.values()
         lines += [f"         warning: {each}" for each in misplaced(models)]
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")

@@ -19,6 +19,14 @@ from sidecar.observability.metrics import Metrics
 from tests.certificates import Authority, Party
 from tests.grpc_api.standins import StandInRouter, registry
 
+POLICY = """
+apiVersion: llmrouter.v1
+kind: Policy
+name: tried
+default: {models: [acme/fast]}
+routes: [{name: billing, description: invoices, models: [acme/fast], examples: [where is my invoice?]}]
+"""
+
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
@@ -74,6 +82,29 @@ async def test_commands_reach_a_sidecar_by_mutual_tls(
     }
     by_environment = await sidecar(*command, address, environment=variables)
     assert (by_options.exit_code, by_environment.exit_code) == (0, 0), by_options.output
+
+
+@pytest.mark.parametrize("compared", [False, True], ids=["examples", "conversations"])
+async def test_policies_are_tried_by_mutual_tls(
+    address: str, authority: Authority, client: Party, tmp_path: Path, compared: bool
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+    conversations = ("--conversations", asked, "--against", policy) if compared else ()
+
+    tried = await sidecar(
+        "policy",
+        "test",
+        policy,
+        *conversations,
+        "--address",
+        address,
+        *arguments(authority, client),
+    )
+
+    assert tried.exit_code == 0, tried.output
 
 
 async def test_evaluation_reaches_a_sidecar_by_mutual_tls(

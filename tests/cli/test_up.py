@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sidecar.cli import cli, stack
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
+from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.tls_options import Tls
 from sidecar.cli.up import with_policies
 from sidecar.config import ServerSettings, load_settings
@@ -285,6 +286,7 @@ def test_up_serves_with_tls(policies: Path, cpu_engine: EngineInfo, tmp_path: Pa
     ):
         assert running.address.startswith("127.0.0.1:")
         assert asking.decides_by_model()
+        assert SidecarPlace(running.plaintext_address, 10).catalog().models
 
 
 def test_up_shows_what_is_wrong_with_policies_before_it_starts_anything(tmp_path: Path) -> None:
