@@ -252,8 +252,6 @@ def describe_adapter(
         EngineError: there is none, it is not in the format, a second opinion has no fusion, or a
             fact cannot be; nothing is then written.
     """
-    if not is_model_id(model_id):
-        raise EngineError(f"the id is {model_id!r}; it {ID_RULE}")
     weights = folder / WEIGHTS
     facts = AdapterFacts(
         schema_version=SCHEMA_VERSION,

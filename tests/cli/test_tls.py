@@ -24,7 +24,8 @@ apiVersion: llmrouter.v1
 kind: Policy
 name: tried
 default: {models: [acme/fast]}
-routes: [{name: billing, description: invoices, models: [acme/fast], examples: [where is my invoice?]}]
+routes:
+  - {name: billing, description: invoices, models: [acme/fast], examples: [where is my invoice?]}
 """
 
 
