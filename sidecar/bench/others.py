@@ -119,7 +119,7 @@ async def grpc_echo(address: str, message: bytes, scale: Scale) -> AsyncIterator
 
 async def triton_echo(address: str, tokens: int, scale: Scale) -> AsyncIterator[Row]:
     """Triton's Python backend that does nothing."""
-    client = InferenceServerClient(address)
+    client = InferenceServerClient(address, channel_args=[("grpc.enable_http_proxy", 0)])
     ids = np.arange(tokens, dtype=np.int32).reshape(1, -1)
     tensor = InferInput("input_ids", [1, tokens], "INT32")
     tensor.set_data_from_numpy(ids)

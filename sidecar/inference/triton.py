@@ -183,6 +183,8 @@ class TritonModel:
                 self._target.address,
                 # These replace all of the client's own arguments, so the message sizes too.
                 channel_args=[
+                    # A proxy that is meant for the internet knows nothing of a model server.
+                    ("grpc.enable_http_proxy", 0),
                     ("grpc.max_send_message_length", -1),
                     ("grpc.max_receive_message_length", -1),
                     ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),

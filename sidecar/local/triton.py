@@ -12,9 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -197,12 +197,14 @@ class TritonServer:
     def is_ready(self, timeout_s: float = 1.0) -> bool:
         """True if the server answers that it and all its models are ready; see `models_alive`
         for those whose process has died since."""
-        url = f"http://{self.http_address}/v2/health/ready"
-        try:
-            with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-                return bool(answer.status == 200)
-        except OSError:  # includes URLError and time-outs
-            return False
+        # Not urllib, which would ask the proxy that http_proxy names.
+        connection = HTTPConnection(self.http_address, timeout=timeout_s)
+        with closing(connection):
+            try:
+                connection.request("GET", "/v2/health/ready")
+                return connection.getresponse().status == 200
+            except (OSError, HTTPException):
+                return False
 
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing is answered."""

@@ -77,6 +77,14 @@ async def test_the_example_uses_the_sidecars_model(example: Any) -> None:
         assert await choose(example, f"127.0.0.1:{server.port}") == "fast-1"
 
 
+async def test_the_example_does_not_ask_a_proxy_for_the_internet(
+    example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{NOBODY}")
+    async with serving() as (server, _):
+        assert await choose(example, f"127.0.0.1:{server.port}") == "fast-1"
+
+
 async def test_the_example_has_a_model_without_a_sidecar(
     example: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

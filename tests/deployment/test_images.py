@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,27 @@ class TestDockerfiles:
         assert "org.opencontainers.image.licenses" in path.read_text()
 
 
+@pytest.mark.parametrize("image", ["sidecar", "triton"])
+def test_health_is_asked_past_the_proxy_that_docker_hands_to_containers(image: str) -> None:
+    dockerfile = (DOCKER / image / "Dockerfile").read_text()
+    [command] = re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)
+    _, *arguments = json.loads(command)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = [
+            re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{server.server_port}", a) for a in arguments
+        ]
+        finished = run(sys.executable, *here, env={"http_proxy": "http://127.0.0.1:1"})
+        server.shutdown()
+    assert finished.returncode == 0, finished.stderr
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+
 def compose(profile: str) -> Mapping[str, Any]:
     """The compose file as docker compose resolves it."""
     command = [str(tool("docker-compose")), "-f", str(DOCKER / "compose.yaml")]
@@ -90,6 +113,12 @@ def test_compose(profile: str, services: set[str]) -> None:
             shipped = volume["type"] == "bind" and str(DOCKER) in volume["source"]
             if shipped and Path(volume["source"]).name not in ("keys", "engine"):
                 assert Path(volume["source"]).exists(), volume["source"]
+
+
+@pytest.mark.parametrize("folder", ["keys", "engine"])
+def test_what_compose_mounts_by_default_is_not_committed(folder: str) -> None:
+    assert f":-./{folder}}}:" in (DOCKER / "compose.yaml").read_text()
+    assert f"/docker/{folder}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ async def model_of(fake: FakeTriton) -> AsyncIterator[TritonModel]:
             await model.close()
 
 
+async def test_a_proxy_for_the_internet_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with model_of(FakeTriton(logits(1, 1, 1, VOCABULARY))) as model:
+        assert await model.infer(PROMPT, LABELS, 60)
+
+
 async def test_label_request_sends_the_contract_and_reads_the_labels_logits() -> None:
     fake = FakeTriton(logits(1, 1, 1, VOCABULARY))
     async with model_of(fake) as model:

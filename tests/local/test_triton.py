@@ -77,6 +77,13 @@ def test_a_started_server_answers(triton: TritonServer) -> None:
     assert echo(triton, [3, 1, 2]) == [3, 1, 2]
 
 
+def test_a_proxy_for_the_internet_is_not_asked(
+    triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert triton.is_ready()
+
+
 def test_tensors_of_every_type_reach_the_model_and_come_back_whole(triton: TritonServer) -> None:
     values = {
         "numbers": np.array([7, -8, 9], dtype=np.int32),

@@ -29,6 +29,8 @@ type Models struct {
 func New(address, defaultModel string) (*Models, error) {
 	connection, err := grpc.NewClient(address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// A proxy that is meant for the internet knows nothing of a sidecar.
+		grpc.WithNoProxy(),
 		grpc.WithDefaultServiceConfig(serviceConfig))
 	if err != nil {
 		return nil, err

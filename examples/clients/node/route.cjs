@@ -18,6 +18,8 @@ const { RoutingService } = grpc.loadPackageDefinition(definition).llmrouter.v1;
 const models = (address, defaultModel) => {
   const client = new RoutingService(address, grpc.credentials.createInsecure(), {
     'grpc.service_config': serviceConfig,
+    // A proxy that is meant for the internet knows nothing of a sidecar.
+    'grpc.enable_http_proxy': 0,
   });
   // The model for a user's message; the default if the sidecar is away or late.
   const choose = (text) => new Promise((resolve) => {

@@ -35,7 +35,8 @@ class Models:
 
     def __init__(self, address: str, default: str) -> None:
         config, self._timeout_s = service_config()
-        options = [("grpc.service_config", config)]
+        # A proxy that is meant for the internet knows nothing of a sidecar.
+        options = [("grpc.service_config", config), ("grpc.enable_http_proxy", 0)]
         self._route = grpc.insecure_channel(address, options).unary_unary(
             "/llmrouter.v1.RoutingService/Route",
             request_serializer=routing_pb2.RouteRequest.SerializeToString,
