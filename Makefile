@@ -15,6 +15,8 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 
 UV_VERSION := 0.13.9
 # Of the tests: they wait for servers more than they compute.
 WORKERS ?= 2
+# Folders of the cache; LLM_ROUTING_SIDECAR_CACHE may name a folder that holds other things, too.
+CACHED := checkpoints|engines|environments|locks|node|run|tests|tools
 # It reports every import of openvino to the network, and openvino works without it.
 UNWANTED := --no-emit-package openvino-telemetry
 
@@ -120,4 +122,11 @@ clean: ## Remove .venv and what tools left in this folder; the cache stays
 
 .PHONY: clean-cache
 clean-cache: ## Remove the user's cache: unpacked programs, engines, environments
-	rm -rf "$${LLM_ROUTING_SIDECAR_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/llm-routing-sidecar}"
+	@base=$${XDG_CACHE_HOME:-}; [[ $$base == /* ]] || base=$$HOME/.cache; \
+	cache=$${LLM_ROUTING_SIDECAR_CACHE:-$$base/llm-routing-sidecar}; \
+	other=$$(ls -A "$$cache" 2>/dev/null | grep -vxE '$(CACHED)' || true); \
+	if [ -n "$$other" ]; then \
+	  printf 'Nothing was removed: %s holds what is not of the cache:\n%s\n' "$$cache" "$$other" >&2; \
+	  exit 1; \
+	fi; \
+	rm -rf "$$cache"

@@ -1,8 +1,12 @@
 """How `make` chooses a Python."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "sidecar" / "local" / "python_check.py"
@@ -43,3 +47,52 @@ def test_without_a_python_that_fits_make_says_why_and_what_to_do(tmp_path: Path)
     assert "no-such-python is not installed" in result.stderr
     assert "make PYTHON=/path/to/python3.12" in result.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "cache"),
+    [
+        ("XDG_CACHE_HOME", "", ".cache/llm-routing-sidecar"),
+        ("XDG_CACHE_HOME", "relative", ".cache/llm-routing-sidecar"),
+        ("XDG_CACHE_HOME", "{home}/a b", "a b/llm-routing-sidecar"),
+        ("LLM_ROUTING_SIDECAR_CACHE", "{home}/a b", "a b"),
+    ],
+)
+class TestCleanCache:
+    def test_the_folder_that_the_sidecar_uses_is_removed(
+        self, tmp_path: Path, variable: str, value: str, cache: str
+    ) -> None:
+        (tmp_path / cache / "engines").mkdir(parents=True)
+        (tmp_path / cache / "run").mkdir()
+        assert _clean_cache(tmp_path, variable, value).returncode == 0
+        assert not (tmp_path / cache).exists()
+
+    def test_a_folder_that_holds_anything_else_is_left_as_it_is(
+        self, tmp_path: Path, variable: str, value: str, cache: str
+    ) -> None:
+        (tmp_path / cache / "engines").mkdir(parents=True)
+        (tmp_path / cache / "thesis.tex").touch()
+        result = _clean_cache(tmp_path, variable, value)
+        assert result.returncode != 0
+        assert "thesis.tex" in result.stderr
+        assert (tmp_path / cache / "thesis.tex").exists()
+        assert (tmp_path / cache / "engines").exists()
+
+
+def _clean_cache(home: Path, variable: str, value: str) -> subprocess.CompletedProcess[str]:
+    names = ("XDG_CACHE_HOME", "LLM_ROUTING_SIDECAR_CACHE")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment |= {"HOME": str(home), variable: value.format(home=home)}
+    command = ["make", "-f", str(ROOT / "Makefile"), "clean-cache"]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+
+
+def test_make_knows_every_folder_of_the_cache() -> None:
+    sources = [*ROOT.glob("sidecar/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    used = {
+        name
+        for source in sources
+        for name in re.findall(r'cache_dir\(\) / "([a-z]+)"', source.read_text(encoding="utf-8"))
+    }
+    [known] = re.findall(r"^CACHED := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert used == set(known.split("|"))
