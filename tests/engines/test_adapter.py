@@ -317,7 +317,9 @@ class TestFileAlone:
 
     def test_an_id_that_is_none_leaves_its_description_as_it_is(self, adapter: Path) -> None:
         before = (adapter / "adapter.json").read_text()
-        with pytest.raises(EngineError, match="adapter.json: id is 'My Router'; it must be of lower-case"):
+        with pytest.raises(
+            EngineError, match=r"adapter\.json: id is 'My Router'; it must be of lower-case"
+        ):
             describe_adapter(adapter, model_id="My Router", prompt_format="compact-v1")
         assert (adapter / "adapter.json").read_text() == before
 
