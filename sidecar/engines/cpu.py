@@ -21,6 +21,7 @@ from sidecar.engines.engine_directory import (
     SecondOpinionFacts,
     WeightStorage,
     compiled_folder,
+    load_engine,
     read_engine,
     router_facts,
     sha256_of,
@@ -105,7 +106,7 @@ def build_cpu_engine(
     existing = _existing(out)
     if existing is not None:
         inputs = _with_fitted_temperature(inputs, existing.router)
-        if _is_current(existing.router, inputs):
+        if _is_current(existing.router, inputs) and _is_unchanged(out):
             progress(f"{out} is up to date")
             return existing
     opened = open_merged(source, adapter)
@@ -198,6 +199,15 @@ def _is_current(router: RouterFacts, inputs: _Inputs) -> bool:
         __version__,
         _runtime_version(),
     )
+
+
+def _is_unchanged(out: Path) -> bool:
+    # The model server refuses a file of the right size with other content, and says to build anew.
+    try:
+        load_engine(out)
+    except EngineError:
+        return False
+    return True
 
 
 def _made_from(router: RouterFacts) -> _Inputs:

@@ -183,6 +183,12 @@ def test_facts_of_another_kind_are_named(engine: Path, key: str, value: object) 
         read_engine(engine)
 
 
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 255
+    path.write_bytes(content)
+
+
 class TestBuild:
     def test_same_source_and_options_reuse_the_engine(self, weights: Path, tmp_path: Path) -> None:
         out = tmp_path / "engine"
@@ -217,10 +223,13 @@ class TestBuild:
         build(weights, out, prompt_format="other")
         assert not compiled.exists()
 
-    def test_a_damaged_engine_is_replaced(self, weights: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("damage", [Path.unlink, flip_a_byte])
+    def test_a_damaged_engine_is_replaced(
+        self, weights: Path, tmp_path: Path, damage: Callable[[Path], None]
+    ) -> None:
         out = tmp_path / "engine"
         first = build(weights, out)
-        (out / "model.xml").unlink()
+        damage(out / "model.bin")
         build(weights, out)
         assert load_engine(out) == first
 
