@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,7 @@ def _request(
         trained=weights.trained,
         ensemble=options.ensemble,
         second_opinion=weights.second_opinion,
+        questions=hashlib.sha256(repr([each.question for each in asked]).encode()).hexdigest(),
     )
     return request, asked
 

@@ -120,7 +120,7 @@ class Targets:
             # Asked cold where nobody holds it: it may never come again, so waiting for the second
             # time would mean that it is never used.
             return self._soonest(warm or closed, compiled, tokens, within_s)
-        for each in closed[:1] if self._affinity else closed:
+        for each in self._holders(closed, compiled):
             if each not in warm:
                 each.warmth.request(compiled, each.model)
         if not warm:
@@ -130,7 +130,28 @@ class Targets:
                 return Refusal(Reason.MODEL_ERROR, detail, closed[0])
             detail = "The model server is computing the policy's prefix."
             return Refusal(Reason.WARMING, detail, closed[0])
-        return self._soonest(warm, compiled, tokens, within_s)
+        placed = self._soonest(warm, compiled, tokens, within_s)
+        if isinstance(placed, Refusal) and self._affinity:
+            self._spread(closed, compiled, tokens, within_s)
+        return placed
+
+    def _holders(self, closed: Sequence[Target], compiled: CompiledPolicy) -> Sequence[Target]:
+        """Those that are to hold the policy: with affinity the first that does not refuse it."""
+        if not self._affinity:
+            return closed
+        able = (each for each in closed if not each.warmth.refused(compiled))
+        return [next(able, closed[0])]
+
+    def _spread(
+        self, closed: Sequence[Target], compiled: CompiledPolicy, tokens: float, within_s: float
+    ) -> None:
+        """A policy that is asked for more than its target can answer is held by another as well, if
+        one has time for it."""
+        for each in closed:
+            wait_s = each.predicted_s(compiled, tokens)
+            if not each.warmth.holds(compiled.ref.digest) and _in_time(each, wait_s, within_s):
+                each.warmth.request(compiled, each.model)
+                return
 
     def other(self, failed: Target, compiled: CompiledPolicy) -> Target | None:
         """A target that can take over at once."""

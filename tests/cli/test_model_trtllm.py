@@ -103,6 +103,31 @@ def test_an_engine_that_decides_otherwise_is_not_published(
     assert not out_of(nvidia).exists()
 
 
+def test_other_cases_are_asked_though_an_earlier_build_asked_some(
+    weights: Path, nvidia: Nvidia, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_REFERENCE", "contrary")
+    build(weights, nvidia, "--cases", cases)
+    monkeypatch.delenv("FAKE_REFERENCE")
+    again = build(weights, nvidia, "--cases", cases, "--limit", "4")
+    assert again.exit_code == 0, (again.output, again.exception)
+    found = json.loads((out_of(nvidia) / "verification.json").read_text())
+    assert (found["passed"], found["questions"]) == (True, 4)
+
+
+@pytest.mark.parametrize("reference", ["", "contrary"])
+def test_an_unverified_engine_has_no_verdict_of_an_earlier_build(
+    weights: Path, nvidia: Nvidia, cases: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    monkeypatch.setenv("FAKE_REFERENCE", reference)
+    build(weights, nvidia, "--cases", cases)
+    again = build(weights, nvidia, "--no-verify")
+    assert again.exit_code == 0, (again.output, again.exception)
+    engine = load_engine(out_of(nvidia))
+    assert not (engine.path / "verification.json").exists()
+    assert engine.router.temperature == 1.0
+
+
 def test_a_verification_that_fails_is_told_and_all_that_the_next_try_does(
     weights: Path, nvidia: Nvidia, cases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

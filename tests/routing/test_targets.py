@@ -25,7 +25,8 @@ from sidecar.routing import (
     Targets,
     Warmth,
 )
-from sidecar.routing.targets import Refusal
+from sidecar.routing.registry import CompiledPolicy
+from sidecar.routing.targets import Refusal, _rendezvous
 from tests.doubles import ListSink, StubModel, StubPrompt, talk
 from tests.waiting import until
 
@@ -291,3 +292,55 @@ async def test_affinity_gives_way_where_the_server_could_not_answer_in_time() ->
             await asyncio.sleep(0.02)
         with first.load.working(1000):
             assert world.place(within_s=0.05, digest=at_first) == "b"
+
+
+async def test_affinity_turns_to_another_server_where_one_refuses_the_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_servers(affinity=True) as world:
+        asked = added(world, "refused", at="a")
+        monkeypatch.setattr(world.models[0], "warm", _refusing)
+
+        await until_placed(world, asked, "b")
+
+
+async def test_with_affinity_a_policy_that_is_too_much_for_one_server_is_held_by_another_too() -> (
+    None
+):
+    async with two_servers(affinity=True) as world:
+        asked = added(world, "popular", at="a")
+        await until_placed(world, asked, "a")
+        first, second = world.targets
+        for each in world.targets:
+            with each.load.working(10):
+                await asyncio.sleep(0.02)
+        with first.load.working(1000):
+            with second.load.working(1000):
+                none_has_time = world.targets.place(asked, 10, 0.05)
+                await asyncio.sleep(0.02)
+                assert not second.warmth.holds(asked.ref.digest)
+            await until_placed(world, asked, "b", within_s=0.05)
+
+        assert isinstance(none_has_time, Refusal)
+        assert none_has_time.reason is Reason.OVERLOADED
+
+
+def added(world: World, name: str, at: str) -> CompiledPolicy:
+    """A new policy that no server holds, of which affinity takes the server `at` first."""
+    for number in range(99):
+        record = PolicyRecord(replace(POLICY, name=f"{name}{number}"), 1, "e")
+        compiled = world.registry.compile_record(record, CATALOG)
+        ranks = {each: _rendezvous(compiled.ref.digest, each) for each in "ab"}
+        if min(ranks, key=ranks.__getitem__) == at:
+            return compiled
+    raise AssertionError("no such policy")
+
+
+async def until_placed(
+    world: World, compiled: CompiledPolicy, at: str, within_s: float = 1.0
+) -> None:
+    def placed() -> bool:
+        found = world.targets.place(compiled, 10, within_s)
+        return isinstance(found, Target) and found.name == at
+
+    await until(placed)

@@ -77,6 +77,8 @@ class BuildRequest:
         ensemble: add the model `ensemble`, which takes text, to the repository.
         second_opinion: a sentence encoder that decides together with the engine; it goes into the
             engine directory, and the repository gets the model `second_opinion`.
+        questions: digest of what verification asks: an engine that was asked other ones is asked
+            again.
     """
 
     source: Path
@@ -93,6 +95,7 @@ class BuildRequest:
     temperature: float = 1.0
     ensemble: bool = False
     second_opinion: SecondOpinionSource | None = None
+    questions: str = ""
 
     @property
     def work(self) -> Path:
@@ -166,7 +169,7 @@ def build_trtllm_engine(
         progress(line)
     build = _Build(request, plan, machine, source, progress)
     run_stages(build.stages(verify), request.work / "done.json", progress)
-    return build.publish(force=force)
+    return build.publish(verified=verify is not None, force=force)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +197,11 @@ class _Build:
             stages.append(self._verification(verify))
         return [stage for stage in stages if stage is not None]
 
-    def publish(self, *, force: bool) -> EngineInfo:
+    def publish(self, *, verified: bool, force: bool) -> EngineInfo:
         request, work = self.request, self.request.work
+        # Unverified, what lies there is of an earlier build, and perhaps of other weights.
         found = work / "verify" / "verdict.json"
-        verdict = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
+        verdict = json.loads(found.read_text(encoding="utf-8")) if verified else None
         if verdict is not None and verdict["problems"] and not force:
             problems = "\n".join(verdict["problems"])
             raise EngineError(f"the engine is not published: {problems}\n--force publishes it")
@@ -295,7 +299,7 @@ class _Build:
             }
             (folder / "verdict.json").write_text(json.dumps(verdict, indent=2), encoding="utf-8")
 
-        return Stage("verify", "", folder, (folder / "verdict.json",), run)
+        return Stage("verify", self.request.questions, folder, (folder / "verdict.json",), run)
 
     def _target(self) -> Target:
         request, commands = self.request, list(self.plan.commands.values())
