@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sidecar.core.conversation import Conversation
+from sidecar.core.conversation import Conversation, Role
 from sidecar.core.decision import (
     Candidate,
     Decision,
@@ -235,12 +235,14 @@ def _latency_ms(walk: Walk) -> LatencyMs:
 
 
 def stable_key(request: RoutingRequest) -> str:
-    """The same for all turns of a conversation: its key, or else how its first message begins."""
+    """The same for all turns of a conversation: its key, or else how what the user said first
+    begins. What stands before that is the application's, and one for all its conversations."""
     if request.conversation_key:
         return request.conversation_key
-    first = request.conversation.messages[:1]
-    beginning = "".join(message.text[:_BEGINNING] for message in first)
-    return hashlib.sha256(beginning.encode(errors="replace")).hexdigest()
+    messages = request.conversation.messages
+    said = (each.text for each in messages if each.role is Role.USER and each.text)
+    first = next(said, "".join(each.text for each in messages[:1]))
+    return hashlib.sha256(first[:_BEGINNING].encode(errors="replace")).hexdigest()
 
 
 def _explanation(walk: Walk, prompt_text: str, excluded: tuple[Excluded, ...]) -> Explanation:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import RoutingRequest
 from sidecar.routing.walk import stable_key
 from tests.doubles import talk
@@ -34,3 +35,21 @@ def test_how_the_first_message_begins_stands_for_the_conversation(
     keys = {stable_key(RoutingRequest(talk(*texts))) for texts in (left, right)}
 
     assert (len(keys) == 1) is same
+
+
+def test_an_applications_instructions_do_not_make_one_conversation_of_all_of_its() -> None:
+    told = Message(Role.SYSTEM, "You are a helpful assistant.")
+    asked = [
+        Conversation((told, *talk(text).messages)) for text in ("Fix this loop.", "Book a flight.")
+    ]
+
+    assert len({stable_key(RoutingRequest(each)) for each in asked}) == 2
+
+
+def test_a_conversation_in_which_the_user_says_nothing_goes_by_its_first_message() -> None:
+    seen = [
+        Conversation((Message(Role.SYSTEM, text), Message(Role.USER, images=1)))
+        for text in ("Describe it.", "Translate it.")
+    ]
+
+    assert len({stable_key(RoutingRequest(each)) for each in seen}) == 2
