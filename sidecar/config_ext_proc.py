@@ -111,6 +111,8 @@ class ExtProcSettings(Section):
         (
             "*/v1/chat/completions=openai-chat",
             "*/v1/responses=openai-responses",
+            "*/v1/responses/compact=openai-responses",
+            "*/v1/responses/input_tokens=openai-responses",
             "*/v1/completions=openai-completions",
             "*/v1/messages=anthropic-messages",
             "*/v1/messages/count_tokens=anthropic-messages",

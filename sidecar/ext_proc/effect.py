@@ -32,7 +32,8 @@ class Effect:
         metadata: dynamic metadata of the namespace `llm_router`.
         clusters: Envoy's clusters to try, in this order; empty: left to Envoy's route.
         body: takes the place of the body; None leaves it as it came.
-        model: id of the model that the request goes to; empty where nothing was decided.
+        model: id of the model whose answer the response is; empty where nothing was decided, or the
+            response says nothing of how fast the model answers.
         whole_answer: the client does not want the answer as a stream.
         common: what is done besides; None: nothing.
     """

@@ -113,6 +113,8 @@ class Understood:
             harness text removed from the user's.
         needs: images, tools, context length.
         stream: the client asked for a streamed answer.
+        awaited: the response is the model's answer, and comes when the model has made it; not where
+            tokens are counted, or the answer is made in the background.
         conversation_key: the client's own id of the conversation, from a field of the body that is
             configured to be one; empty if there is none.
         previous_response_id: what the request goes on from that the provider keeps: a response or
@@ -129,6 +131,7 @@ class Understood:
     needs: Needs = field(default_factory=Needs)
     model_at: tuple[int, int] | None = None
     stream: bool = False
+    awaited: bool = True
     conversation_key: str = ""
     previous_response_id: str = ""
     plain_body: bytes | None = None

@@ -63,7 +63,7 @@ class Writer:
             remove=("content-encoding",) if body is not None and understood.plain_body else (),
             metadata={"decision_id": decision.id} if options.metadata else {},
             body=body,
-            model=decision.model.id,
+            model=decision.model.id if understood.awaited else "",
             whole_answer=not understood.stream,
             common=self._common_of(decision),
         )

@@ -51,6 +51,17 @@ def test_all_headers_of_a_decision() -> None:
     }
 
 
+@pytest.mark.parametrize(("awaited", "timed"), [(True, "big/coder"), (False, "")])
+def test_only_a_response_that_is_the_models_answer_is_timed(awaited: bool, timed: str) -> None:
+    at = model_at(BODY)
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=at, awaited=awaited)
+
+    done = writer().decided(DECISION, HttpRequest(HEAD, BODY), understood)
+
+    assert done.model == timed
+    assert ("x-llm-model", "big/coder") in done.whole().headers
+
+
 def test_owned_headers_without_a_value_are_removed_not_set_empty() -> None:
     decision = replace(DECISION, route="", fallbacks=())
     understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))

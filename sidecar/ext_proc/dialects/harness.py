@@ -56,15 +56,25 @@ CODING_AGENTS: tuple[HarnessBlock, ...] = (
     tag("bash-stdout"),
     tag("bash-stderr"),
     tag("ide_opened_file"),
-    # Codex CLI.
+    HarnessBlock("[Request interrupted by user", "]"),
+    # Codex CLI and its editors.
     tag("environment_context"),
     tag("user_instructions"),
     HarnessBlock("# AGENTS.md instructions for ", "</INSTRUCTIONS>"),
     tag("permissions instructions"),
     tag("skills_instructions"),
     tag("turn_aborted"),
+    tag("subagent_notification"),
+    tag("user_shell_command"),
+    # What follows is the user's own.
+    HarnessBlock("# Context from my IDE setup:", "## My request for Codex:"),
+    HarnessBlock("# Files mentioned by the user:", "## My request for Codex:"),
     # Cline and Roo Code.
     tag("environment_details"),
+    HarnessBlock(
+        "[ERROR] You did not use a tool in your previous response",
+        "so do not respond to it conversationally.)",
+    ),
     # GitHub Copilot Chat.
     tag("environment_info"),
     tag("workspace_info"),
@@ -81,6 +91,28 @@ CODING_AGENTS: tuple[HarnessBlock, ...] = (
     # Pochi and forks of Cline.
     tag("user-reminder"),
 )
+
+_RESULT = re.compile(r"\[([a-z]+(?:_[a-z]+)+)[ \]]")
+_RESULT_ENDS = "] Result:"
+_MAX_RESULT_HEAD = 16 * 1024
+"""Characters; a command or a question can stand in it."""
+_ANSWERED = {"ask_followup_question": "answer", "plan_mode_respond": "user_message"}
+
+
+def said_in_result(text: str) -> str | None:
+    """What the user has said in the result of a tool, empty if nothing; None if `text` is none.
+
+    Cline, Roo Code and others made of them have tools for models that cannot call any: the results
+    come as the user's messages, `[read_file for 'a.py'] Result:` and then what the tool found. An
+    answer of the user, or a word to what was done, stands in an element at its end.
+    """
+    tool = _RESULT.match(text)
+    if tool is None or text.find(_RESULT_ENDS, 0, _MAX_RESULT_HEAD) < 0:
+        return None
+    name = _ANSWERED.get(tool[1], "feedback")
+    _, begun, said = text.rpartition(f"<{name}>\n")
+    words, ended, _ = said.rpartition(f"\n</{name}>")
+    return words.strip() if begun and ended else ""
 
 
 class HarnessText:

@@ -16,6 +16,8 @@ PATHS: Mapping[str, ApiDialect | None] = MappingProxyType(
     {
         "*/v1/chat/completions": ApiDialect.OPENAI_CHAT,
         "*/v1/responses": ApiDialect.OPENAI_RESPONSES,
+        "*/v1/responses/compact": ApiDialect.OPENAI_RESPONSES,
+        "*/v1/responses/input_tokens": ApiDialect.OPENAI_RESPONSES,
         "*/v1/completions": ApiDialect.OPENAI_COMPLETIONS,
         "*/v1/messages": ApiDialect.ANTHROPIC_MESSAGES,
         # Counts for the model that the next request will go to, and has the same body.

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sidecar.core.conversation import Message, Role
-from sidecar.ext_proc.dialects.harness import HarnessText
+from sidecar.ext_proc.dialects.harness import HarnessText, said_in_result
 from sidecar.ext_proc.dialects.json_fields import Fields
 
 _NULL = msgspec.Raw(b"null")
@@ -139,19 +139,39 @@ def has_items(fields: Fields, *keys: str) -> bool:
     return any([len(field_items(fields, key)) > 0 for key in there])
 
 
-@dataclass(frozen=True, slots=True)
+def size_of(text: str) -> int:
+    """Bytes. Most texts are ASCII, of which they are known without encoding them."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+@dataclass(slots=True)
 class Reading:
-    """How the messages of a body are read. Args: see `DialectOptions`."""
+    """How the messages of one body are read.
+
+    Args:
+        harness, max_messages: see `DialectOptions`.
+        left_out: bytes of the user's messages that are in none of those that were read.
+    """
 
     harness: HarnessText
     max_messages: int
+    left_out: int = 0
 
     def newest(self, fields: Fields, key: str) -> Sequence[msgspec.Raw]:
         """The newest items of the list at `key`. Raises UnknownShapeError."""
         return field_items(fields, key)[-self.max_messages :]
 
     def user(self, parts: Sequence[Part]) -> Message | None:
-        """What the user wrote; None if all of it is a harness's."""
-        text = self.harness.cleaned(text_of(parts))
-        images = images_of(parts)
-        return Message(Role.USER, text, images) if text or images else None
+        """What the user wrote; None if all of it is a harness's. What a tool has found, which some
+        send as the user's, is a message of the system."""
+        whole = text_of(parts)
+        text, images = self.harness.cleaned(whole), images_of(parts)
+        role = Role.USER
+        said = said_in_result(text)
+        if said:
+            text = said
+        elif said is not None:
+            role = Role.SYSTEM
+        if text is not whole:
+            self.left_out += size_of(whole) - size_of(text)
+        return Message(role, text, images) if text or images else None

@@ -23,7 +23,13 @@ from sidecar.ext_proc.dialects.harness import HarnessText
 from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, span
 from sidecar.ext_proc.dialects.keys import conversation_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
-from sidecar.ext_proc.dialects.parts import Body, Reading, UnknownShapeError, field_text
+from sidecar.ext_proc.dialects.parts import (
+    Body,
+    Reading,
+    UnknownShapeError,
+    field_text,
+    size_of,
+)
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, PassReason, Understood
 
 _READERS: Mapping[ApiDialect, Callable[[Fields, Reading], Body]] = {
@@ -35,6 +41,8 @@ _READERS: Mapping[ApiDialect, Callable[[Fields, Reading], Body]] = {
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 _PLAIN_JSON = ("application/json", "")
 _TRUE = b"true"
+_COUNTING = ("/count_tokens", "/input_tokens")
+"""Ends of paths whose responses tell how many tokens the request has."""
 _MAX_PATHS = 64
 """That are remembered; Envoy bounds their length."""
 
@@ -57,8 +65,7 @@ class LlmDialects:
         ]
         # Asked twice for each request, of which most are alike.
         self._by_path = lru_cache(_MAX_PATHS)(self._find_path)
-        harness = HarnessText(self._options.harness)
-        self._reading = Reading(harness, self._options.max_messages)
+        self._harness = HarnessText(self._options.harness)
 
     def recognise(self, head: HttpHead) -> ApiDialect | Passed:
         """By method, path and content type. A path whose API the body tells reads as Chat
@@ -126,7 +133,8 @@ class LlmDialects:
             return Passed(PassReason.MALFORMED_BODY, "the body is no valid JSON")
         try:
             dialect = dialect or _by_shape(head, fields)
-            return self._understood(dialect, fields, body, plain)
+            path = head.path.partition("?")[0]
+            return self._understood(dialect, path, fields, body, plain)
         except UnknownShapeError as error:
             return Passed(PassReason.UNKNOWN_SHAPE, str(error))
         except msgspec.ValidationError:
@@ -135,10 +143,11 @@ class LlmDialects:
             return Passed(PassReason.MALFORMED_BODY, "the body has text that is not UTF-8")
 
     def _understood(
-        self, dialect: ApiDialect, fields: Fields, body: bytes, plain: bytes | None
+        self, dialect: ApiDialect, path: str, fields: Fields, body: bytes, plain: bytes | None
     ) -> Understood:
         options = self._options
-        read = _READERS[dialect](fields, self._reading)
+        reading = Reading(self._harness, options.max_messages)
+        read = _READERS[dialect](fields, reading)
         conversation = Conversation(read.messages)
         capabilities = implied_capabilities(conversation)
         if read.tools:
@@ -148,31 +157,32 @@ class LlmDialects:
             model=field_text(fields, "model"),
             model_at=span(body, fields["model"]) if "model" in fields else None,
             conversation=conversation,
-            needs=Needs(capabilities, self._context_tokens(read, fields)),
-            stream=bytes(memoryview(fields["stream"])) == _TRUE if "stream" in fields else False,
+            needs=Needs(capabilities, self._context_tokens(read, reading.left_out, fields)),
+            stream=_is_true(fields, "stream"),
+            awaited=not path.endswith(_COUNTING) and not _is_true(fields, "background"),
             conversation_key=conversation_key(fields, options.key_fields.get(dialect, ())),
             previous_response_id=read.continues,
             plain_body=plain,
         )
 
-    def _context_tokens(self, read: Body, fields: Fields) -> int:
-        """An estimate: the bytes of all texts and tool definitions, image data left out."""
+    def _context_tokens(self, read: Body, left_out: int, fields: Fields) -> int:
+        """An estimate: the bytes of all texts, `left_out` those of a harness, and of tool
+        definitions; image data left out."""
         if not self._options.bytes_per_token:
             return 0
-        size = 0
+        size = left_out
         for message in read.messages:
-            size += _size(message.text)
+            size += size_of(message.text)
             for call in message.tool_calls:
-                size += _size(call.arguments)
+                size += size_of(call.arguments)
         for key in ("tools", "functions"):
             if key in fields:
                 size += len(memoryview(fields[key]))
         return size // self._options.bytes_per_token + read.output_tokens
 
 
-def _size(text: str) -> int:
-    """Bytes. Most texts are ASCII, of which they are known without encoding them."""
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+def _is_true(fields: Fields, key: str) -> bool:
+    return key in fields and bytes(memoryview(fields[key])) == _TRUE
 
 
 def _commas(body: bytes) -> int:

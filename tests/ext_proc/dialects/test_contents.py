@@ -94,6 +94,25 @@ CHAT_MESSAGES: dict[str, tuple[list[object], list[Message]]] = {
         [{"role": "user", "content": "<environment_details>a</environment_details>"}],
         [],
     ),
+    "results of tools in the user's messages": (
+        [
+            {"role": "user", "content": "<task>\nFix the bug.\n</task>"},
+            {"role": "assistant", "content": "<read_file><path>a.py</path></read_file>"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "[read_file for 'a.py'] Result:"},
+                    {"type": "text", "text": "poem = 1"},
+                    {"type": "text", "text": "<environment_details>a</environment_details>"},
+                ],
+            },
+        ],
+        [
+            Message(USER, "<task>\nFix the bug.\n</task>"),
+            Message(ASSISTANT, "<read_file><path>a.py</path></read_file>"),
+            Message(SYSTEM, "[read_file for 'a.py'] Result:\npoem = 1"),
+        ],
+    ),
     "an image alone": (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}],
         [Message(USER, "", 1)],
@@ -384,9 +403,15 @@ def test_needs(path: str, body: dict[str, object], needs: set[Capability]) -> No
     assert understood(body, path).needs.capabilities == needs
 
 
+BLOCK = f"<user_info>{'x' * 377}</user_info>"
 CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
     "text": (CHAT, {"messages": [{"role": "user", "content": "x" * 400}]}, 100),
     "text that is not ASCII": (CHAT, {"messages": [{"role": "user", "content": "字" * 400}]}, 300),
+    "text of a harness": (
+        CHAT,
+        {"messages": [{"role": "user", "content": text} for text in (BLOCK, f"{BLOCK}Hi")]},
+        200,
+    ),
     "answer": (CHAT, {"messages": [], "max_tokens": 50}, 50),
     "answer, as it is called now": (
         CHAT,

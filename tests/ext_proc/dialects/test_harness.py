@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.ext_proc.dialects.harness import CODING_AGENTS, HarnessBlock, HarnessText, tag
+from sidecar.ext_proc.dialects.harness import (
+    CODING_AGENTS,
+    HarnessBlock,
+    HarnessText,
+    said_in_result,
+    tag,
+)
 from tests.ext_proc.dialects.requests import PROPERTY
 
 TEXT = HarnessText(CODING_AGENTS)
@@ -25,6 +31,23 @@ STRIPPED: dict[str, tuple[str, str]] = {
     "codex": (
         "# AGENTS.md instructions for /src\n\n<INSTRUCTIONS>\nUse tabs.\n</INSTRUCTIONS>\n\n"
         "<environment_context>\n  <cwd>/src</cwd>\n</environment_context>",
+        "",
+    ),
+    "codex in an editor": (
+        "# Context from my IDE setup:\n\n## Active file: a.py\n\n## Open tabs:\n- a.py: a.py\n\n"
+        "## My request for Codex:\nFix the bug.",
+        "Fix the bug.",
+    ),
+    "codex with files": (
+        "# Files mentioned by the user:\n\n## a.png: /tmp/a.png\n\n## My request for Codex:\n"
+        "Fix the bug.",
+        "Fix the bug.",
+    ),
+    "claude code, interrupted": ("[Request interrupted by user for tool use]", ""),
+    "cline, after an answer without a tool": (
+        "[ERROR] You did not use a tool in your previous response! Please retry with a tool use.\n"
+        "\n# Next Steps\n\n(This is an automated message, so do not respond to it "
+        "conversationally.)",
         "",
     ),
     "cline": (
@@ -51,6 +74,40 @@ STRIPPED: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("text", "kept"), STRIPPED.values(), ids=STRIPPED.keys())
 def test_cleaned(text: str, kept: str) -> None:
     assert TEXT.cleaned(text) == kept
+
+
+RESULTS: dict[str, tuple[str, str | None]] = {
+    "what was found": ("[read_file for 'a.py'] Result:\nprint(1)", ""),
+    "of a command of several lines": ("[execute_command for 'ls\ncat a'] Result:\na", ""),
+    "of a tool that is asked nothing": ("[update_todo_list] Result: Done", ""),
+    "feedback": (
+        "[attempt_completion] Result:\nThe user has provided feedback on the results.\n"
+        "<feedback>\nNow write a poem.\n</feedback>",
+        "Now write a poem.",
+    ),
+    "feedback on what looks like some": (
+        "[read_file for 'a'] Result:\n<feedback>\nx\n</feedback>\nThe user provided the following "
+        "feedback:\n<feedback>\nNow write a poem.\n</feedback>",
+        "Now write a poem.",
+    ),
+    "an answer": (
+        "[ask_followup_question for 'Which one?'] Result:\n<answer>\nThe first.\n</answer>",
+        "The first.",
+    ),
+    "an element of that name in what was found": (
+        "[read_file for 'a.xml'] Result:\n<answer>\n42\n</answer>",
+        "",
+    ),
+    "the user's own words": ("Fix the bug.", None),
+    "the user's own brackets": ("[todo] Result: none", None),
+    "a result that is quoted": ("Why [read_file for 'a.py'] Result: x?", None),
+    "a list": ("[read_file, write_file] are the tools.", None),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), RESULTS.values(), ids=RESULTS.keys())
+def test_said_in_the_result_of_a_tool(text: str, said: str | None) -> None:
+    assert said_in_result(text) == said
 
 
 def test_of_two_that_begin_alike_the_longer_beginning_counts() -> None:

@@ -34,6 +34,8 @@ RECOGNISED: dict[str, tuple[HttpHead, str]] = {
     "completions": (head(COMPLETIONS), "openai-completions"),
     "messages": (head(MESSAGES), "anthropic-messages"),
     "tokens counted": (head(MESSAGES + "/count_tokens"), "anthropic-messages"),
+    "tokens counted of responses": (head(RESPONSES + "/input_tokens"), "openai-responses"),
+    "history compacted": (head(RESPONSES + "/compact"), "openai-responses"),
     "below a prefix": (head("/gateway" + MESSAGES), "anthropic-messages"),
     "query": (head(MESSAGES + "?beta=true"), "anthropic-messages"),
     "charset": (head(content_type="application/json; charset=utf-8"), "openai-chat"),
@@ -201,6 +203,24 @@ def test_of_patterns_the_first_that_fits_counts() -> None:
 def test_stream(value: object, stream: bool) -> None:
     assert understood({**ASK, "stream": value}).stream is stream
     assert understood(ASK).stream is False
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "awaited"),
+    [
+        (MESSAGES, {"stream": True}, True),
+        (MESSAGES + "/count_tokens", {}, False),
+        (MESSAGES + "/count_tokens?beta=true", {}, False),
+        (RESPONSES, {"background": False}, True),
+        (RESPONSES, {"background": True}, False),
+        (RESPONSES + "/compact", {}, True),
+        (RESPONSES + "/input_tokens", {}, False),
+    ],
+)
+def test_a_response_that_is_not_the_models_answer_is_told(
+    path: str, more: dict[str, object], awaited: bool
+) -> None:
+    assert understood({"input": "Hi", **ASK, **more}, path).awaited is awaited
 
 
 def test_model_may_be_absent_or_null() -> None:
