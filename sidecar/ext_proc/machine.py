@@ -137,8 +137,10 @@ class Exchange:
 
     @property
     def settled(self) -> bool:
-        """True when the request has been answered to its end, whatever follows of its response."""
-        return self._state is _State.ENDED or self.finished
+        """True when nothing is left to be done about the request, whatever follows of it or of its
+        response."""
+        unanswered = self._observed and self._state is _State.PASSING
+        return self._state is _State.ENDED or unanswered or self.finished
 
     def feed(self, message: pb.ProcessingRequest) -> Step:
         """Takes the next message."""

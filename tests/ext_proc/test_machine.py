@@ -513,6 +513,15 @@ def test_observed_request_is_not_refused() -> None:
     assert talk.say(request_body(b"123456")) == ()
 
 
+def test_observed_request_that_is_not_decided_on_is_not_waited_for() -> None:
+    """A server that stops would else wait for a stream that Envoy holds open with the response."""
+    talk = Conversation(observing=True)
+    talk.say(request_headers({":path": "/other"}))
+
+    assert talk.exchange.settled
+    assert talk.say(request_body(b"1234")) == ()
+
+
 def test_observed_response_to_a_request_that_was_decided_on_is_watched() -> None:
     talk = Conversation(observing=True)
 
