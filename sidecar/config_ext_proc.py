@@ -16,13 +16,14 @@ _HEADER = re.compile(r"[a-z0-9!#$&'*+.^_`|~-]+")
 CODING_AGENTS = "coding-agents"
 BY_BODY = "by-body"
 _APIS = (*ApiDialect, BY_BODY)
-_KEPT_FROM_CLIENTS = ("x-envoy-", "content-", "host", "connection", "transfer-encoding", "te")
+_KEPT_FROM_CLIENTS = ("x-envoy-", "content-")
+_OF_HTTP = ("host", "connection", "transfer-encoding", "te")
 
 
 def _header(value: str) -> str:
     if value and not _HEADER.fullmatch(value):
         raise ValueError(f"{quoted(value)} is not the name of a header in lower case")
-    if value.startswith(_KEPT_FROM_CLIENTS):
+    if value.startswith(_KEPT_FROM_CLIENTS) or value in _OF_HTTP:
         raise ValueError(
             f"{quoted(value)} has a meaning of its own in HTTP or in Envoy; use another"
         )

@@ -52,6 +52,8 @@ def test_each_setting_of_the_dialects() -> None:
         ("harness", "x" * 61, "at most 60 characters"),
         ("harness", "=>]]", "BEGIN=>END"),
         ("caller_header", "Content-Type", "lower case"),
+        ("caller_header", "x-envoy-peer", "has a meaning of its own"),
+        ("caller_header", "te", "has a meaning of its own"),
     ],
 )
 def test_refused_with_the_value_and_what_to_write(field: str, value: str, said: str) -> None:
@@ -60,3 +62,8 @@ def test_refused_with_the_value_and_what_to_write(field: str, value: str, said: 
         ExtProcSettings.model_validate({field: given})
 
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tenant-id", "team", "hostname", "connection-id"])
+def test_header_whose_name_only_begins_like_one_of_http_is_taken(name: str) -> None:
+    assert ExtProcSettings(caller_header=name).caller_header == name
