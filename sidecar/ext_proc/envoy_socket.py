@@ -54,5 +54,6 @@ class EnvoySocket:
     async def stop(self) -> None:
         """Ends what has not ended by itself, and removes the socket."""
         if self._listener is not None:
-            await self._listener.stop()
+            # First: as soon as nobody listens, another sidecar may have put its own there.
             self.path.unlink(missing_ok=True)
+            await self._listener.stop()

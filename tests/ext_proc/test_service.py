@@ -25,6 +25,7 @@ from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpRequest, Passed, PassReason, Understood
+from sidecar.grpc_api.listening import ListenError, bound_unix
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from tests.ext_proc.parts import (
     kinds,
@@ -404,3 +405,25 @@ async def test_only_responses_that_a_provider_keeps_are_watched(
             await until(lambda: noting.watched > 0)
 
     assert noting.watched == watched
+
+
+async def test_socket_that_a_successor_has_opened_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / f"s{ALONE}"
+    async with service_on(path):
+        # It is not closed from here, so that the stop takes its time.
+        reader, held = await asyncio.open_unix_connection(path)
+        await reader.readexactly(1)
+        opening = asyncio.ensure_future(open_when_free(path))
+    await opening
+    held.close()
+
+    assert path.is_socket()
+
+
+async def open_when_free(path: Path) -> None:
+    while True:
+        try:
+            bound_unix(path).close()
+            return
+        except ListenError:
+            await asyncio.sleep(0.01)
