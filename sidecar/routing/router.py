@@ -211,9 +211,7 @@ class Router:
             outcome = await self._answered(walk)
             return walk.pinning.settled(outcome) if walk.pinning is not None else outcome
         except Exception:
-            # A defect of ours must not fail the caller's request.
-            _log.exception("routing failed", decision_id=walk.id)
-            return fallback(Reason.INTERNAL_ERROR, "A defect of the sidecar; see its log.")
+            return _defect(walk)
 
     async def _answered(self, walk: Walk) -> Outcome:
         try:
@@ -226,6 +224,9 @@ class Router:
             )
         except InferenceError as error:
             return fallback(error.failure.value, f"The routing model gave no answer: {error}")
+        except Exception:
+            # As any other request without an answer, it keeps its conversation's route.
+            return _defect(walk)
 
     def _override(self, walk: Walk) -> Outcome | None:
         if not walk.request.model:
@@ -496,6 +497,12 @@ class Router:
         if walk.request.explain and walk.prompt is not None:
             text = self._spell((*walk.prompt.prefix_ids, *walk.prompt.suffix_ids))
         return decide(walk, outcome, walk.compiled.catalog, self._routing_model, text)
+
+
+def _defect(walk: Walk) -> Outcome:
+    """Of the exception that is being handled: a defect of ours must not fail the request."""
+    _log.exception("routing failed", decision_id=walk.id)
+    return fallback(Reason.INTERNAL_ERROR, "A defect of the sidecar; see its log.")
 
 
 def _prompt_of(walk: Walk) -> CompiledPrompt:

@@ -48,7 +48,7 @@ def test_whatever_an_answer_depends_on_makes_another_key(
     [
         (("a", "b"), ("a", "b", "c")),
         (("a", "b"), ("b", "a")),
-        (("a\0user\x001\0b",), ("a", "b")),
+        (("a\0assistant\0b",), ("a", "b")),
         (("ab",), ("a", "b")),
     ],
     ids=["another turn", "other order", "a text with the separator", "joined"],

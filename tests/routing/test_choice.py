@@ -56,6 +56,13 @@ CASES = {
         None,
         "low_confidence",
     ),
+    "caller raises the route's own minimum": (
+        FLAT,
+        answer(travel=0.6, code=0.3, other=0.1),
+        0.7,
+        None,
+        "low_confidence",
+    ),
     "caller cannot lower it": (
         FLAT,
         answer(travel=0.49, code=0.4, other=0.11),
@@ -66,6 +73,13 @@ CASES = {
     "best action of the best domain": (
         DEEP,
         answer(book=0.5, hotel=0.1, travel=0.1, code=0.2, other=0.1),
+        0.0,
+        "book",
+        "matched",
+    ),
+    "an action that the answer leaves out": (
+        DEEP,
+        answer(book=0.5, travel=0.1, code=0.3, other=0.1),
         0.0,
         "book",
         "matched",

@@ -12,13 +12,14 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role, ToolCall
-from sidecar.core.decision import Decision, Needs, PolicyRef, RoutingRequest
+from sidecar.core.decision import Decision, Needs, PolicyRef, Reason, RoutingRequest
 from sidecar.core.model import InferenceFailure
 from sidecar.core.policy import Capability, Model, PinMode, Policy
 from sidecar.routing import CompiledPolicy, DecisionCache, Pins
 from sidecar.routing import router as router_module
-from sidecar.routing.pins import Pin, Subject, pin_mode, subject
-from tests.doubles import talk
+from sidecar.routing.pins import Pin, Pinning, Subject, pin_mode, subject
+from sidecar.routing.walk import fallback
+from tests.doubles import StubPrompt, talk
 from tests.routing.worlds import CATALOG, POLICY, World, a_world, models
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
@@ -79,6 +80,13 @@ SECONDS: dict[
     "a new turn is decided anew": (FIRST, CODE, SECOND, TRAVEL, ("model", "matched", "travel")),
     "a new turn of the same route": (FIRST, CODE, SECOND, CODE, ("model", "matched", "code")),
     "a new turn, unsure": (FIRST, CODE, SECOND, UNSURE_TRAVEL, ("pin", "kept_unsure", "code")),
+    "a new turn, just sure enough": (
+        FIRST,
+        CODE,
+        SECOND,
+        (1, 2, 1),
+        ("model", "matched", "travel"),
+    ),
     "a new turn that fits no route": (FIRST, CODE, SECOND, OTHER, ("fallback", "no_match", "")),
     "a new turn, below the caller's minimum": (
         FIRST,
@@ -254,6 +262,19 @@ async def test_without_an_answer_a_conversation_keeps_its_route(
     assert f"stub: {failure.name}" in decision.detail
 
 
+async def test_a_defect_keeps_the_route_of_the_conversation(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: StubPrompt, conversation: Conversation) -> None:
+        raise ZeroDivisionError
+
+    world.model.logits = CODE
+    await world.router.decide(FIRST)
+    monkeypatch.setattr(StubPrompt, "render", broken)
+
+    assert said(await world.router.decide(SECOND)) == ("pin", "kept_without_answer", "code")
+
+
 @pytest.mark.parametrize(
     ("given", "answer", "failure", "source"),
     [
@@ -282,6 +303,17 @@ async def test_what_the_routing_model_did_not_choose_is_not_pinned(
     assert len(pins) == 0
 
 
+async def test_what_the_cache_decided_is_pinned(pins: Pins) -> None:
+    async with a_world(DecisionCache(100_000, 60), pins) as world:
+        world.model.logits = CODE
+        await world.router.decide(replace(FIRST, caller="a"))
+        cached = await world.router.decide(replace(FIRST, caller="b"))
+        then = await world.router.decide(loop(replace(FIRST, caller="b")))
+
+    assert said(cached) == ("cache", "matched", "code")
+    assert said(then) == ("pin", "pinned_task", "code")
+
+
 async def test_a_switched_task_is_kept_in_turn(world: World) -> None:
     for request, answer in ((FIRST, CODE), (SECOND, TRAVEL)):
         world.model.logits = answer
@@ -302,6 +334,48 @@ async def test_without_a_pin_a_tool_loop_is_asked_about_the_same(world: World) -
     assert again.explanation is not None
     # Of the prompt's tokens three are the prefix: one message, not the two that are shown.
     assert again.explanation.prompt_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("reason", "ends"),
+    [
+        (Reason.DEADLINE_EXCEEDED, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.MODEL_UNAVAILABLE, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.MODEL_ERROR, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.BREAKER_OPEN, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.OVERLOADED, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.WARMING, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.UNPARSABLE_ANSWER, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.UNKNOWN_ROUTE, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.NOTHING_TO_ROUTE, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.INTERNAL_ERROR, Reason.KEPT_WITHOUT_ANSWER),
+        (Reason.LOW_CONFIDENCE, Reason.KEPT_UNSURE),
+        (Reason.NO_MATCH, Reason.NO_MATCH),
+        (Reason.UNKNOWN_ISSUER, Reason.UNKNOWN_ISSUER),
+    ],
+)
+async def test_a_fallback_that_says_nothing_of_the_request_keeps_the_route(
+    world: World, pins: Pins, reason: Reason, ends: Reason
+) -> None:
+    of = subject(SECOND, world.registry.compile(BY_TASK), PinMode.TASK)
+    pins.put(
+        subject(FIRST, world.registry.compile(BY_TASK), PinMode.TASK).task, Pin("code", "claude")
+    )
+    pinning = Pinning(pins, BY_TASK, of)
+
+    assert pinning.kept() is None
+    assert pinning.settled(fallback(reason, "")).reason is ends
+
+
+async def test_a_new_turn_of_the_same_route_keeps_the_model(world: World, pins: Pins) -> None:
+    of = subject(FIRST, world.registry.compile(BY_TASK), PinMode.TASK)
+    pins.put(of.task, Pin("code", "gpt"))
+    world.model.logits = CODE
+
+    decision = await world.router.decide(SECOND)
+
+    assert said(decision) == ("model", "matched", "code")
+    assert [decision.model.id, *(m.id for m in decision.fallbacks)] == ["gpt", "claude"]
 
 
 async def test_the_model_of_a_pin_is_first_wherever_it_can_take_the_request(
