@@ -298,7 +298,9 @@ class UnreadStream:
             self._sent += 1
 
     async def stalled(self) -> None:
-        before = -1
-        while before < self._sent:
+        """Something was sent, and nothing more for a while."""
+        before, looks = 0, 0
+        while looks < 4:
+            await asyncio.sleep(0.25)
+            looks = looks + 1 if 0 < self._sent == before else 0
             before = self._sent
-            await asyncio.sleep(0.5)

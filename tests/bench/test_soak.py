@@ -29,6 +29,7 @@ from sidecar.cli.soak import exit_status
 from sidecar.engines import EngineInfo
 from sidecar.local import TritonServer
 from tests.cli.test_commands import sidecar
+from tests.virtual_time import keep_virtual_time
 
 SLOW = {"Triton killed", "Triton frozen"}
 FAST = sorted(set(FAULTS) - SLOW - ({CLOCK_JUMPS} if shutil.which("cc") is None else set()))
@@ -110,6 +111,7 @@ class SlowWhileBroken(Routes):
 async def test_calls_that_are_answered_after_the_recovery_belong_to_the_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    keep_virtual_time(monkeypatch)
     routes = SlowWhileBroken()
 
     @asynccontextmanager
@@ -185,7 +187,10 @@ async def test_a_triton_that_a_fault_has_killed_is_started_again(
     assert {each.sample.source for each in found.between()} <= {"model"}
 
 
-async def test_a_triton_that_is_down_on_purpose_stays_so() -> None:
+async def test_a_triton_that_is_down_on_purpose_stays_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_virtual_time(monkeypatch)
     triton = Mortal()
     triton.dead = True
     revival = Revival(triton)

@@ -32,8 +32,6 @@ from sidecar.local.process import children
 from tests.certificates import Authority
 from tests.cli.test_commands import sidecar
 
-pytestmark = pytest.mark.timeout(240)
-
 POLICY = """
 apiVersion: llmrouter.v1
 kind: ModelCatalog
@@ -100,6 +98,8 @@ def _started(policies: Path, address: str, *more: str) -> Iterator[Up]:
     environment = os.environ | {
         "SIDECAR_SERVER__GRPC_ADDRESS": address,
         "SIDECAR_SERVER__HTTP_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
+        # Other tests compute beside these.
+        "SIDECAR_ROUTING__DECISION_BUDGET_MS": "60000",
     }
     process = subprocess.Popen(
         [sys.executable, "-c", UP, "up", "--policies", str(policies), *more],
@@ -152,11 +152,12 @@ def _triton_log(up: Up) -> Path:
 
 
 def _check_answers(up: Up, tmp_path: Path) -> None:
-    text = sidecar("route", "Fix this shell script, please.", "--address", up.address)
+    patient = ("--address", up.address, "--timeout", "60")
+    text = sidecar("route", "Fix this shell script, please.", *patient)
     assert text.returncode == 0
     assert re.search(r"^source +model, matched", text.stdout, re.MULTILINE)
 
-    arguments = ["route", "--file", "-", "--explain", "--output", "json", "--address", up.address]
+    arguments = ["route", "--file", "-", "--explain", "--output", "json", *patient]
     answer = json.loads(sidecar(*arguments, stdin=CONVERSATION).stdout)
     assert answer["source"] == "DECISION_SOURCE_MODEL"
     assert answer["route"] in {"code", "weather"}
@@ -164,10 +165,10 @@ def _check_answers(up: Up, tmp_path: Path) -> None:
 
     several = tmp_path / "several.jsonl"
     several.write_text(f"{CONVERSATION}\n{CONVERSATION}\n")
-    arguments = ["route", "--file", str(several), "--output", "json", "--address", up.address]
+    arguments = ["route", "--file", str(several), "--output", "json", *patient]
     assert len(sidecar(*arguments).stdout.splitlines()) == 2
 
-    unknown = sidecar("route", "hello", "--policy", "unknown", "--address", up.address)
+    unknown = sidecar("route", "hello", "--policy", "unknown", *patient)
     assert unknown.returncode == 1
     assert "there is no policy namespaces/default/policies/unknown" in unknown.stderr
 

@@ -34,7 +34,6 @@ may_mount = subprocess.run(["unshare", "-m", "true"], capture_output=True).retur
 pytestmark = [
     needs_kubectl,
     pytest.mark.skipif(not may_mount, reason="mounting takes root"),
-    pytest.mark.timeout(240),
 ]
 
 
@@ -79,10 +78,10 @@ def test_decides_by_the_model_with_a_root_that_cannot_be_written(tmp_path: Path)
             output += line
         assert output.count("Read-only file system") == 2
         asked = "Write a polite email to my landlord about the broken heating."
-        answer = sidecar("route", asked, "--address", grpc, "--output", "json")
+        answer = sidecar("route", asked, "--address", grpc, "--output", "json", "--timeout", "60")
         assert json.loads(answer.stdout)["source"] == "DECISION_SOURCE_MODEL", answer.stdout
         path = container["readinessProbe"]["httpGet"]["path"]
-        assert urllib.request.urlopen(f"http://{http}{path}", timeout=5).status == 200
+        assert urllib.request.urlopen(f"http://{http}{path}", timeout=60).status == 200
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=pod["terminationGracePeriodSeconds"])
     finally:

@@ -369,7 +369,6 @@ def distributions(prefix: Path) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-@pytest.mark.timeout(600)
 def test_the_sidecar_image_s_installation_works_in_an_empty_folder(tmp_path: Path) -> None:
     dockerfile = (DOCKER / "sidecar" / "Dockerfile").read_text()
     source, prefix, listed = tmp_path / "src", tmp_path / "opt", tmp_path / "share" / "sidecar.json"

@@ -44,7 +44,6 @@ def test_fixtures_are_what_transformers_computes(
     ]
 
 
-@pytest.mark.timeout(600)
 def test_smollm2_from_gguf(tmp_path: Path) -> None:
     from sidecar.local import data_file
 

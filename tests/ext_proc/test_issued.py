@@ -39,8 +39,6 @@ from tests.ext_proc.standins import service_on
 from tests.ext_proc.test_sdks import CODE, TRAVEL, Walking
 from tests.routing.worlds import World, a_world
 
-pytestmark = pytest.mark.timeout(180)
-
 ISTIO = shipped_config().parent / "kubernetes" / "istio.yaml"
 
 TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]

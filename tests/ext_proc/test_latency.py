@@ -31,7 +31,6 @@ FASTEST = ModelList(tuple(WeightedModel(id) for id in EXPECTED), Preference.FAST
 ENOUGH = 5
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
 async def test_model_that_turns_out_to_be_slow_is_not_the_fastest(
     mode: str, tmp_path: Path

@@ -24,7 +24,7 @@ from tests.ext_proc.sdk_provider import TEXT, TOOL, SdkProvider, sdk_provider
 from tests.ext_proc.standins import StubRouter, service_on
 from tests.routing.worlds import World, a_world
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SAID = "".join(TEXT)
 PNG = "iVBORw0KGgo="

@@ -254,9 +254,11 @@ async def test_a_call_cancelled_in_the_queue_is_not_computed(model: Client) -> N
 
 async def test_more_than_the_queue_holds_is_unavailable(model: Client) -> None:
     running = await endless(model, SUFFIXES[1], ENDLESS)
-    waiting = [asyncio.create_task(model(label(PREFIX, [token]))) for token in range(3, 3 + QUEUE)]
-    await asyncio.sleep(0.5)
-    status, message = await status_of(model(label(PREFIX, SUFFIXES[0])))
+    # One more than it holds: the one that comes last is answered first.
+    tokens = range(3, 3 + QUEUE + 1)
+    calls = [asyncio.create_task(model(label(PREFIX, [token]))) for token in tokens]
+    (refused,), waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    status, message = await status_of(refused)
     assert status == "StatusCode.UNAVAILABLE"
     assert "Exceeds maximum queue size" in message
     await gone(running)

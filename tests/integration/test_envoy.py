@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from sidecar.app import Sidecar
 from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
@@ -25,8 +23,7 @@ from tests.ext_proc.client import Answer, post
 from tests.ext_proc.standins import chat
 from tests.ext_proc.upstream import Upstream
 from tests.integration.running_sidecar import POLICIES
-
-pytestmark = pytest.mark.timeout(240)
+from tests.waiting import until
 
 CLUSTERS = ("openai", "anthropic", "google", "mistral", "deepseek")
 FROM_MODEL = {"model", "cache"}
@@ -137,9 +134,11 @@ async def test_drain_fails_no_request(cpu_engine: EngineInfo, tmp_path: Path) ->
                 seen.append((answer.status, headers.get("x-llm-source", "without")))
 
         asking = asyncio.ensure_future(ask_on())
-        await asyncio.sleep(0.3)
+        await until(lambda: bool(seen))
         await running.sidecar.stop(20)
-        await asyncio.sleep(0.3)
+        gone = len(seen)
+        # One was begun before.
+        await until(lambda: len(seen) > gone + 1)
         stopped.set()
         await asking
 

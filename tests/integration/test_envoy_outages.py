@@ -30,7 +30,7 @@ from tests.ext_proc.upstream import Upstream
 from tests.integration.running_sidecar import POLICIES
 from tests.integration.test_outages import PROVING
 
-pytestmark = pytest.mark.timeout(3600 if PROVING else 600)
+pytestmark = pytest.mark.timeout(3600 if PROVING else 900)
 
 REQUESTS = int(os.environ.get("SIDECAR_PROVE_REQUESTS", "24000")) if PROVING else 300
 """Fewer than the default are a rehearsal, on a machine that does other things too."""

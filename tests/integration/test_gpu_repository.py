@@ -183,13 +183,14 @@ async def test_a_cancelled_decision_stops_computing(model: TritonModel, client: 
 async def test_a_full_queue_is_overload(model: TritonModel, client: Client) -> None:
     running = await endless(client, SUFFIX, ENDLESS)
     label = LabelAnswer((5,))
-    waiting = [
+    # One more than it holds: the one that comes last is answered first.
+    calls = [
         asyncio.create_task(model.infer(Prompt((), (token,)), label, 60))
-        for token in range(3, 3 + QUEUE)
+        for token in range(3, 3 + QUEUE + 1)
     ]
-    await asyncio.sleep(0.5)
+    (refused,), waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     with pytest.raises(InferenceError) as error:
-        await model.infer(Prompt((), (1,)), label, 30)
+        await refused
     assert error.value.failure is InferenceFailure.OVERLOADED
     await gone(running)
     await asyncio.gather(*waiting)

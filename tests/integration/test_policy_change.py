@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 import grpc
-import pytest
 
 from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
@@ -22,7 +21,6 @@ from tests.policies.stores.parts import CATALOG, name_of, policy
 NAME = name_of("default")
 
 
-@pytest.mark.timeout(300)
 async def test_no_request_notices_a_change(
     triton: TritonServer, cpu_engine: EngineInfo, tmp_path: Path
 ) -> None:

@@ -77,7 +77,6 @@ async def calls_going_on(fleet: Fleet) -> AsyncIterator[list[str]]:
     assert all(isinstance(each, asyncio.CancelledError) for each in ended)
 
 
-@pytest.mark.timeout(600 if PROVE else 120)
 async def test_change_through_either_is_used_by_both(fleet: Fleet) -> None:
     changes = 200 if PROVE else 6
     waited: list[float] = []
@@ -128,7 +127,6 @@ async def test_writers_on_both_sides_never_overwrite_each_other(fleet: Fleet) ->
     assert (await get(fleet[1])).description == won[0]
 
 
-@pytest.mark.timeout(600 if PROVE else 120)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_decisions_go_on_while_postgres_is_away_and_nothing_is_missed(
     fleet: Fleet, postgres: PostgresServer, how: str, monkeypatch: pytest.MonkeyPatch

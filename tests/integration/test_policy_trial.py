@@ -30,7 +30,7 @@ from sidecar.local import TritonServer
 from sidecar.policies import load_policies
 from tests.grpc_api.refusals import refused
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CATALOG = Path(__file__).parents[1] / "policies" / "overlaps" / "catalog.yaml"
 HEAD = """\

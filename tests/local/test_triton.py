@@ -159,7 +159,7 @@ def test_a_model_whose_process_was_killed_is_noticed_though_the_server_says_read
     os.kill(stub, signal.SIGKILL)
     while triton.models_alive():  # bounded by the time limit of the test
         time.sleep(0.01)
-    assert triton.is_ready()
+    assert triton.is_ready(60)
     with pytest.raises(InferenceServerException, match="not healthy"):
         echo(triton, [7])
     triton.restart()

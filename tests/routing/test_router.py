@@ -23,6 +23,7 @@ from sidecar.inference.breaker import BreakerState
 from sidecar.routing import DecisionCache, Pins
 from tests.doubles import StubPrompt, talk
 from tests.routing.worlds import CATALOG, HELLO, POLICY, World, a_world, models, request
+from tests.virtual_time import keep_virtual_time
 from tests.waiting import until
 
 
@@ -34,8 +35,9 @@ async def world() -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def hurried() -> AsyncIterator[World]:
-    """As `world`, with a budget that is soon over."""
+async def hurried(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """As `world`, with a budget that is soon over, in virtual time."""
+    keep_virtual_time(monkeypatch)
     async with a_world(DecisionCache(0, 60), budget_s=0.1) as made:
         yield made
 

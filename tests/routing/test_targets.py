@@ -28,6 +28,7 @@ from sidecar.routing import (
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.targets import Refusal, _rendezvous
 from tests.doubles import ListSink, StubModel, StubPrompt, talk
+from tests.virtual_time import keep_virtual_time
 from tests.waiting import until
 
 MODELS = ModelList((WeightedModel("m"),))
@@ -224,6 +225,7 @@ async def _refusing(ids: object, timeout_s: float, routes: object = ()) -> None:
 async def test_a_late_answer_is_held_against_the_server_that_was_asked_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    keep_virtual_time(monkeypatch)
     async with two_servers(budget_s=0.2) as world:
         late = []
         for each in world.targets:
@@ -266,7 +268,7 @@ async def test_a_policy_that_one_server_holds_is_warmed_at_the_other_meanwhile()
             first.warmth.late(compiled, began, apart_s=1)
         world.models[0].warmed.clear()
         placed = world.place()
-        await asyncio.sleep(0.01)
+        await until(lambda: bool(world.models[0].warmed))
 
         assert placed == second.name
         assert world.models[0].warmed == [(1, 2, 3)]

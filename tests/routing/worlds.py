@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from sidecar.core.policy import (
 )
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
+from sidecar.inference.load import Load
 from sidecar.routing import (
     DecisionCache,
     Pins,
@@ -103,7 +105,9 @@ async def a_world(
     times = WatchTimes(closed_s=0.005, open_s=0.005, check_s=0.02)
     breaker = CircuitBreaker(failures=3)
     guard = GuardedModel(model, breaker, times, warmth.recover)
-    target = Target("stub", guard, warmth)
+    # Looked up at each call: a test may keep virtual time.
+    load = Load(lambda: time.perf_counter())
+    target = Target("stub", guard, warmth, load)
     router = Router(
         registry,
         Targets([target]),

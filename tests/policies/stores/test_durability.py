@@ -29,7 +29,7 @@ CRASHES = 20 if PROVE else 2
 SUPPORT = name_of("support")
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.timeout(3600 if PROVE else 300)
+pytestmark = pytest.mark.timeout(3600 if PROVE else 900)
 
 
 class Writer:

@@ -191,7 +191,7 @@ def outcome(store: PolicyStore, kind: ChangeKind, content: Policy | str, given: 
     return record.revision
 
 
-@pytest.mark.timeout(1800 if os.environ.get("SIDECAR_PROVE") else 300)
+@pytest.mark.timeout(1800 if os.environ.get("SIDECAR_PROVE") else 900)
 def test_stores_do_not_diverge_from_the_model(postgres: PostgresServer) -> None:
     StoresFollowTheModel.urls = (postgres.url,)
 
