@@ -23,7 +23,7 @@ from sidecar.local.process import ChildProcess
 from sidecar.local.tools import tool
 
 _HOST = "127.0.0.1"
-_READY_S = 30.0
+_READY_S = 120.0
 _STOP_S = 10.0
 _USER = "nobody"
 """Whom it runs as where the tests run as root, which PostgreSQL refuses."""

@@ -10,6 +10,7 @@ import pytest
 from sidecar.core.policy import Policy
 from sidecar.local import PostgresServer
 from sidecar.policies.stores import PolicyStore, open_store
+from sidecar.policies.stores import postgres as postgres_store
 from tests.policies.stores import parts
 from tests.policies.stores.parts import MakeStore
 
@@ -17,8 +18,13 @@ WRITABLE = ("sqlite", "postgres")
 
 
 @pytest.fixture
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
+def make(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeStore]:
     """Makes a store of the kind that the test is parametrized with, holding the given policies."""
+    # Many writers at once wait for each other, on a slow machine longer than in service.
+    monkeypatch.setattr("sidecar.policies.stores.sqlite._BUSY_MS", 120_000)
+    monkeypatch.setitem(postgres_store._CONNECT, "connect_timeout", 60)
     opened: list[PolicyStore] = []
     kind: str = request.param
     if kind == "postgres":
