@@ -36,7 +36,7 @@ CHUNK_BYTES = 62_000
 
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
-MetadataValue = str | float | bool | Sequence[str]
+MetadataValue = str | float | Sequence[str]
 
 
 def read_head(headers: HeaderMap) -> HttpHead:
@@ -168,8 +168,6 @@ def set_metadata(
     for name, value in values.items():
         if isinstance(value, str):
             fields[name].string_value = value
-        elif isinstance(value, bool):
-            fields[name].bool_value = value
         elif isinstance(value, float | int):
             fields[name].number_value = value
         else:

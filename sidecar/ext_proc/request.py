@@ -48,7 +48,7 @@ class HttpRequest:
         body: as it came, still compressed where `content-encoding` says so; None: the request has
             none, or Envoy does not show it.
         complete: False if Envoy showed the beginning alone (BUFFERED_PARTIAL with a body beyond
-            its buffer); such a body can be read for what it shows but not be rewritten.
+            its buffer); such a body is passed on.
     """
 
     head: HttpHead

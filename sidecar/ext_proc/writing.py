@@ -85,11 +85,8 @@ class Writer:
         return known.common
 
 
-def _rewritten(decision: Decision, request: HttpRequest, understood: Understood) -> bytes | None:
+def _rewritten(decision: Decision, request: HttpRequest, understood: Understood) -> bytes:
     """The body with another value of `model`, or with that field, every other byte as it was."""
-    if understood.plain_body is not None and not request.complete:
-        # The rest of it is compressed.
-        return None
     plain = understood.plain_body if understood.plain_body is not None else request.body
     assert plain is not None, "what was understood has a body"
     name = decision.model.upstream_model

@@ -13,7 +13,6 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
@@ -56,11 +55,6 @@ class EnvoyServer:
         self._admin_port = free_ports(1)[0]
         self._process: ChildProcess | None = None
         self._folder: Path | None = None
-
-    @property
-    def admin_url(self) -> str:
-        """Of Envoy's administration interface: `/stats`, `/clusters`, `/config_dump`, …"""
-        return f"http://{_HOST}:{self._admin_port}"
 
     @property
     def pid(self) -> int:
@@ -158,23 +152,12 @@ class EnvoyServer:
             time.sleep(0.02)
 
     def is_ready(self, timeout_s: float = 1.0) -> bool:
-        try:
-            return self._get("/ready", timeout_s)[0] == 200
-        except (OSError, HTTPException):
-            return False
-
-    def stats(self, pattern: str) -> dict[str, int]:
-        """Counters and gauges whose name matches the regular expression."""
-        _, text = self._get(f"/stats?filter={quote(pattern)}", timeout_s=5)
-        pairs = (line.rpartition(": ") for line in text.splitlines())
-        return {name: int(value) for name, _, value in pairs if value.isdigit()}
-
-    def _get(self, path: str, timeout_s: float) -> tuple[int, str]:
-        connection = HTTPConnection(_HOST, self._admin_port, timeout=timeout_s)
-        with closing(connection):
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
+        with closing(HTTPConnection(_HOST, self._admin_port, timeout=timeout_s)) as connection:
+            try:
+                connection.request("GET", "/ready")
+                return connection.getresponse().status == 200
+            except (OSError, HTTPException):
+                return False
 
     def pause(self) -> None:
         """Freeze it."""

@@ -105,6 +105,7 @@ def test_header_that_only_the_sidecar_sets_is_removed_before_the_body_comes() ->
     common = answers[0].request_headers.response
     assert removed(common) == {"x-llm-model"}
     assert common.clear_route_cache
+    assert not answers[0].HasField("mode_override")
 
 
 # --- One answer of the same kind ------------------------------------------------------------------
@@ -154,6 +155,13 @@ def test_request_without_a_body_is_answered_at_its_headers(mode: Mode.ValueType)
 
     reason = set_headers(answer.request_headers.response)["x-llm-reason"]
     assert reason == PassReason.NO_BODY.value.encode()
+
+
+def test_request_without_a_body_that_is_none_to_route_says_so() -> None:
+    (answer,) = Conversation().say(request_headers({":path": "/other"}, end=True))
+
+    reason = set_headers(answer.request_headers.response)["x-llm-reason"]
+    assert reason == PassReason.NOT_AN_LLM_REQUEST.value.encode()
 
 
 # --- Buffered -------------------------------------------------------------------------------------
@@ -236,9 +244,10 @@ def test_buffered_stream_is_closed_after_the_answer() -> None:
 def test_body_that_is_not_wanted_is_switched_off(mode: Mode.ValueType) -> None:
     talk = Conversation(mode, response_mode=STREAMED)
 
-    (answer,) = talk.say(request_headers({":path": "/other"}))
+    (answer,) = talk.say(request_headers({":path": "/other", **LENGTH}))
 
     assert answer.mode_override.request_body_mode == NONE
+    assert not answer.HasField("dynamic_metadata")
     # DEFAULT leaves headers and trailers as they are; bodies have no such value.
     assert answer.mode_override.response_body_mode == STREAMED
     assert answer.mode_override.response_header_mode == 0
@@ -470,6 +479,14 @@ def test_body_over_the_cap_is_refused_with_413(mode: Mode.ValueType) -> None:
     assert refusal.details == "llm_router_request_too_large"
     content_type = {o.header.key: o.header.raw_value for o in refusal.headers.set_headers}
     assert content_type == {"content-type": b"application/json"}
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, FULL_DUPLEX], ids=by_name)
+def test_body_of_the_cap_is_decided_on(mode: Mode.ValueType) -> None:
+    talk = Conversation(mode, used=rules(max_body_bytes=3))
+    talk.say(request_headers())
+
+    assert talk.ask(request_body(b"123")).body == b"123"
 
 
 def test_body_over_the_cap_is_counted_over_all_chunks() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import Decision, RoutingRequest
+from sidecar.core.decision import Decision, Reason, RoutingRequest, Source
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.options import OwnedHeader, Writing
@@ -30,12 +30,11 @@ def effect(
     *,
     model: str = "auto",
     plain: bytes | None = None,
-    complete: bool = True,
     body: bytes = BODY,
 ) -> Effect:
     at = model_at(plain or body)
     understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, model_at=at, plain_body=plain)
-    request = HttpRequest(HEAD, body, complete)
+    request = HttpRequest(HEAD, body)
     return writer(options).decided(DECISION, request, understood).whole()
 
 
@@ -97,6 +96,17 @@ def test_clusters_are_those_of_the_model_and_its_fallbacks() -> None:
     assert effect(Writing(metadata=False)).clusters == ()
 
 
+def test_model_without_a_cluster_is_not_for_envoy_to_try() -> None:
+    decision = replace(DECISION, model=replace(DECISION.model, cluster=""))
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
+
+    assert writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole().clusters == ()
+
+
+def test_metadata_can_be_switched_off() -> None:
+    assert effect(Writing(metadata=False)).metadata == {}
+
+
 def test_fallback_without_a_cluster_is_not_for_envoy_to_try() -> None:
     nowhere = replace(DECISION.fallbacks[0], cluster="")
     decision = replace(DECISION, fallbacks=(nowhere, *DECISION.fallbacks))
@@ -154,10 +164,6 @@ def test_compressed_body_that_is_right_already_goes_on_as_it_came() -> None:
     assert "content-encoding" not in done.remove
 
 
-def test_beginning_of_a_compressed_body_is_not_rewritten() -> None:
-    assert effect(plain=BODY[:50], body=b"compressed", complete=False).body is None
-
-
 LIKE_IT = {
     "another request": replace(DECISION, id="d-2"),
     "another revision": replace(DECISION, policy=replace(DECISION.policy, revision=2)),
@@ -165,6 +171,8 @@ LIKE_IT = {
         DECISION, policy=replace(DECISION.policy, digest="sha256:1")
     ),
     "another routing model": replace(DECISION, routing_model="another"),
+    "another reason": replace(DECISION, reason=Reason.DOMAIN),
+    "another source": replace(DECISION, source=Source.CACHE),
     "less sure": replace(DECISION, confidence=0.25),
     "other fallbacks": replace(DECISION, fallbacks=()),
     "the model was changed": replace(
