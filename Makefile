@@ -109,8 +109,8 @@ lock: $(INSTALLED) ## Choose package versions anew and write the lock files
 	    --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" "$$@" \
 	    >/dev/null; }; \
 	compile pyproject.toml requirements/build.in --all-extras $(UNWANTED) -o requirements/dev.lock; \
-	compile pyproject.toml -c requirements/dev.lock -o requirements/runtime.lock; \
-	compile pyproject.toml --extra cpu $(UNWANTED) -c requirements/dev.lock -o requirements/cpu.lock; \
+	compile pyproject.toml --extra tracing -c requirements/dev.lock -o requirements/runtime.lock; \
+	compile pyproject.toml --extra cpu --extra tracing $(UNWANTED) -c requirements/dev.lock -o requirements/cpu.lock; \
 	compile requirements/sbom.in -o requirements/sbom.lock; \
 	compile --no-deps sidecar/local/stub-requirements.in -o sidecar/local/stub-requirements.lock
 	@echo "Wrote requirements/*.lock and sidecar/local/stub-requirements.lock"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -25,6 +25,7 @@ from sidecar.app_policies import (
 )
 from sidecar.app_prices import PriceWatch
 from sidecar.app_selection import call_selection
+from sidecar.app_tracing import TracingError, begin_tracing
 from sidecar.config import ServerSettings, Settings
 from sidecar.core.decision import DecisionSink
 from sidecar.core.errors import SidecarError
@@ -72,6 +73,9 @@ from sidecar.routing import (
     Warmth,
 )
 from sidecar.routing.live import LivePolicies
+
+if TYPE_CHECKING:
+    from sidecar.observability.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 
@@ -329,6 +333,13 @@ def _policies(settings: Settings, routing: Routing) -> tuple[PolicyStore, LivePo
         raise StartupError(str(error)) from None
 
 
+def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
+    try:
+        return begin_tracing(settings.tracing, metrics.spans)
+    except TracingError as error:
+        raise StartupError(str(error)) from None
+
+
 def _tls(server: ServerSettings) -> TlsFiles | None:
     if server.tls_certificate is None or server.tls_key is None:
         return None
@@ -345,8 +356,10 @@ class Sidecar:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         metrics = Metrics(settings.metrics.max_policy_labels)
-        sinks = DecisionSinks(DecisionLog(settings.logging.log_message_text), metrics)
-        self._routing = build_routing(settings, sinks)
+        self._tracing = _tracing(settings, metrics)
+        traced = [] if self._tracing is None else [self._tracing]
+        log = DecisionLog(settings.logging.log_message_text)
+        self._routing = build_routing(settings, DecisionSinks(log, metrics, *traced))
         self._store, self._live = _policies(settings, self._routing)
         self._prices = PriceWatch(
             lambda: self._routing.registry.catalog, settings.policies.price_max_age_days
@@ -360,6 +373,7 @@ class Sidecar:
             metrics,
             self._routing.latencies,
             self._routing.router,
+            self._tracing,
         )
         self.grpc = GrpcServer(
             self._routing.router,
@@ -382,6 +396,7 @@ class Sidecar:
             mounted=mounted,
             sockets=envoy_sockets(settings, mounted),
             policies=api_policies(settings, self._store, self._live),
+            layers=traced,
         )
         metrics.watch(self.state)
         self.admin = (
@@ -456,6 +471,8 @@ class Sidecar:
         await self._live.close()
         self._store.close()
         await self._routing.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
 
 _SWITCH_S = 0.002

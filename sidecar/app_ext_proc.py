@@ -21,7 +21,7 @@ from sidecar.ext_proc.dialects import CODING_AGENTS as KNOWN_HARNESS
 from sidecar.ext_proc.envoy_socket import EnvoySocket
 from sidecar.ext_proc.issued import IssuedObserver
 from sidecar.ext_proc.options import Asking, ExtProcOptions, OwnedHeader, Waiting, Writing
-from sidecar.ext_proc.service import ExtProcService
+from sidecar.ext_proc.service import ExtProcService, HeadObserver
 from sidecar.ext_proc.timing import LatencyObserver
 
 _ENVELOPE_BYTES = 64 * 1024
@@ -35,6 +35,7 @@ def build_ext_proc(
     observer: PassObserver,
     latencies: LatencyObserver | None = None,
     issued: IssuedObserver | None = None,
+    traces: HeadObserver | None = None,
 ) -> list[ExtProcService]:
     """The service, if it is switched on."""
     section = settings.ext_proc
@@ -43,7 +44,7 @@ def build_ext_proc(
     dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
     options = ext_proc_options(section, largest, policy_rules(settings))
-    return [ExtProcService(router, models, dialects, options, observer, latencies, issued)]
+    return [ExtProcService(router, models, dialects, options, observer, latencies, issued, traces)]
 
 
 def envoy_sockets(settings: Settings, services: Iterable[ExtProcService]) -> list[EnvoySocket]:

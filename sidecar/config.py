@@ -37,6 +37,7 @@ from sidecar.config_sections import (
     RoutingModelSettings,
     RoutingSettings,
     ServerSettings,
+    TracingSettings,
     TritonSettings,
 )
 from sidecar.policies.findings import closest, quoted
@@ -57,6 +58,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "SettingsError",
+    "TracingSettings",
     "TritonSettings",
     "load_settings",
     "reference",
@@ -93,6 +95,7 @@ class Settings(BaseSettings):
     routing_model: RoutingModelSettings = RoutingModelSettings()
     ext_proc: ExtProcSettings = ExtProcSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

@@ -14,6 +14,7 @@ from sidecar.policies.findings import quoted
 from sidecar.policies.prices import MAX_AGE_DAYS
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+_COLLECTOR = re.compile(rf"https?://{_ADDRESS.pattern}/?")
 _POLICY = re.compile(
     r"(namespaces/[a-z0-9]([a-z0-9-]*[a-z0-9])?/policies/)?[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 )
@@ -61,6 +62,16 @@ def _metadata_key(value: str) -> str:
     return value
 
 
+def _collector(value: str) -> str:
+    match = _COLLECTOR.fullmatch(value)
+    if value and (match is None or int(match[1]) > 65535):
+        raise ValueError(
+            f"{quoted(value)} is not the address of an OTLP receiver over gRPC; write it like "
+            "http://127.0.0.1:4317, or https://collector.internal:4317 for TLS"
+        )
+    return value
+
+
 def _paths(value: object) -> object:
     """Environment variables and flags give one string."""
     if isinstance(value, str):
@@ -70,6 +81,7 @@ def _paths(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_address)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(listed)]
+Collector = Annotated[str, AfterValidator(_collector)]
 OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
 PolicyId = Annotated[str, AfterValidator(_policy)]
@@ -368,6 +380,24 @@ class MetricsSettings(Section):
         "policy `_other`. `llmrouter_policy_info` shows at most as many policies.",
         "pairs",
         ge=1,
+    )
+
+
+class TracingSettings(Section):
+    """Spans of decisions, exported over OTLP; the standard variables `OTEL_…` say the rest."""
+
+    endpoint: Collector = setting(
+        "",
+        "Where an OTLP receiver listens for gRPC: `http://host:port`, or `https://host:port` for "
+        "TLS. Empty: there are no spans. Needs the extra `tracing`, which the images and `make "
+        "setup` have.",
+    )
+    sample_ratio: float = setting(
+        1.0,
+        "Part of the decisions that get a span, among those whose caller sent no `traceparent`. "
+        "The others do as the caller does: a span where it is sampled, else none.",
+        ge=0.0,
+        le=1.0,
     )
 
 

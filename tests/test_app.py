@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +36,7 @@ from tests.ext_proc.parts import request_body, request_headers, set_headers
 from tests.ext_proc.standins import chat
 from tests.grpc_api.standins import policy_message, route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
+from tests.observability.otlp import attributes, collecting
 
 POLICIES = """\
 apiVersion: llmrouter.v1
@@ -145,6 +148,26 @@ async def test_envoy_is_served_on_a_socket_of_its_own(flags: Flags, tmp_path: Pa
     assert not path.exists()
 
 
+async def test_spans_are_exported_when_it_stops_and_hold_no_message_text(flags: Flags) -> None:
+    flags["logging"] = {"log_message_text": True}
+    with collecting() as collector:
+        flags["tracing"] = {"endpoint": f"http://127.0.0.1:{collector.port}"}
+        sidecar = Sidecar(settings(flags))
+        await sidecar.start()
+        assert sidecar.admin is not None
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.grpc.port}") as channel:
+            request = route_request("my account is 4711-0815")
+            request.explain = True
+            decision = (await RoutingServiceStub(channel).Route(request)).decision
+        await sidecar.stop(0)
+
+    (span,) = collector.spans
+    assert attributes(span.attributes)["llmrouter.decision_id"] == decision.decision_id
+    assert [step.name for step in span.events][-1] == "selection"
+    assert span.end_time_unix_nano > span.start_time_unix_nano
+    assert b"4711-0815" not in collector.requests[0].SerializeToString()
+
+
 Spoil = Callable[[Flags, Path], object]
 
 
@@ -254,6 +277,22 @@ async def test_signal_ends_it_well(flags: Flags, tmp_path: Path, number: signal.
 
         await entry(running, "stopped")
         assert await running.wait() == 0
+
+
+async def test_collector_that_hangs_does_not_hold_up_the_end(flags: Flags, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        flags["tracing"] = {"endpoint": f"http://127.0.0.1:{hanging.getsockname()[1]}"}
+        async with process(flags, tmp_path) as (running, serving):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{serving['port']}") as channel:
+                await RoutingServiceStub(channel).Route(route_request())
+            running.send_signal(signal.SIGTERM)
+
+            await entry(running, "stopping:")
+            began = time.monotonic()
+            await entry(running, "stopped")
+            assert await running.wait() == 0
+    # Fewer seconds than one export may take.
+    assert time.monotonic() - began < 9
 
 
 async def test_second_signal_does_not_wait_for_calls_in_flight(

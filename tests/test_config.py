@@ -114,6 +114,17 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             '1: triton.address: "localhost:99999" is not host:port; write it like 127.0.0.1:50051',
         ),
         (
+            "tracing: {endpoint: 'collector:4317'}",
+            '1: tracing.endpoint: "collector:4317" is not the address of an OTLP receiver over '
+            "gRPC; write it like http://127.0.0.1:4317, or https://collector.internal:4317 for TLS",
+        ),
+        (
+            "tracing: {endpoint: 'http://collector:4318/v1/traces'}",
+            '1: tracing.endpoint: "http://collector:4318/v1/traces" is not the address of an OTLP '
+            "receiver over gRPC; write it like http://127.0.0.1:4317, or "
+            "https://collector.internal:4317 for TLS",
+        ),
+        (
             "routing:\n  max_waiting: 0",
             "2: routing.max_waiting: must be greater than or equal to 1, not 0",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.correlation import correlation_ids
+from sidecar.core.correlation import TraceParent, correlation_ids, trace_parent
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -70,3 +70,21 @@ def test_trace_id_is_that_of_the_traceparent(traceparent: str) -> None:
 )  # fmt: skip
 def test_traceparent_of_another_form_is_left_out(traceparent: str) -> None:
     assert ids(traceparent=traceparent) == {}
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "tracestate", "parent"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", "", TraceParent(TRACE, SPAN, 1, "")),
+        (f"00-{TRACE}-{SPAN}-00", "a=b", TraceParent(TRACE, SPAN, 0, "a=b")),
+        (f"01-{TRACE}-{SPAN}-ff-more", "", TraceParent(TRACE, SPAN, 255, "")),
+        (f"00-{TRACE}-{SPAN}-01", f"a={'b' * 511}", TraceParent(TRACE, SPAN, 1, "")),
+        (f"00-{TRACE}-{'0' * 16}-01", "a=b", None),
+        ("", "a=b", None),
+    ],
+    ids=["sampled", "not sampled", "later version", "state too long", "zero span id", "none"],
+)
+def test_parent_is_the_span_that_the_traceparent_names(
+    traceparent: str, tracestate: str, parent: TraceParent | None
+) -> None:
+    assert trace_parent(traceparent, tracestate) == parent

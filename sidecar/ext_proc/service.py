@@ -47,6 +47,15 @@ class Drain(Protocol):
         ...
 
 
+class HeadObserver(Protocol):
+    """Sees the headers of requests."""
+
+    def request_headers(self, header: Callable[[str], str]) -> None:
+        """`header`: the value of one in lower case; empty if there is none. What is bound to the
+        context ends with the request."""
+        ...
+
+
 class ExtProcService(ExternalProcessorServicer):
     """One stream for each HTTP request.
 
@@ -67,11 +76,13 @@ class ExtProcService(ExternalProcessorServicer):
         observer: PassObserver | None = None,
         latencies: LatencyObserver | None = None,
         issued: IssuedObserver | None = None,
+        traces: HeadObserver | None = None,
     ) -> None:
         """
         Args:
             latencies: gets what `options.measure_latency` has measured.
             issued: gets what providers keep, where Envoy shows their responses.
+            traces: gets the headers of every request.
         """
         self._waiting = options.waiting
         self._latencies = latencies if options.measure_latency else None
@@ -80,6 +91,7 @@ class ExtProcService(ExternalProcessorServicer):
         self._dialects = dialects
         self._names = options.writing.names
         self._issued = issued
+        self._traces = traces
         self._drain: Drain | None = None
         self._served = False
         self._decider = RequestDecider(router, models, dialects, options, observer)
@@ -129,6 +141,8 @@ class ExtProcService(ExternalProcessorServicer):
     def _recognise(self, head: HttpHead) -> Passed | None:
         # Before anything is logged of the request. What is bound ends with the stream's task.
         structlog.contextvars.bind_contextvars(**correlation_ids(head.header))
+        if self._traces is not None:
+            self._traces.request_headers(head.header)
         return self._decider.recognise(head)
 
     async def _step(

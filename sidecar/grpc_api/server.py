@@ -135,8 +135,13 @@ class GrpcServer:
         mounted: Sequence[MountedService] = (),
         policies: Policies | None = None,
         sockets: Sequence[OwnSocket] = (),
+        layers: Sequence[Layer] = (),
     ) -> None:
-        """`policies`: where policies are kept; None: those of the registry, which stay."""
+        """
+        Args:
+            policies: where policies are kept; None: those of the registry, which stay.
+            layers: further ones, within those that every call has.
+        """
         self._router = router
         self._policies = policies or fixed_policies(registry)
         self._options = options
@@ -147,7 +152,7 @@ class GrpcServer:
         self._health = HealthService(names, self._drain)
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
-        self._layers = _layers(observer, self._drain)
+        self._layers = (*_layers(observer, self._drain), *layers)
         self._server = LayeredServer(
             grpc.aio.server(
                 options=_channel_options(options),

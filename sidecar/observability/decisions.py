@@ -39,8 +39,9 @@ class DecisionLog:
         log_info(self._logger, "decision", _entry(decision, text))
 
 
-def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def facts(decision: Decision) -> dict[str, Any]:
+    """What is told of every decision, wherever it is recorded; no message content."""
+    return {
         "decision_id": decision.id,
         "source": decision.source.value,
         "reason": decision.reason.value,
@@ -51,8 +52,12 @@ def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
         "policy_digest": decision.policy.digest,
         "routing_model": decision.routing_model,
         "confidence": None if decision.confidence is None else round(decision.confidence, 4),
-        "ms": round(total_ms(decision), 2),
     }
+
+
+def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
+    entry = facts(decision)
+    entry["ms"] = round(total_ms(decision), 2)
     if decision.detail:
         entry["detail"] = decision.detail
     if decision.candidates:

@@ -118,6 +118,14 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._spans = _Children(
+            Counter(
+                "llmrouter_spans",
+                "Spans that were exported, and those that were dropped.",
+                ("outcome",),
+                registry=self.registry,
+            )
+        )
         self._calls = _Children(
             Counter(
                 "llmrouter_grpc_requests",
@@ -166,6 +174,10 @@ class Metrics:
     def passed_on(self, reason: str) -> None:
         """An HTTP request from Envoy goes on without a decision."""
         self._passed_on[reason,].inc()
+
+    def spans(self, outcome: str, count: int) -> None:
+        """`outcome`: `exported` or `dropped`."""
+        self._spans[outcome,].inc(count)
 
     def call_started(self, method: str) -> None:
         self._in_flight[method,].inc()

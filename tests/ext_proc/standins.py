@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -32,8 +33,11 @@ from sidecar.ext_proc.service import SERVICE, ExtProcService
 from sidecar.ext_proc.timing import LatencyObserver
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
-from sidecar.grpc_api.interceptors import Errors, LayeredServer
+from sidecar.grpc_api.interceptors import Errors, Layer, LayeredServer
 from sidecar.grpc_api.listening import bound_unix
+
+if TYPE_CHECKING:
+    from sidecar.observability.tracing import Tracing
 
 CATALOG: Catalog = {
     "big/coder": Model("big/coder", "coder-1", cluster="big"),
@@ -146,17 +150,25 @@ async def service_on(
     dialects: Dialects | None = None,
     latencies: LatencyObserver | None = None,
     issued: IssuedObserver | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[RunningService]:
     """Serves until the end of the block; a socket whose name ends with `ALONE` not by gRPC's
     library, but as the one for Envoy alone."""
+    layers: list[Layer] = [Errors()] if tracing is None else [Errors(), tracing]
     router = router or StubRouter()
     options = options or ExtProcOptions()
     drain = Drain()
     server = LayeredServer(
-        grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]), [Errors()]
+        grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]), layers
     )
     service = ExtProcService(
-        router, router, dialects or StubDialects(), options, latencies=latencies, issued=issued
+        router,
+        router,
+        dialects or StubDialects(),
+        options,
+        latencies=latencies,
+        issued=issued,
+        traces=tracing,
     )
     service.add_to(server, drain)
     health = HealthService((SERVICE,), drain)
@@ -164,7 +176,7 @@ async def service_on(
     health.serve()
     envoy_socket = EnvoySocket(service, socket, 1000, 16 * 1024 * 1024)
     if socket.suffix == ALONE:
-        await envoy_socket.start(bound_unix(socket), health, [Errors()])
+        await envoy_socket.start(bound_unix(socket), health, layers)
     else:
         server.add_insecure_port(f"unix:{socket}")
     await server.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ from sidecar.core.policy import (
     Route,
     WeightedModel,
 )
+from sidecar.grpc_api.interceptors import Layer
 from sidecar.grpc_api.policy_access import Policies
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
@@ -131,6 +132,7 @@ async def serving(
     options: ServerOptions | None = None,
     metrics: Metrics | None = None,
     policies: Policies | None = None,
+    layers: Sequence[Layer] = (),
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
     """A server on a free port, and a channel to it."""
     server = GrpcServer(
@@ -139,6 +141,7 @@ async def serving(
         metrics or Metrics(),
         options or ServerOptions(),
         policies=policies,
+        layers=layers,
     )
     await server.start()
     try:

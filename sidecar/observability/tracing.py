@@ -1,0 +1,230 @@
+"""A span for each decision, exported over OTLP by the libraries of OpenTelemetry.
+
+Imported only where spans are exported. A span is made when its decision is recorded, after the
+answer: until then all that a request costs is to keep two of its headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+
+from sidecar import __version__
+from sidecar.core.correlation import TraceParent, trace_parent
+from sidecar.core.decision import Decision, Reason, RoutingRequest
+from sidecar.observability.decisions import facts, total_ms
+
+MAX_WAITING = 2048
+"""Spans that wait to be exported, those on their way included: about two megabytes."""
+
+_AT_ONCE = 128
+"""Spans of one export. The event loop waits while a thread encodes them."""
+
+_END_S = 2.0
+"""How long the end waits for what is not exported yet."""
+
+_BREAK_OFF_S = 0.5
+"""How long it then waits for the export to see that it is over."""
+
+_OF_ONE_DECISION = (
+    "llmrouter.v1.RoutingService/Route",
+    "envoy.service.ext_proc.v3.ExternalProcessor/Process",
+)
+"""Methods with one decision for each call: its span is that of the call. Others make several, or
+none."""
+
+_NAME = "decision"
+"""Of the other spans."""
+
+# It quotes what callers send.
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
+
+
+class _Call(NamedTuple):
+    """What a decision's span is part of; the headers are empty if they were not sent."""
+
+    method: str
+    traceparent: str
+    tracestate: str
+
+
+_NO_CALL = _Call("", "", "")
+_call: ContextVar[_Call] = ContextVar("traced_call", default=_NO_CALL)
+
+
+class Tracing:
+    """Makes the spans. Takes decisions as a `DecisionSink`, calls as a `Layer` of the gRPC server,
+    and what Envoy shows of a request as a `HeadObserver`.
+
+    Args:
+        endpoint: `http://host:port`, or with `https` for TLS.
+        sample_ratio: of the decisions whose caller names no span, in 0..1.
+        count: gets `exported` or `dropped`, and how many spans; also from another thread.
+
+    Raises:
+        Exception: when made, of any type, for variables `OTEL_…` that cannot be used.
+    """
+
+    def __init__(
+        self, endpoint: str, sample_ratio: float, count: Callable[[str, int], None]
+    ) -> None:
+        self._count = count
+        self._exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"))
+        self._counted = _Counted(self._exporter, count)
+        self._made = 0
+        self._processor = BatchSpanProcessor(
+            self._counted, max_queue_size=MAX_WAITING, max_export_batch_size=_AT_ONCE
+        )
+        provider = TracerProvider(
+            ParentBased(TraceIdRatioBased(sample_ratio)), _resource(), shutdown_on_exit=False
+        )
+        provider.add_span_processor(self._processor)
+        self._tracer = provider.get_tracer("llmrouter", __version__)
+
+    def put_around(
+        self, behavior: Callable[[Any, Any], Awaitable[Any]], method: str
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        """`behavior` with the call's headers kept for its decisions."""
+
+        async def traced(request: Any, context: Any) -> Any:
+            sent: dict[str, str] = {}
+            for key, value in context.invocation_metadata() or ():
+                if isinstance(value, str):
+                    sent.setdefault(key, value)
+            # Never reset: every call runs in a task of its own.
+            _call.set(_Call(method, sent.get("traceparent", ""), sent.get("tracestate", "")))
+            return await behavior(request, context)
+
+        return traced
+
+    def request_headers(self, header: Callable[[str], str]) -> None:
+        """Those of an HTTP request. Where Envoy traces, its own call names the nearer span."""
+        call = _call.get()
+        if not call.traceparent:
+            _call.set(_Call(call.method, header("traceparent"), header("tracestate")))
+
+    def record(self, request: RoutingRequest, decision: Decision) -> None:
+        ms = total_ms(decision)
+        ago_s = ms / 1000 if request.arrived is None else time.perf_counter() - request.arrived
+        started = time.time_ns() - round(ago_s * 1e9)
+        call = _call.get()
+        whole = call.method in _OF_ONE_DECISION
+        parent = trace_parent(call.traceparent, call.tracestate)
+        span = self._tracer.start_span(
+            call.method if whole else _NAME,
+            # Never the current context, in which there may be a span of someone else.
+            Context() if parent is None else _within(parent),
+            SpanKind.SERVER if whole else SpanKind.INTERNAL,
+            start_time=started,
+        )
+        if not span.is_recording():
+            return
+        if self._made - self._counted.done >= MAX_WAITING:
+            # Not ended, so that it goes nowhere. The processor would drop another one uncounted.
+            self._count("dropped", 1)
+            return
+        self._made += 1
+        _describe(span, decision, call.method, whole)
+        _add_steps(span, decision, started)
+        span.end(started + round(ms * 1e6))
+
+    async def close(self) -> None:
+        """Exports what waits; what takes longer than two seconds is dropped."""
+        # A daemon, and no thread of asyncio's own: those may all wait for something else.
+        ending = threading.Thread(target=self._processor.shutdown, name="end-of-spans", daemon=True)
+        ending.start()
+        await _ended(ending, _END_S)
+        if ending.is_alive():
+            # Ends the export on its way; those after it fail at once, and are counted so.
+            self._exporter.shutdown()
+            await _ended(ending, _BREAK_OFF_S)
+
+
+class _Counted(SpanExporter):
+    """Counts what became of spans."""
+
+    def __init__(self, exporter: SpanExporter, count: Callable[[str, int], None]) -> None:
+        self.done = 0
+        self._exporter = exporter
+        self._count = count
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            self.done += len(spans)
+            exported = result is SpanExportResult.SUCCESS
+            self._count("exported" if exported else "dropped", len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+def _resource() -> Resource:
+    """Ours, under what the variables `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say."""
+    ours = {"service.name": "llm-routing-sidecar", "service.version": __version__}
+    return Resource.create().merge(Resource(ours)).merge(OTELResourceDetector().detect())
+
+
+def _within(parent: TraceParent) -> Context:
+    context = SpanContext(
+        int(parent.trace_id, 16),
+        int(parent.span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(parent.flags),
+        trace_state=TraceState.from_header([parent.state]),
+    )
+    return set_span_in_context(NonRecordingSpan(context), Context())
+
+
+def _describe(span: Span, decision: Decision, method: str, whole: bool) -> None:
+    described = {**facts(decision), "detail": decision.detail or None}
+    attributes = {f"llmrouter.{key}": each for key, each in described.items() if each is not None}
+    if method:
+        attributes |= {"rpc.system.name": "grpc", "rpc.method": method}
+    if whole:
+        gone = decision.reason is Reason.CANCELLED
+        attributes["rpc.response.status_code"] = "CANCELLED" if gone else "OK"
+    span.set_attributes(attributes)
+    if decision.reason is Reason.INTERNAL_ERROR:
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _add_steps(span: Span, decision: Decision, started: int) -> None:
+    """Events at their ends: a span of its own for each would be most of the cost."""
+    ended_ms = 0.0
+    for each in decision.steps:
+        if each.step != "total":
+            ended_ms += each.ms
+            span.add_event(each.step, {"llmrouter.ms": each.ms}, started + round(ended_ms * 1e6))
+
+
+async def _ended(thread: threading.Thread, within_s: float) -> None:
+    until = time.monotonic() + within_s
+    while thread.is_alive() and time.monotonic() < until:  # noqa: ASYNC110 -- threads tell nobody
+        await asyncio.sleep(0.01)

@@ -1,0 +1,375 @@
+"""Spans of decisions, as a receiver of OTLP gets them over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
+    ExternalProcessorStub,
+)
+from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
+from sidecar.app_tracing import TracingError, begin_tracing
+from sidecar.config import TracingSettings
+from sidecar.core.conversation import Conversation, Message, Role
+from sidecar.core.decision import Decision, Reason, RoutingRequest, StepTime
+from sidecar.ext_proc.messages import BUFFERED
+from sidecar.observability import tracing as tracing_module
+from sidecar.observability.decisions import DecisionSinks
+from sidecar.observability.metrics import Metrics
+from sidecar.observability.tracing import Tracing
+from tests.certificates import Authority
+from tests.ext_proc.parts import request_body, request_headers
+from tests.ext_proc.standins import ALONE, StubRouter, chat, decision_of, service_on
+from tests.grpc_api.standins import StandInRouter, decision, route_request, serving
+from tests.observability.otlp import Collector, attributes, collecting
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
+ROUTE = "llmrouter.v1.RoutingService/Route"
+PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+REQUEST = RoutingRequest(Conversation((Message(Role.USER, "hi"),)))
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture
+def counted() -> Counter[str]:
+    return Counter()
+
+
+def tracing_to(port: int, counted: Counter[str], ratio: float = 1.0) -> Tracing:
+    return Tracing(
+        f"http://127.0.0.1:{port}", ratio, lambda outcome, count: counted.update({outcome: count})
+    )
+
+
+@asynccontextmanager
+async def routing_traced(tracing: Tracing) -> AsyncIterator[RoutingServiceStub]:
+    """The API, whose decisions are traced; its spans are exported at the end."""
+    router, sinks = StandInRouter(), DecisionSinks(tracing)
+
+    async def recorded(request: RoutingRequest) -> None:
+        sinks.record(request, decision(request))
+
+    router.behavior = recorded
+    async with serving(router, layers=[tracing]) as (_, channel):
+        yield RoutingServiceStub(channel)
+    await tracing.close()
+
+
+def parent_of(span: Span) -> tuple[str, str]:
+    return span.trace_id.hex(), span.parent_span_id.hex()
+
+
+async def test_call_of_one_decision_is_a_server_span_within_its_callers(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    async with routing_traced(tracing_to(collector.port, counted)) as stub:
+        metadata = grpc.aio.Metadata(("traceparent", SAMPLED), ("tracestate", "a=b"))
+        before = time.time_ns()
+        await stub.Route(route_request(), metadata=metadata)
+        after = time.time_ns()
+
+    (span,) = collector.spans
+    assert parent_of(span) == (TRACE, SPAN)
+    assert span.trace_state == "a=b"
+    assert (span.name, span.kind) == (ROUTE, Span.SPAN_KIND_SERVER)
+    assert attributes(span.attributes)["rpc.method"] == ROUTE
+    assert attributes(span.attributes)["rpc.response.status_code"] == "OK"
+    assert before <= span.start_time_unix_nano <= after
+    assert span.end_time_unix_nano - span.start_time_unix_nano == 1_500_000
+    assert counted == {"exported": 1}
+
+
+async def test_decisions_of_a_batch_and_a_stream_are_spans_of_their_own(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    metadata = grpc.aio.Metadata(("traceparent", SAMPLED))
+    async with routing_traced(tracing_to(collector.port, counted)) as stub:
+        batch = routing_pb2.BatchRouteRequest(requests=[route_request(), route_request()])
+        await stub.BatchRoute(batch, metadata=metadata)
+        stream = stub.StreamRoute(metadata=metadata)
+        await stream.write(routing_pb2.StreamRouteRequest(request_id="1", request=route_request()))
+        await stream.read()
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+
+    spans = collector.spans
+    assert len({span.span_id for span in spans}) == 3
+    assert {parent_of(span) for span in spans} == {(TRACE, SPAN)}
+    assert {(span.name, span.kind) for span in spans} == {("decision", Span.SPAN_KIND_INTERNAL)}
+    methods = Counter(attributes(span.attributes)["rpc.method"] for span in spans)
+    assert methods == {
+        "llmrouter.v1.RoutingService/BatchRoute": 2,
+        "llmrouter.v1.RoutingService/StreamRoute": 1,
+    }
+
+
+NEARER = "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("name", ["s", f"s{ALONE}"])
+@pytest.mark.parametrize(
+    ("metadata", "parent"),
+    [((), SPAN), ((("traceparent", f"00-{TRACE}-{NEARER}-01"),), NEARER)],
+    ids=["of the request", "of Envoy's call"],
+)
+async def test_decision_for_envoy_is_within_the_nearest_span(
+    collector: Collector,
+    counted: Counter[str],
+    tmp_path: Path,
+    name: str,
+    metadata: tuple[tuple[str, str], ...],
+    parent: str,
+) -> None:
+    tracing = tracing_to(collector.port, counted)
+    sinks, router = DecisionSinks(tracing), StubRouter()
+
+    def recorded(request: RoutingRequest) -> str:
+        sinks.record(request, decision_of(request))
+        return "big/coder"
+
+    router.choose = recorded
+    async with (
+        service_on(tmp_path / name, router=router, tracing=tracing) as service,
+        grpc.aio.insecure_channel(f"unix:{service.socket}") as channel,
+    ):
+        stub: Any = ExternalProcessorStub(channel)
+        call = stub.Process(metadata=metadata)
+        head = request_headers({"content-type": "application/json", "traceparent": SAMPLED})
+        head.protocol_config.request_body_mode = BUFFERED
+        await call.write(head)
+        await call.read()
+        await call.write(request_body(chat("code")))
+        await call.read()
+        call.cancel()
+    await tracing.close()
+
+    (span,) = collector.spans
+    assert parent_of(span) == (TRACE, parent)
+    assert (span.name, span.kind) == (PROCESS, Span.SPAN_KIND_SERVER)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "traceparent", "spans"),
+    [(1.0, "", 1), (0.0, "", 0), (0.0, SAMPLED, 1), (1.0, UNSAMPLED, 0), (1.0, "nonsense", 1)],
+    ids=["all", "none", "sampled caller", "caller that is not sampled", "no traceparent"],
+)
+async def test_callers_sampling_goes_before_the_ratio(
+    collector: Collector, counted: Counter[str], ratio: float, traceparent: str, spans: int
+) -> None:
+    async with routing_traced(tracing_to(collector.port, counted, ratio)) as stub:
+        sent = [("traceparent", traceparent)] if traceparent else []
+        await stub.Route(route_request(), metadata=grpc.aio.Metadata(*sent))
+
+    assert len(collector.spans) == spans
+
+
+async def test_one_call_does_not_get_the_parent_of_another(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    async with routing_traced(tracing_to(collector.port, counted)) as stub:
+        await stub.Route(route_request(), metadata=grpc.aio.Metadata(("traceparent", SAMPLED)))
+        await stub.Route(route_request())
+
+    within, alone = collector.spans
+    assert parent_of(within) == (TRACE, SPAN)
+    assert alone.parent_span_id == b""
+    assert alone.trace_id.hex() != TRACE
+
+
+async def exported(collector: Collector, counted: Counter[str], made: Decision) -> Span:
+    tracing = tracing_to(collector.port, counted)
+    tracing.record(REQUEST, made)
+    await tracing.close()
+    (span,) = collector.spans
+    return span
+
+
+async def test_span_says_what_the_log_says(collector: Collector, counted: Counter[str]) -> None:
+    made = decision()
+    span = await exported(collector, counted, made)
+
+    assert attributes(span.attributes) == {
+        "llmrouter.decision_id": made.id,
+        "llmrouter.source": "model",
+        "llmrouter.reason": "matched",
+        "llmrouter.route": "billing",
+        "llmrouter.model": "acme/fast",
+        "llmrouter.policy": "namespaces/default/policies/support",
+        "llmrouter.policy_revision": 1,
+        "llmrouter.policy_digest": made.policy.digest,
+        "llmrouter.routing_model": "stub",
+        "llmrouter.confidence": 0.75,
+        "llmrouter.detail": "The routing model chose billing.",
+    }
+
+
+async def test_steps_are_events_at_their_ends(collector: Collector, counted: Counter[str]) -> None:
+    steps = (StepTime("prompt", 1.0), StepTime("model", 50.0), StepTime("total", 52.0))
+    span = await exported(collector, counted, replace(decision(), steps=steps))
+
+    events = [
+        (e.name, e.time_unix_nano - span.start_time_unix_nano, attributes(e.attributes))
+        for e in span.events
+    ]
+    assert events == [
+        ("prompt", 1_000_000, {"llmrouter.ms": 1.0}),
+        ("model", 51_000_000, {"llmrouter.ms": 50.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (Reason.INTERNAL_ERROR, Status.STATUS_CODE_ERROR),
+        (Reason.MODEL_UNAVAILABLE, Status.STATUS_CODE_UNSET),
+    ],
+    ids=["defect", "fallback"],
+)
+async def test_a_defect_alone_is_an_error(
+    collector: Collector, counted: Counter[str], reason: Reason, status: Status.StatusCode.ValueType
+) -> None:
+    span = await exported(collector, counted, replace(decision(), reason=reason))
+
+    assert span.status.code == status
+
+
+async def test_standard_variables_name_the_service_and_authenticate(
+    tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.certificate))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=k-17")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "router-of-search")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    with collecting(authority.issue(tmp_path / "collector")) as collector:
+        tracing = Tracing(f"https://127.0.0.1:{collector.port}", 1.0, lambda outcome, count: None)
+        tracing.record(REQUEST, decision())
+        await tracing.close()
+
+    assert len(collector.spans) == 1
+    assert collector.metadata["x-api-key"] == "k-17"
+    assert collector.resource["service.name"] == "router-of-search"
+    assert collector.resource["deployment.environment.name"] == "test"
+
+
+async def test_service_has_a_name_of_its_own(collector: Collector, counted: Counter[str]) -> None:
+    await exported(collector, counted, decision())
+
+    assert collector.resource["service.name"] == "llm-routing-sidecar"
+
+
+@pytest.fixture(params=["refuses", "hangs"])
+def dead_port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Where nobody listens, or where connections are taken and nothing is answered."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        if request.param == "hangs":
+            bound.listen()
+        yield bound.getsockname()[1]
+
+
+async def test_dead_collector_costs_spans_and_nothing_else(
+    dead_port: int, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing_module, "MAX_WAITING", 200)
+    async with asyncio.timeout(60), routing_traced(tracing_to(dead_port, counted)) as stub:
+        for _ in range(3):
+            batch = routing_pb2.BatchRouteRequest(requests=[route_request()] * 100)
+            answer = await stub.BatchRoute(batch, timeout=30)
+            assert all(each.HasField("decision") for each in answer.results)
+        # No more wait than may: the others are counted without any export having ended.
+        assert counted["dropped"] >= 100
+        began = time.monotonic()
+
+    # Fewer seconds than one export may take.
+    assert time.monotonic() - began < 9
+    assert counted == {"dropped": 300}
+
+
+async def test_collector_that_comes_back_gets_what_waits(
+    counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    tracing = tracing_to(port, counted)
+    tracing.record(REQUEST, decision())
+    await asyncio.sleep(0.3)
+    with collecting(port=port) as collector:
+        async with asyncio.timeout(60):
+            while not counted["exported"]:
+                await asyncio.sleep(0.05)
+        await tracing.close()
+
+    assert len(collector.spans) == 1
+    assert counted == {"exported": 1}
+
+
+def test_what_became_of_spans_is_a_metric(collector: Collector) -> None:
+    metrics = Metrics()
+    tracing = begin_tracing(
+        TracingSettings(endpoint=f"http://127.0.0.1:{collector.port}"), metrics.spans
+    )
+    assert tracing is not None
+    tracing.record(REQUEST, decision())
+    asyncio.run(tracing.close())
+
+    sample = metrics.registry.get_sample_value("llmrouter_spans_total", {"outcome": "exported"})
+    assert sample == 1
+
+
+def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
+    program = """
+import sys
+import sidecar.app
+from sidecar.app_tracing import begin_tracing
+from sidecar.config import TracingSettings
+assert begin_tracing(TracingSettings(), print) is None
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert ran.stdout == "[]\n"
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sidecar.observability.tracing")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(TracingError, match=r"tracing\.endpoint is set.*extra `tracing`"):
+        begin_tracing(TracingSettings(endpoint="http://127.0.0.1:4317"), lambda *counted: None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")],
+)
+def test_variable_that_cannot_be_used_ends_the_start(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TracingError, match=value):
+        begin_tracing(TracingSettings(endpoint="http://127.0.0.1:4317"), lambda *counted: None)
