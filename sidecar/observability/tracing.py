@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,7 @@ from opentelemetry.trace import (
     TraceState,
     set_span_in_context,
 )
+from opentelemetry.util.re import parse_env_headers
 
 from sidecar import __version__
 from sidecar.core.correlation import TraceParent, trace_parent
@@ -59,8 +61,12 @@ none."""
 _NAME = "decision"
 """Of the other spans."""
 
-# It quotes what callers send.
-logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
+_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+"""Variables with what a collector asks for, such as a key."""
+
+# Their warnings quote what callers send, and keys.
+for _quoting in ("opentelemetry.trace.span", "opentelemetry.util.re"):
+    logging.getLogger(_quoting).setLevel(logging.ERROR)
 
 
 class _Call(NamedTuple):
@@ -91,6 +97,7 @@ class Tracing:
     def __init__(
         self, endpoint: str, sample_ratio: float, count: Callable[[str, int], None]
     ) -> None:
+        _check_headers()
         self._count = count
         self._exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"))
         self._counted = _Counted(self._exporter, count)
@@ -183,6 +190,14 @@ class _Counted(SpanExporter):
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
+
+
+def _check_headers() -> None:
+    for variable in _HEADERS:
+        parts = [part for part in os.environ.get(variable, "").split(",") if part.strip()]
+        if not all(parse_env_headers(part, liberal=True) for part in parts):
+            # The value may be a key.
+            raise ValueError(f"{variable} has a part that is not name=value")
 
 
 def _resource() -> Resource:

@@ -363,6 +363,32 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         begin_tracing(TracingSettings(endpoint="http://127.0.0.1:4317"), lambda *counted: None)
 
 
+def test_header_that_cannot_be_sent_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "a=b,authorization: Bearer k-4711")
+    with pytest.raises(TracingError, match="OTEL_EXPORTER_OTLP_HEADERS has a part") as refused:
+        begin_tracing(TracingSettings(endpoint="http://127.0.0.1:4317"), lambda *counted: None)
+
+    assert "4711" not in f"{refused.value}{caplog.text}"
+
+
+@pytest.mark.parametrize("tracestate", ["my account is 4711", "a=b,my account is 4711"])
+async def test_tracestate_of_another_form_is_not_logged(
+    collector: Collector,
+    counted: Counter[str],
+    tracestate: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with routing_traced(tracing_to(collector.port, counted)) as stub:
+        metadata = grpc.aio.Metadata(("traceparent", SAMPLED), ("tracestate", tracestate))
+        await stub.Route(route_request(), metadata=metadata)
+
+    (span,) = collector.spans
+    assert parent_of(span) == (TRACE, SPAN)
+    assert "4711" not in caplog.text + span.trace_state
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")],
