@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from sidecar.config_sections import (
     TracingSettings,
     TritonSettings,
 )
-from sidecar.policies.findings import closest, quoted
+from sidecar.policies.findings import closest, item, member, quoted
 from sidecar.policies.yaml_source import Document, decode, read_documents
 
 __all__ = [
@@ -122,14 +122,20 @@ class _Source:
     places: Mapping[str, str] = field(default_factory=dict)
     default_place: str = ""
 
-    def place(self, path: str) -> str | None:
-        """Where the value at `path` is given; None if this source does not give it."""
+    def place(self, loc: Sequence[int | str]) -> str | None:
+        """Where the value at `loc` is given; None if this source does not give it."""
         node: Any = self.values
-        for part in path.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return None
-            node = node[part]
-        return self.places.get(path, self.default_place)
+        path, found = "", self.default_place
+        for part in loc:
+            if isinstance(node, dict) and part in node:
+                node, path = node[part], member(path, str(part))
+            elif isinstance(part, int) and isinstance(node, list | tuple):
+                node, path = node[part], item(path, part)
+            else:
+                # A list may be given as one string.
+                return found if isinstance(part, int) and isinstance(node, str) else None
+            found = self.places.get(path, self.default_place)
+        return found
 
 
 def load_settings(
@@ -175,12 +181,16 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Sourc
     """Variables `SIDECAR_<SECTION>__<KEY>`.
 
     Others that begin with SIDECAR_ are not settings: Kubernetes sets SIDECAR_SERVICE_HOST and the
-    like for a service of that name.
+    like for a service of that name. One that has but one underscore too few is meant to be one.
     """
     known = {variable(section, key): (section, key) for section, key, _ in _all_fields()}
+    mistyped = {name.replace("__", "_"): name for name in known}
     values: dict[str, dict[str, object]] = {}
     places: dict[str, str] = {}
     for name in sorted(environ):
+        if name in mistyped:
+            problems.append(f"{name}: unknown setting; did you mean {mistyped[name]}?")
+            continue
         if not name.startswith(ENV_PREFIX) or "__" not in name:
             continue
         if name not in known:
@@ -226,7 +236,7 @@ def _file_values(path: Path, document: Document, problems: list[str]) -> _Source
 def _problem(details: ErrorDetails, sources: list[_Source]) -> str:
     """One line: where the value was given, its path, what is wrong with it."""
     path = ".".join(str(part) for part in details["loc"])
-    places = [place for source in sources if (place := source.place(path)) is not None]
+    places = [place for source in sources if (place := source.place(details["loc"])) is not None]
     place = places[0] if places else ""
     if details["type"] == "extra_forbidden":
         message = _unknown_key(details["loc"])
@@ -287,9 +297,10 @@ Each setting can be given in four places. The first that gives it counts:
 3. the YAML file that `--config` or `SIDECAR_CONFIG` names;
 4. the default.
 
-Unknown keys and variables (`SIDECAR_…__…`) are errors, and so are values out of range; all of them
-are reported at once, each with its place. Relative paths count from the working directory.
-`sidecar settings` shows what file and environment make of them, as a file that can be used.
+Unknown keys and variables (`SIDECAR_…__…`) are errors, and so are a variable with one underscore
+where two belong and values out of range; all of them are reported at once, each with its place. An
+empty path is none; relative paths count from the working directory. `sidecar settings` shows what
+file and environment make of them, as a file that can be used.
 
 ```yaml
 triton:
@@ -302,7 +313,8 @@ Other variables are no settings: `SIDECAR_ADDRESS` is the sidecar that `sidecar 
 `sidecar policy` ask, `SIDECAR_TLS_CA`, `SIDECAR_TLS_CERTIFICATE`, `SIDECAR_TLS_KEY` and
 `SIDECAR_TLS_SERVER_NAME` are how they and `sidecar eval --target` reach one by TLS (their options
 `--tls-…`), `LLM_ROUTING_SIDECAR_CACHE` is the folder of what is fetched and built, else
-`~/.cache/llm-routing-sidecar`.
+`~/.cache/llm-routing-sidecar`. Logs and sockets of what runs are in it as well, or in the folder
+for temporary files where its path is long or has blanks.
 """
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from sidecar.config_fields import Section, listed, setting
+from sidecar.config_fields import OptionalPath, Section, listed, setting
 from sidecar.core.policy import ApiDialect
 from sidecar.policies.findings import quoted
 
@@ -82,7 +81,7 @@ class ExtProcSettings(Section):
     """Envoy's external processing filter asks how to route what clients send to Envoy."""
 
     enabled: bool = setting(True, "Offer `envoy.service.ext_proc.v3.ExternalProcessor`.")
-    uds_path: Path | None = setting(
+    uds_path: OptionalPath = setting(
         None,
         "Unix domain socket for Envoy alone, besides the addresses of the gRPC API, which serve it "
         "too. It takes a fraction of their processor time for a request.",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
     """A section of the settings; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity has no JSON, in which `sidecar up` hands the settings on.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def setting(default: Any, description: str, unit: str = "", **limits: Any) -> Any:
@@ -23,3 +25,12 @@ def listed(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _path(value: object) -> object:
+    # A variable set to nothing, as `${NAME:-}` in a compose file gives, names no path, and not the
+    # working directory, which Path("") is.
+    return None if value == "" else value
+
+
+OptionalPath = Annotated[Path | None, BeforeValidator(_path)]

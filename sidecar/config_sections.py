@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from sidecar.config_fields import Section, listed, setting
+from sidecar.config_fields import OptionalPath, Section, listed, setting
 from sidecar.policies.findings import quoted
 from sidecar.policies.prices import MAX_AGE_DAYS
 
@@ -96,19 +96,19 @@ class ServerSettings(Section):
         "127.0.0.1:50051",
         "Address of the gRPC API. Port 0 takes a free one; empty listens on no TCP port.",
     )
-    uds_path: Path | None = setting(
+    uds_path: OptionalPath = setting(
         None, "Unix domain socket of the gRPC API, besides the address. Made when serving starts."
     )
-    tls_certificate: Path | None = setting(
+    tls_certificate: OptionalPath = setting(
         None,
         "Certificate for TLS on `grpc_address`, followed by those that signed it, as PEM. Needs "
         "`tls_key`. New files are used for new connections, without a restart. Sockets stay "
         "plaintext.",
     )
-    tls_key: Path | None = setting(
+    tls_key: OptionalPath = setting(
         None, "Private key of `tls_certificate`, as PEM without a passphrase."
     )
-    tls_client_ca: Path | None = setting(
+    tls_client_ca: OptionalPath = setting(
         None,
         "Certificates of authorities, as PEM: clients must present a certificate that one of them "
         "signed (mutual TLS). None: any client is served.",
@@ -148,6 +148,11 @@ class ServerSettings(Section):
     def _listens(self) -> ServerSettings:
         if not self.grpc_address and self.uds_path is None:
             raise ValueError("nothing to listen on; give grpc_address or uds_path")
+        if self.grpc_address == self.http_address and not self.http_address.endswith(":0"):
+            raise ValueError(
+                f"grpc_address and http_address are both {quoted(self.grpc_address)}; give one of "
+                "them another port"
+            )
         return self
 
     @model_validator(mode="after")
@@ -335,7 +340,7 @@ class TritonSettings(Section):
 class RoutingModelSettings(Section):
     """The model that decides."""
 
-    directory: Path | None = setting(
+    directory: OptionalPath = setting(
         None,
         "Folder of the engine. manifest.json, router.json and the tokenizers (tokenizer.json, and "
         "second_opinion_tokenizer.json where it has a sentence encoder) are enough where the model "

@@ -88,6 +88,18 @@ def test_section_without_keys_means_its_defaults(tmp_path: Path) -> None:
     assert load_settings(path, environ={}).routing == Settings().routing
 
 
+def test_a_path_that_is_empty_is_none(tmp_path: Path) -> None:
+    paths = {
+        "server": ("uds_path", "tls_certificate", "tls_key", "tls_client_ca"),
+        "routing_model": ("directory",),
+        "ext_proc": ("uds_path",),
+    }
+    environ = {variable(section, key): "" for section, keys in paths.items() for key in keys}
+    assert load_settings(environ=environ) == Settings()
+    path = config_file(tmp_path, "server: {uds_path: '', tls_key: ''}\n")
+    assert load_settings(path, environ={}) == Settings()
+
+
 def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None:
     environ = {"SIDECAR_SERVICE_HOST": "10.0.0.1", "SIDECAR_PORT_50051_TCP_PORT": "50051"}
     assert load_settings(environ=environ) == Settings()
@@ -142,6 +154,10 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             "1: server: nothing to listen on; give grpc_address or uds_path",
         ),
         (
+            "server: {http_address: '127.0.0.1:50051'}",
+            '1: server: grpc_address and http_address are both "127.0.0.1:50051"; give one of them',
+        ),
+        (
             "server: {tls_certificate: a.crt}",
             "1: server: tls_certificate needs tls_key; give both, or neither for plaintext",
         ),
@@ -159,6 +175,11 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             "1: server: tls_certificate is for grpc_address, which is empty, and sockets have no "
             "TLS; give an address, or leave the settings tls_… out",
         ),
+        (
+            "policies:\n  rules:\n    - x-team=a=>b\n    - X-Team=a=>b",
+            '4: policies.rules.1: "X-Team=a=>b" is not HEADER=VALUE=>POLICY',
+        ),
+        ("cache: {ttl_seconds: .inf}", "1: cache.ttl_seconds: must be a finite number, not inf"),
         (
             "policies: {default_policy: My Policy}",
             '1: policies.default_policy: "My Policy" is not a policy; write an id of the namespace '
@@ -197,13 +218,17 @@ def test_wrong_value_in_the_file_is_named_with_its_line(
             'string as an integer, not "fast"',
         ),
         (
+            {"SIDECAR_TRITON_ADDRESS": "a:1"},
+            "SIDECAR_TRITON_ADDRESS: unknown setting; did you mean SIDECAR_TRITON__ADDRESS?",
+        ),
+        (
             {"SIDECAR_POLICIES__RULES": "X-Team=a=>b"},
-            'policies.rules.0: "X-Team=a=>b" is not HEADER=VALUE=>POLICY, '
+            'SIDECAR_POLICIES__RULES: policies.rules.0: "X-Team=a=>b" is not HEADER=VALUE=>POLICY, '
             "with the header in lower case, such as x-team=search=>search-team",
         ),
         (
             {"SIDECAR_POLICIES__RULES": "x-team=a=>b,x-team=c=>My Policy"},
-            'policies.rules.1: "My Policy" is not a policy; write an id '
+            'SIDECAR_POLICIES__RULES: policies.rules.1: "My Policy" is not a policy; write an id '
             "of the namespace `default`, or namespaces/<namespace>/policies/<policy>",
         ),
         ({"SIDECAR_CONFIG": "none.yaml"}, "none.yaml: cannot be read: No such file or directory"),
