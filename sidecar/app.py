@@ -28,7 +28,7 @@ from sidecar.app_selection import call_selection
 from sidecar.app_tracing import TracingError, begin_tracing
 from sidecar.config import ServerSettings, Settings
 from sidecar.core.decision import DecisionSink
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt, Enough, Tokenizer
 from sidecar.core.policy import Policy
 from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_facts
@@ -285,7 +285,16 @@ def _registry(
             )
             return give_second_opinion(compiled, policy)
 
-        fixed = fixed_tokens(compile_prompt)
+        try:
+            fixed = fixed_tokens(compile_prompt)
+        except SidecarError as error:
+            if error.code is not ErrorCode.POLICY_TOO_LARGE:
+                raise
+            raise StartupError(
+                f"prompts may have {max_tokens} tokens, too few for any policy: make "
+                "routing_model.max_prompt_tokens larger or leave it out, or use a model with a "
+                "longer context"
+            ) from None
         registry = PolicyRegistry(
             (),
             {},

@@ -199,6 +199,10 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         lambda f, p: f["routing_model"].update(prompt_format="gone"),
         "prompt format 'gone' does not exist",
     ),
+    "prompts too short for any policy": (
+        lambda f, p: f["routing_model"].update(max_prompt_tokens=64),
+        "prompts may have 64 tokens, too few for any policy",
+    ),
 }
 
 
