@@ -29,12 +29,12 @@ from sidecar.evaluation.baselines import Baseline, majority, word_overlap
 from sidecar.evaluation.calibration import NothingToFitError
 from sidecar.evaluation.cases import Case, CaseError, read_cases, sample
 from sidecar.evaluation.engine_temperature import write_temperature
-from sidecar.evaluation.minilm import MiniLmMissingError, minilm, weights_folder
+from sidecar.evaluation.minilm import minilm
 from sidecar.evaluation.outcomes import Outcome
 from sidecar.evaluation.policies import Presentation, opaque, plain, shuffled
 from sidecar.evaluation.report import render_report
 from sidecar.evaluation.results import Document, Run, RunFacts, document
-from sidecar.local import TritonServer
+from sidecar.local import TritonServer, data_file
 from sidecar.observability.logging import LogOptions, configure_logging
 
 
@@ -222,7 +222,8 @@ def _check_writable(path: Path | None) -> None:
 def _run(wanted: Wanted, done: Done) -> bool:
     """Asks everything. False if it was interrupted."""
     if wanted.baseline:
-        _check_minilm()
+        # Now, and not after an hour of asking.
+        _minilm_weights()
     configure_logging(LogOptions(level="error"))
     started = 0.0
     try:
@@ -321,18 +322,19 @@ def _in_order(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[Outcom
     places = {(case.file, case.id): place for place, case in enumerate(cases)}
     return sorted(outcomes, key=lambda o: places[o.case.file, o.case.id])
 
+    weights = _minilm_weights()
 
-def _check_minilm() -> None:
-    try:
-        weights_folder()
-    except MiniLmMissingError as error:
-        raise Failure(f"--baseline: {error}") from None
+def _minilm_weights() -> Path:
+    """Those that the shipped model's second opinion was trained from. Raises LocalError."""
+    return data_file("minilm", lambda line: click.echo(f"  {line}", err=True))
 
 
 def _baselines(cases: Sequence[Case]) -> dict[str, Baseline]:
     with Steps().step("Measuring the baselines") as report:
         found = {
-            "minilm": minilm(cases, lambda n, total: report(f"{n} of {total} texts embedded")),
+            "minilm": minilm(
+                cases, weights, lambda n, total: report(f"{n} of {total} texts embedded")
+            ),
             "word_overlap": word_overlap(cases),
             "majority": majority(cases),
         }

