@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sidecar.cli.conversations import Case
 from sidecar.cli.failures import Failure
@@ -105,7 +106,8 @@ def _send(gateway_url: str, case: Case, openai: bool) -> Reached:
     if status != 200:
         raise Failure(f"Envoy answered {status} to a conversation of the demo: {answer[:200]}")
     api = "OpenAI" if openai else "Anthropic"
-    return Reached(messages[-1]["content"], api, **json.loads(answer))
+    asked = messages[-1]["content"] if messages else ""
+    return Reached(asked, api, **json.loads(answer))
 
 
 def _post(url: str, path: str, body: str, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -129,7 +131,9 @@ def print_reached(reached: Sequence[Reached], console: Console) -> None:
         view.add_column(name, no_wrap=True)
     for each in reached:
         asked = " ".join(each.asked.split())[:_EXCERPT]
-        view.add_row(asked, each.api, each.route, each.provider, each.model, each.source)
+        cells = (asked, each.api, each.route, each.provider, each.model, each.source)
+        # Not as markup, which brackets in somebody's text would be.
+        view.add_row(*map(Text, cells))
     console.print()
     console.print(view)
     console.print(

@@ -44,7 +44,7 @@ def _table(results: Document) -> Table:
         view.add_column(heading, justify="right", no_wrap=True)
     files: Mapping[str, Any] = results["files"]
     for name, metrics in files.items():
-        view.add_row(name, *_cells(metrics))
+        view.add_row(Text(name), *_cells(metrics))
     view.add_row("overall", *_cells(results["overall"]), style="bold")
     for name, baseline in results["baselines"].items():
         view.add_row(f"  {name}", *_cells(baseline["overall"]), style="dim")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 
 class Steps:
@@ -24,13 +25,13 @@ class Steps:
         started = time.monotonic()
         if not self.console.is_terminal:
             with self._ending(doing, started):
-                yield lambda line: self._line(f"  {line}")
+                yield lambda line: self._line(f"  {escape(line)}")
             return
         with (
             self._ending(doing, started),
             self.console.status(doing, spinner_style="default") as status,
         ):
-            yield lambda line: status.update(f"{doing}: {line}")
+            yield lambda line: status.update(f"{doing}: {escape(line)}")
 
     @contextmanager
     def _ending(self, doing: str, started: float) -> Iterator[None]:
