@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from sidecar.capacity.queueing import Load, simulate
 from sidecar.capacity.roofline import ASSUMED, GPUS, SHAPES, Engine, Work
 from sidecar.capacity.tables import TABLES, batch_ms
+
+_COUNT = click.IntRange(min=1)
+
+
+def _more_than_0(
+    _context: click.Context, _option: click.Parameter, value: float | None
+) -> float | None:
+    # Written so that it is false for nan, which click's ranges let through.
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"must be more than 0, not {value:g}")
+    return value
 
 
 @click.group()
@@ -26,15 +39,28 @@ def table(name: str) -> None:
 @click.option("--gpu", type=click.Choice([gpu.name for gpu in GPUS]), default="L40S")
 @click.option("--model", type=click.Choice([shape.name for shape in SHAPES]), default=None)
 @click.option("--fp8", is_flag=True, help="Weights and arithmetic in FP8.")
-@click.option("--prompt", default=800, show_default=True, help="Tokens of a prompt.")
+@click.option("--prompt", default=800, type=_COUNT, show_default=True, help="Tokens of a prompt.")
 @click.option("--reused", default=704, show_default=True, help="Of them, found in the KV cache.")
-@click.option("--answer", default=1, show_default=True, help="Tokens; 1 for a label.")
-@click.option("--per-second", default=100.0, show_default=True, help="Decisions that arrive.")
-@click.option("--replicas", default=1, show_default=True, help="GPUs.")
-@click.option("--policies", default=0, show_default=True, help="Each at one replica; 0: any.")
+@click.option("--answer", default=1, type=_COUNT, show_default=True, help="Tokens; 1 for a label.")
+@click.option(
+    "--per-second",
+    default=100.0,
+    callback=_more_than_0,
+    show_default=True,
+    help="Decisions that arrive.",
+)
+@click.option("--replicas", default=1, type=_COUNT, show_default=True, help="GPUs.")
+@click.option(
+    "--policies",
+    default=0,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Each at one replica; 0: any.",
+)
 @click.option(
     "--service-ms",
     type=float,
+    callback=_more_than_0,
     help="Measured time of one decision on an idle GPU, instead of the computed one; batches are "
     "scaled alike.",
 )
