@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import platform
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,10 +42,11 @@ from sidecar.local import (
     ChildProcess,
     LocalError,
     TritonServer,
-    cache_dir,
     data_file,
     free_ports,
 )
+    new_run_folder,
+    remove_run_folder,
 from sidecar.local.process import children
 from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
@@ -165,14 +164,11 @@ def wide_console() -> Console:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    runs = cache_dir() / "run"
-    runs.mkdir(exist_ok=True)
-    # The name tells the next start whose it was, should this process be killed.
-    folder = Path(tempfile.mkdtemp(prefix=f"bench-{os.getpid()}-", dir=runs))
+    folder = new_run_folder("bench")
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run_folder(folder)
 
 
 def _bench(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import tempfile
 import time
@@ -31,7 +29,7 @@ from sidecar.evaluation.asking import Decide
 from sidecar.evaluation.policies import MODEL_ID
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
-from sidecar.local import TritonServer, cache_dir
+from sidecar.local import TritonServer, new_run_folder, remove_run_folder
 
 _BUDGET_MS = 60_000
 """What is measured are decisions: none should be a fallback because this computer is slow."""
@@ -82,10 +80,7 @@ def local_triton(engine: EngineInfo, steps: Steps) -> Iterator[TritonServer]:
         number: signal.signal(number, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP)
     }
-    runs = cache_dir() / "run"
-    runs.mkdir(exist_ok=True)
-    # The name tells the next start whose it was, should this process be killed.
-    folder = Path(tempfile.mkdtemp(prefix=f"eval-{os.getpid()}-", dir=runs))
+    folder = new_run_folder("eval")
     try:
         with steps.step("Starting Triton with the routing model") as report:
             repository = render_cpu_repository(engine.path, folder)
@@ -96,7 +91,7 @@ def local_triton(engine: EngineInfo, steps: Steps) -> Iterator[TritonServer]:
         finally:
             triton.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run_folder(folder)
         for number, handler in before.items():
             signal.signal(number, handler)
 

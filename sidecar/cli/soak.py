@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -33,7 +30,7 @@ from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import chosen_engine
 from sidecar.config import Settings, load_settings
-from sidecar.local import cache_dir, free_ports
+from sidecar.local import free_ports, new_run_folder, remove_run_folder
 from sidecar.observability.logging import LogOptions, configure_logging
 
 _RATE_SECONDS = 5.0
@@ -129,9 +126,7 @@ def soak(
     configure_logging(LogOptions("error", "auto", False))
     console, steps = wide_console(), Steps()
     engine = chosen_engine(model, load_settings(environ={}), steps)
-    runs = cache_dir() / "run"
-    runs.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"soak-{os.getpid()}-", dir=runs))
+    folder = new_run_folder("soak")
     proxy = _Proxy()
     try:
         settings, clock = _settings(folder), _clock(folder, faults)
@@ -154,7 +149,7 @@ def soak(
             found = asyncio.run(_soak(world, wanted, metrics))
     finally:
         proxy.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run_folder(folder)
     console.print(_table(found), _summary(found), _aims_text(found))
     if json_path is not None:
         json_path.write_text(json.dumps(_document(found), indent=2) + "\n")

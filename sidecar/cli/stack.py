@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
@@ -19,7 +16,7 @@ from sidecar.cli.steps import Steps
 from sidecar.config import ENV_PREFIX, ServerSettings, Settings, variable
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.grpc_api.listening import ListenError, check_tcp, check_unix
-from sidecar.local import ChildProcess, TritonServer, cache_dir
+from sidecar.local import ChildProcess, TritonServer, new_run_folder, remove_run_folder
 
 _READY_TIMEOUT_S = 60
 _POLL_S = 0.1
@@ -55,10 +52,7 @@ class LocalStack:
         self._settings = settings
         self._quiet = quiet
         self._steps = steps or Steps()
-        runs = cache_dir() / "run"
-        runs.mkdir(exist_ok=True)
-        # The name tells the next start whose it was, should this process be killed.
-        self._folder = Path(tempfile.mkdtemp(prefix=f"stack-{os.getpid()}-", dir=runs))
+        self._folder = new_run_folder("stack")
         if gateway is not None and settings.ext_proc.uds_path is None:
             section = settings.ext_proc.model_copy(update={"uds_path": self._folder / "envoy.sock"})
             self._settings = settings.model_copy(update={"ext_proc": section})
@@ -154,7 +148,7 @@ class LocalStack:
         except KeyboardInterrupt:
             self._kill()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_run_folder(self._folder)
 
     def _kill(self) -> None:
         if self._gateway is not None:
@@ -166,7 +160,7 @@ class LocalStack:
 
     def _start_sidecar(self) -> None:
         config = self._folder / "settings.yaml"
-        config.write_text(self._served().model_dump_json(indent=2))
+        config.write_text(self._served().model_dump_json(indent=2), encoding="utf-8")
         started = self._folder / "started"
         command = [sys.executable, "-m", "sidecar.cli", "serve"]
         command += ["--config", str(config), "--started-file", str(started)]

@@ -13,6 +13,7 @@ from sidecar.local.ports import free_ports
 from sidecar.local.postgres import PostgresServer
 from sidecar.local.process import ChildProcess
 from sidecar.local.stub_environment import stub_environment
+from sidecar.local.run_folders import new_run_folder, remove_run_folder
 from sidecar.local.tools import data_file, tool, unpacked
 from sidecar.local.triton import TritonServer
 
@@ -29,7 +30,10 @@ __all__ = [
     "data_file",
     "free_ports",
     "provider_clusters",
+    "new_run_folder",
     "shipped_config",
+    "read_keys",
+    "remove_run_folder",
     "stub_environment",
     "tool",
     "unpacked",

@@ -49,8 +49,15 @@ def cache_dir() -> Path:
 def exclusive(name: str) -> Iterator[None]:
     """Hold the cache's lock `name` against other processes; released also when this one dies."""
     folder = cache_dir() / "locks"
-    folder.mkdir(exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as handle:
+    try:
+        folder.mkdir(exist_ok=True)
+        handle = (folder / f"{name}.lock").open("w")
+    except OSError as error:
+        raise LocalError(
+            f"{folder} cannot be written: {error.strerror}. Set {CACHE_VARIABLE} to a folder that "
+            "you can write."
+        ) from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

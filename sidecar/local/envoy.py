@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import time
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
@@ -14,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
 from sidecar.local.ports import free_ports
 from sidecar.local.process import ChildProcess
+from sidecar.local.run_folders import new_run_folder, remove_run_folder
 from sidecar.local.tools import Report, tool
 
 _HOST = "127.0.0.1"
@@ -104,9 +102,7 @@ class EnvoyServer:
         """Start it and return at once."""
         program = tool("envoy", self._report)
         if self._folder is None:
-            runs = cache_dir() / "run"
-            runs.mkdir(exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"envoy-{os.getpid()}-", dir=runs))
+            self._folder = new_run_folder("envoy")
         config = self._folder / "envoy.yaml"
         config.write_text(self._config, encoding="utf-8")
         self._process = ChildProcess(
@@ -177,7 +173,7 @@ class EnvoyServer:
             self._process.terminate(self._exit_timeout_s)
             self._process = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_run_folder(self._folder)
             self._folder = None
 
     def __enter__(self) -> Self:

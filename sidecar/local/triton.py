@@ -6,10 +6,8 @@ import asyncio
 import itertools
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,10 +18,14 @@ from types import TracebackType
 from typing import Self
 
 from sidecar.local import preflight
-from sidecar.local.cache import cache_dir
 from sidecar.local.errors import LocalError
 from sidecar.local.ports import free_ports
 from sidecar.local.process import ChildProcess, children, is_alive
+from sidecar.local.run_folders import (
+    new_run_folder,
+    remove_left_run_folders,
+    remove_run_folder,
+)
 from sidecar.local.stub_environment import stub_environment
 from sidecar.local.tools import Report, unpacked
 
@@ -32,7 +34,7 @@ _SHM = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "llm_routing_sidecar"
 _PORT_TRIES = 3
 _UTILS_FOR_NUMPY2 = Path(__file__).with_name("backend_utils_numpy2.py")
-_OWNER = re.compile(r"[_-](\d+)[_-]")
+_OWNER = re.compile(r"_(\d+)_")
 # Notes, tables wider than a screen, and complaints about the absent GPU.
 _CHATTER = re.compile(r"I\d{4} |[|+]|.*(pinned_memory_manager|CudaDriverHelper)")
 _numbers = itertools.count(1)
@@ -158,9 +160,7 @@ class TritonServer:
         wheel, environment = unpacked("nvidia-pytriton"), stub_environment()
         remove_leftovers()
         if self._folder is None:
-            runs = cache_dir() / "run"
-            runs.mkdir(exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"triton-{os.getpid()}-", dir=runs))
+            self._folder = new_run_folder("triton")
             _link_backend(wheel, self._folder)
         self._abandoned.clear()
         self._process = ChildProcess(
@@ -233,7 +233,7 @@ class TritonServer:
             self._process = None
         _remove_shm(self._shm_prefix)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_run_folder(self._folder)
             self._folder = None
 
     def abandon(self) -> None:
@@ -311,25 +311,16 @@ def _tells(line: str) -> bool:
 
 
 def remove_leftovers() -> None:
-    """Remove run folders (`<what>-<pid>-<random>`) and shared memory of processes that were
-    killed."""
-    shared = _SHM.glob(f"{_SHM_PREFIX}_*")
-    folders = (cache_dir() / "run").glob("*-*-*")
-    for path in (*shared, *folders):
+    """Remove run folders and shared memory of processes that were killed."""
+    remove_left_run_folders()
+    for path in _SHM.glob(f"{_SHM_PREFIX}_*"):
         owner = _OWNER.search(path.name)
         if owner is not None and not Path("/proc", owner[1]).exists():
-            _remove(path)
+            path.unlink(missing_ok=True)
 
 
 def _remove_shm(prefix: str) -> None:
     for path in _SHM.glob(f"{prefix}*"):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
         path.unlink(missing_ok=True)
 
 

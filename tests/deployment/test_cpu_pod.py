@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,14 +39,20 @@ pytestmark = [
 ]
 
 
-def test_decides_by_the_model_with_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+@pytest.fixture
+def volume() -> Iterator[Path]:
+    """With a path as short as /cache, beside whose folders there is room for sockets."""
+    with tempfile.TemporaryDirectory(prefix="pod-") as folder:
+        yield Path(folder)
+
+
+def test_decides_by_the_model_with_a_root_that_cannot_be_written(volume: Path) -> None:
     # What the image has in /opt/cache.
     default_model(lambda line: None)
     TritonServer(Path("/")).prepare()
     pod = deployment("cpu", "llm-router")
     [prepare], [container] = pod["initContainers"], pod["containers"]
-    volume, image = tmp_path / "volume", cache_dir()
-    volume.mkdir()
+    image = cache_dir()
     [script] = prepare["args"]
     grpc, http = (f"127.0.0.1:{port}" for port in free_ports(2))
     environment = {each["name"]: each["value"] for each in container["env"]} | {
