@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +18,7 @@ from sidecar.app_policies import begin_live, open_policies
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.connection import connect_aio, no_answer
 from sidecar.cli.failures import Failure
+from sidecar.cli.stack import interrupted_by_signals
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
 from sidecar.config import Settings, load_settings
@@ -70,30 +70,25 @@ class Target:
 
 @contextmanager
 def local_triton(engine: EngineInfo, steps: Steps) -> Iterator[TritonServer]:
-    """A Triton that serves `engine`, stopped at the end also after SIGTERM and SIGHUP, which raise
-    KeyboardInterrupt as Ctrl-C does.
+    """A Triton that serves `engine`, stopped at the end of the block, which is
+    `interrupted_by_signals`.
 
     Raises:
         LocalError: Triton cannot run here or did not start.
     """
-    before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    folder = new_run_folder("eval")
-    try:
-        with steps.step("Starting Triton with the routing model") as report:
-            repository = render_cpu_repository(engine.path, folder)
-            triton = TritonServer(repository, exit_timeout_s=2, report=report)
-            triton.start()
+    with interrupted_by_signals():
+        folder = new_run_folder("eval")
         try:
-            yield triton
+            with steps.step("Starting Triton with the routing model") as report:
+                repository = render_cpu_repository(engine.path, folder)
+                triton = TritonServer(repository, exit_timeout_s=2, report=report)
+                triton.start()
+            try:
+                yield triton
+            finally:
+                triton.stop()
         finally:
-            triton.stop()
-    finally:
-        remove_run_folder(folder)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            remove_run_folder(folder)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from sidecar.local import (
     GatewayOptions,
     adapted,
     provider_clusters,
+    read_keys,
     shipped_config,
 )
 from sidecar.policies.findings import closest, quoted
@@ -42,16 +43,35 @@ class GatewayWish:
         return f"http://127.0.0.1:{self.port}"
 
     def check(self) -> None:
-        """Raises Failure if Envoy could not listen there, before anything starts."""
+        """Before anything starts. Raises Failure if Envoy could not listen there, LocalError for a
+        key that cannot be used."""
+        self.with_key()
         try:
             check_tcp(f"127.0.0.1:{self.port}")
         except ListenError as error:
             raise Failure(f"{error} (option --envoy-port)") from None
 
+    def with_key(self) -> list[str]:
+        """The providers that have one. Raises LocalError."""
+        return [] if self.keys is None else list(read_keys(self.keys, _clusters()))
+
+    def stray_keys(self) -> Iterator[str]:
+        """Of each file among the keys that is of no provider: what to do."""
+        clusters = _clusters()
+        for file in sorted(self.keys.iterdir() if self.keys is not None else ()):
+            if file.is_file() and file.name not in clusters and not file.name.startswith("."):
+                meant = closest(file.stem, clusters)
+                remedy = f"did you mean {meant}?" if meant else f"there are {', '.join(clusters)}"
+                yield f"{file} is the key of no provider: {remedy}"
+
+
+def _clusters() -> tuple[str, ...]:
+    return provider_clusters(shipped_config().read_text(encoding="utf-8"))
+
 
 def misplaced(models: Iterable[Model]) -> Iterator[str]:
     """Of each model whose cluster is none of Envoy's: what becomes of it, and what to do."""
-    clusters = provider_clusters(shipped_config().read_text(encoding="utf-8"))
+    clusters = _clusters()
     choice = f"one of {', '.join(clusters)}"
     for model in models:
         if not model.cluster:

@@ -13,7 +13,7 @@ from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.gateway import GatewayWish, LocalGateway
 from sidecar.cli.steps import Steps
-from sidecar.config import ENV_PREFIX, ServerSettings, Settings, variable
+from sidecar.config import ENV_PREFIX, Settings, variable
 from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.grpc_api.listening import ListenError, check_tcp, check_unix
 from sidecar.local import ChildProcess, TritonServer, new_run_folder, remove_run_folder
@@ -195,43 +195,59 @@ class LocalStack:
         return self._settings.model_copy(update={"triton": triton, "routing_model": model})
 
 
-def check_addresses(server: ServerSettings) -> None:
+def check_addresses(settings: Settings) -> None:
     """Raises Failure if the sidecar could not listen where it should, before anything starts."""
-    with _naming("grpc_address"):
-        if server.grpc_address.endswith(":0"):
-            raise ListenError(f"{server.grpc_address}: port 0 is not known to callers; choose one")
-        if server.grpc_address:
-            check_tcp(server.grpc_address)
-    with _naming("uds_path"):
-        if server.uds_path is not None:
-            check_unix(server.uds_path)
-    with _naming("http_address"):
-        if server.http_address:
-            check_tcp(server.http_address)
+    server = settings.server
+    for key, address in {
+        "grpc_address": server.grpc_address,
+        "http_address": server.http_address,
+    }.items():
+        with _naming("server", key):
+            if address.endswith(":0"):
+                raise ListenError(f"{address}: port 0 is not known to callers; choose one")
+            if address:
+                check_tcp(address)
+    envoy = settings.ext_proc.uds_path
+    for section, path in {"server": server.uds_path, "ext_proc": envoy}.items():
+        with _naming(section, "uds_path"):
+            if path is not None:
+                check_unix(path)
 
 
 @contextmanager
-def _naming(key: str) -> Iterator[None]:
+def _naming(section: str, key: str) -> Iterator[None]:
     try:
         yield
     except ListenError as error:
-        name = variable("server", key)
-        raise Failure(f"{error} (setting server.{key}, or {name} in the environment)") from None
+        name = variable(section, key)
+        raise Failure(f"{error} (setting {section}.{key}, or {name} in the environment)") from None
 
 
 @contextmanager
 def running(stack: LocalStack) -> Iterator[LocalStack]:
-    """Starts `stack` and stops it at the end of the block, also after SIGTERM and SIGHUP, which
-    raise KeyboardInterrupt as Ctrl-C does."""
+    """Starts `stack` and stops it at the end of the block, which is `interrupted_by_signals`."""
+    with interrupted_by_signals():
+        try:
+            stack.start()
+            yield stack
+        finally:
+            stack.stop()
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does, but for one that the
+    process was told to ignore, as by `nohup`."""
     before = {
-        number: signal.signal(number, signal.default_int_handler)
+        number: handler
         for number in (signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     try:
-        stack.start()
-        yield stack
+        yield
     finally:
-        stack.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 

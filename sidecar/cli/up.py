@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from sidecar.cli.failures import Failure
@@ -15,9 +15,10 @@ from sidecar.cli.model import default_model
 from sidecar.cli.policy_options import place
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
-from sidecar.config import Settings, load_settings
+from sidecar.config import ServerSettings, Settings, load_settings
 from sidecar.engines import EngineError, EngineInfo, read_engine
 from sidecar.engines.cpu import RUNTIME
+from sidecar.local.preflight import require
 from sidecar.policies import load_policies
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -73,9 +74,11 @@ def up(
 
     Exit status: 0 if it was stopped, 1 if a part could not start or has died.
     """
+    if not envoy:
+        _refuse_of_envoy()
     settings = with_policies(load_settings(config), policies)
     check_policies(settings)
-    check_addresses(settings.server)
+    check_addresses(settings)
     gateway = GatewayWish(envoy_port, envoy_keys, envoy_variant or "") if envoy else None
     if gateway is not None:
         check_gateway(gateway, settings)
@@ -89,13 +92,27 @@ def up(
             stack.watch()
     except KeyboardInterrupt:
         # Asked to stop: that is how this command ends well, once it has started.
-        sys.exit(0 if ready else 130)
+        if not ready:
+            raise
+
+
+def _refuse_of_envoy() -> None:
+    """Raises UsageError for an option that would be ignored."""
+    context = click.get_current_context()
+    for name in ("envoy_port", "envoy_keys", "envoy_variant"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --envoy")
 
 
 def check_gateway(gateway: GatewayWish, settings: Settings) -> None:
     """Before anything takes its time to start. Raises Failure."""
     if not settings.ext_proc.enabled:
         raise Failure("--envoy needs the setting ext_proc.enabled, which is off")
+    for key in ("grpc_address", "http_address"):
+        if getattr(settings.server, key).endswith(f":{gateway.port}"):
+            raise Failure(
+                f"--envoy-port {gateway.port} is the port of server.{key}; choose another"
+            )
     gateway.check()
 
 
@@ -120,7 +137,9 @@ def check_policies(settings: Settings) -> None:
 
 
 def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> EngineInfo:
-    """The engine that was named, or else the default one. Raises EngineError or LocalError."""
+    """The engine that was named, or else the default one. Raises EngineError or LocalError, also
+    where the machine cannot serve it: minutes of fetching and building would be for nothing."""
+    require()
     folder = model or settings.routing_model.directory
     if folder is not None:
         return _for_this_machine(read_engine(folder))
@@ -147,12 +166,17 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
     if gateway is not None:
         lines.append(f"Envoy    {gateway.url} (OpenAI's SDK: {gateway.url}/v1), model `auto`")
         lines.append(f"         log {stack.gateway.log}")
-        if gateway.keys is None:
-            lines.append("         requests go on without a key: see --envoy-keys")
+        keys = ", ".join(gateway.with_key())
+        told = f"keys of {keys}" if keys else "requests go on without a key: see --envoy-keys"
+        lines.append(f"         {told}")
         # The catalog that the sidecar has: with a store the files are only what that began with.
         with place(stack.plaintext_address) as sidecar:
             models = sidecar.catalog().models.values()
-        lines += [f"         warning: {each}" for each in misplaced(models)]
+        lines += [
+            f"         warning: {each}" for each in (*gateway.stray_keys(), *misplaced(models))
+        ]
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
-    lines.append("Ready. Try: sidecar route 'Why does my loop never end?'. Ctrl-C stops all.")
+    default = stack.plaintext_address == ServerSettings().grpc_address
+    at = "" if default else f" --address {stack.plaintext_address}"
+    lines.append(f"Ready. Try: sidecar route 'Why does my loop never end?'{at}. Ctrl-C stops all.")
     click.echo("\n".join(lines))

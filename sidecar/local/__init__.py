@@ -7,13 +7,14 @@ from sidecar.local.gateway import (
     GatewayOptions,
     adapted,
     provider_clusters,
+    read_keys,
     shipped_config,
 )
 from sidecar.local.ports import free_ports
 from sidecar.local.postgres import PostgresServer
 from sidecar.local.process import ChildProcess
-from sidecar.local.stub_environment import stub_environment
 from sidecar.local.run_folders import new_run_folder, remove_run_folder
+from sidecar.local.stub_environment import stub_environment
 from sidecar.local.tools import data_file, tool, unpacked
 from sidecar.local.triton import TritonServer
 
@@ -29,11 +30,11 @@ __all__ = [
     "cache_dir",
     "data_file",
     "free_ports",
-    "provider_clusters",
     "new_run_folder",
-    "shipped_config",
+    "provider_clusters",
     "read_keys",
     "remove_run_folder",
+    "shipped_config",
     "stub_environment",
     "tool",
     "unpacked",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class GatewayOptions:
         port: that clients speak to, on the loopback interface.
         sidecar: socket of the sidecar.
         message_timeout_s: how long Envoy waits for the sidecar; None: as shipped.
-        keys: folder with a file for each cluster that has a key; None, or a file that is not there:
-            requests go to that provider without one.
+        keys: folder with a file for each cluster that has a key; None, or a file that is not there
+            or empty: requests go to that provider without one.
         providers: cluster -> URL to be used instead of the real provider.
         trusted_ca: certificates that are trusted for https; None: those of this machine.
         access_log: file for it instead of standard output.
@@ -76,7 +76,7 @@ def adapted(shipped: str, options: GatewayOptions) -> str:
             raise LocalError(f"there is no cluster {name!r}; there are {', '.join(clusters)}")
     for listener in resources["listeners"]:
         _adapt_listener(listener, options)
-    keys = _keys(clusters, options)
+    keys = read_keys(options.keys, clusters) if options.keys is not None else {}
     for name, cluster in clusters.items():
         if name == _SIDECAR:
             _set_address(cluster, {"pipe": {"path": str(options.sidecar)}})
@@ -158,12 +158,24 @@ def _endpoints(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield each["endpoint"]
 
 
-def _keys(clusters: Mapping[str, Any], options: GatewayOptions) -> dict[str, str]:
-    if options.keys is None:
-        return {}
-    files = {name: options.keys / name for name in clusters}
-    # Editors end a file with a newline, which cannot stand in a header.
-    return {name: file.read_text().strip() for name, file in files.items() if file.is_file()}
+def read_keys(folder: Path, clusters: Iterable[str]) -> dict[str, str]:
+    """Cluster -> key, of those whose file in `folder` has one. Raises LocalError."""
+    keys = {}
+    for file in (folder / name for name in clusters):
+        try:
+            # Editors end a file with a newline, which cannot stand in a header.
+            key = file.read_text(encoding="utf-8-sig").strip()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LocalError(f"{file}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            key = "\0"
+        if not (key.isascii() and key.isprintable()):
+            raise LocalError(f"{file}: must hold a key and nothing else, on one line")
+        if key:
+            keys[file.name] = key
+    return keys
 
 
 def _trusted_ca() -> Path:

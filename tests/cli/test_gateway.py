@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from sidecar.cli.gateway import GatewayWish, misplaced
 from sidecar.cli.up import EXAMPLES, check_gateway
 from sidecar.config import load_settings
 from sidecar.core.policy import Model
-from sidecar.local import free_ports
+from sidecar.local import LocalError, free_ports
 from sidecar.policies import load_policies
 
 
@@ -31,6 +32,59 @@ def test_envoy_needs_the_service_that_it_asks() -> None:
 
     with pytest.raises(Failure, match=r"ext_proc\.enabled"):
         check_gateway(GatewayWish(free_ports(1)[0]), settings)
+
+
+@pytest.mark.parametrize("key", ["grpc_address", "http_address"])
+def test_port_of_the_sidecar_is_not_envoys(key: str) -> None:
+    settings = load_settings(environ={})
+    port = int(getattr(settings.server, key).rpartition(":")[2])
+
+    with pytest.raises(Failure, match=rf"--envoy-port {port} is the port of server\.{key}"):
+        check_gateway(GatewayWish(port), settings)
+
+
+def test_providers_with_a_key_are_those_whose_file_has_one(tmp_path: Path) -> None:
+    (tmp_path / "openai").write_text("\ufeffsk-secret\n")
+    (tmp_path / "anthropic").write_text("\n")
+
+    assert GatewayWish(free_ports(1)[0], tmp_path).with_key() == ["openai"]
+
+
+@pytest.mark.parametrize("content", [b"a\nb", b"OPENAI \xff", "sk-…".encode()])
+def test_file_that_is_no_key_is_named_before_anything_starts(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "openai").write_bytes(content)
+
+    with pytest.raises(LocalError) as raised:
+        GatewayWish(free_ports(1)[0], tmp_path).check()
+    assert str(raised.value) == (
+        f"{tmp_path / 'openai'}: must hold a key and nothing else, on one line"
+    )
+
+
+def test_key_that_cannot_be_read_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "openai").mkdir()
+
+    with pytest.raises(LocalError, match="openai: cannot be read: Is a directory"):
+        GatewayWish(free_ports(1)[0], tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("OpenAI", "did you mean openai?"),
+        ("anthropic.txt", "did you mean anthropic?"),
+        ("bedrock", "there are openai, anthropic"),
+    ],
+)
+def test_key_of_no_provider_is_told(tmp_path: Path, name: str, remedy: str) -> None:
+    for each in (name, ".hidden", "mistral"):
+        (tmp_path / each).write_text("key")
+
+    (told,) = GatewayWish(free_ports(1)[0], tmp_path).stray_keys()
+
+    assert told.startswith(f"{tmp_path / name} is the key of no provider: {remedy}")
 
 
 @pytest.mark.parametrize(

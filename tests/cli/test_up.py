@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -22,12 +23,13 @@ from sidecar.cli import cli, stack
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_remote import SidecarPlace
+from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
-from sidecar.cli.up import with_policies
-from sidecar.config import ServerSettings, load_settings
+from sidecar.cli.up import chosen_engine, with_policies
+from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
-from sidecar.local import cache_dir, free_ports
+from sidecar.local import LocalError, cache_dir, free_ports, preflight
 from sidecar.local.process import children
 from tests.certificates import Authority
 from tests.cli.test_commands import sidecar
@@ -223,9 +225,47 @@ def test_up_can_be_interrupted_while_it_starts(policies: Path) -> None:
         assert _leftovers(running.process.pid) == []
 
 
-def test_up_wants_a_port_that_callers_can_know() -> None:
-    with pytest.raises(Failure, match="port 0 is not known to callers"):
-        stack.check_addresses(ServerSettings(grpc_address="127.0.0.1:0"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_signals_interrupt_unless_they_are_ignored_as_nohup_has_it(
+    number: signal.Signals, before: signal.Handlers
+) -> None:
+    at_first = signal.signal(number, before)
+    interrupted = False
+    try:
+        with stack.interrupted_by_signals():
+            os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        after = signal.signal(number, at_first)
+    assert (interrupted, after) == (before is signal.SIG_DFL, before)
+
+
+@pytest.mark.parametrize("key", ["grpc_address", "http_address"])
+def test_up_wants_a_port_that_callers_can_know(key: str) -> None:
+    settings = load_settings(flags={"server": {key: "127.0.0.1:0"}}, environ={})
+    with pytest.raises(Failure, match=rf"port 0 is not known to callers.*server\.{key}"):
+        stack.check_addresses(settings)
+
+
+def test_up_says_before_it_starts_anything_that_envoys_socket_cannot_be(tmp_path: Path) -> None:
+    flags: dict[str, dict[str, object]] = {
+        "server": {"grpc_address": f"127.0.0.1:{free_ports(1)[0]}", "http_address": ""},
+        "ext_proc": {"uds_path": tmp_path / "no-such-folder" / "envoy.sock"},
+    }
+    with pytest.raises(Failure, match=r"make the folder .*ext_proc\.uds_path"):
+        stack.check_addresses(load_settings(flags=flags, environ={}))
+
+
+def test_a_machine_that_cannot_serve_an_engine_is_not_made_to_build_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arm = replace(preflight.this_machine(), architecture="aarch64")
+    monkeypatch.setattr(preflight, "this_machine", lambda: arm)
+    monkeypatch.setattr("sidecar.cli.up.default_model", lambda report: pytest.fail("was built"))
+    with pytest.raises(LocalError, match="Linux aarch64"):
+        chosen_engine(None, load_settings(environ={}), Steps())
 
 
 def test_up_says_before_it_starts_anything_that_its_address_is_taken(policies: Path) -> None:
