@@ -34,6 +34,7 @@ from sidecar.bench.processes import threads_cpu_s
 from sidecar.bench.rows import percentile
 from sidecar.cli.bench import wide_console
 from sidecar.cli.model import default_model
+from sidecar.cli.output_file import OutputFile
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.up import EXAMPLES
 from sidecar.config import load_settings
@@ -254,7 +255,7 @@ def wrong_rows(results: Sequence[Result]) -> list[str]:
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write all that was measured there.",
 )
 def main(seconds: float, json_path: Path | None) -> None:

@@ -43,6 +43,7 @@ from sidecar.bench.rows import Row, percentile, row, table
 from sidecar.bench.served import Served
 from sidecar.cli.bench import wide_console
 from sidecar.cli.model import default_model
+from sidecar.cli.output_file import OutputFile
 from sidecar.engines import CpuRepositoryOptions, EngineInfo, read_engine
 from sidecar.local.process import children
 
@@ -350,7 +351,7 @@ PARTS = ("many", "reload")
     show_default=True,
     help="Of a decision by the routing model; a slow machine answers few within a second.",
 )
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "json_path", type=OutputFile())
 def main(
     size: str, only: str | None, model: Path | None, budget_ms: int, json_path: Path | None
 ) -> None:

@@ -30,6 +30,7 @@ from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
 from sidecar.bench.targets import targets
 from sidecar.cli.failures import Failure
+from sidecar.cli.output_file import OutputFile
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import EXAMPLES, chosen_engine
@@ -44,9 +45,9 @@ from sidecar.local import (
     TritonServer,
     data_file,
     free_ports,
-)
     new_run_folder,
     remove_run_folder,
+)
 from sidecar.local.process import children
 from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
@@ -127,7 +128,7 @@ class Bench:
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write all that was measured there.",
 )
 def bench(size: str, groups: tuple[str, ...], model: Path | None, json_path: Path | None) -> None:
@@ -136,6 +137,8 @@ def bench(size: str, groups: tuple[str, ...], model: Path | None, json_path: Pat
     Everything runs on this machine and shares its cores, the callers too. Run it on an otherwise
     idle one.
     """
+    if not EXAMPLES.is_dir():
+        raise Failure("examples/ is not part of this installation; measure from a clone")
     configure_logging(LogOptions("error", "auto", False))
     console, steps = wide_console(), Steps()
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)

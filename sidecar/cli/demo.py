@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -52,21 +51,18 @@ def demo(conversations: Path, model: Path | None) -> None:
     settings = _settings()
     check_policies(settings)
     steps = Steps()
-    try:
-        engine = chosen_engine(model, settings, steps)
-        with stub_providers() as providers:
-            wish = GatewayWish(free_ports(1)[0], providers=providers)
-            stack = LocalStack(engine, settings, quiet=True, steps=steps, gateway=wish)
-            with running(stack):
-                with steps.step(f"Routing {len(cases)} conversations over gRPC"):
-                    rows = _route(stack, cases)
-                with steps.step("Sending them as plain HTTP through Envoy"):
-                    reached = send_all(wish.url, cases)
-                stack.check()
-                _print(rows, engine)
-                print_reached(reached, Console())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    engine = chosen_engine(model, settings, steps)
+    with stub_providers() as providers:
+        wish = GatewayWish(free_ports(1)[0], providers=providers)
+        stack = LocalStack(engine, settings, quiet=True, steps=steps, gateway=wish)
+        with running(stack):
+            with steps.step(f"Routing {len(cases)} conversations over gRPC"):
+                rows = _route(stack, cases)
+            with steps.step("Sending them as plain HTTP through Envoy"):
+                reached = send_all(wish.url, cases)
+            stack.check()
+            _print(rows, engine)
+            print_reached(reached, Console())
 
 
 def _settings() -> Settings:

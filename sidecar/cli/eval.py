@@ -18,6 +18,7 @@ from sidecar.cli.eval_progress import Progress
 from sidecar.cli.eval_targets import Target, local_router, local_triton, running_sidecar
 from sidecar.cli.eval_view import print_results
 from sidecar.cli.failures import Failure
+from sidecar.cli.output_file import OutputFile
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.cli.up import chosen_engine
@@ -95,13 +96,13 @@ class Done:
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write the results there.",
 )
 @click.option(
     "--report",
     "report_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write an HTML page there, to be looked at; it quotes the worst misses.",
 )
 @click.option(
@@ -171,8 +172,6 @@ def evaluate(
         raise click.UsageError("give --model or --target, not both")
     if write and model is None:
         raise click.UsageError("--write-temperature needs --model, the engine to write to")
-    for path in (json_path, report_path):
-        _check_writable(path)
     wanted = Wanted(
         cases=_cases(paths, limit),
         model=model,
@@ -211,12 +210,6 @@ def _cases(paths: Sequence[Path], limit: int | None) -> list[Case]:
         return sample(read_cases(paths), limit)
     except CaseError as error:
         raise Failure(str(error)) from None
-
-
-def _check_writable(path: Path | None) -> None:
-    """Now, and not after an hour of asking."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
 
 
 def _run(wanted: Wanted, done: Done) -> bool:
@@ -322,7 +315,6 @@ def _in_order(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[Outcom
     places = {(case.file, case.id): place for place, case in enumerate(cases)}
     return sorted(outcomes, key=lambda o: places[o.case.file, o.case.id])
 
-    weights = _minilm_weights()
 
 def _minilm_weights() -> Path:
     """Those that the shipped model's second opinion was trained from. Raises LocalError."""
@@ -330,6 +322,7 @@ def _minilm_weights() -> Path:
 
 
 def _baselines(cases: Sequence[Case]) -> dict[str, Baseline]:
+    weights = _minilm_weights()
     with Steps().step("Measuring the baselines") as report:
         found = {
             "minilm": minilm(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import click
+
+_OF_THE_MACHINE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS}
+"""What a person has to look after: rights and room. Other errors may be defects."""
 
 
 class Failure(click.ClickException):
@@ -11,6 +16,8 @@ class Failure(click.ClickException):
 
 def is_expected(error: Exception) -> bool:
     """True for exceptions whose text says what is wrong and what to do."""
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_MACHINE
     # Imported only now: they belong to parts that a command may not need.
     from sidecar.app import StartupError
     from sidecar.config import SettingsError

@@ -26,6 +26,7 @@ from sidecar.bench.soak import Called, Plan, Soaked, failed
 from sidecar.bench.soak import soak as run_soak
 from sidecar.cli.bench import wide_console
 from sidecar.cli.failures import Failure
+from sidecar.cli.output_file import OutputFile
 from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import chosen_engine
@@ -106,7 +107,7 @@ class _Proxy:
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write what was found there.",
 )
 def soak(

@@ -27,9 +27,12 @@ def cache_dir() -> Path:
         LocalError: the folder cannot be created or written.
     """
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
     override = os.environ.get(CACHE_VARIABLE, "")
-    folder = Path(override).absolute() if override else base / "llm-routing-sidecar"
+    if override:
+        folder = Path(override).absolute()
+    else:
+        base = Path(xdg) if os.path.isabs(xdg) else _home() / ".cache"
+        folder = base / "llm-routing-sidecar"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,6 +46,16 @@ def cache_dir() -> Path:
             f"Set {CACHE_VARIABLE} to a folder that you can write."
         )
     return folder
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise LocalError(
+            f"user {os.getuid()} has no home folder, in which the cache would be. "
+            f"Set {CACHE_VARIABLE} to a folder that you can write."
+        ) from None
 
 
 @contextmanager

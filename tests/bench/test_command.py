@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from sidecar.cli import cli
 from sidecar.cli.bench import GROUPS
 from sidecar.engines import EngineInfo
 from tests.cli.test_commands import sidecar
@@ -105,3 +107,15 @@ def test_the_machine_is_named(ran: tuple[str, Path]) -> None:
 
     assert document["machine"]["cores"] >= 1
     assert document["routing_model"] in printed
+
+
+def test_without_the_examples_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in the images."""
+    monkeypatch.setattr("sidecar.cli.bench.EXAMPLES", tmp_path / "gone")
+    result = CliRunner().invoke(cli, ["bench"])
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: examples/ is not part of this installation; measure from a clone\n",
+    )

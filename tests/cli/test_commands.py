@@ -1,5 +1,6 @@
 """Commands without a server: help, usage and errors."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,24 @@ from click.testing import CliRunner
 
 from sidecar.cli import cli
 from sidecar.config import ServerSettings
-from sidecar.local import free_ports
+from sidecar.local import CACHE_VARIABLE, LocalError, cache_dir, free_ports
 
 COMMANDS = ["demo", "eval", "model", "policy", "route", "serve", "settings", "up"]
+
+# A shell script that starts the tests in the background has them ignore Ctrl-C, and all they start.
+INTERRUPTIBLE = """
+import signal, sys
+from pathlib import Path
+from sidecar.cli import main, route
+
+def read(path):
+    print("reading", file=sys.stderr, flush=True)
+    return sys.stdin.read()
+
+route.read_case_file = read
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 
 
 def sidecar(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -64,6 +80,15 @@ def test_help_lists_the_commands_without_importing_them() -> None:
         (["model", "build", "--source", __file__], 2, "--source needs --prompt-format"),
         (["model", "info", "/"], 1, "is not an engine directory"),
         (["serve"], 1, "routing_model.directory is not set"),
+        (["up", "--envoy-keys", "/"], 2, "--envoy-keys needs --envoy"),
+        (["up", "--envoy-port", "10000"], 2, "--envoy-port needs --envoy"),
+        (["bench", "--json", "/no/such/x.json"], 2, "the folder /no/such does not exist"),
+        (["soak", "--json", "/no/such/x.json"], 2, "the folder /no/such does not exist"),
+        (["capacity", "simulate", "--per-second", "0"], 2, "must be more than 0, not 0"),
+        (["capacity", "simulate", "--per-second", "nan"], 2, "must be more than 0, not nan"),
+        (["capacity", "simulate", "--service-ms", "-3"], 2, "must be more than 0, not -3"),
+        (["capacity", "simulate", "--policies", "-1"], 2, "-1 is not in the range x>=0"),
+        (["capacity", "simulate", "--answer", "0"], 2, "0 is not in the range x>=1"),
         (["settings", "--config", __file__], 1, "test_commands.py:"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -126,3 +151,41 @@ def test_settings_in_force_can_be_used_as_a_file(tmp_path: Path) -> None:
     path.write_text(first.stdout)
     assert "decision_budget_ms" in first.stdout
     assert sidecar("settings", "--config", str(path)).stdout == first.stdout
+
+
+def test_a_disk_without_room_is_an_error_without_a_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "sidecar.cli", "settings"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (result.returncode, result.stderr) == (1, "Error: [Errno 28] No space left on device\n")
+
+
+def test_ctrl_c_ends_any_command_with_the_status_of_an_interrupted_one() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, "route", "--file", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "Interrupted.\n")
+
+
+def test_without_a_home_folder_the_variable_that_helps_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (CACHE_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(LocalError, match=f"no home folder.*{CACHE_VARIABLE}"):
+        cache_dir()
