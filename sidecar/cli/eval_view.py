@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.core.decision import Reason
 from sidecar.evaluation.results import Document, interrupted
 
 _COLUMNS = {
@@ -83,6 +84,8 @@ def _facts(results: Document) -> Table:
     grid.add_row("reasons", reasons)
     if overall["undecided"]:
         text = f"{overall['undecided']} cases were not decided, and count as wrong"
+        if Reason.DEADLINE_EXCEEDED in overall["reasons"]:
+            text += "; where time was too short, ask a sidecar with a longer decision_budget_ms"
         grid.add_row("undecided", Text(text, style="yellow"))
     for name, found in results["robustness"].items():
         grid.add_row(name.replace("_", " "), _robustness(found))

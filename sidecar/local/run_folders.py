@@ -59,10 +59,12 @@ def _runs() -> Path:
     """Of the cache; where that cannot be, of the folder for temporary files."""
     runs = cache_dir() / "run"
     try:
-        if len(os.fsencode(runs)) <= _LONGEST and _PLAIN.fullmatch(str(runs)):
+        if _suits(runs):
             runs.mkdir(exist_ok=True)
         else:
-            runs = Path(tempfile.gettempdir(), f"llm-routing-sidecar-run-{os.getuid()}")
+            name = f"llm-routing-sidecar-run-{os.getuid()}"
+            runs = Path(tempfile.gettempdir(), name)
+            runs = runs if _suits(runs) else Path("/tmp", name)  # noqa: S108
             runs.mkdir(mode=0o700, exist_ok=True)
             if runs.lstat().st_uid != os.getuid():
                 raise PermissionError(None, "it belongs to another user")
@@ -72,6 +74,10 @@ def _runs() -> Path:
             f"set {CACHE_VARIABLE} to a folder of yours with a path that is short and plain."
         ) from None
     return runs
+
+
+def _suits(runs: Path) -> bool:
+    return len(os.fsencode(runs)) <= _LONGEST and _PLAIN.fullmatch(str(runs)) is not None
 
 
 def _in_use(folder: Path) -> bool:

@@ -79,7 +79,7 @@ def configure_logging(options: LogOptions, stream: TextIO = sys.stderr) -> None:
 
 
 def limit_libraries() -> None:
-    """Leaves out the debug entries of two libraries, whatever the level; for the whole process."""
+    """Leaves out entries of libraries, whatever the level; for the whole process."""
     # It reports every poll of its event loop.
     logging.getLogger("asyncio").setLevel(logging.INFO)
     # A server that is freed without having been started passes itself to a debug entry
@@ -87,6 +87,8 @@ def limit_libraries() -> None:
     # Whatever keeps that entry, as pytest does, then holds freed memory: sooner or later the
     # process hangs or ends with a segmentation fault, somewhere else.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
+    # It reports each part of itself that it loads.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def _renderer(format: Format, stream: TextIO) -> Processor:

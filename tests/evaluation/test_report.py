@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -9,7 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from sidecar.cli.eval_view import print_results
 from sidecar.core.policy import OTHER
 from sidecar.evaluation.baselines import majority
 from sidecar.evaluation.metrics import measure
@@ -132,3 +135,12 @@ class _Balanced(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+
+
+@pytest.mark.parametrize(("reason", "told"), [("deadline_exceeded", True), ("warming", False)])
+def test_who_measured_a_lack_of_time_is_told_of_the_budget(reason: str, told: bool) -> None:
+    shown = io.StringIO()
+    late = replace(outcome(False, answer=""), source="fallback", reason=reason)
+    print_results(document(Run(FACTS, [late])), Console(file=shown, width=200))
+    assert "1 cases were not decided, and count as wrong" in shown.getvalue()
+    assert ("decision_budget_ms" in shown.getvalue()) == told

@@ -49,6 +49,18 @@ def test_they_lie_in_the_cache_unless_its_path_is_long_or_needs_quoting(
     assert not folder.exists()
 
 
+def test_a_folder_for_temporary_files_that_will_not_do_either_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blank = tmp_path / "a b"
+    blank.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(blank))
+    monkeypatch.setenv(CACHE_VARIABLE, str(blank / "cache"))
+    folder = new_run_folder("stack")
+    assert folder.is_relative_to(f"/tmp/llm-routing-sidecar-run-{os.getuid()}")
+    remove_run_folder(folder)
+
+
 def test_sockets_in_them_are_short_enough_wherever_the_cache_may_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

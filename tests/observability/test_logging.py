@@ -255,3 +255,10 @@ async def test_answer_does_not_wait_until_its_decision_is_recorded() -> None:
     seen.append(len(kept.decisions))
 
     assert seen == [0, 1]
+
+
+def test_what_a_database_migration_loads_of_itself_is_no_entry(configure: Configure) -> None:
+    out = configure(LogOptions())
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin")
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+    assert [entry["event"] for entry in entries(out)] == ["Running upgrade"]
