@@ -66,7 +66,7 @@ class TestDockerfiles:
 @pytest.mark.parametrize("image", ["sidecar", "triton"])
 def test_health_is_asked_past_the_proxy_that_docker_hands_to_containers(image: str) -> None:
     dockerfile = (DOCKER / image / "Dockerfile").read_text()
-    [command] = re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE)
+    [command] = set(re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", dockerfile, re.MULTILINE))
     _, *arguments = json.loads(command)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
