@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
             stub_environment(_say)
             return 0
         program = tool(arguments[0], _say)
-    except LocalError as error:
+    except (LocalError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     os.execv(program, [str(program), *arguments[1:]])  # noqa: S606
