@@ -233,6 +233,15 @@ def _file_values(path: Path, document: Document, problems: list[str]) -> _Source
     return _Source(values, places, str(path))
 
 
+_IN_OUR_WORDS = {
+    "model_type": "must be a mapping of settings",
+    "path_type": "must be a path",
+    "string_too_short": "must be a text with something in it",
+    "tuple_type": "must be a list",
+}
+"""For those of pydantic's that speak of its classes."""
+
+
 def _problem(details: ErrorDetails, sources: list[_Source]) -> str:
     """One line: where the value was given, its path, what is wrong with it."""
     path = ".".join(str(part) for part in details["loc"])
@@ -243,7 +252,8 @@ def _problem(details: ErrorDetails, sources: list[_Source]) -> str:
     elif details["type"] == "value_error":
         message = str(details["ctx"]["error"])
     else:
-        message = f"{details['msg'].replace('Input should', 'must')}, not {_shown(details)}"
+        wrong = _IN_OUR_WORDS.get(details["type"]) or details["msg"].replace("Input should", "must")
+        message = f"{wrong}, not {_shown(details)}"
     return ": ".join(part for part in (place, path, message) if part)
 
 

@@ -179,6 +179,10 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None
             "policies:\n  rules:\n    - x-team=a=>b\n    - X-Team=a=>b",
             '4: policies.rules.1: "X-Team=a=>b" is not HEADER=VALUE=>POLICY',
         ),
+        ("server: [a]", "1: server: must be a mapping of settings, not ['a']"),
+        ("policies: {paths: {a: 1}}", "1: policies.paths: must be a list, not {'a': 1}"),
+        ("server: {uds_path: 5}", "1: server.uds_path: must be a path, not 5"),
+        ("triton: {model: ''}", '1: triton.model: must be a text with something in it, not ""'),
         ("cache: {ttl_seconds: .inf}", "1: cache.ttl_seconds: must be a finite number, not inf"),
         (
             "policies: {default_policy: My Policy}",
