@@ -42,8 +42,8 @@ EARLIER_TOKENS = 48
 EARLIER_MESSAGE_TOKENS = 24
 ROUTE_TOKENS = 64
 
-_READ_CHARS = 4000
-"""Of a message or route: bounds the time for a text of megabytes."""
+_END_CHARS = 2000
+"""Read of either end of a message or route: bounds the time for a text of megabytes."""
 
 _MISSING = "the sentence encoder's second opinion"
 
@@ -91,7 +91,10 @@ class EncoderTexts:
         return (self.start, *self._cut(text, ROUTE_TOKENS), self.end)
 
     def _cut(self, text: str, tokens: int) -> list[int]:
-        ids = self.tokenizer.encode(text[:_READ_CHARS])
+        if len(text) > 2 * _END_CHARS:
+            # What is asked for often stands behind all that was pasted before it.
+            text = text[:_END_CHARS] + text[-_END_CHARS:]
+        ids = self.tokenizer.encode(text)
         if len(ids) <= tokens:
             return ids
         head = tokens * 3 // 4

@@ -85,6 +85,11 @@ class TestRequest:
         assert len(ids) == REQUEST_TOKENS + 2
         assert ids[1:-1] == (*range(48), *range(84, 100))
 
+    def test_ends_as_the_message_does_however_long_that_is(self) -> None:
+        pasted = numbers(*[5] * 5000, *range(100, 120))
+        ids, _ = texts().request(said((USER, pasted)))
+        assert ids[1:-1] == (*[5] * 48, *range(104, 120))
+
     def test_earlier_messages_are_cut_and_the_oldest_go(self) -> None:
         long = numbers(*range(100, 140))
         messages = said((USER, "1"), (USER, long), (ASSISTANT, "5 6"), (USER, "9"))
