@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
+from sidecar.engines.cpu_quota import threads_within_quota
 from sidecar.engines.engine_directory import GRAPH_VERSION, compiled_folder, read_engine
 from sidecar.engines.errors import EngineError
 
@@ -31,7 +32,8 @@ class CpuRepositoryOptions:
         max_pass_tokens: new tokens of one pass over the graph. Where the CPU computes as fast as it
             reads the weights, a longer pass saves nothing and everybody waits for its end.
         max_output_tokens: longest answer.
-        threads: of computation; 0 leaves the choice to OpenVINO.
+        threads: of computation; 0: all cores, or as many as the container's CPU limit allows where
+            Triton runs here, too.
         precision: of the arithmetic, `f32` or `bf16`; empty takes bfloat16 where the CPU computes
             in it, else float32.
         keep_compiled: keep what OpenVINO compiles for this CPU beside the engine, where that
@@ -91,6 +93,7 @@ def render_cpu_repository(
     writable = served_at is not None or os.access(compiled.parent, os.W_OK)
     values = {
         **asdict(options),
+        "threads": options.threads or (threads_within_quota() if served_at is None else 0),
         "gpt_model_path": path,
         "compiled_folder": str(compiled) if options.keep_compiled and writable else "",
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.engines.cpu_quota import threads_within_quota
 from sidecar.engines.weights import Architecture
 
 _PREFIX_TOKENS = 256
@@ -57,7 +58,7 @@ class CpuTiming:
 
 def measure_timing(graph: Path, architecture: Architecture) -> CpuTiming:
     """Compile `graph` (the packed decoder of `graph.py`) and time passes of two lengths; takes
-    seconds. All cores that OpenVINO takes by itself are used, as in the model server."""
+    seconds. All cores are used that the model server uses."""
     passes = _Passes(graph, architecture)
     short, long = (
         min(passes.milliseconds(tokens) for _ in range(_RUNS)) for tokens in (_SHORT, _LONG)
@@ -71,7 +72,9 @@ class _Passes:
     def __init__(self, graph: Path, architecture: Architecture) -> None:
         import openvino as ov
 
-        options = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        if threads := threads_within_quota():
+            options["INFERENCE_NUM_THREADS"] = threads
         compiled = ov.Core().compile_model(graph, "CPU", options)
         self._request = compiled.create_infer_request()
         self._threads = max(1, int(compiled.get_property("INFERENCE_NUM_THREADS")))
