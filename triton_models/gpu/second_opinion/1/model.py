@@ -62,20 +62,19 @@ class TritonPythonModel:
         self._answer(new)
 
     def _answer(self, wanted: list[tuple[Any, Opinion]]) -> None:
-        asked = [(sender, opinion) for sender, opinion in wanted if opinion.has_request]
         try:
-            for sender, opinion in wanted:
+            asked = [opinion for _, opinion in wanted if opinion.has_request]
+            given = iter(self._second.opinions(asked))
+            for _, opinion in wanted:
                 if not opinion.has_request:
                     self._second.keep(opinion)
-                    _send(sender, np.zeros(0, np.float32))
-            given = self._second.opinions([opinion for _, opinion in asked])
         except Exception as error:  # one answer for every request, whatever happens
             pb_utils.Logger.log_error(f"second opinion: {type(error).__name__}: {error}")
             for sender, _ in wanted:
                 _fail(sender, RefusedError(f"the encoder failed: {type(error).__name__}"))
             return
-        for (sender, _), logits in zip(asked, given, strict=True):
-            _send(sender, logits)
+        for sender, opinion in wanted:
+            _send(sender, next(given) if opinion.has_request else np.zeros(0, np.float32))
 
     def _read(self, request: Any) -> Opinion:
         if request.is_cancelled():
