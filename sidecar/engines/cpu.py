@@ -232,15 +232,14 @@ def _write(
     progress: Progress,
 ) -> None:
     try:
-        import openvino
-
         from sidecar.engines.graph import build_graph
+        from sidecar.engines.graph_nodes import write_graph
     except ImportError as error:
         raise extra_missing(error) from error
 
     progress(f"compiling {facts.architecture.layers} layers")
     model = build_graph(source.architecture, source.weights, facts.weight_storage)
-    openvino.serialize(model, folder / facts.graph_file)
+    write_graph(model, folder / facts.graph_file)
     _write_json(folder / facts.tokenizer_file, source.tokenizer)
     if second is not None:
         write_second_opinion(second, folder, progress)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 from openvino import opset15 as ops
 
+from sidecar.engines.errors import EngineError
 from sidecar.engines.weights import FloatArray
 
 Node = Any  # ov.Node and ov.Output are interchangeable as operands; the stubs say only one of them
@@ -40,3 +43,11 @@ def scalar(value: int) -> Node:
 
 def float_(value: float) -> Node:
     return ops.constant(np.array(value, np.float32))
+
+
+def write_graph(graph: openvino.Model, path: Path) -> None:
+    """`path`, and its weights beside it. Raises EngineError."""
+    try:
+        openvino.serialize(graph, path)
+    except RuntimeError as error:
+        raise EngineError(f"{path}: cannot be written; is the disk full? ({error})") from None

@@ -69,16 +69,15 @@ def write_second_opinion(
     """Write the graph, its weights and its tokenizer into `folder`.
 
     Raises:
-        EngineError: the packages of the `cpu` extra are not installed.
+        EngineError: the packages of the `cpu` extra are not installed, or the disk is full.
     """
     try:
-        import openvino
-
         from sidecar.engines.encoder_graph import build_encoder_graph
+        from sidecar.engines.graph_nodes import write_graph
     except ImportError as error:
         raise extra_missing(error) from error
 
     progress("compiling the second opinion")
-    openvino.serialize(build_encoder_graph(second.source), folder / second.facts.graph_file)
+    write_graph(build_encoder_graph(second.source), folder / second.facts.graph_file)
     tokenizer = json.dumps(second.source.tokenizer, ensure_ascii=False)
     (folder / second.facts.tokenizer_file).write_text(tokenizer, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sidecar.engines.errors import EngineError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_foreign(out: Path, marker: str, kind: str) -> None:
@@ -26,7 +29,7 @@ def staged(out: Path) -> Iterator[Path]:
     otherwise. The parent of `out` is created.
 
     Raises:
-        EngineError: the folder cannot be created.
+        EngineError: the folder cannot be created, or the disk is full.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +39,10 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         yield staging
         _put_in_place(staging, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise EngineError(f"{out}: cannot be written: {error.strerror}") from None
         raise
 
 
