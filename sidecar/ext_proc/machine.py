@@ -385,8 +385,12 @@ class Exchange:
 
     def _response_headers(self) -> pb.ProcessingResponse:
         self._responded = True
-        stamp = self._effect.whole().headers if self._rules.stamp else ()
-        common = pb.CommonResponse(header_mutation=messages.header_mutation(stamp))
+        common = pb.CommonResponse()
+        if self._rules.stamp:
+            stamp = self._effect.whole().headers
+            # What a provider has sent under one of these names is no decision of ours.
+            foreign = set(self._rules.owned).difference(name for name, _ in stamp)
+            messages.mutate_headers(common, stamp, sorted(foreign))
         return pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=common))
 
 

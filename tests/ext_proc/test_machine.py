@@ -587,6 +587,8 @@ def test_response_is_stamped_where_that_is_wanted() -> None:
     (answer,) = talk.say(pb.ProcessingRequest(response_headers=headers))
 
     assert set_headers(answer.response_headers.response) == {"x-llm-model": b"big/coder"}
+    # A provider's own is taken away where the decision has none.
+    assert removed(answer.response_headers.response) == {"x-llm-route"}
 
 
 def test_response_is_left_alone_otherwise() -> None:
