@@ -70,6 +70,8 @@ def _why_not(address: str) -> str:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         return f"{error.strerror}; choose another address"
+    except UnicodeError:
+        return "a host name has parts of 1 to 63 characters; choose another address"
     errors = [_bind_error(*each) for each in found]
     if errno.EADDRINUSE in errors:
         return "another process listens there; stop it or choose another port"

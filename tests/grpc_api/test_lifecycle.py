@@ -14,7 +14,7 @@ import pytest
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
-from sidecar.grpc_api.listening import ListenError
+from sidecar.grpc_api.listening import ListenError, check_tcp
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
 from tests.grpc_api.standins import (
@@ -129,6 +129,12 @@ async def test_address_of_another_machine_says_so() -> None:
 async def test_name_that_does_not_resolve_says_so() -> None:
     with pytest.raises(ListenError, match=r"nowhere\.invalid:0"):
         await server_at(ServerOptions(address="nowhere.invalid:0")).start()
+
+
+@pytest.mark.parametrize("host", ["nowhere..invalid", "n" * 64])
+def test_what_is_no_host_name_is_named(host: str) -> None:
+    with pytest.raises(ListenError, match=f"{host}:0: a host name has parts"):
+        check_tcp(f"{host}:0")
 
 
 async def test_drain_answers_every_call_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
