@@ -15,6 +15,7 @@ from sidecar.ext_proc.dialects.parts import (
     Reading,
     UnknownShapeError,
     as_text,
+    documents_size,
     field_count,
     has_items,
     images_of,
@@ -55,24 +56,26 @@ def read(fields: Fields, reading: Reading) -> Body:
 def _messages(sent: _Message, reading: Reading) -> Iterator[Message]:
     parts = parts_of(sent.content)
     if sent.role == "user":
-        yield from _results(parts)
+        reading.left_out += documents_size(parts)
+        yield from _results(parts, reading)
         said = reading.user(parts)
         if said is not None:
             yield said
     elif sent.role == "assistant":
         yield Message(Role.ASSISTANT, text_of(parts), images_of(parts), tuple(_calls(parts)))
         # What the provider's own tools found stands in the assistant's message.
-        yield from _results(parts)
+        yield from _results(parts, reading)
     elif sent.role == "system":
         yield Message(Role.SYSTEM, text_of(parts))
     else:
         raise UnknownShapeError("messages has a role that the API does not know")
 
 
-def _results(parts: Sequence[Part]) -> Iterator[Message]:
+def _results(parts: Sequence[Part], reading: Reading) -> Iterator[Message]:
     for part in parts:
         if part.type.endswith("tool_result"):
             content = raw_parts(part.content)
+            reading.left_out += documents_size(content)
             yield Message(
                 Role.TOOL,
                 text_of(content),

@@ -52,12 +52,22 @@ class Part(msgspec.Struct):
     input: msgspec.Raw = _NULL
     tool_use_id: Any = None
     content: msgspec.Raw = _NULL
+    source: msgspec.Raw = _NULL
+
+
+class _Source(msgspec.Struct):
+    """Of a document. Its data is a view of the body."""
+
+    type: Any = None
+    data: msgspec.Raw = _NULL
+    content: msgspec.Raw = _NULL
 
 
 Parts = str | list[str | Part] | Part | None
 """Content as APIs allow it."""
 
 _PARTS: msgspec.json.Decoder[Parts] = msgspec.json.Decoder(Parts)
+_SOURCE = msgspec.json.Decoder(_Source)
 _TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _LIST: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(
     list[msgspec.Raw] | None
@@ -92,6 +102,27 @@ def text_of(parts: Iterable[Part]) -> str:
 
 def images_of(parts: Iterable[Part]) -> int:
     return len([part for part in parts if part.type in _IMAGES])
+
+
+def documents_size(parts: Iterable[Part]) -> int:
+    """Bytes of the documents that are text. What a file holds is not known."""
+    size = 0
+    for part in parts:
+        if part.type == "search_result":
+            size += size_of(text_of(raw_parts(part.content)))
+        elif part.type == "document":
+            size += _document_size(part.source)
+    return size
+
+
+def _document_size(source: msgspec.Raw) -> int:
+    try:
+        read = _SOURCE.decode(source)
+    except msgspec.ValidationError:
+        return 0
+    if read.type == "text":
+        return len(memoryview(read.data))
+    return size_of(text_of(raw_parts(read.content))) if read.type == "content" else 0
 
 
 def as_text(value: object) -> str:
@@ -150,7 +181,7 @@ class Reading:
 
     Args:
         harness, max_messages: see `DialectOptions`.
-        left_out: bytes of the user's messages that are in none of those that were read.
+        left_out: bytes of text that are in none of the messages that were read.
     """
 
     harness: HarnessText

@@ -403,6 +403,7 @@ def test_needs(path: str, body: dict[str, object], needs: set[Capability]) -> No
     assert understood(body, path).needs.capabilities == needs
 
 
+X = "x" * 400
 BLOCK = f"<user_info>{'x' * 377}</user_info>"
 CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
     "text": (CHAT, {"messages": [{"role": "user", "content": "x" * 400}]}, 100),
@@ -411,6 +412,47 @@ CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
         CHAT,
         {"messages": [{"role": "user", "content": text} for text in (BLOCK, f"{BLOCK}Hi")]},
         200,
+    ),
+    "documents of text": (
+        MESSAGES,
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "document", "source": {"type": "text", "data": "x" * 398}},
+                        {
+                            "type": "document",
+                            "source": {"type": "content", "content": [{"type": "text", "text": X}]},
+                        },
+                        {"type": "search_result", "content": [{"type": "text", "text": X}]},
+                        {"type": "document", "source": {"type": "base64", "data": "x" * 4000}},
+                        {"type": "document", "source": "of tomorrow"},
+                    ],
+                }
+            ]
+        },
+        300,
+    ),
+    "documents that a tool has found": (
+        MESSAGES,
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "t",
+                            "content": [
+                                {"type": "search_result", "content": [{"type": "text", "text": X}]}
+                            ],
+                        }
+                    ],
+                }
+            ]
+        },
+        100,
     ),
     "answer": (CHAT, {"messages": [], "max_tokens": 50}, 50),
     "answer, as it is called now": (
