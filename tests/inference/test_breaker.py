@@ -29,32 +29,36 @@ CASES: dict[str, tuple[list[InferenceFailure | str], BreakerState]] = {
 def test_breaker(events: list[InferenceFailure | str], state: BreakerState) -> None:
     breaker = CircuitBreaker(failures=3)
     breaker.close()
+    happen(breaker, events)
+
+    assert breaker.state is state
+    assert breaker.why == ("" if state is BreakerState.CLOSED else "why")
+
+
+def happen(breaker: CircuitBreaker, events: list[InferenceFailure | str]) -> None:
     for event in events:
         if isinstance(event, InferenceFailure):
             breaker.failed(event, "why")
         else:
             breaker.succeeded()
 
-    assert breaker.state is state
-    assert breaker.why == ("" if state is BreakerState.CLOSED else "why")
 
-
-ONLY_LATE: dict[str, tuple[list[InferenceFailure], bool]] = {
+ONLY_LATE: dict[str, tuple[list[InferenceFailure | str], bool]] = {
     "late, late, late": ([D, D, D], True),
     "late, then an error": ([D, D, E], False),
     "unreachable": ([U], False),
     "unreachable, then late": ([U, D], False),
+    "an error before the last answer": ([E, OK, D, D, D], True),
 }
 
 
 @pytest.mark.parametrize(("events", "only_late"), ONLY_LATE.values(), ids=ONLY_LATE.keys())
 def test_knows_whether_the_server_was_only_late(
-    events: list[InferenceFailure], only_late: bool
+    events: list[InferenceFailure | str], only_late: bool
 ) -> None:
     breaker = CircuitBreaker(failures=3)
     breaker.close()
-    for event in events:
-        breaker.failed(event, "why")
+    happen(breaker, events)
 
     assert breaker.only_late is only_late
 

@@ -18,6 +18,7 @@ from sidecar.core.model import (
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from tests.doubles import StubModel
+from tests.waiting import until
 
 LABELS = LabelAnswer((1, 2, 3))
 
@@ -53,6 +54,26 @@ async def test_only_what_answers_for_the_language_model_keeps_the_breaker_closed
         # The server answered since they began, so it was busy.
         guard.late(InferenceError(InferenceFailure.DEADLINE, "late"), began=0.0, apart_s=0)
     assert breaker.state is state
+
+
+async def test_an_outage_that_a_call_noticed_is_looked_into_at_once() -> None:
+    model, breaker = StubModel(), CircuitBreaker(failures=3)
+    states: list[BreakerState] = []
+
+    async def noting(model: RoutingModel, only_late: bool) -> None:
+        states.append(breaker.state)
+
+    # The watch itself would look again in an hour.
+    guard = GuardedModel(model, breaker, WatchTimes(closed_s=3600, open_s=0.005), noting)
+    guard.start()
+    await until(lambda: guard.state is BreakerState.CLOSED)
+    guard.record_failure(InferenceError(InferenceFailure.UNAVAILABLE, "gone"))
+    assert guard.degraded == "gone"
+
+    await until(lambda: guard.state is BreakerState.CLOSED)
+    await guard.close()
+
+    assert states == [BreakerState.RECOVERING] * 2
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,27 @@ async def test_a_server_that_answers_others_meanwhile_is_busy_not_broken(hurried
     assert hurried.breaker.state is BreakerState.CLOSED
 
 
+async def test_a_policy_that_is_late_while_others_are_answered_is_warmed_again(
+    hurried: World,
+) -> None:
+    record = PolicyRecord(replace(POLICY, name="other"), 1, "e")
+    hurried.registry.put([(record, hurried.registry.compile_record(record, CATALOG))])
+    other = request(policy=PolicyName("other"))
+    await hurried.router.decide(other)
+    for number in range(3):
+        hurried.model.slow = True
+        late = asyncio.create_task(hurried.router.decide(request(conversation=talk(f"{number}"))))
+        await asyncio.sleep(0.01)
+        hurried.model.slow = False
+        await hurried.router.decide(replace(other, conversation=talk(f"other {number}")))
+        hurried.model.warmed.clear()
+        assert (await late).reason is Reason.DEADLINE_EXCEEDED
+    await until(lambda: hurried.warmth.is_warm(hurried.registry.get(PolicyName())))
+
+    assert hurried.breaker.state is BreakerState.CLOSED
+    assert hurried.model.warmed == [(1, 2, 3)]
+
+
 async def test_the_time_that_reading_took_is_part_of_the_budget(world: World) -> None:
     asked, long_ago = world.model.calls, time.perf_counter() - 60
 
