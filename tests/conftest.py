@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
-from sidecar.local import LocalError, PostgresServer, TritonServer
+from sidecar.local import LocalError, PostgresServer, TritonServer, ports
 from sidecar.observability.logging import LogOptions, configure_logging, limit_libraries
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
@@ -49,6 +50,22 @@ LONGEST = (
     "tests/ext_proc/",
 )
 """What begins first, so that no worker is left with a long rest when the other is done."""
+
+
+def _draw_own_ports() -> None:
+    """Workers look for free ports at the same time: each among its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    draw = random.randint
+
+    def drawn(lowest: int, highest: int) -> int:
+        share = (highest - lowest + 1) // workers
+        return draw(lowest + worker * share, lowest + (worker + 1) * share - 1)
+
+    ports._draw = drawn
+
+
+_draw_own_ports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

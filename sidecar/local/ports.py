@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.local.errors import LocalError
@@ -11,9 +12,13 @@ from sidecar.local.errors import LocalError
 _LOWEST = 10_000
 _TRIES = 200
 
+_given: set[int] = set()
+"""To this process, which may not have begun to use them."""
+_draw: Callable[[int, int], int] = random.randint
+
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports of 127.0.0.1 that nothing uses now.
+    """Different TCP ports of 127.0.0.1 that nothing uses now and that were not given before.
 
     They lie below the range that the kernel hands out to clients: a client that keeps connecting
     to a closed port inside that range sooner or later connects to itself and occupies it, and
@@ -25,10 +30,11 @@ def free_ports(count: int) -> list[int]:
     highest = _first_client_port() - 1
     chosen: set[int] = set()
     for _ in range(_TRIES):
-        port = random.randint(_LOWEST, highest)  # noqa: S311
-        if port not in chosen and _is_free(port):
+        port = _draw(_LOWEST, highest)
+        if port not in chosen | _given and _is_free(port):
             chosen.add(port)
         if len(chosen) == count:
+            _given.update(chosen)
             return list(chosen)
     raise LocalError(f"no {count} free ports found on 127.0.0.1 between {_LOWEST} and {highest}")
 

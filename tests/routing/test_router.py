@@ -104,6 +104,11 @@ ENDS: dict[str, tuple[RoutingRequest, tuple[float, ...], tuple[str, str, str, st
         (8, 1, 1),
         ("model", "matched", "code", "claude"),
     ),
+    "capable model of the default alone": (
+        request(needs=IMAGES, policy=replace(POLICY, default=models("claude"))),
+        (1, 8, 1),
+        ("fallback", "no_capable_model", "", "claude"),
+    ),
     "no capable model anywhere": (
         request(needs=TOOLS),
         (8, 1, 1),
