@@ -25,7 +25,9 @@ class Stalling(io.StringIO):
 
 
 @pytest.fixture
-def stream(logging_undone: None) -> Iterator[Stalling]:
+def stream(logging_undone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stalling]:
+    # On a busy machine the two seconds of service may pass before the writer has its turn.
+    monkeypatch.setattr("sidecar.observability.background._END_S", 60)
     root, stalling = logging.getLogger(), Stalling()
     root.handlers = [logging.StreamHandler(stalling)]
     root.setLevel(logging.INFO)

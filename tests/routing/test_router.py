@@ -168,6 +168,16 @@ async def test_explanation_on_request(world: World) -> None:
     assert [excluded.model for excluded in decision.explanation.excluded] == ["gpt"]
 
 
+async def test_explanation_names_what_the_route_and_the_default_lack(world: World) -> None:
+    policy = replace(POLICY, default=models("mini", "claude"))
+    world.model.logits = (1, 8, 1)
+    decision = await world.router.decide(request(explain=True, needs=IMAGES, policy=policy))
+
+    assert decision.model.id == "claude"
+    assert decision.explanation is not None
+    assert [excluded.model for excluded in decision.explanation.excluded] == ["gpt", "mini"]
+
+
 @pytest.mark.parametrize(
     ("given", "code"),
     [
