@@ -71,6 +71,17 @@ async def test_issuer_goes_before_the_pin_of_the_conversation(world: World) -> N
     assert chosen(decision) == ["gpt"]
 
 
+async def test_issuer_without_a_route_goes_before_the_pin_of_the_conversation(world: World) -> None:
+    world.model.logits = TRAVEL
+    await world.router.decide(going_on(continues="", conversation_key="c"))
+    world.router.issued("resp_1", "", "claude", "")
+
+    decision = await world.router.decide(going_on(conversation_key="c"))
+
+    assert said(decision) == ("pin", "pinned_conversation", "travel")
+    assert chosen(decision) == ["claude"]
+
+
 ELSEWHERE: dict[str, tuple[str, Policy]] = {
     "the request before had no route": ("", POLICY),
     "the route is gone": ("gone", POLICY),
