@@ -14,7 +14,7 @@ import structlog
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.policies.rules import policy_errors
-from sidecar.policies.stores.contract import PolicyStore, Snapshot, with_changes
+from sidecar.policies.stores.contract import Change, PolicyStore, Snapshot, with_changes
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry, missing_models
 from sidecar.routing.warmth import WARMED_AT_RECOVERY
 
@@ -138,7 +138,8 @@ class LivePolicies:
         while True:
             try:
                 number = await self._ask(self._store.last_change)
-                if number != self._snapshot.change:
+                # A database that comes back may be another one, with the same number of changes.
+                if number != self._snapshot.change or self._away:
                     await self._catch_up()
                 self._reached()
                 self._note_problem()
@@ -231,7 +232,8 @@ class LivePolicies:
     def _read(self, before: Snapshot) -> Snapshot:
         """The present snapshot, from what has changed if that is little."""
         try:
-            changes = self._store.changes_after(before.change, _CHANGES_AT_ONCE)
+            # With the last that is known: after a failover or a restore another has its number.
+            changes = self._store.changes_after(before.change - 1, _CHANGES_AT_ONCE)
         except SidecarError as error:
             if error.code is ErrorCode.STORE_UNAVAILABLE:
                 # Perhaps only one of the changes cannot be read; if not, this fails as well.
@@ -239,9 +241,9 @@ class LivePolicies:
             if error.code is ErrorCode.CHANGES_LOST:
                 return self._store.snapshot()
             raise
-        if len(changes) == _CHANGES_AT_ONCE:
+        if not changes or not _is_in(changes[0], before) or len(changes) == _CHANGES_AT_ONCE:
             return self._store.snapshot()
-        return with_changes(before, changes)
+        return with_changes(before, changes[1:])
 
     def _take_catalog(self, after: Snapshot) -> None:
         models = after.catalog.models
@@ -319,6 +321,16 @@ class LivePolicies:
         if self._refusals.get(name) != refusal:
             _log.error("policy refused", policy=name, revision=revision, in_force=in_force, why=why)
         self._refusals[name] = refusal
+
+
+def _is_in(change: Change, snapshot: Snapshot) -> bool:
+    """True if the snapshot holds what the change, its last one, has made."""
+    if isinstance(change.record, CatalogRecord):
+        return change.record.etag == snapshot.catalog.etag
+    known = snapshot.records.get(change.record.policy.resource_name)
+    if change.record.deleted:
+        return known is None
+    return known is not None and known.etag == change.record.etag
 
 
 def _check(record: PolicyRecord, catalog: CatalogRecord) -> None:

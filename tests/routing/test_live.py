@@ -301,6 +301,56 @@ async def test_store_that_is_away_leaves_everything_in_force(
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_changes_that_a_failover_has_lost_go_though_others_have_their_numbers(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed: bool
+) -> None:
+    (tmp_path / "standby").mkdir()
+    standby = parts.sqlite(tmp_path / "standby", policy(), policy("other"))
+    write(world.store, ChangeKind.UPDATE, policy(description="lost"))
+    await world.until_seen()
+    write(standby, ChangeKind.UPDATE, policy("other", description="kept"))
+
+    if noticed:
+
+        def away() -> int:
+            raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "the database is gone")
+
+        monkeypatch.setattr(world.store, "last_change", away)
+        async with asyncio.timeout(60):
+            while not world.live.problem:
+                await asyncio.sleep(0.01)
+    else:
+        write(standby, ChangeKind.CREATE, policy("third"))
+    for name in ("snapshot", "changes_after", "last_change"):
+        monkeypatch.setattr(world.store, name, getattr(standby, name))
+    async with asyncio.timeout(60):
+        while world.in_force() == "lost" or world.in_force(name_of("other")) != "kept":
+            await asyncio.sleep(0.01)
+    await world.live.settled()
+
+    assert world.live.snapshot == standby.snapshot()
+    standby.close()
+
+
+async def test_what_follows_a_known_change_is_read_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole() -> Snapshot:
+        raise AssertionError("everything is read")
+
+    monkeypatch.setattr(world.store, "snapshot", whole)
+    write(world.store, ChangeKind.DELETE, "other")
+    await world.until_seen()
+    write_catalog(world.store, FAST, LARGE, replace(FAST, id="new"))
+    await world.until_seen()
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.until_seen()
+
+    assert world.in_force() == "second"
+    assert not world.live.problem
+
+
 async def test_many_changes_at_once_are_read_as_a_whole(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
