@@ -20,7 +20,7 @@ from sidecar.policies.findings import (
     quoted,
     warning,
 )
-from sidecar.policies.yaml_source import Document, decode, read_documents
+from sidecar.policies.yaml_source import MAX_BYTES, Document, decode, read_documents
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -35,6 +35,7 @@ class PolicySet:
             no history: each has revision 1 and an etag made from its content.
         findings: errors first.
         files: those that were read.
+        unread: a file or folder could not be, which may be otherwise the next time.
         origins: the file of each of the records.
         documents: the document of each of the records.
     """
@@ -43,6 +44,7 @@ class PolicySet:
     records: Mapping[str, PolicyRecord]
     findings: tuple[Finding, ...] = ()
     files: tuple[str, ...] = ()
+    unread: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
 
@@ -129,6 +131,7 @@ class _Loading:
         self._catalogs: list[CatalogDraft] = []
         self._policies: list[PolicyDraft] = []
         self._findings: list[Finding] = []
+        self._unread = False
 
     def files_of(self, path: Path) -> list[Path]:
         """`path` itself, or the files of the folder by name.
@@ -136,16 +139,16 @@ class _Loading:
         Names that begin with a dot are left out: editors' files, and the folders (`..data`) that
         Kubernetes' volumes point their links at (pkg/volume/util/atomic_writer.go).
         """
-        if not path.is_dir():
-            return [path]
         try:
+            if not path.is_dir():
+                return [path]
             found = sorted(
                 file
                 for file in path.iterdir()
                 if file.suffix in _SUFFIXES and not file.name.startswith(".") and not file.is_dir()
             )
         except OSError as problem:
-            self._report_file(path, f"cannot be read: {problem.strerror}")
+            self._report_unread(path, problem)
             return []
         if not found:
             self._report_file(path, "has no *.yaml or *.yml file; add a policy, or name a file")
@@ -155,9 +158,10 @@ class _Loading:
         file = str(path)
         self._files.append(file)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as opened:
+                data = opened.read(MAX_BYTES + 1)
         except OSError as problem:
-            self._report_file(path, f"cannot be read: {problem.strerror}")
+            self._report_unread(path, problem)
             return
         text, problem_found = decode(data)
         documents, problems = read_documents(text)
@@ -191,6 +195,7 @@ class _Loading:
             MappingProxyType(records),
             self._sorted_findings(),
             tuple(self._files),
+            self._unread,
             MappingProxyType({name: each.file for name, each in firsts.items()}),
             MappingProxyType({name: each.document for name, each in firsts.items()}),
         )
@@ -249,6 +254,10 @@ class _Loading:
             "are unknown; name the catalog's file as well",
         )
         self._findings.append(replace(wrong, file=first.file))
+
+    def _report_unread(self, path: Path, problem: OSError) -> None:
+        self._unread = True
+        self._report_file(path, f"cannot be read: {problem.strerror}")
 
     def _report_file(self, path: Path, message: str) -> None:
         self._findings.append(replace(error("", message), file=str(path)))

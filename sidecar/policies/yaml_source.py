@@ -74,10 +74,7 @@ class Document:
 def decode(data: bytes) -> tuple[str, Finding | None]:
     """`data` as text; empty text and the finding if it is too large or not UTF-8."""
     if len(data) > MAX_BYTES:
-        return "", error(
-            "",
-            f"the file has {len(data)} bytes, more than the {MAX_BYTES} that are read; split it",
-        )
+        return "", error("", f"has more than the {MAX_BYTES} bytes that are read; split it")
     try:
         return data.decode("utf-8-sig"), None
     except UnicodeDecodeError as problem:

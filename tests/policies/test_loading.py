@@ -191,14 +191,17 @@ def test_models_of_two_catalog_files_may_not_share_an_id(tmp_path: Path) -> None
 def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    assert lines(path) == [
-        f"{path}: error: the file has 524289 bytes, more than the 524288 that are read; split it"
-    ]
+    assert lines(path) == [f"{path}: error: has more than the 524288 bytes that are read; split it"]
 
 
 def test_missing_file_is_a_finding(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
     assert lines(path) == [f"{path}: error: cannot be read: No such file or directory"]
+
+
+def test_path_that_cannot_be_looked_at_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    assert lines(path) == [f"{path}: error: cannot be read: File name too long"]
 
 
 def test_folder_without_policies_is_a_finding(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -19,6 +20,9 @@ from sidecar.policies.stores.contract import Change, ChangeKind, Snapshot
 
 _LOOK_S = 0.1
 _CHANGES_KEPT = 1000
+_AGAIN_S = 5.0
+"""After which files that could not be read are tried again, though they look the same: what keeps
+them from being read, such as a limit of open files, need not leave a trace on them."""
 
 _Signature = tuple[tuple[str, int, int, int], ...]
 
@@ -56,6 +60,7 @@ class FileStore:
         if not found.valid:
             raise InvalidFilesError(found)
         self._problem = ""
+        self._again = math.inf
         self.findings = found.findings
         self._origins = found.origins
         self._oldest = time.time_ns() // 1_000
@@ -130,12 +135,13 @@ class FileStore:
     def _look(self) -> None:
         present = _signature(self._paths)
         settled, self._seen = present == self._seen, present
-        if present == self._signature or not settled:
+        if not settled or (present == self._signature and time.monotonic() < self._again):
             return
         found = load_policies(self._paths)
         if _signature(self._paths) != present:
             return  # Changed while it was read: the next look reads it again.
         self._signature = present
+        self._again = time.monotonic() + _AGAIN_S if found.unread else math.inf
         if not found.valid:
             self._problem = str(next(iter(found.findings)))
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,29 @@ def test_files_with_errors_are_refused_at_the_start(folder: Path) -> None:
 
     with pytest.raises(InvalidFilesError, match=r"broken\.yaml"):
         FileStore([folder])
+
+
+def test_what_could_not_be_read_is_tried_again_though_it_looks_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    write_files(folder, SECOND)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refused)
+        assert look(store) == begun
+        assert "Too many open files" in store.problem
+        assert store.last_change() == begun
+    later = time.monotonic() + 6
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+
+    assert store.last_change() == begun + 1
+    assert not store.problem
+    assert text_of(store) == "second"
 
 
 def test_folder_that_vanishes_leaves_the_last_good_files(tmp_path: Path, folder: Path) -> None:
