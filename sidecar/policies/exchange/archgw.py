@@ -45,9 +45,10 @@ def read(text: str, name: str) -> Imported:
         lost.rest(path, provider, _PROVIDER_KEYS)
         model = provider_model(provider, path, lost)
         if model is None:
+            lost.given(path, provider, ("default", "routing_preferences"))
             continue
         add_model(catalog, model, path, lost)
-        default = model.id if provider.get("default") is True else default
+        default = default_of(provider, path, model.id, default, lost)
         listed = provider.get("routing_preferences", [])
         for where, preference in mappings(listed, member(path, "routing_preferences")):
             lost.rest(where, preference, ("name", "description"))
@@ -85,6 +86,18 @@ def add_model(catalog: dict[str, Model], model: Model, path: str, lost: Lost) ->
     if model.id in catalog:
         lost.key(path, f"{model.id} is there already, and a model has one provider here")
     catalog.setdefault(model.id, model)
+
+
+def default_of(provider: dict[str, Any], path: str, model: str, default: str, lost: Lost) -> str:
+    """The default so far, or `model` if the provider is it; the first of several stays."""
+    marked = provider.get("default")
+    if marked is not True:
+        if marked not in (None, False):
+            lost.key(member(path, "default"), "it is neither true nor false")
+        return default
+    if default:
+        lost.key(member(path, "default"), f"{default} is the default already")
+    return default or model
 
 
 def first(catalog: dict[str, Model]) -> str:

@@ -48,6 +48,12 @@ class Lost:
     def key(self, path: str, why: str = "") -> None:
         self.lines.append(f"{path}: has no counterpart" + (f"; {why}" if why else ""))
 
+    def given(self, path: str, mapping: Mapping[str, Any], keys: Iterable[str]) -> None:
+        """Those of `keys` that are there and say something."""
+        for key in keys:
+            if mapping.get(key):
+                self.key(member(path, key))
+
     def rest(self, path: str, mapping: Mapping[str, Any], known: Iterable[str]) -> None:
         """Every key that is not `known`."""
         for key in mapping.keys() - set(known):
@@ -79,7 +85,7 @@ def value_of(text: str) -> object:
 
 def _json(text: str) -> object:
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, object_pairs_hook=_object)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UnreadableFileError(
@@ -89,6 +95,16 @@ def _json(text: str) -> object:
         raise UnreadableFileError(f"not JSON: {error}") from None
     except RecursionError:
         raise UnreadableFileError("is nested too deeply") from None
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """As YAML, where JSON itself would keep the last one without a word."""
+    value: dict[str, object] = {}
+    for key, each in pairs:
+        if key in value:
+            raise UnreadableFileError(f"duplicate key {quoted(key)}; keep one")
+        value[key] = each
     return value
 
 
@@ -195,3 +211,11 @@ def catalog_losses(lost: Lost, models: Iterable[Model], sayable: set[str]) -> No
                 lost.key(f"models[{model.id}].{key}")
         if model.dialects != type(model)("", "").dialects:
             lost.key(f"models[{model.id}].dialects")
+        if "upstream_model" in sayable:
+            continue
+        # There the id says both.
+        spelled = model_of(model.id)
+        if model.upstream_model != spelled.upstream_model:
+            lost.key(f"models[{model.id}].upstream_model", f"{model.id} is written")
+        if model.cluster not in ("", spelled.cluster):
+            lost.key(f"models[{model.id}].cluster")

@@ -111,7 +111,8 @@ def write(content: Imported) -> Exported:
     """A configuration with a `model_list`."""
     lost = Lost()
     catalog = content.catalog.values()
-    catalog_losses(lost, catalog, {"host", "capabilities", "prices", "context_window"})
+    sayable = {"upstream_model", "host", "capabilities", "prices", "context_window"}
+    catalog_losses(lost, catalog, sayable)
     if content.policy is not None:
         lost.key("routes", "LiteLLM's file has models alone")
     document = {"model_list": [_written(model) for model in catalog]}

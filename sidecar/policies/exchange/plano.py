@@ -11,6 +11,7 @@ from sidecar.core.policy import Model, Policy, Preference, Route
 from sidecar.policies.documents import yaml_text
 from sidecar.policies.exchange.archgw import (
     add_model,
+    default_of,
     first,
     policy_losses,
     provider_model,
@@ -55,9 +56,11 @@ def read(text: str, name: str) -> Imported:
     for path, provider in listed:
         lost.rest(path, provider, _PROVIDER_KEYS)
         model = provider_model(provider, path, lost)
-        if model is not None:
-            add_model(catalog, model, path, lost)
-            default = model.id if provider.get("default") is True else default
+        if model is None:
+            lost.given(path, provider, ("default",))
+            continue
+        add_model(catalog, model, path, lost)
+        default = default_of(provider, path, model.id, default, lost)
     preferences = mappings(document.get("routing_preferences", []), "routing_preferences")
     routes = tuple(_route(path, preference, lost) for path, preference in preferences)
     for route in routes:

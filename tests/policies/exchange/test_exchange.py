@@ -265,6 +265,8 @@ def test_what_has_no_counterpart_is_named(kind: str, paths: list[str]) -> None:
                 "models[acme/large].latency_ms",
                 "models[acme/large].context_window",
                 "models[acme/large].dialects",
+                "models[acme/fast].upstream_model",
+                "models[acme/large].upstream_model",
             },
         ),
         (
@@ -284,6 +286,8 @@ def test_what_has_no_counterpart_is_named(kind: str, paths: list[str]) -> None:
                 "models[acme/large].latency_ms",
                 "models[acme/large].context_window",
                 "models[acme/large].dialects",
+                "models[acme/fast].upstream_model",
+                "models[acme/large].upstream_model",
             },
         ),
         (
@@ -301,6 +305,14 @@ def test_what_the_other_file_cannot_say_is_named(kind: str, paths: set[str]) -> 
     lost = FORMATS[kind].write(Imported(CATALOG, policy())).lost
 
     assert {line.split(": ")[0] for line in lost} == paths
+
+
+def test_cluster_that_the_id_does_not_say_is_named() -> None:
+    models = [Model("acme/a", "a", cluster="acme-eu"), Model("acme/b", "b", cluster="acme")]
+
+    lost = FORMATS["plano"].write(Imported({each.id: each for each in models})).lost
+
+    assert lost == ("models[acme/a].cluster: has no counterpart",)
 
 
 def test_route_file_loses_every_preference() -> None:
@@ -322,6 +334,23 @@ def test_route_file_loses_every_preference() -> None:
         ("archgw", "llm_providers: [{model: a/b, base_url: 'https://me:secret@h'}]", {"base_url"}),
         ("plano", "llm_providers: [{model: a/b, base_url: 3}]", {"base_url"}),
         ("plano", "llm_providers: [{model: a/b}, {model: a/b}]", {"llm_providers[1]"}),
+        (
+            "archgw",
+            "llm_providers: [{model: a/b, default: true}, {model: a/c, default: true}]",
+            {"default"},
+        ),
+        (
+            "plano",
+            "llm_providers: [{model: a/b, default: true}, {model: a/c, default: true}]",
+            {"default"},
+        ),
+        ("plano", "llm_providers: [{model: a/b, default: 'yes'}]", {"default"}),
+        (
+            "archgw",
+            "llm_providers: [{model: a/b}, {model: 'c/*', default: true, routing_preferences:"
+            " [{name: n, description: d}]}]",
+            {"model", "default", "routing_preferences"},
+        ),
         ("archgw", "llm_providers: [{model: a/b}, {model: a/b}]", {"llm_providers[1]"}),
         (
             "litellm",
@@ -355,6 +384,11 @@ def test_value_that_cannot_be_taken_is_named(kind: str, text: str, paths: set[st
         ("archgw", "- a\n", "must be a mapping"),
         ("archgw", "a: [\n", "not YAML"),
         ("plano", "routing_preferences: [{name: a, description: b}]\n", r"\[0\]\.models"),
+        (
+            "huggingchat",
+            '[{"name": "a", "description": "b", "description": "c", "primary_model": "d"}]',
+            'duplicate key "description"',
+        ),
         ("plano", "version: v0.4.0\n", "names no model"),
         ("huggingchat", "[]", "no routes"),
         ("huggingchat", "[{]", "not JSON"),
