@@ -22,11 +22,18 @@ from sidecar.cli.policy_options import (
     output_option,
     place,
 )
-from sidecar.cli.policy_place import NOT_FOUND, PlaceFailure, PolicyPlace, resource_name
+from sidecar.cli.policy_place import (
+    NOT_FOUND,
+    PlaceFailure,
+    PolicyPlace,
+    failing,
+    resource_name,
+)
 from sidecar.cli.policy_view import emit, print_diff
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord, catalog_digest
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.differences import catalog_diff, unified_diff
+from sidecar.policies.editing import check_users
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +132,12 @@ class _Applying:
         removed = {key: model for key, model in present.models.items() if key not in wanted}
         if self._dry_run and catalog_digest(wanted) != present.digest:
             # The place could only check the policies if it had the new models.
-            yield self._catalog({**removed, **wanted} if files.policies else wanted, present)
+            first = {**removed, **wanted} if files.policies else wanted
+            made = self._catalog(first, present)
+            yield made
             yield from map(self._foreseen, files.policies)
+            if files.policies and removed:
+                yield self._foreseen_removal(files, first, made.revision + 1)
             return
         if not files.policies or catalog_digest(wanted) == present.digest:
             removed = {}
@@ -169,6 +180,21 @@ class _Applying:
         if present.digest == policy.digest():
             return Applied(name, "unchanged", present.revision)
         return Applied(name, self._tense("updated"), present.revision + 1, _diff(present, policy))
+
+    def _foreseen_removal(
+        self, files: PolicySet, present: dict[str, Model], revision: int
+    ) -> Applied:
+        """What would come of models that the files lack once their policies are there."""
+        others = {
+            record.policy.resource_name: record
+            for record in self._place.list("-")
+            if record.policy.resource_name not in files.records
+        }
+        with failing():
+            check_users(others, files.catalog)
+        names = (f"model catalog@{revision - 1}", "model catalog in the files")
+        diff = catalog_diff(present, files.catalog, names)
+        return Applied("model catalog", self._tense("updated"), revision, diff)
 
     def _present(self, name: str) -> PolicyRecord | None:
         try:

@@ -10,7 +10,7 @@ import click
 
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_options import at_option, place
-from sidecar.cli.policy_place import resource_name
+from sidecar.cli.policy_place import present, resource_name
 from sidecar.policies import Severity, check_catalog, check_policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
@@ -92,7 +92,7 @@ def export(name: str, kind: str, out: Path | None, at: str) -> None:
     """
     with place(at) as found:
         models = found.catalog().models
-        policy = None if kind == "litellm" else found.get(resource_name(name)).policy
+        policy = None if kind == "litellm" else present(found.get(resource_name(name)))
     try:
         written = FORMATS[kind].write(Imported(models, policy))
     except UnreadableFileError as error:

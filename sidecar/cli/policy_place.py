@@ -166,7 +166,7 @@ class StorePlace:
         self._store = store
 
     def get(self, name: str, revision: int = 0) -> PolicyRecord:
-        with _failing():
+        with failing():
             if not revision:
                 return self._store.policy(name)
             if isinstance(self._store, PolicyHistory):
@@ -180,7 +180,7 @@ class StorePlace:
         from sidecar.grpc_api.policy_filter import policy_filter
 
         space = None if namespace == "-" else namespace
-        with _failing():
+        with failing():
             matches = policy_filter(text)
             found: list[PolicyRecord] = []
             after = ""
@@ -190,20 +190,20 @@ class StorePlace:
             return found
 
     def history(self, name: str, limit: int) -> Sequence[PolicyRecord]:
-        with _failing():
+        with failing():
             if not isinstance(self._store, PolicyHistory):
                 return [self._store.policy(name)]
             return self._store.revisions(name, None, limit)
 
     def catalog(self) -> CatalogRecord:
-        with _failing():
+        with failing():
             return self._store.catalog()
 
     def create(
         self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
     ) -> PolicyRecord:
         _refuse_examples(examples_pass)
-        with _failing():
+        with failing():
             return self._editing(policy.resource_name).create(policy, note, dry_run)
 
     def update(
@@ -211,30 +211,30 @@ class StorePlace:
     ) -> PolicyRecord:
         _refuse_examples(examples_pass)
         name = policy.resource_name
-        with _failing():
+        with failing():
             return self._editing(name).update(name, lambda _: policy, note, dry_run)
 
     def delete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
-        with _failing():
+        with failing():
             return self._editing(name).delete(name, note, dry_run)
 
     def undelete(self, name: str, note: WriteNote, dry_run: bool) -> PolicyRecord:
-        with _failing():
+        with failing():
             return self._editing(name).undelete(name, note, dry_run)
 
     def rollback(self, name: str, revision: int, note: WriteNote, dry_run: bool) -> PolicyRecord:
-        with _failing():
+        with failing():
             return self._editing(name).rollback(name, revision, note, dry_run)
 
     def update_catalog(
         self, models: Sequence[Model], note: WriteNote, dry_run: bool
     ) -> CatalogRecord:
-        with _failing():
+        with failing():
             editing = self._editing("the model catalog")
             return editing.update_catalog(tuple(models), note, dry_run)
 
     def watch(self, after: int | None) -> Iterator[Change]:
-        with _failing():
+        with failing():
             number = self._store.last_change() if after is None else after
             while True:
                 for change in self._store.changes_after(number, _AT_ONCE):
@@ -255,6 +255,15 @@ class StorePlace:
         return PolicyEditing(store, lambda policy: None)
 
 
+def present(record: PolicyRecord) -> Policy:
+    """The policy of a record. Raises PlaceFailure if it is deleted: nothing is routed by it, and
+    its models may have left the catalog."""
+    if record.deleted:
+        error = refusals.deleted(record.policy.resource_name)
+        raise PlaceFailure(error.code, error.message)
+    return record.policy
+
+
 def _refuse_examples(examples_pass: bool) -> None:
     if examples_pass:
         raise Failure(
@@ -263,7 +272,7 @@ def _refuse_examples(examples_pass: bool) -> None:
         )
 
 
-class _failing:  # noqa: N801 -- reads as a statement
+class failing:  # noqa: N801 -- reads as a statement
     """Turns errors of a store into failures."""
 
     def __enter__(self) -> None:

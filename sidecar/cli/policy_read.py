@@ -17,6 +17,7 @@ from sidecar.cli.policy_place import (
     PlaceFailure,
     PolicyPlace,
     namespace_id,
+    present,
     resource_name,
 )
 from sidecar.cli.policy_view import (
@@ -161,10 +162,10 @@ def _compared(
     found: PolicyPlace, name: str, older: int, newer: int, file: Path | None
 ) -> tuple[Policy, Policy, tuple[str, str]]:
     if file is not None:
-        present = _present(found, name)
+        held = _present(found, name)
         given = _in_file(file, found, name)
         empty = replace(given, description="", routes=())
-        before = present or empty
+        before = held or empty
         return before, given, (f"{name} at the place", f"{name} in {file}")
     last = found.get(name, newer)
     earlier = found.get(name, older or max(last.revision - 1, 1))
@@ -174,11 +175,12 @@ def _compared(
 
 def _present(found: PolicyPlace, name: str) -> Policy | None:
     try:
-        return found.get(name).policy
+        record = found.get(name)
     except PlaceFailure as failure:
         if failure.exit_code == NOT_FOUND:
             return None
         raise
+    return present(record)
 
 
 def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:

@@ -28,7 +28,7 @@ from sidecar.cli.policy_compare import (
     print_compared,
 )
 from sidecar.cli.policy_options import output_option
-from sidecar.cli.policy_place import is_sidecar, resource_name
+from sidecar.cli.policy_place import is_sidecar, present, resource_name
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
@@ -95,10 +95,10 @@ class Trial:
             self._place.close()
             raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
         # Which models a route has does not matter to the routing model, and the sidecar may not
-        # know those of the file. One that can do the most: without any that can take a
+        # know those of the file. One for each set of capabilities: without any that can take a
         # conversation there would be no route.
-        able = max(models.values(), key=lambda model: len(model.capabilities))
-        self._models = ModelList((WeightedModel(able.id),))
+        able = {model.capabilities: model.id for model in models.values()}
+        self._models = ModelList(tuple(map(WeightedModel, able.values())))
         self.catalog = models
         self._client = SidecarClient(address, _TIMEOUT_S, tls)
 
@@ -137,7 +137,7 @@ class Trial:
 
     def policy(self, name: str) -> Policy:
         """The sidecar's own of that resource name. Raises PlaceFailure."""
-        return self._place.get(name).policy
+        return present(self._place.get(name))
 
     def answer(self, policy: Policy, conversation: Conversation) -> Decision:
         """As `decide`, and by the routing model. Raises Failure."""

@@ -151,7 +151,7 @@ class PolicyEditing:
             snapshot = self._store.snapshot()
             try:
                 _check_etag("the model catalog", note, snapshot.catalog.etag)
-                _check_users(snapshot.records, catalog)
+                check_users(snapshot.records, catalog)
                 if validate_only:
                     return _as_if_catalog(catalog, snapshot.catalog.revision + 1, note)
                 made = self._store.write(CatalogWrite(catalog, note, snapshot.change)).record
@@ -285,7 +285,8 @@ def _refuse(findings: tuple[Finding, ...]) -> None:
         raise RefusedPolicyError(errors)
 
 
-def _check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
+def check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
+    """Raises SidecarError POLICY_IN_USE if one of the policies would be wrong with this catalog."""
     broken = [
         FieldViolation(name, f"{finding.path}: {finding.message}")
         for name, record in records.items()

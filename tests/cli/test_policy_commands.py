@@ -18,15 +18,16 @@ from sidecar.cli.policy_exchange import grouped
 from sidecar.core.decision import Reason, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
-from sidecar.core.policy import Model, PinMode, Policy
+from sidecar.core.policy import Capability, Model, PinMode, Policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.stores import ChangeKind
 from sidecar.routing import PolicyRegistry
 from tests.doubles import StubPrompt
 from tests.grpc_api.standins import decision
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.exchange.test_exchange import SAMPLES
 from tests.policies.stores import parts
-from tests.policies.stores.parts import CATALOG, FAST, name_of, policy
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy
 
 SUPPORT = name_of("support")
 
@@ -103,6 +104,27 @@ def test_apply_takes_models_away_after_the_policies_that_named_them(at: str, fol
 
     models = plain("catalog", "--at", at)["catalog"]["models"]
     assert [model["id"] for model in models] == ["acme/fast"]
+
+
+def test_dry_run_shows_which_models_would_go(at: str, folder: Path) -> None:
+    file = folder / "all.yaml"
+    file.write_text(yaml_text(catalog_document([FAST]), only_fast()))
+
+    shown = done("apply", file, "--at", at, "--dry-run")
+
+    assert "model catalog: would be updated (revision 2)\n" in shown
+    assert "-  - id: acme/large\n" in shown
+
+
+def test_dry_run_refuses_to_take_a_model_from_another_policy(at: str, folder: Path) -> None:
+    done("apply", edit(folder, name="other"), "--at", at)
+    file = folder / "all.yaml"
+    file.write_text(yaml_text(catalog_document([FAST]), only_fast()))
+
+    dry, wet = sidecar("apply", file, "--at", at, "--dry-run"), sidecar("apply", file, "--at", at)
+
+    assert (dry.exit_code, wet.exit_code) == (1, 1)
+    assert f"{name_of('other')} would be wrong with this catalog" in dry.stderr
 
 
 def only_fast() -> dict[str, object]:
@@ -328,6 +350,41 @@ def test_files_are_read_and_not_written(folder: Path) -> None:
     assert "default-support.yaml" in result.output
 
 
+@pytest.mark.parametrize(
+    "command", [("export", "--to", "plano"), ("diff", "--file", "FILE")], ids=lambda each: each[0]
+)
+def test_deleted_policy_is_not_taken_for_a_present_one(
+    at: str, folder: Path, command: tuple[str, ...]
+) -> None:
+    """Its models may have left the catalog since."""
+    (folder / "catalog.yaml").write_text(yaml_text(catalog_document([FAST])))
+    done("delete", "support", "--at", at)
+    done("apply", folder / "catalog.yaml", "--at", at)
+    file = folder / "default-support.yaml"
+    file.write_text(yaml_text(only_fast()))
+    name, *options = command
+
+    given = [str(file) if each == "FILE" else each for each in options]
+    result = sidecar(name, "support", *given, "--at", at)
+
+    assert result.exit_code == 4, result.output
+    assert f"{SUPPORT} has been deleted; undelete it first" in result.stderr
+
+
+async def test_conversations_are_not_compared_with_a_deleted_policy(
+    tmp_path: Path, folder: Path, conversations: Path
+) -> None:
+    store = parts.sqlite(tmp_path, policy("other"), policy())
+    parts.write(store, ChangeKind.DELETE, "other")
+    async with stored(store) as api:
+        result = await beside(
+            api, "test", folder, "--conversations", conversations, "--against", "other"
+        )
+
+    assert result.exit_code == 4, result.output
+    assert "has been deleted" in result.stderr
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_import_and_export(kind: str, tmp_path: Path) -> None:
     theirs, ours, back = tmp_path / "theirs", tmp_path / "ours.yaml", tmp_path / "back"
@@ -487,6 +544,27 @@ async def test_conversations_that_another_policy_routes_otherwise_are_told(
     assert "0 of 2 conversations" in same.stdout
     assert unknown.exit_code == 4
     assert f"1 of 2 conversations are routed otherwise by {after} than by" in applied.stdout
+
+
+async def test_conversations_of_any_kind_find_a_model_that_can_take_them(
+    tmp_path: Path, conversations: Path
+) -> None:
+    """One model reads images, another has tools, none has both."""
+    store = parts.sqlite(tmp_path, policy())
+    seeing = replace(FAST, id="acme/seeing", capabilities=frozenset({Capability.IMAGES}))
+    acting = replace(FAST, id="acme/acting", capabilities=frozenset({Capability.TOOLS}))
+    parts.write_catalog(store, FAST, replace(LARGE, capabilities=frozenset()), acting, seeing)
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    async with stored(store) as api:
+        await beside(api, "test", file, "--conversations", conversations, "--against", file)
+        asked = [request.policy for request in api.router.requests]
+
+    assert asked
+    for tried in asked:
+        assert tried is not None
+        named = {entry.id for entry in tried.routes[0].models.models}
+        assert {acting.id, seeing.id} <= named
 
 
 async def test_only_one_policy_can_be_compared(tmp_path: Path, conversations: Path) -> None:
