@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from sidecar.policies.stores.contract import CatalogWrite, Change, PolicyWrite
 from sidecar.policies.stores.sql import SqlStore
@@ -32,11 +34,16 @@ class SqliteStore(SqlStore):
         engine = create_engine(
             URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MS / 1000}
         )
-        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "do_connect", self._find)
+        event.listen(engine, "connect", self._prepare)
+        event.listen(engine, "checkout", self._check)
         event.listen(engine, "begin", _begin)
         super().__init__(engine, str(path))
+        self._path = path
+        self._opened = False
         self._written = threading.Event()
         self.open()
+        self._opened = True
 
     def wait(self, timeout_s: float) -> None:
         """Returns early for writes of this process alone; others' are found by looking again."""
@@ -53,8 +60,32 @@ class SqliteStore(SqlStore):
         self._written.set()
         super().close()
 
+    def _find(self, *_: object) -> None:
+        # SQLite would make an empty one in its place.
+        if self._opened and not self._path.exists():
+            raise sqlite3.OperationalError("the file is gone; put it back, or restart to make one")
 
-def _prepare(connection: sqlite3.Connection, _: object) -> None:
+    def _prepare(self, connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        _prepare(connection)
+        record.info["file"] = _identity(self._path)
+
+    def _check(self, _: object, record: ConnectionPoolEntry, __: object) -> None:
+        # With a file that was removed, or replaced by a backup, SQLite goes on as if it were still
+        # there: what it is given to keep is lost.
+        if record.info["file"] != _identity(self._path):
+            raise DisconnectionError("another file has taken the place of the database")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """None where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
     # The driver would begin transactions by itself, too late and of the wrong kind
     # (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
     connection.isolation_level = None

@@ -194,6 +194,48 @@ def test_file_that_is_no_database_says_which(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
 
 
+def sqlite_files(folder: Path) -> list[Path]:
+    return [folder / f"policies.db{end}" for end in ("", "-wal", "-shm")]
+
+
+def test_file_that_was_removed_takes_no_writes(tmp_path: Path) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for file in sqlite_files(tmp_path):
+        file.rename(kept / file.name)
+
+    for ask in (lambda: write(store, ChangeKind.UPDATE, policy()), store.last_change):
+        with pytest.raises(
+            SidecarError, match=r"policies\.db cannot be used now: .*is gone"
+        ) as caught:
+            ask()
+        assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+    assert not sqlite_files(tmp_path)[0].exists()
+
+    for file in sqlite_files(kept):
+        file.rename(tmp_path / file.name)
+    assert write(store, ChangeKind.UPDATE, policy()).number == 3
+    store.close()
+
+
+def test_file_that_was_replaced_is_the_one_that_is_used(tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    backup = parts.sqlite(tmp_path / "backup", policy(), policy("other"))
+    backup.close()
+    store = parts.sqlite(tmp_path, policy())
+    for file in sqlite_files(tmp_path)[1:]:
+        file.unlink()
+    sqlite_files(tmp_path / "backup")[0].replace(sqlite_files(tmp_path)[0])
+
+    assert list(store.snapshot().records) == [name_of("other"), name_of("support")]
+    assert write(store, ChangeKind.UPDATE, policy()).number == 4
+    store.close()
+    again = open_store(f"sqlite:{tmp_path / 'policies.db'}")
+    assert again.last_change() == 4
+    again.close()
+
+
 def test_closing_ends_what_waits_for_a_server_that_hangs(postgres: PostgresServer) -> None:
     parts.empty_tables(postgres.url)
     store = parts.seeded(open_store(postgres.url), policy())
