@@ -49,6 +49,8 @@ __all__ = [
 
 _SQLITE = "sqlite:"
 _POSTGRES = ("postgresql://", "postgres://")
+_SECRETS = {"password", "sslpassword"}
+"""Parameters of libpq."""
 
 
 class StoreUrlError(ValueError):
@@ -72,9 +74,10 @@ def check_url(url: str) -> str:
         except (ArgumentError, ValueError):
             # Without the text, which may hold a password.
             raise StoreUrlError(
-                "is not an address like postgresql://user@host:5432/database"
+                "is not an address like postgresql://user@host:5432/database; write several hosts "
+                "as postgresql://user@/database?host=one:5432&host=two:5432"
             ) from None
-        if address.password is not None:
+        if address.password is not None or _SECRETS & address.query.keys():
             raise StoreUrlError(
                 "has a password, which would show wherever settings do; leave it out and give it "
                 "by PGPASSWORD or a password file (PGPASSFILE)"

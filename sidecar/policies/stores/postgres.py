@@ -66,7 +66,7 @@ class PostgresStore(SqlStore):
         self._connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
         event.listen(engine, "connect", lambda connection, _: self._connections.add(connection))
         super().__init__(engine, _shown(address))
-        self._address = address.set(drivername="postgresql")
+        _, self._target = engine.dialect.create_connect_args(engine.url)
         self._writer = engine.execution_options(isolation_level="READ COMMITTED", writes=True)
         self._listener: psycopg.Connection[Any] | None = None
         self._closed = threading.Event()
@@ -94,8 +94,8 @@ class PostgresStore(SqlStore):
 
     def _listening(self) -> psycopg.Connection[Any]:
         if self._listener is None or self._listener.closed:
-            address = self._address.render_as_string(hide_password=False)
-            listener = psycopg.connect(address, autocommit=True, **_CONNECT)
+            # As the engine does, which has a spelling of its own for several hosts.
+            listener = psycopg.connect(autocommit=True, **{**self._target, **_CONNECT})
             listener.execute(f"LISTEN {_CHANNEL}")
             self._connections.add(listener)
             self._listener = listener
@@ -124,4 +124,6 @@ def _cut_off(connection: psycopg.Connection[Any]) -> None:
 
 
 def _shown(address: URL) -> str:
+    if (hosts := address.query.get("host")) is not None:
+        return f"{hosts if isinstance(hosts, str) else ','.join(hosts)}/{address.database}"
     return f"{address.host or 'localhost'}:{address.port or 5432}/{address.database}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,8 @@ def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
         ("sqlite:", "names no file"),
         ("mysql://localhost/policies", "'mysql' is no kind of store"),
         ("postgresql://me:secret@db/policies", "PGPASSWORD"),
+        ("postgresql://me@db/policies?password=secret", "PGPASSWORD"),
+        ("postgresql://me@a:5432,b:5432/policies", "host=one:5432&host=two:5432"),
         ("postgresql://me@db", "names no database"),
         ("postgresql://me@db:port/policies", "is not an address"),
     ],
@@ -192,6 +195,27 @@ def test_file_that_is_no_database_says_which(tmp_path: Path) -> None:
         open_store(f"sqlite:{file}")
 
     assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+
+
+def test_of_several_hosts_the_primary_is_written_and_listened_to(postgres: PostgresServer) -> None:
+    parts.empty_tables(postgres.url)
+    user, place = postgres.url.removeprefix("postgresql://").split("@")
+    host, database = place.split("/")
+    hosts = f"host=127.0.0.1:1&host={host}&target_session_attrs=read-write"
+    url = f"postgresql://{user}@/{database}?{hosts}"
+    store, other = parts.seeded(open_store(url), policy()), open_store(postgres.url)
+    store.wait(0.1)
+    told = threading.Timer(0.2, lambda: write(other, ChangeKind.UPDATE, policy()))
+    begun = time.monotonic()
+
+    told.start()
+    store.wait(30)
+
+    assert time.monotonic() - begun < 15
+    assert store.last_change() == 3
+    told.join()
+    store.close()
+    other.close()
 
 
 def sqlite_files(folder: Path) -> list[Path]:
