@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.emitter import Emitter
 
 from sidecar.core.policy import (
     DEFAULT_SWITCH_CONFIDENCE,
@@ -86,12 +87,19 @@ def catalog_from(document: Mapping[str, object]) -> tuple[Model, ...]:
 def yaml_text(*documents: Mapping[str, object]) -> str:
     """The documents as YAML, keys in their order."""
     yaml = YAML()
+    yaml.Emitter = _Emitter
     yaml.default_flow_style = False
     yaml.width = _LINE_WIDTH
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     yaml.dump_all([dict(document) for document in documents], stream)
     return stream.getvalue()
+
+
+class _Emitter(Emitter):
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        # Where it breaks the line at an escape it adds a space.
+        super().write_double_quoted(text, split=False)
 
 
 def _said(findings: Iterable[Finding]) -> str:

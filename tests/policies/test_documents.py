@@ -59,6 +59,14 @@ def test_policy_comes_back() -> None:
     assert parse_policy_yaml(yaml_text(policy_document(sample)), CATALOG).policy == sample
 
 
+@pytest.mark.parametrize("rare", ["\t\ue000", "\u2029\xad\uffff", "\ufffe", "\ufeff", "\u200d"])
+def test_long_text_with_what_yaml_escapes_comes_back_as_yaml(rare: str) -> None:
+    words = "word " * 16
+    sample = policy(description=f"{words}{rare}and {words}{rare}{rare} so on")
+
+    assert parse_policy_yaml(yaml_text(policy_document(sample)), CATALOG).policy == sample
+
+
 def test_catalog_comes_back() -> None:
     assert catalog_from(catalog_document([FAST, LARGE])) == (FAST, LARGE)
 
