@@ -16,7 +16,7 @@ from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.policy_access import PolicyAccess
-from sidecar.policies.stores import Change, PolicyStore
+from sidecar.policies.stores import Change, PolicyStore, UnreadableRevisionError
 
 FROM_NOW = -1
 _AT_ONCE = 50
@@ -31,7 +31,7 @@ async def watch(
     drain: Drain,
 ) -> None:
     """Sends changes until the caller goes away or the drain begins. Raises SidecarError
-    CHANGES_LOST."""
+    CHANGES_LOST, or UnreadableRevisionError at a change of a newer version."""
     wanted = namespace(request.parent, "parent")
     if request.after_change < FROM_NOW:
         raise invalid("after_change", f"{request.after_change} is neither a change nor -1 or 0")
@@ -69,12 +69,18 @@ async def _send(after: int, wanted: str, context: Context, access: PolicyAccess)
 
 
 async def _following(after: int, access: PolicyAccess) -> Sequence[Change]:
+    limit = _AT_ONCE
+
     def ask(store: PolicyStore) -> Sequence[Change]:
-        return store.changes_after(after, _AT_ONCE)
+        return store.changes_after(after, limit)
 
     while True:
         try:
             return await access.ask(ask)
+        except UnreadableRevisionError:
+            if limit == 1:
+                raise
+            limit = 1  # Those before it can be read.
         except SidecarError as error:
             # Nothing is lost while the store is away: numbers go on where they were.
             if error.code is not ErrorCode.STORE_UNAVAILABLE:

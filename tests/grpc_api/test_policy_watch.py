@@ -150,6 +150,26 @@ async def test_store_that_is_away_for_a_while_loses_nothing(
         assert numbers(await watcher.until(3)) == [3]
 
 
+async def test_change_of_a_newer_version_is_named_behind_those_before_it(
+    api: Stored, tmp_path: Path
+) -> None:
+    write(api.store, ChangeKind.UPDATE, policy(description="second"))
+    write(api.store, ChangeKind.UPDATE, policy(description="third"))
+    with sqlite3.connect(tmp_path / "policies.db") as connection:
+        newer = "replace(content, 'description', 'colour')"
+        connection.execute(f"UPDATE changes SET content = {newer} WHERE change = 3")
+    connection.close()
+
+    async with watching(api) as watcher:
+        assert numbers(await watcher.until(2)) == [1, 2]
+        error = await refused(watcher.end())
+
+    assert error.reason == "STORE_UNAVAILABLE"
+    assert "support, revision 2, cannot be read" in error.text
+    async with watching(api, after=3) as watcher:
+        assert numbers(await watcher.until(4)) == [4]
+
+
 async def test_files_are_watched_from_the_number_of_the_list(tmp_path: Path) -> None:
     async with stored(parts.files(tmp_path, policy())) as api:
         listed = await api.policies.ListPolicies(

@@ -17,6 +17,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
+from sidecar.core.errors import SidecarError
 from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
 
 
@@ -106,6 +107,10 @@ class CatalogWrite:
 
 class MovedError(Exception):
     """What a write was checked against has changed since; check it again."""
+
+
+class UnreadableRevisionError(SidecarError):
+    """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
 
 
 class PolicyStore(Protocol):

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, se
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import (
     Attribution,
     Catalog,
@@ -31,6 +31,7 @@ from sidecar.policies.stores.contract import (
     MovedError,
     PolicyWrite,
     Snapshot,
+    UnreadableRevisionError,
     WriteNote,
 )
 from sidecar.policies.stores.migrations import migrate
@@ -263,11 +264,11 @@ class SqlStore(abc.ABC):
 
 
 def _kept(read: Callable[[Row], R], row: Row) -> R:
-    """What a row holds. Raises SidecarError STORE_UNAVAILABLE."""
+    """What a row holds. Raises UnreadableRevisionError."""
     try:
         return read(row)
     except UnreadableDocumentError as error:
-        raise SidecarError(
+        raise UnreadableRevisionError(
             ErrorCode.STORE_UNAVAILABLE,
             f"{row['name']}, revision {row['revision']}, cannot be read: {error}; if a newer "
             "version wrote it, update this sidecar",
