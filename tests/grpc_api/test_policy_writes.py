@@ -17,7 +17,14 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.decision import RoutingRequest
 from sidecar.core.policy import Policy
-from sidecar.policies.stores import PolicyStore
+from sidecar.policies.stores import (
+    CatalogWrite,
+    Change,
+    ChangeKind,
+    PolicyStore,
+    PolicyWrite,
+    PolicyWriting,
+)
 from tests.grpc_api.policy_calls import NAME, NEW, NOTE, create, get, policy, update
 from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import StandInRouter
@@ -114,6 +121,26 @@ async def test_writers_without_an_etag_both_succeed(api: Stored) -> None:
     after = await get(api)
     assert (after.revision, after.description) == (11, "both")
     assert [route.name for route in after.routes] == ["billing"]
+
+
+async def test_delete_without_an_etag_takes_what_another_has_written_meanwhile(
+    api: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.policies.CreatePolicy(create())
+    assert isinstance(api.store, PolicyWriting)
+    write = api.store.write
+
+    def after_another(asked: PolicyWrite | CatalogWrite) -> Change:
+        monkeypatch.undo()
+        assert isinstance(asked, PolicyWrite)
+        parts.write(api.store, ChangeKind.UPDATE, parts.policy(asked.name.split("/")[-1], "second"))
+        return write(asked)
+
+    monkeypatch.setattr(api.store, "write", after_another)
+
+    gone = await api.policies.DeletePolicy(policy_pb2.DeletePolicyRequest(name=NEW))
+
+    assert (gone.revision, gone.description) == (3, "second")
 
 
 async def test_missing_policy_is_created_where_that_is_allowed(api: Stored) -> None:
