@@ -34,7 +34,7 @@ from sidecar.policies.stores.contract import (
     UnreadableRevisionError,
     WriteNote,
 )
-from sidecar.policies.stores.migrations import migrate
+from sidecar.policies.stores.migrations import is_up_to_date, migrate
 from sidecar.policies.stores.tables import (
     CATALOG_NAME,
     Row,
@@ -69,6 +69,9 @@ class SqlStore(abc.ABC):
 
     def open(self) -> None:
         """Makes or updates the tables. Raises SidecarError STORE_UNAVAILABLE."""
+        with self._reading() as connection:
+            if is_up_to_date(connection):
+                return  # Also where another writes, or nothing can be written.
         with self._writing() as connection:
             migrate(connection, self._what)
 

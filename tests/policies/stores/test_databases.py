@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,17 @@ def test_of_several_hosts_the_primary_is_written_and_listened_to(postgres: Postg
 
 def sqlite_files(folder: Path) -> list[Path]:
     return [folder / f"policies.db{end}" for end in ("", "-wal", "-shm")]
+
+
+def test_file_that_another_process_is_writing_is_opened_and_read(tmp_path: Path) -> None:
+    parts.sqlite(tmp_path, policy()).close()
+    with closing(sqlite3.connect(tmp_path / "policies.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+
+        store = open_store(f"sqlite:{tmp_path / 'policies.db'}")
+
+        assert list(store.snapshot().records) == [name_of("support")]
+        store.close()
 
 
 def test_file_that_was_removed_takes_no_writes(tmp_path: Path) -> None:

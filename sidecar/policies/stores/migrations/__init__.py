@@ -15,13 +15,17 @@ _LOCK = 5_271_909_117
 """Any number, the same in every version: it keeps sidecars that start together apart."""
 
 
+def is_up_to_date(connection: Connection) -> bool:
+    return _present(connection) == HEAD
+
+
 def migrate(connection: Connection, what: str) -> None:
     """Bring the tables up to date, within the transaction of `connection`.
 
     Raises:
         SidecarError: STORE_UNAVAILABLE if a newer version has updated them.
     """
-    if _present(connection) == HEAD:
+    if is_up_to_date(connection):
         return
     # Imported only now: it takes longer than all the rest of a store.
     from alembic import command
