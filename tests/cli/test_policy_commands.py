@@ -562,7 +562,7 @@ async def test_conversations_of_any_kind_find_a_model_that_can_take_them(
 
     assert asked
     for tried in asked:
-        assert tried is not None
+        assert isinstance(tried, Policy)
         named = {entry.id for entry in tried.routes[0].models.models}
         assert {acting.id, seeing.id} <= named
 

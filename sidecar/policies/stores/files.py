@@ -145,6 +145,12 @@ class FileStore:
         if not found.valid:
             self._problem = str(next(iter(found.findings)))
             return
+        if (emptied := next(filter(_is_empty, self._origins.values()), None)) is not None:
+            self._problem = (
+                f"{emptied}: error: held policies and is empty now, as after a write that found no "
+                "space; delete it if they are to go"
+            )
+            return
         self._problem, self.findings, self._origins = "", found.findings, found.origins
         self._take(found)
 
@@ -222,6 +228,13 @@ def _signature(paths: Iterable[Path]) -> _Signature:
             except OSError:
                 continue
     return tuple(found)
+
+
+def _is_empty(file: str) -> bool:
+    try:
+        return os.path.getsize(file) == 0
+    except OSError:
+        return False
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int]:

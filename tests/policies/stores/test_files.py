@@ -97,6 +97,25 @@ def test_invalid_files_leave_the_last_good_ones(folder: Path) -> None:
     assert text_of(store) == "third"
 
 
+def test_file_that_was_emptied_leaves_its_policies_and_one_that_was_deleted_does_not(
+    folder: Path,
+) -> None:
+    store = FileStore([folder])
+    begun = store.last_change()
+    file = folder / "default-support.yaml"
+    file.write_text("")
+
+    assert look(store) == begun
+    assert text_of(store) == "first"
+    assert f"{file}: error: held policies and is empty now" in store.problem
+
+    file.unlink()
+
+    assert look(store) == begun + 1
+    assert not store.problem
+    assert SUPPORT not in store.snapshot().records
+
+
 def test_policy_says_which_file_it_is_in(folder: Path) -> None:
     store = FileStore([folder])
 
