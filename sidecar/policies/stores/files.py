@@ -42,7 +42,7 @@ class FileStore:
     Looks by polling, which works on every file system: Kubernetes replaces the folder that a
     mounted ConfigMap's links point to (pkg/volume/util/atomic_writer.go), and network file systems
     tell nobody of changes. What is being written is not read: the files must have been the same for
-    two looks.
+    two looks, with some time in between.
 
     Changes are counted from a number taken from the clock when the store is made, since a process
     does not know what another one before it has counted.
@@ -61,6 +61,7 @@ class FileStore:
             raise InvalidFilesError(found)
         self._problem = ""
         self._again = math.inf
+        self._seen_at = -math.inf
         self.findings = found.findings
         self._origins = found.origins
         self._oldest = time.time_ns() // 1_000
@@ -133,9 +134,12 @@ class FileStore:
         self._closed.set()
 
     def _look(self) -> None:
-        present = _signature(self._paths)
-        settled, self._seen = present == self._seen, present
-        if not settled or (present == self._signature and time.monotonic() < self._again):
+        present, now = _signature(self._paths), time.monotonic()
+        if present != self._seen:
+            self._seen, self._seen_at = present, now
+        # Looks of callers may come right behind each other.
+        settled = now - self._seen_at >= _LOOK_S
+        if not settled or (present == self._signature and now < self._again):
             return
         found = load_policies(self._paths)
         if _signature(self._paths) != present:

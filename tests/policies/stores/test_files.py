@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.policies.stores import ChangeKind, FileStore, InvalidFilesError
+from sidecar.policies.stores.files import _LOOK_S
 from tests.policies.stores.parts import name_of, policy, write_files
 
 FIRST, SECOND = policy(description="first"), policy(description="second")
@@ -20,6 +21,7 @@ SUPPORT = name_of("support")
 def look(store: FileStore) -> int:
     """What following does, twice: a change is taken when two looks have seen the same."""
     store.last_change()
+    time.sleep(_LOOK_S)
     return store.last_change()
 
 
@@ -77,6 +79,22 @@ def test_file_that_is_being_written_is_not_read(folder: Path) -> None:
 
     assert look(store) == begun
     assert text_of(store) == "first"
+
+
+def test_looks_right_behind_each_other_are_no_proof_that_a_file_is_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of callers who list policies while the store is followed."""
+    monkeypatch.setattr("sidecar.policies.stores.files._LOOK_S", 60.0)
+    store = FileStore([folder])
+    begun = store.last_change()
+    (folder / "default-other.yaml").unlink()  # As the first step of an editor.
+
+    assert {store.last_change() for _ in range(3)} == {begun}
+
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert store.last_change() == begun + 1
 
 
 def test_invalid_files_leave_the_last_good_ones(folder: Path) -> None:
