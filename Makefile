@@ -7,8 +7,9 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Made anew when what it was made from changes.
+# Made anew when what it was made from changes, or when the system has dropped the Python it is of.
 INSTALLED := $(VENV)/.installed
+$(shell test -x "$(BIN)/python" || rm -f "$(INSTALLED)")
 # The first that fits is taken; 3.13 late, see sidecar/local/stub-requirements.in.
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3 python3.13 python)

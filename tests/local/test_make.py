@@ -49,6 +49,35 @@ def test_without_a_python_that_fits_make_says_why_and_what_to_do(tmp_path: Path)
     assert not (tmp_path / "venv").exists()
 
 
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+*-m?venv*)
+  for folder; do :; done
+  rm -rf "$folder"
+  mkdir -p "$folder/bin"
+  ln -s "$0" "$folder/bin/python" ;;
+esac
+"""
+
+
+def test_packages_are_installed_anew_when_the_python_of_the_environment_has_gone(
+    tmp_path: Path,
+) -> None:
+    """As after an upgrade of the system, which leaves a link to nowhere."""
+    fake = tmp_path / "python"
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    os.utime(fake, (10**9, 10**9))
+    told = []
+    for gone in (False, False, True):
+        if gone:
+            python = tmp_path / "venv" / "bin" / "python"
+            python.unlink()
+            python.symlink_to("/nowhere/python")
+        told.append(make(tmp_path, "setup", f"PYTHON={fake}").stdout)
+    assert ["Installing the locked packages" in each for each in told] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "cache"),
     [
