@@ -18,7 +18,7 @@ from sidecar.app_policies import begin_live, open_policies
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.connection import connect_aio, no_answer
 from sidecar.cli.failures import Failure
-from sidecar.cli.stack import interrupted_by_signals
+from sidecar.cli.stack import interrupted_by_signals, load_timeout_s
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
 from sidecar.config import Settings, load_settings
@@ -81,7 +81,12 @@ def local_triton(engine: EngineInfo, steps: Steps) -> Iterator[TritonServer]:
         try:
             with steps.step("Starting Triton with the routing model") as report:
                 repository = render_cpu_repository(engine.path, folder)
-                triton = TritonServer(repository, exit_timeout_s=2, report=report)
+                triton = TritonServer(
+                    repository,
+                    ready_timeout_s=load_timeout_s(engine),
+                    exit_timeout_s=2,
+                    report=report,
+                )
                 triton.start()
             try:
                 yield triton

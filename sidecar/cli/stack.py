@@ -18,6 +18,10 @@ from sidecar.engines import EngineInfo, render_cpu_repository
 from sidecar.grpc_api.listening import ListenError, check_tcp, check_unix
 from sidecar.local import ChildProcess, TritonServer, new_run_folder, remove_run_folder
 
+_LOAD_TIMEOUT_S = 120
+_SLOW_DISK = 20e6
+"""Bytes a second."""
+
 _READY_TIMEOUT_S = 60
 _POLL_S = 0.1
 _LAST_LINES = 15
@@ -101,7 +105,12 @@ class LocalStack:
             repository = render_cpu_repository(self._engine.path, self._folder / "repository")
             # An idle computer unloads the model in two seconds, a busy one needs longer; when the
             # time is over Triton gives up. It ends as soon as it can.
-            self._triton = TritonServer(repository, exit_timeout_s=5, report=report)
+            self._triton = TritonServer(
+                repository,
+                ready_timeout_s=load_timeout_s(self._engine),
+                exit_timeout_s=5,
+                report=report,
+            )
             self._triton.prepare()
         with self._steps.step("Starting Triton with the routing model"):
             self._triton.start()
@@ -193,6 +202,12 @@ class LocalStack:
         )
         model = self._settings.routing_model.model_copy(update={"directory": self._engine.path})
         return self._settings.model_copy(update={"triton": triton, "routing_model": model})
+
+
+def load_timeout_s(engine: EngineInfo) -> float:
+    """What Triton may take to load it: two minutes, and what a slow disk takes for its files."""
+    files = (file for file in engine.path.iterdir() if file.is_file())
+    return _LOAD_TIMEOUT_S + sum(file.stat().st_size for file in files) / _SLOW_DISK
 
 
 def check_addresses(settings: Settings) -> None:

@@ -225,6 +225,12 @@ def test_up_can_be_interrupted_while_it_starts(policies: Path) -> None:
         assert _leftovers(running.process.pid) == []
 
 
+def test_a_large_model_has_more_time_to_load(cpu_engine: EngineInfo, tmp_path: Path) -> None:
+    with (tmp_path / "model.bin").open("wb") as weights:
+        weights.truncate(3 * 10**9)
+    assert stack.load_timeout_s(replace(cpu_engine, path=tmp_path)) == 120 + 150
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
 def test_signals_interrupt_unless_they_are_ignored_as_nohup_has_it(
