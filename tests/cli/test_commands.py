@@ -1,5 +1,6 @@
 """Commands without a server: help, usage and errors."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -189,3 +190,18 @@ def test_without_a_home_folder_the_variable_that_helps_is_named(
     monkeypatch.setattr(Path, "home", none)
     with pytest.raises(LocalError, match=f"no home folder.*{CACHE_VARIABLE}"):
         cache_dir()
+
+
+def test_shells_can_complete_commands_of_modules_that_are_not_imported_yet() -> None:
+    asked = {
+        "_SIDECAR_COMPLETE": "bash_complete",
+        "COMP_WORDS": "sidecar policy l",
+        "COMP_CWORD": "2",
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "sidecar.cli"],
+        capture_output=True,
+        text=True,
+        env=os.environ | asked,
+    )
+    assert result.stdout.split() == ["plain,lint", "plain,list"]
