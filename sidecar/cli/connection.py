@@ -10,9 +10,11 @@ from sidecar.cli.failures import Failure
 from sidecar.cli.tls_options import Tls
 from sidecar.grpc_api.pem import PemError, read_certificates, read_key_pair
 
+_NOT_OURS = ("http", "https", "grpc", "grpcs")
+
 
 def connect(address: str, tls: Tls | None, *options: tuple[str, int]) -> grpc.Channel:
-    """A channel. Raises Failure for files that cannot be used."""
+    """A channel. Raises Failure for an address or files that cannot be used."""
     credentials = _credentials(address, tls)
     if credentials is None:
         return grpc.insecure_channel(address, _options(None, *options))
@@ -28,6 +30,12 @@ def connect_aio(address: str, tls: Tls | None) -> grpc.aio.Channel:
 
 
 def _credentials(address: str, tls: Tls | None) -> grpc.ChannelCredentials | None:
+    scheme, is_url, rest = address.partition("://")
+    if is_url and scheme in _NOT_OURS:
+        # gRPC would look for a host of that name.
+        raise Failure(
+            f"{address} is a URL; the address of a sidecar is host:port, {rest.rstrip('/')}"
+        )
     if tls is None or address.startswith("unix:"):
         # A sidecar's Unix domain sockets are plaintext.
         return None

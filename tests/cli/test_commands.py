@@ -76,6 +76,7 @@ def test_help_lists_the_commands_without_importing_them() -> None:
         (["route", "a", "--timeout", "-1"], 2, "must be more than 0"),
         (["route", "a", "--timeout", "nan"], 2, "must be more than 0"),
         (["route", "a", "--timeout", "inf"], 2, "must be more than 0"),
+        (["route", "a", "--address", "http://a:1/"], 1, "http://a:1/ is a URL; the address of a"),
         (["route", "a\udcff"], 1, "Error: the text: holds half a character"),
         (["demo", "--conversations", sys.executable], 1, ": not UTF-8; save it in UTF-8"),
         (["model", "build", "--source", __file__], 2, "--source needs --prompt-format"),
