@@ -24,6 +24,8 @@ MIN_CONVERSATION_TOKENS = 64
 # into few tokens, is cut although it might just have fitted.
 _CHARS_PER_TOKEN = 8
 
+_SAMPLE_CHARS, _SAMPLE_MARGIN = 500, 1.25
+
 _ROUTE_FRAME = 64
 """Bytes around a route's name and description: its label, the keys of a JSON object. More than any
 format has."""
@@ -58,11 +60,9 @@ def cut_to_fit(tokenizer: Tokenizer, text: str, room: int, encode: Encode) -> li
         encode: ids of a text in its place in the prompt, with the escapes and the frame of a
             message.
     """
-    readable = min(len(text), _CHARS_PER_TOKEN * room)
-    ahead = readable * 3 // 5
-    head = tokenizer.encode(text[:ahead])
-    tail = tokenizer.encode(text[len(text) - (readable - ahead) :])
-    budget = min(room, len(head) + len(tail))
+    head, tail = _ends(tokenizer, text, room)
+    # Most of it would be tokenized in vain if the frame and the gap were not taken off at once.
+    budget = min(max(0, room - len(encode(GAP))), len(head) + len(tail))
     while True:
         first = min(len(head), budget - min(len(tail), budget * 2 // 5))
         last = min(len(tail), budget - first)
@@ -71,6 +71,22 @@ def cut_to_fit(tokenizer: Tokenizer, text: str, room: int, encode: Encode) -> li
             return ids
         # In its place a text can take several times the tokens it takes alone (JSON escapes).
         budget = min(budget - 1, budget * room // len(ids))
+
+
+def _ends(tokenizer: Tokenizer, text: str, room: int) -> tuple[list[int], list[int]]:
+    """Tokens of both ends of `text`: three fifths and two fifths of `room` or more, where that is
+    not more than is read. How many characters that takes, a sample tells."""
+    most = min(len(text), _CHARS_PER_TOKEN * room)
+    chars = min(_SAMPLE_CHARS, most // 16)
+    sampled = len(tokenizer.encode(text[:chars]) + tokenizer.encode(text[len(text) - chars :]))
+    readable = min(most, int(_SAMPLE_MARGIN * room * 2 * chars / sampled)) if sampled else most
+    while True:
+        ahead = readable * 3 // 5
+        head = tokenizer.encode(text[:ahead])
+        tail = tokenizer.encode(text[len(text) - (readable - ahead) :])
+        if readable == most or (len(head) >= room * 3 // 5 and len(tail) >= room * 2 // 5):
+            return head, tail
+        readable = min(most, 2 * readable + 1)
 
 
 def _around_gap(tokenizer: Tokenizer, head: Sequence[int], tail: Sequence[int]) -> str:

@@ -148,26 +148,50 @@ def test_cut_never_splits_a_character() -> None:
     assert "\ufffd" not in text
 
 
+class Watched:
+    """The tokenizer, and what it was asked to read."""
+
+    vocab_size = smollm2().vocab_size
+    special = staticmethod(smollm2().special)
+    decode = staticmethod(smollm2().decode)
+
+    def __init__(self) -> None:
+        self.longest = self.tokens = 0
+
+    def encode(self, text: str) -> list[int]:
+        ids = smollm2().encode(text)
+        self.longest, self.tokens = max(self.longest, len(text)), self.tokens + len(ids)
+        return ids
+
+
 def test_megabytes_are_cut_before_they_are_tokenized() -> None:
-    longest = 0
-
-    class Watched:
-        vocab_size = smollm2().vocab_size
-        special = staticmethod(smollm2().special)
-        decode = staticmethod(smollm2().decode)
-
-        @staticmethod
-        def encode(text: str) -> list[int]:
-            nonlocal longest
-            longest = max(longest, len(text))
-            return smollm2().encode(text)
-
-    compiled = COMPACT.compile(policy_of(CODING), Watched(), STATIC + 200)
+    watched = Watched()
+    compiled = COMPACT.compile(policy_of(CODING), watched, STATIC + 200)
     for text in ("word " * 1_600_000, " " * 8_000_000, "a" * 8_000_000):
         prompt = compiled.render(conversation_of(("user", text), ("user", text)))
         assert len(prompt.prefix_ids + prompt.suffix_ids) <= STATIC + 200
 
-    assert longest < 5_000
+    assert watched.longest < 5_000
+
+
+@pytest.mark.parametrize("text", ["word ", "0123456789", "\u91d1\u878d", "    if a[i] == b[j]:\n"])
+def test_what_is_cut_is_hardly_read_more_often_than_it_has_to_be(text: str) -> None:
+    watched = Watched()
+    compiled = COMPACT.compile(policy_of(CODING), watched, STATIC + 4000)
+    watched.tokens = 0
+    prompt = compiled.render(conversation_of(("user", text * 20_000)))
+
+    assert len(prompt.suffix_ids) > 3_900
+    # Once to find both ends, and twice in place.
+    assert watched.tokens < 4 * 4_000
+
+
+def test_ends_that_say_nothing_of_the_rest_are_read_on() -> None:
+    dense, sparse = "0123456789" * 60, "internationalization " * 20_000
+    compiled = COMPACT.compile(policy_of(CODING), smollm2(), STATIC + 4000)
+    prompt = compiled.render(conversation_of(("user", dense + sparse + dense)))
+
+    assert len(prompt.suffix_ids) > 3_900
 
 
 def test_policy_that_leaves_no_room_is_too_large_with_the_numbers() -> None:
