@@ -41,7 +41,7 @@ def test_a_full_disk_is_told(tmp_path: Path, what: str, limit: int, told: str) -
         tokenizer = source / "tokenizer.json"
         content = json.loads(tokenizer.read_text())
         tokenizer.write_text(json.dumps(content | {"larger_than_the_weights": "x" * limit}))
-    command = [sys.executable, "-c", BUILD, what, source, tmp_path / "out", str(limit)]
+    command = [sys.executable, "-c", BUILD, what, str(source), str(tmp_path / "out"), str(limit)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told in ended.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
