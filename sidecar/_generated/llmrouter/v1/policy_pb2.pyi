@@ -386,7 +386,7 @@ class ChangeNote(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     author: _builtins.str
-    """Who writes; a claim, and marked as one until callers are authenticated. At most 200 characters."""
+    """Who writes; a claim, and marked as one. At most 200 characters."""
     message: _builtins.str
     """Why; at most 2,000 characters."""
     def __init__(

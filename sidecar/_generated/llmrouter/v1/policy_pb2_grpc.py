@@ -29,8 +29,8 @@ class PolicyServiceStub:
     """Reads, checks and changes routing policies.
 
     Every accepted write is one revision of one policy and one change of the store, with the next
-    number. Writes are taken where policies are kept in a database, and on a loopback address or a
-    Unix domain socket alone: callers are not authenticated.
+    number. Writes are taken where policies are kept in a database, and only on a Unix domain socket,
+    a loopback address, or one that asks its callers for certificates.
     """
 
     def __init__(self, channel):
@@ -110,8 +110,8 @@ class PolicyServiceServicer:
     """Reads, checks and changes routing policies.
 
     Every accepted write is one revision of one policy and one change of the store, with the next
-    number. Writes are taken where policies are kept in a database, and on a loopback address or a
-    Unix domain socket alone: callers are not authenticated.
+    number. Writes are taken where policies are kept in a database, and only on a Unix domain socket,
+    a loopback address, or one that asks its callers for certificates.
     """
 
     def GetPolicy(self, request, context):
@@ -289,8 +289,8 @@ class PolicyService:
     """Reads, checks and changes routing policies.
 
     Every accepted write is one revision of one policy and one change of the store, with the next
-    number. Writes are taken where policies are kept in a database, and on a loopback address or a
-    Unix domain socket alone: callers are not authenticated.
+    number. Writes are taken where policies are kept in a database, and only on a Unix domain socket,
+    a loopback address, or one that asks its callers for certificates.
     """
 
     @staticmethod

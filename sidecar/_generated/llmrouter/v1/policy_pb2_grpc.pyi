@@ -16,8 +16,8 @@ class PolicyServiceStub:
     """Reads, checks and changes routing policies.
 
     Every accepted write is one revision of one policy and one change of the store, with the next
-    number. Writes are taken where policies are kept in a database, and on a loopback address or a
-    Unix domain socket alone: callers are not authenticated.
+    number. Writes are taken where policies are kept in a database, and only on a Unix domain socket,
+    a loopback address, or one that asks its callers for certificates.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -60,8 +60,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads, checks and changes routing policies.
 
     Every accepted write is one revision of one policy and one change of the store, with the next
-    number. Writes are taken where policies are kept in a database, and on a loopback address or a
-    Unix domain socket alone: callers are not authenticated.
+    number. Writes are taken where policies are kept in a database, and only on a Unix domain socket,
+    a loopback address, or one that asks its callers for certificates.
     """
 
     @_abc_1.abstractmethod
