@@ -235,14 +235,16 @@ def _latency_ms(walk: Walk) -> LatencyMs:
 
 
 def stable_key(request: RoutingRequest) -> str:
-    """The same for all turns of a conversation: its key, or else how what the user said first
-    begins. What stands before that is the application's, and one for all its conversations."""
-    if request.conversation_key:
-        return request.conversation_key
-    messages = request.conversation.messages
-    said = (each.text for each in messages if each.role is Role.USER and each.text)
-    first = next(said, "".join(each.text for each in messages[:1]))
-    return hashlib.sha256(first[:_BEGINNING].encode(errors="replace")).hexdigest()
+    """The same for all turns of a caller's conversation: its key, or else how what the user said
+    first begins. What stands before that is the application's, and one for all its conversations.
+    """
+    key = request.conversation_key
+    if not key:
+        messages = request.conversation.messages
+        said = (each.text for each in messages if each.role is Role.USER and each.text)
+        first = next(said, "".join(each.text for each in messages[:1]))
+        key = hashlib.sha256(first[:_BEGINNING].encode(errors="replace")).hexdigest()
+    return f"{request.caller}\0{key}" if request.caller else key
 
 
 def _explanation(walk: Walk, prompt_text: str, excluded: tuple[Excluded, ...]) -> Explanation:

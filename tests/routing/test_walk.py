@@ -53,3 +53,10 @@ def test_a_conversation_in_which_the_user_says_nothing_goes_by_its_first_message
     ]
 
     assert len({stable_key(RoutingRequest(each)) for each in seen}) == 2
+
+
+@pytest.mark.parametrize("key", ["", "c"], ids=["without a key", "with a key"])
+def test_callers_who_say_the_same_have_conversations_of_their_own(key: str) -> None:
+    asked = RoutingRequest(talk("hi"), conversation_key=key)
+
+    assert len({stable_key(replace(asked, caller=caller)) for caller in ("", "a", "b")}) == 3
