@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from sidecar.config_fields import OptionalPath, Section, listed, setting
+from sidecar.config_fields import OptionalPath, Section, listed, policy_name, setting
 from sidecar.core.policy import ApiDialect
 from sidecar.policies.findings import quoted
 
@@ -33,12 +33,16 @@ def _pair(value: str) -> str:
     name, _, policy = value.partition("=")
     if not name or not policy:
         raise ValueError(f"{quoted(value)} is not NAME=POLICY")
+    policy_name(policy)
     return value
 
 
 def _alias(value: str) -> str:
-    if not value or value.startswith("="):
+    name, _, policy = value.partition("=")
+    if not name:
         raise ValueError(f"{quoted(value)} is neither NAME nor NAME=POLICY")
+    if policy:
+        policy_name(policy)
     return value
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sidecar.policies.findings import quoted
+
+_POLICY = re.compile(
+    r"(namespaces/[a-z0-9]([a-z0-9-]*[a-z0-9])?/policies/)?[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+)
 
 
 class Section(BaseModel):
@@ -24,6 +31,16 @@ def listed(value: object) -> object:
     """For lists: environment variables and flags give one string, its parts separated by commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def policy_name(value: str) -> str:
+    """`value`, if a policy can be called so."""
+    if not _POLICY.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a policy; write an id of the namespace `default`, or "
+            "namespaces/<namespace>/policies/<policy>"
+        )
     return value
 
 

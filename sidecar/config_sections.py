@@ -9,15 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from sidecar.config_fields import OptionalPath, Section, listed, setting
+from sidecar.config_fields import OptionalPath, Section, listed, policy_name, setting
 from sidecar.policies.findings import quoted
 from sidecar.policies.prices import MAX_AGE_DAYS
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _COLLECTOR = re.compile(rf"https?://{_ADDRESS.pattern}/?")
-_POLICY = re.compile(
-    r"(namespaces/[a-z0-9]([a-z0-9-]*[a-z0-9])?/policies/)?[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-)
 _RULE = re.compile(r"[a-z0-9!#$&'*+.^_`|~-]+=(?:(?!=>)[ -~])+=>(.+)")
 _METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9._-]+(?<!-bin)")
 
@@ -33,15 +30,6 @@ def _address_or_empty(value: str) -> str:
     return _address(value) if value else value
 
 
-def _policy(value: str) -> str:
-    if not _POLICY.fullmatch(value):
-        raise ValueError(
-            f"{quoted(value)} is not a policy; write an id of the namespace `default`, or "
-            "namespaces/<namespace>/policies/<policy>"
-        )
-    return value
-
-
 def _rule(value: str) -> str:
     match = _RULE.fullmatch(value)
     if match is None:
@@ -49,7 +37,7 @@ def _rule(value: str) -> str:
             f"{quoted(value)} is not HEADER=VALUE=>POLICY, with the header in lower case, such as "
             "x-team=search=>search-team"
         )
-    _policy(match[1])
+    policy_name(match[1])
     return value
 
 
@@ -84,7 +72,7 @@ Addresses = Annotated[tuple[Address, ...], BeforeValidator(listed)]
 Collector = Annotated[str, AfterValidator(_collector)]
 OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
-PolicyId = Annotated[str, AfterValidator(_policy)]
+PolicyId = Annotated[str, AfterValidator(policy_name)]
 Rules = Annotated[tuple[Annotated[str, AfterValidator(_rule)], ...], BeforeValidator(listed)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
 

@@ -38,7 +38,7 @@ ALLOWED = {
     "config_sections": {"policies", "config_fields"},
     "config_policy_store": {"policies", "config_fields"},
     "config_ext_proc": CORE | {"policies", "config_fields"},
-    "config_fields": set(),
+    "config_fields": {"policies"},
 }
 GENERATED_FOR = {"grpc_api", "ext_proc", "cli", "bench"}
 
