@@ -44,25 +44,30 @@ class Layer(Protocol):
         ...
 
 
+Refuse = Callable[[bytes], SidecarError | None]
+"""Why a request is not decoded, from its bytes; None if it is. Decoding holds the interpreter, in a
+thread too, for a millisecond or more per MB."""
+
+
 class LayeredServer(grpc.aio.Server):
     """A server whose handlers all have layers around them.
 
     Args:
         server: takes the handlers; not started yet.
         layers: the first is the outermost.
-        max_bytes: of a single request, by method; those of other methods are bounded by the
-            server's largest message alone.
+        refusals: by method; the requests of others are bounded by the server's largest message
+            alone.
     """
 
     def __init__(
         self,
         server: grpc.aio.Server,
         layers: Sequence[Layer],
-        max_bytes: Mapping[str, int] | None = None,
+        refusals: Mapping[str, Refuse] | None = None,
     ) -> None:
         self._server = server
         self._layers = tuple(layers)
-        self._max_bytes = max_bytes or {}
+        self._refusals = refusals or {}
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
@@ -112,7 +117,7 @@ class LayeredServer(grpc.aio.Server):
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped: Handler = make(
             behavior,
-            request_deserializer=_checked_deserializer(handler, self._max_bytes.get(method)),
+            request_deserializer=_checked_deserializer(handler, self._refusals.get(method)),
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -175,33 +180,26 @@ _UNDECODABLE = SidecarError(
 )
 
 
-def _checked_deserializer(handler: Handler, max_bytes: int | None) -> Callable[[bytes], Any]:
+def _checked_deserializer(handler: Handler, refuse: Refuse | None) -> Callable[[bytes], Any]:
     """Makes an error like any other of bytes that cannot be decoded; left alone, gRPC answers
     UNKNOWN with the text of the exception.
 
     A single request is decoded before the handler runs, so the error takes its place; the requests
     of a stream are decoded where the handler reads them.
-
-    Args:
-        max_bytes: a single request with more is refused before it is decoded. Decoding holds the
-            interpreter, in a thread too, for a millisecond or more per MB.
     """
     deserializer = handler.request_deserializer
     assert deserializer is not None, "every generated handler has one"
 
     def deserialize(data: bytes) -> Any:
-        if max_bytes is not None and len(data) > max_bytes:
-            return SidecarError(
-                ErrorCode.REQUEST_TOO_LARGE,
-                f"the request has {len(data)} bytes, more than the {max_bytes} that are read; "
-                "leave out the oldest messages",
-            )
-        try:
-            return deserializer(data)
-        except DecodeError:
-            if handler.request_streaming:
-                raise SidecarError(_UNDECODABLE.code, _UNDECODABLE.message) from None
-            return _UNDECODABLE
+        error = refuse(data) if refuse is not None else None
+        if error is None:
+            try:
+                return deserializer(data)
+            except DecodeError:
+                error = SidecarError(_UNDECODABLE.code, _UNDECODABLE.message)
+        if handler.request_streaming:
+            raise error
+        return error
 
     return deserialize
 

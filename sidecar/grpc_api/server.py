@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from sidecar._generated.llmrouter.v1 import (
     routing_pb2_grpc,
 )
 from sidecar.core.naming import PolicySelection
+from sidecar.grpc_api import wire
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
@@ -35,6 +37,7 @@ from sidecar.grpc_api.interceptors import (
     Errors,
     Layer,
     LayeredServer,
+    Refuse,
 )
 from sidecar.grpc_api.listening import bound_unix, listen_tcp, listen_unix
 from sidecar.grpc_api.policy_access import Policies, PolicyAccess, fixed_policies
@@ -159,7 +162,7 @@ class GrpcServer:
                 maximum_concurrent_rpcs=options.max_concurrent_calls,
             ),
             self._layers,
-            {f"{ROUTING}/Route": options.limits.max_request_bytes},
+            _refusals(options.limits),
         )
         reader = RequestReader(registry, options.limits, options.selection, options.budget)
         deciding = Deciding(router, reader)
@@ -252,6 +255,16 @@ def _layers(observer: CallObserver, drain: Drain) -> tuple[Layer, ...]:
         # Innermost: a call that it refuses is counted and logged like any other refusal.
         DrainRefusal(drain),
     )
+
+
+def _refusals(limits: RequestLimits) -> dict[str, Refuse]:
+    return {
+        f"{ROUTING}/Route": partial(
+            wire.refusal, within=wire.ROUTE, max_bytes=limits.max_request_bytes
+        ),
+        f"{ROUTING}/BatchRoute": partial(wire.refusal, within=wire.BATCH),
+        f"{ROUTING}/StreamRoute": partial(wire.refusal, within=wire.STREAM),
+    }
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -1,0 +1,100 @@
+"""How many fields an encoded request has, before it is decoded.
+
+Decoding makes an object of each message and of each part, which takes a microsecond for what takes
+two bytes as encoded, and holds up the event loop: a second and a half for 16 MB of nothing, which
+compress to some kilobytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from sidecar.core.errors import ErrorCode, SidecarError
+
+MAX_FIELDS = 65_536
+"""Of a request, its messages and what these hold. Parts, tool calls and inline policies are not
+looked into."""
+
+_LEAST_BYTES = 2
+"""Of a field."""
+
+Fields: TypeAlias = "Mapping[int, Fields]"
+"""Numbers of the fields that hold messages -> the same of these."""
+
+_REQUEST: Fields = {1: {}}
+ROUTE: Fields = _REQUEST
+BATCH: Fields = {1: _REQUEST}
+STREAM: Fields = {2: _REQUEST}
+
+
+def refusal(data: bytes, within: Fields, max_bytes: int | None = None) -> SidecarError | None:
+    """REQUEST_TOO_LARGE for a request that is not to be decoded; None if it is.
+
+    Args:
+        max_bytes: None: as many as a message of the server may have.
+    """
+    if max_bytes is not None and len(data) > max_bytes:
+        return SidecarError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the request has {len(data)} bytes, more than the {max_bytes} that are read; "
+            "leave out the oldest messages",
+        )
+    if has_too_many(data, within):
+        return SidecarError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the request has more than the {MAX_FIELDS} fields that are read of its messages; "
+            "leave out the oldest, and join text parts",
+        )
+    return None
+
+
+def has_too_many(data: bytes, within: Fields) -> bool:
+    """True if there are more than `MAX_FIELDS`. Never raises: it is for the decoder to say that
+    something cannot be decoded."""
+    if len(data) <= MAX_FIELDS * _LEAST_BYTES:
+        return False
+    try:
+        return _left(data, 0, len(data), within, MAX_FIELDS) < 0
+    except IndexError:
+        return False
+
+
+def _left(data: bytes, position: int, end: int, within: Fields, left: int) -> int:
+    """`left` less the fields from `position` on, as far as they can be decoded; below 0 as soon as
+    that is sure. Raises IndexError where the last one ends too soon."""
+    while position < end and left >= 0:
+        left -= 1
+        tag, position = _varint(data, position)
+        kind = tag & 7
+        if kind == 0:
+            _, position = _varint(data, position)
+        elif kind == 2:
+            size, position = _varint(data, position)
+            if position + size > end:
+                return left
+            inner = within.get(tag >> 3)
+            if inner is not None:
+                left = _left(data, position, position + size, inner, left)
+            position += size
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        elif kind > 5:
+            return left
+        # What remains begins or ends a group, whose fields are counted as if it were not there.
+    return left
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """The number, and where it ends. Raises IndexError."""
+    byte = data[position]
+    position += 1
+    if byte < 0x80:
+        return byte, position
+    value, shift = byte & 0x7F, 7
+    while byte >= 0x80 and shift < 64:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    return value, position

@@ -1,0 +1,99 @@
+"""Requests of more fields than anyone sends are refused before they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar.grpc_api.convert.requests import RequestLimits
+from sidecar.grpc_api.wire import BATCH, MAX_FIELDS, ROUTE, STREAM, Fields, has_too_many
+from tests.grpc_api.standins import serving
+
+MESSAGE, PART = b"\x0a\x00", b"\x12\x00"
+TOO_MANY = MAX_FIELDS + 1
+
+
+def request(*messages: routing_pb2.Message) -> routing_pb2.RouteRequest:
+    return routing_pb2.RouteRequest(messages=messages)
+
+
+def of_parts(count: int) -> routing_pb2.RouteRequest:
+    return request(routing_pb2.Message.FromString(PART * count))
+
+
+def batch(*requests: routing_pb2.RouteRequest) -> bytes:
+    return routing_pb2.BatchRouteRequest(requests=requests).SerializeToString()
+
+
+def streamed(each: routing_pb2.RouteRequest) -> bytes:
+    return routing_pb2.StreamRouteRequest(request_id="a", request=each).SerializeToString()
+
+
+def largest() -> routing_pb2.RouteRequest:
+    """As many messages as are read, each with several parts."""
+    part = routing_pb2.Part(text="x" * 30)
+    each = routing_pb2.Message(role=routing_pb2.ROLE_USER, parts=[part] * 8, tool_call_id="c")
+    return request(*[each] * RequestLimits().max_messages)
+
+
+TEXT = request(routing_pb2.Message(parts=[routing_pb2.Part(text="\n" * 1_000_000)]))
+REQUESTS: dict[str, tuple[bytes, Fields, bool]] = {
+    "messages": (MESSAGE * TOO_MANY, ROUTE, True),
+    "as many as are read": (MESSAGE * MAX_FIELDS, ROUTE, False),
+    "parts": (of_parts(TOO_MANY).SerializeToString(), ROUTE, True),
+    "fields that the API does not have": (b"\x98\x06\x01" * TOO_MANY, ROUTE, True),
+    "behind a group": (b"\x9b\x06\x9c\x06" + MESSAGE * TOO_MANY, ROUTE, True),
+    "numbers of other sizes": (b"\x9d\x06aaaa" * TOO_MANY, ROUTE, True),
+    "parts, in all requests of a batch": (batch(*[of_parts(MAX_FIELDS // 2)] * 2), BATCH, True),
+    "parts, on a stream": (streamed(of_parts(TOO_MANY)), STREAM, True),
+    "a long text": (TEXT.SerializeToString(), ROUTE, False),
+    "the largest request": (largest().SerializeToString(), ROUTE, False),
+    "the largest request, in a batch": (batch(largest()), BATCH, False),
+    "no message": (b"\xff" * 1_000_000, ROUTE, False),
+    "cut off": (MESSAGE * 10 + b"\x0a\xff\xff\x7f" + b"x" * 200_000, ROUTE, False),
+}
+
+
+@pytest.mark.parametrize(("data", "within", "too_many"), REQUESTS.values(), ids=REQUESTS.keys())
+def test_fields_are_counted(data: bytes, within: Fields, too_many: bool) -> None:
+    assert has_too_many(data, within) is too_many
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.binary(min_size=1, max_size=40))
+def test_any_bytes_are_counted(some: bytes) -> None:
+    assert has_too_many(some * (200_000 // len(some)), BATCH) in (True, False)
+
+
+async def ended_by(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [("Route", MESSAGE * TOO_MANY), ("BatchRoute", batch(of_parts(TOO_MANY)))],
+)
+async def test_call_of_too_many_fields_is_refused(method: str, data: bytes) -> None:
+    async with serving() as (_, channel):
+        call: Any = channel.unary_unary(f"/llmrouter.v1.RoutingService/{method}")
+        code, details = await ended_by(call(data))
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.startswith(f"the request has more than the {MAX_FIELDS} fields")
+
+
+async def test_stream_ends_at_a_request_of_too_many_fields() -> None:
+    async with serving() as (_, channel):
+        call: Any = channel.stream_stream("/llmrouter.v1.RoutingService/StreamRoute")()
+        await call.write(streamed(of_parts(TOO_MANY)))
+        code, _ = await ended_by(call.read())
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
