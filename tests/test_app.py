@@ -124,9 +124,9 @@ async def test_envoy_is_served_on_a_socket_of_its_own(flags: Flags, tmp_path: Pa
     mode = stat.S_IMODE(path.stat().st_mode)
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         health: Any = HealthStub(channel)
-        checked = await health.Check(HealthCheckRequest(service=SERVICE), timeout=20)
+        checked = await health.Check(HealthCheckRequest(service=SERVICE), timeout=60)
         stub: Any = ExternalProcessorStub(channel)
-        call = stub.Process(timeout=20)
+        call = stub.Process(timeout=60)
         head = request_headers({"content-type": "application/json"})
         head.protocol_config.request_body_mode = BUFFERED
         await call.write(head)
@@ -134,7 +134,7 @@ async def test_envoy_is_served_on_a_socket_of_its_own(flags: Flags, tmp_path: Pa
         await call.write(request_body(chat("Where is my invoice?")))
         answer = await call.read()
         with pytest.raises(grpc.aio.AioRpcError) as other:
-            await RoutingServiceStub(channel).Route(route_request(), timeout=20)
+            await RoutingServiceStub(channel).Route(route_request(), timeout=60)
     metrics_url = f"http://127.0.0.1:{sidecar.admin.port}/metrics"
     async with ClientSession() as http, http.get(metrics_url) as response:
         metrics = await response.text()

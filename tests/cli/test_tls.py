@@ -115,7 +115,7 @@ async def test_evaluation_reaches_a_sidecar_by_mutual_tls(
     async with connect_aio(address, tls) as channel:
         policies: policy_pb2_grpc.PolicyServiceStub = policy_pb2_grpc.PolicyServiceStub(channel)
         found = await policies.ListPolicies(
-            policy_pb2.ListPoliciesRequest(parent="namespaces/-"), timeout=20
+            policy_pb2.ListPoliciesRequest(parent="namespaces/-"), timeout=60
         )
     assert found.policies
 

@@ -35,7 +35,7 @@ async def post(
     chunks: Sequence[bytes] | None = None,
     pause_s: float = 0.0,
     trailers: Mapping[str, str] | None = None,
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """POSTs `body`.
@@ -66,7 +66,7 @@ async def exchange(
     headers: Mapping[str, str],
     pieces: Sequence[bytes] = (),
     pause_s: float = 0.0,
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One request on a connection of its own."""

@@ -66,13 +66,13 @@ class EnvoyStandIn:
         await self.call.write(message)
 
     async def hear(self) -> pb.ProcessingResponse:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             message = await self.call.read()
         assert isinstance(message, pb.ProcessingResponse), "the stream has ended"
         return message
 
     async def ended(self) -> bool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return not isinstance(await self.call.read(), pb.ProcessingResponse)
 
 
@@ -354,7 +354,7 @@ async def test_server_waits_for_requests_that_are_not_answered(socket: Path) -> 
 
         router.gate.set()
         answer = await envoy.hear()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await idle
 
     assert set_headers(answer.request_body.response)["x-llm-model"] == b"big/coder"

@@ -621,7 +621,7 @@ async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:
 
 async def logged(gateway: Gateway, mark: str) -> dict[str, object]:
     """The entry of the request whose path has `mark`."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if gateway.log.exists():
                 for line in gateway.log.read_text().splitlines():

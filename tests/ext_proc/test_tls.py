@@ -101,7 +101,7 @@ async def test_envoy_reaches_the_sidecar_that_has_the_name(
     envoy = EnvoyServer(config(port, sidecar.port, transport_socket(tmp_path / "tls")))
     async with envoy, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            await RoutingServiceStub(channel).Route(route_request(), timeout=20)
+            await RoutingServiceStub(channel).Route(route_request(), timeout=60)
             said = "OK"
         except grpc.aio.AioRpcError as error:
             said = error.code().name

@@ -64,7 +64,7 @@ async def answer(channel: grpc.aio.Channel) -> str:
     """`OK`, or the code of the error."""
     async with channel:
         try:
-            await RoutingServiceStub(channel).Route(route_request(), timeout=20)
+            await RoutingServiceStub(channel).Route(route_request(), timeout=60)
         except grpc.aio.AioRpcError as error:
             return error.code().name
     return "OK"
@@ -111,7 +111,7 @@ async def test_mutual_tls_serves_only_clients_of_its_authority(
 async def test_health_is_served_there_too(files: TlsFiles, ours: Authority) -> None:
     async with serving(files) as server, channel_to(server.port, ours.certificate) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        found = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        found = await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
     assert found.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -119,13 +119,13 @@ async def test_files_that_are_written_over_count_for_new_connections(
     files: TlsFiles, ours: Authority, other: Authority, tmp_path: Path
 ) -> None:
     async with serving(files) as server, channel_to(server.port, ours.certificate) as kept:
-        await RoutingServiceStub(kept).Route(route_request(), timeout=20)
+        await RoutingServiceStub(kept).Route(route_request(), timeout=60)
         with capture_logs() as entries:
             other.issue(tmp_path / "server")
             renewed = await answer(channel_to(server.port, other.certificate))
             before = await answer(channel_to(server.port, ours.certificate))
         # A connection that is open stays.
-        await RoutingServiceStub(kept).Route(route_request(), timeout=20)
+        await RoutingServiceStub(kept).Route(route_request(), timeout=60)
     assert (renewed, before) == ("OK", NOT_REACHED)
     assert [e["event"] for e in entries if "TLS" in e["event"]] == ["new TLS files are in force"]
 

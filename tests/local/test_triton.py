@@ -49,7 +49,7 @@ def triton(running: TritonServer) -> Iterator[TritonServer]:
 
 
 def ask(
-    server: TritonServer, values: Mapping[str, npt.NDArray[Any]], timeout_s: float = 10
+    server: TritonServer, values: Mapping[str, npt.NDArray[Any]], timeout_s: float = 60
 ) -> triton_client.InferResult:
     tensors = []
     for name, value in values.items():
@@ -60,7 +60,7 @@ def ask(
         return client.infer("echo", tensors, client_timeout=timeout_s)
 
 
-def echo(server: TritonServer, numbers: list[int], timeout_s: float = 10) -> list[int]:
+def echo(server: TritonServer, numbers: list[int], timeout_s: float = 60) -> list[int]:
     answer = ask(server, {"numbers": np.array(numbers, dtype=np.int32)}, timeout_s)
     back = answer.as_numpy("numbers_back")
     assert back is not None

@@ -209,7 +209,7 @@ async def test_revision_that_was_replaced_while_it_was_compiled_does_not_come_ba
     gate = threading.Event()
 
     def slow(policy: Policy) -> CompiledPrompt:
-        assert gate.wait(10)
+        assert gate.wait(60)
         return StubPrompt(policy)
 
     policies = many(Compiler(), 1, 10**6)
@@ -229,7 +229,7 @@ async def test_who_cannot_wait_is_told_so_and_the_next_finds_it_compiled() -> No
     gate = threading.Event()
 
     def slow(policy: Policy) -> CompiledPrompt:
-        assert gate.wait(10)
+        assert gate.wait(60)
         return StubPrompt(policy)
 
     policies = many(Compiler(), 1, 10**6)

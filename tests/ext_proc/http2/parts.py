@@ -19,7 +19,7 @@ from sidecar.ext_proc.http2.listener import Listener, Method
 from sidecar.grpc_api.interceptors import Errors
 from sidecar.grpc_api.listening import bound_unix
 
-WAIT_S = 20
+WAIT_S = 60
 LARGEST = 10 * 1024 * 1024
 MB = 1024 * 1024
 

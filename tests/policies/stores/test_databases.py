@@ -291,7 +291,7 @@ def test_closing_ends_what_waits_for_a_server_that_hangs(postgres: PostgresServe
         asking.join(0.3)
         assert asking.is_alive()
         store.close()
-        asking.join(30)
+        asking.join(60)
     finally:
         postgres.resume()
 

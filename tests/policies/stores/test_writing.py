@@ -272,12 +272,13 @@ def test_seeds_go_into_an_empty_store_alone(make: MakeStore) -> None:
 def test_waiting_ends_with_a_write(make: MakeStore) -> None:
     store = make(FIRST)
     store.wait(0)
-    waiting = threading.Thread(target=lambda: store.wait(60))
+    # Longer than a test may take: whoever is not woken has failed.
+    waiting = threading.Thread(target=store.wait, args=(3600,), daemon=True)
     waiting.start()
 
     write(store, UPDATE, SECOND)
 
-    waiting.join(30)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
