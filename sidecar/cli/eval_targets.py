@@ -34,7 +34,7 @@ from sidecar.local import TritonServer, new_run_folder, remove_run_folder
 _BUDGET_MS = 60_000
 """What is measured are decisions: none should be a fallback because this computer is slow."""
 
-_READY_TIMEOUT_S = 60
+_READY_TIMEOUT_S = 120
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 120.0
 _HEALTH_TIMEOUT_S = 2.0

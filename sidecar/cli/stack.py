@@ -22,7 +22,7 @@ _LOAD_TIMEOUT_S = 120
 _SLOW_DISK = 20e6
 """Bytes a second."""
 
-_READY_TIMEOUT_S = 60
+_READY_TIMEOUT_S = 120
 _POLL_S = 0.1
 _LAST_LINES = 15
 

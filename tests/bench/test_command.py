@@ -11,14 +11,14 @@ from click.testing import CliRunner
 from sidecar.cli import cli
 from sidecar.cli.bench import GROUPS
 from sidecar.engines import EngineInfo
-from tests.cli.test_commands import sidecar
+from tests.bench.patient import patient
 
 
 @pytest.fixture(scope="module")
 def ran(cpu_engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What it printed, and its JSON."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
-    result = sidecar("bench", "--tiny", "--json", str(path))
+    result = patient(10_000, "bench", "--tiny", "--json", str(path))
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout, path
 
