@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import PolicyRecord
+from sidecar.core.policy import Policy, PolicyRecord
+from sidecar.policies.editing import PolicyEditing, WritableStore
 from sidecar.policies.stores import (
     CatalogWrite,
     Change,
@@ -298,6 +299,49 @@ def test_of_concurrent_writers_one_wins_each_revision(make: MakeStore, writers: 
         assert {each.code for each in lost} == {ErrorCode.POLICY_CONFLICT}
         assert {each.metadata["current_etag"] for each in lost} == {won[0].etag}
     assert [each.number for each in store.changes_after(0, 100)] == list(range(1, rounds + 3))
+
+
+def test_an_edit_is_made_anew_of_what_another_has_written_meanwhile(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(FIRST)
+    meanwhile(store, lambda: write(store, UPDATE, SECOND), monkeypatch)
+    record = editing(store).update(SUPPORT, surer, note())
+
+    assert (record.revision, record.policy) == (3, surer(SECOND))
+
+
+def test_an_edit_is_checked_anew_where_the_catalog_has_changed_meanwhile(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(FIRST)
+    meanwhile(store, lambda: write_catalog(store, FAST), monkeypatch)
+
+    with pytest.raises(SidecarError, match="acme/large") as caught:
+        editing(store).update(SUPPORT, surer, note())
+
+    assert caught.value.code is ErrorCode.INVALID_POLICY
+
+
+def editing(store: PolicyStore) -> PolicyEditing:
+    return PolicyEditing(cast(WritableStore, store), lambda policy: None)
+
+
+def surer(now: Policy) -> Policy:
+    return replace(now, switch_confidence=0.9)
+
+
+def meanwhile(store: Any, happens: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, between the reading and the writing of an edit."""
+    made = store.write
+
+    def after_another(wanted: PolicyWrite) -> Change:
+        monkeypatch.setattr(store, "write", made)
+        happens()
+        change: Change = made(wanted)
+        return change
+
+    monkeypatch.setattr(store, "write", after_another)
 
 
 def update(store: PolicyStore, given: WriteNote, writer: int) -> Change:
