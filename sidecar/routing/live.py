@@ -308,6 +308,8 @@ class LivePolicies:
         self._registry.put([(record, compiled)])
         self._refusals.pop(name, None)
         _log.info("policy in force", policy=name, revision=record.revision)
+        # A later revision may have come meanwhile that cannot be read.
+        self._note_unreadable()
 
     def _compiled(self, record: PolicyRecord, catalog: CatalogRecord) -> CompiledPolicy:
         """Raises SidecarError for what cannot be used."""

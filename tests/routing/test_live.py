@@ -236,11 +236,9 @@ async def test_catalog_that_changes_while_a_policy_is_warmed_holds_for_it_too(
     assert world.registry.get(PolicyName()).catalog[LARGE.id].input_price == 99.0
 
 
-async def test_policy_that_cannot_be_read_and_is_then_deleted_goes(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A newer version wrote it: there is none yet that could."""
-    name, whole = name_of("other"), world.store.snapshot
+def unreadable_from_now_on(store: PolicyStore, name: str, patched: pytest.MonkeyPatch) -> None:
+    """A newer version writes it: there is none yet that could."""
+    whole = store.snapshot
 
     def newer() -> Snapshot:
         read = whole()
@@ -250,9 +248,33 @@ async def test_policy_that_cannot_be_read_and_is_then_deleted_goes(
     def unreadable(after: int, limit: int) -> Sequence[Change]:
         raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "of a newer version")
 
+    patched.setattr(store, "snapshot", newer)
+    patched.setattr(store, "changes_after", unreadable)
+
+
+async def test_policy_that_cannot_be_read_is_told_of_though_one_before_it_comes_into_force(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.warm_gate.clear()
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.live.beyond(3)
+    unreadable_from_now_on(world.store, SUPPORT, monkeypatch)
+    write(world.store, ChangeKind.UPDATE, policy(description="coloured"))
+    await world.live.beyond(4)
+    world.warm_gate.set()
+    await world.live.settled()
+
+    assert world.in_force() == "second"
+    assert world.live.refusals[SUPPORT].in_force == 2
+    assert "it has a colour" in world.live.problem
+
+
+async def test_policy_that_cannot_be_read_and_is_then_deleted_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = name_of("other")
     with monkeypatch.context() as patched:
-        patched.setattr(world.store, "snapshot", newer)
-        patched.setattr(world.store, "changes_after", unreadable)
+        unreadable_from_now_on(world.store, name, patched)
         write(world.store, ChangeKind.UPDATE, policy("other", description="coloured"))
         await world.until_seen()
         kept, refused = world.in_force(name), name in world.live.refusals
