@@ -8,7 +8,7 @@ expand to.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -99,23 +99,33 @@ def _quickly_read(text: str) -> list[Document] | None:
     if nodes is None:
         return None
     documents = []
+    lines = _Lines(text)
     for number, node in enumerate(nodes):
         try:
             value = _QuickReader().value(node)
         except _UnusualError:
             return None
         if value is not None:
-            lines = partial(_lines_of, text, number)
-            documents.append(Document(value, node.start_mark.line + 1, lines))
+            documents.append(Document(value, node.start_mark.line + 1, partial(lines.of, number)))
     return documents
 
 
-def _lines_of(text: str, number: int) -> Mapping[str, int]:
-    """Lines of a document that was quickly read. They take as long as its values, and are wanted
-    where there is something to say about one of these."""
-    nodes = compose_quickly(text)
-    assert nodes is not None
-    return _Reader().document(nodes[number]).lines
+class _Lines:
+    """Lines of documents that were quickly read. They take as long as the values, and are wanted
+    where there is something to say about one of these: then of all, since each reading is one of
+    the whole text, and there may be hundreds of documents."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def _all(self) -> Sequence[Mapping[str, int]]:
+        nodes = compose_quickly(self._text)
+        assert nodes is not None
+        return [_Reader().document(node).lines for node in nodes]
+
+    def of(self, number: int) -> Mapping[str, int]:
+        return self._all[number]
 
 
 def _carefully_read(text: str) -> tuple[list[Document], list[Finding]]:

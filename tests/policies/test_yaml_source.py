@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +12,7 @@ from ruamel.yaml import YAML
 
 from sidecar.core.policy import ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies import check_policy, load_policies, parse_policy_yaml
+from sidecar.policies.quick_yaml import compose_quickly
 from sidecar.policies.yaml_source import (
     Document,
     _carefully_read,
@@ -284,3 +287,20 @@ def dumped(document: dict[str, object]) -> str:
     stream = StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+def test_lines_of_many_documents_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading is one of the whole text: hundreds of documents would take minutes."""
+    texts: list[str] = []
+
+    def counted(text: str) -> Sequence[Any] | None:
+        texts.append(text)
+        return compose_quickly(text)
+
+    monkeypatch.setattr("sidecar.policies.yaml_source.compose_quickly", counted)
+    documents, _ = read_documents("".join(f"---\na: 1\nb{n}: 2\n" for n in range(20)))
+
+    lines = [each.line_of(f"b{n}") for n, each in enumerate(documents)]
+
+    assert lines == list(range(3, 63, 3))
+    assert len(texts) == 2
