@@ -68,7 +68,7 @@ def get(name: str, revision: int | None, at: str, output: str) -> None:
     "text",
     default="",
     help="Terms that all must hold: route:NAME, model:ID, author:NAME, or a word of the name or "
-    "description.",
+    'description. What has spaces stands in double quotes: author:"Ada Lovelace".',
 )
 @click.option("--deleted", is_flag=True, help="Also those that were deleted.")
 @at_option

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from sidecar.core.policy import PolicyRecord
 from sidecar.grpc_api.convert.violations import invalid, shown
 
 MAX_FILTER = 500
+_TERM = re.compile(r'(?:[^\s"]|"[^"]*")+')
 
 Matches = Callable[[PolicyRecord], bool]
 
@@ -52,11 +54,14 @@ def policy_filter(text: str) -> Matches:
     """True for the records that meet every term. Raises SidecarError INVALID_REQUEST."""
     if len(text) > MAX_FILTER:
         raise invalid("filter", f"has {len(text)} characters, at most {MAX_FILTER} are allowed")
+    if text.count('"') % 2:
+        raise invalid("filter", "has a double quote that is not closed; close it")
     terms: list[Matches] = []
-    for term in text.split():
+    for term in _TERM.findall(text):
         key, colon, value = term.partition(":")
-        if not colon:
-            terms.append(_words(term))
+        value = value.replace('"', "")
+        if not colon or term.startswith('"'):
+            terms.append(_words(term.replace('"', "")))
         elif key in _KEYS and value:
             terms.append(_KEYS[key](value))
         else:

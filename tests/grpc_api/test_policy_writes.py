@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,12 @@ REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
         "INVALID_REQUEST",
         ("filter",),
     ),
+    "filter with a quote left open": (
+        "ListPolicies",
+        policy_pb2.ListPoliciesRequest(parent="namespaces/-", filter='author:"ada'),
+        "INVALID_REQUEST",
+        ("filter",),
+    ),
     "model in use": (
         "UpdateModelCatalog",
         policy_pb2.UpdateModelCatalogRequest(
@@ -530,10 +537,19 @@ async def test_examples_are_routed_when_their_models_are_in_force(
         ("author:ada", ["new"]),
         ("FIRST support", ["support"]),
         ("route:refund author:ada", []),
+        ('author:"grace hopper"', ["spaced"]),
+        ('route:"code review" author:"grace hopper"', ["spaced"]),
+        ('"two words"', ["spaced"]),
+        ('"words two"', []),
     ],
 )
 async def test_filter(api: Stored, text: str, names: list[str]) -> None:
     await api.policies.CreatePolicy(create())
+    if '"' in text:
+        spaced = parts.policy("spaced", "has two words")
+        routes = (replace(spaced.routes[0], name="code review"),)
+        note = parts.note("grace hopper")
+        parts.write(api.store, ChangeKind.CREATE, replace(spaced, routes=routes), note)
 
     listed = await api.policies.ListPolicies(
         policy_pb2.ListPoliciesRequest(parent="namespaces/-", filter=text)

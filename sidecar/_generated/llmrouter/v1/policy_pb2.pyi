@@ -489,7 +489,8 @@ class ListPoliciesRequest(_message.Message):
     filter: _builtins.str
     """Terms that all must hold, separated by spaces: `route:NAME` has a route of that name,
     `model:ID` names that model, `author:NAME` was last changed by NAME; any other word is part of
-    the resource name or of the description, in any case. Empty for all.
+    the resource name or of the description, in any case. What has spaces stands in double quotes:
+    `author:"Ada Lovelace"`. Empty for all.
     """
     show_deleted: _builtins.bool
     """Also list deleted policies."""
