@@ -281,7 +281,8 @@ def _text_errors(path: str, value: str, remedy: str) -> Iterator[Finding]:
             path, f"has {len(value)} characters, at most {MAX_TEXT} are allowed; shorten it"
         )
         return
-    if not value.strip():
+    # Characters without a width, such as U+200B, are no blanks, and no text either.
+    if not any(char.isprintable() and not char.isspace() for char in value):
         yield error(path, f"is empty; {remedy}")
     control = _CONTROL.search(value)
     if control is not None:

@@ -48,6 +48,7 @@ def models(*entries: WeightedModel, preference: Preference = Preference.DECLARED
     ("change", "fixture"),
     [
         (one(description=""), "policy_empty_description"),
+        (one(description=" \u200b\ufeff"), "policy_empty_description"),
         (one(models=ModelList(())), "policy_empty_models"),
         (one(min_confidence=1.5), "policy_min_confidence"),
         (one(name="other"), "policy_reserved_name"),
