@@ -16,7 +16,7 @@ from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.policy_access import PolicyAccess
-from sidecar.policies.stores import Change, PolicyStore, UnreadableRevisionError
+from sidecar.policies.stores import Change, PolicyStore, UnreadableRevisionError, refusals
 
 FROM_NOW = -1
 _AT_ONCE = 50
@@ -57,10 +57,11 @@ async def watch(
 
 
 async def _send(after: int, wanted: str, context: Context, access: PolicyAccess) -> None:
+    etag = ""
     while True:
-        changes = await _following(after, access)
+        changes = await _following(after, etag, access)
         for change in changes:
-            after = change.number
+            after, etag = change.number, change.record.etag
             message = _message(change, wanted)
             if message is not None:
                 await context.write(message)
@@ -68,11 +69,18 @@ async def _send(after: int, wanted: str, context: Context, access: PolicyAccess)
             await access.feed.beyond(after)
 
 
-async def _following(after: int, access: PolicyAccess) -> Sequence[Change]:
+async def _following(after: int, etag: str, access: PolicyAccess) -> Sequence[Change]:
+    """`etag`: of what the change `after` made; empty if it is not known."""
     limit = _AT_ONCE
 
     def ask(store: PolicyStore) -> Sequence[Change]:
-        return store.changes_after(after, limit)
+        if not etag:
+            return store.changes_after(after, limit)
+        # With the one before: after a failover or a restore another may have its number.
+        found = store.changes_after(after - 1, limit + 1)
+        if not found or found[0].record.etag != etag:
+            raise refusals.changes_lost(after, "is not the change any more that was sent")
+        return found[1:]
 
     while True:
         try:

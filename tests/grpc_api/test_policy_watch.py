@@ -101,7 +101,8 @@ async def test_number_below_minus_one_is_refused(api: Stored) -> None:
     assert (await refused(api.policies.WatchPolicies(request).read())).fields == ("after_change",)
 
 
-async def test_store_that_goes_back_ends_the_stream(api: Stored, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [2, 3])
+async def test_store_that_goes_back_ends_the_stream(api: Stored, tmp_path: Path, last: int) -> None:
     """As when a backup is restored: changes that were seen are gone, and their numbers come again
     for others."""
     async with watching(api, after=2) as watcher:
@@ -110,14 +111,31 @@ async def test_store_that_goes_back_ends_the_stream(api: Stored, tmp_path: Path)
         await watcher.until(4)
         await until(lambda: api.live.snapshot.change == 4)
         with sqlite3.connect(tmp_path / "policies.db") as database:
-            database.execute("UPDATE heads SET change = 2 WHERE change = 4")
-            database.execute("DELETE FROM changes WHERE change > 2")
-            database.execute("UPDATE state SET last_change = 2")
+            database.execute("UPDATE heads SET change = ? WHERE change = 4", (last,))
+            database.execute("DELETE FROM changes WHERE change > ?", (last,))
+            database.execute("UPDATE state SET last_change = ?", (last,))
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await watcher.end()
 
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_change_that_has_the_number_of_one_that_was_sent_ends_the_stream(
+    api: Stored, tmp_path: Path
+) -> None:
+    """As after a failover to a replica that was behind, where others have written since."""
+    async with watching(api, after=2) as watcher:
+        write(api.store, ChangeKind.UPDATE, policy(description="lost"))
+        await watcher.until(3)
+        with sqlite3.connect(tmp_path / "policies.db") as database:
+            database.execute("UPDATE changes SET etag = '2-another' WHERE change = 3")
+        database.close()
+        write(api.store, ChangeKind.UPDATE, policy(description="third"))
+
+        error = await refused(watcher.end())
+
+    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CHANGES_LOST")
 
 
 async def test_drain_ends_the_stream_in_order(api: Stored) -> None:
