@@ -11,9 +11,9 @@ from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.connection import connect, no_answer
-from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure
+from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure, said
 from sidecar.cli.tls_options import Tls
-from sidecar.core.errors import ErrorCode
+from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
 from sidecar.grpc_api.convert.enums import CHANGE_KIND
@@ -21,6 +21,7 @@ from sidecar.grpc_api.convert.policies import policy_to_proto, record_to_core
 from sidecar.policies.stores import Change, ChangeKind, WriteNote
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 _SERVICE = "/llmrouter.v1.PolicyService/"
 _EXAMPLES_TIMEOUT_S = 600.0
@@ -50,7 +51,7 @@ class SidecarPlace:
         found: list[PolicyRecord] = []
         while True:
             page = self._call("ListPolicies", request, policy_pb2.ListPoliciesResponse.FromString)
-            found += map(record_to_core, page.policies)
+            found += [_understood(record_to_core, each) for each in page.policies]
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
@@ -62,7 +63,7 @@ class SidecarPlace:
             page = self._call(
                 "ListPolicyRevisions", request, policy_pb2.ListPolicyRevisionsResponse.FromString
             )
-            found += map(record_to_core, page.revisions)
+            found += [_understood(record_to_core, each) for each in page.revisions]
             if not page.next_page_token or len(found) >= limit:
                 return found[:limit]
             request.page_token = page.next_page_token
@@ -146,7 +147,7 @@ class SidecarPlace:
         try:
             for message in watch(request):
                 seen = message.change_number
-                yield _change(message)
+                yield _understood(_change, message)
         except grpc.RpcError as error:
             failure = self._failure(error)
             if seen is not None and failure.exit_code == UNREACHABLE:
@@ -158,11 +159,12 @@ class SidecarPlace:
 
     def _policy(self, method: str, request: Any, examples: bool = False) -> PolicyRecord:
         timeout_s = max(self._timeout_s, _EXAMPLES_TIMEOUT_S) if examples else self._timeout_s
-        return record_to_core(self._call(method, request, policy_pb2.Policy.FromString, timeout_s))
+        read = policy_pb2.Policy.FromString
+        return _understood(record_to_core, self._call(method, request, read, timeout_s))
 
     def _catalog(self, method: str, request: Any) -> CatalogRecord:
         read = policy_pb2.ModelCatalog.FromString
-        return catalog_record_to_core(self._call(method, request, read))
+        return _understood(catalog_record_to_core, self._call(method, request, read))
 
     def _call(
         self, method: str, request: Any, read: Callable[[bytes], T], timeout_s: float | None = None
@@ -199,6 +201,15 @@ class SidecarPlace:
         if len(wrong.field_violations) > 1:
             lines += [f"  {each.field}: {each.description}" for each in wrong.field_violations]
         return PlaceFailure(code, "\n".join(lines))
+
+
+def _understood(read: Callable[[M], T], message: M) -> T:
+    """What `read` makes of a message. Raises PlaceFailure for one of a newer sidecar."""
+    try:
+        return read(message)
+    except SidecarError as error:
+        text = f"this version cannot read what the sidecar sent, update it: {said(error)}"
+        raise PlaceFailure(error.code, text) from None
 
 
 def _note(note: WriteNote) -> policy_pb2.ChangeNote:

@@ -13,12 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
+from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli import cli
 from sidecar.cli.policy_exchange import grouped
 from sidecar.core.decision import Reason, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
-from sidecar.core.policy import Capability, Model, PinMode, Policy
+from sidecar.core.policy import Capability, Model, PinMode, Policy, PolicyRecord
+from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.stores import ChangeKind
 from sidecar.routing import PolicyRegistry
@@ -461,6 +463,24 @@ async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
         ["4", "rollback"],
     ]
     assert len(json.loads(catalog.output)["catalog"]["models"]) == len(CATALOG)
+
+
+@pytest.mark.parametrize("arguments", [("get", "support"), ("list",)], ids=lambda each: each[0])
+async def test_policy_of_a_newer_sidecar_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def newer(record: PolicyRecord) -> policy_pb2.Policy:
+        message = record_to_proto(record)
+        message.pin = 9  # type: ignore[assignment]
+        return message
+
+    monkeypatch.setattr("sidecar.grpc_api.policy_service.record_to_proto", newer)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        result = await beside(api, *arguments)
+
+    assert result.exit_code == 1
+    assert "Error: this version cannot read what the sidecar sent" in result.stderr
+    assert "policy.pin: 9 is not a known value" in result.stderr
 
 
 BILLING = """\
