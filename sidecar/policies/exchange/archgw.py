@@ -59,7 +59,7 @@ def read(text: str, name: str) -> Imported:
                     models_of([model.id]),
                 )
             )
-    policy = Policy(name, tuple(routes), models_of([default or first(catalog)]))
+    policy = Policy(name, tuple(routes), models_of([default or first(catalog, lost)]))
     return Imported(catalog, policy, tuple(lost.lines))
 
 
@@ -100,11 +100,14 @@ def default_of(provider: dict[str, Any], path: str, model: str, default: str, lo
     return default or model
 
 
-def first(catalog: dict[str, Model]) -> str:
+def first(catalog: dict[str, Model], lost: Lost) -> str:
     """The default of a file that names none. Raises UnreadableFileError."""
     if not catalog:
         raise UnreadableFileError("names no model")
-    return next(iter(catalog))
+    default = next(iter(catalog))
+    if len(catalog) > 1:
+        lost.assumed("default", f"{default} is taken")
+    return default
 
 
 def write(content: Imported) -> Exported:

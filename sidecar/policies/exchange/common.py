@@ -48,6 +48,9 @@ class Lost:
     def key(self, path: str, why: str = "") -> None:
         self.lines.append(f"{path}: has no counterpart" + (f"; {why}" if why else ""))
 
+    def assumed(self, path: str, what: str) -> None:
+        self.lines.append(f"{path}: is not in the file; {what}")
+
     def given(self, path: str, mapping: Mapping[str, Any], keys: Iterable[str]) -> None:
         """Those of `keys` that are there and say something."""
         for key in keys:

@@ -42,7 +42,10 @@ def read(text: str, name: str) -> Imported:
     if not routes:
         raise UnreadableFileError("has no routes")
     ids = dict.fromkeys(entry.id for route in routes for entry in route.models.models)
-    default = next((route for route in routes if route.name == _OTHER), routes[0])
+    default = next((route for route in routes if route.name == _OTHER), None)
+    if default is None:
+        default = routes[0]
+        lost.assumed(f"routes[{_OTHER}].models", f"those of {default.name} are the default")
     policy = Policy(name, routes, default.models)
     return Imported({each: model_of(each) for each in ids}, policy, tuple(lost.lines))
 

@@ -66,7 +66,7 @@ def read(text: str, name: str) -> Imported:
     for route in routes:
         for entry in route.models.models:
             catalog.setdefault(entry.id, model_of(entry.id))
-    policy = Policy(name, routes, models_of([default or first(catalog)]))
+    policy = Policy(name, routes, models_of([default or first(catalog, lost)]))
     return Imported(catalog, policy, tuple(lost.lines))
 
 

@@ -307,6 +307,30 @@ def test_what_the_other_file_cannot_say_is_named(kind: str, paths: set[str]) -> 
     assert {line.split(": ")[0] for line in lost} == paths
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        (
+            "archgw",
+            "llm_providers: [{model: a/b}, {model: a/c}]",
+            "default: is not in the file; a/b is taken",
+        ),
+        (
+            "plano",
+            "llm_providers: [{model: a/b}, {model: a/c}]",
+            "default: is not in the file; a/b is taken",
+        ),
+        (
+            "huggingchat",
+            '[{"name": "code", "description": "c", "primary_model": "a"}]',
+            "routes[casual_conversation].models: is not in the file; those of code are the default",
+        ),
+    ],
+)
+def test_default_that_the_file_does_not_say_is_named(kind: str, text: str, says: str) -> None:
+    assert FORMATS[kind].read(text, "mine").lost == (says,)
+
+
 def test_cluster_that_the_id_does_not_say_is_named() -> None:
     models = [Model("acme/a", "a", cluster="acme-eu"), Model("acme/b", "b", cluster="acme")]
 
