@@ -30,7 +30,14 @@ from sidecar.cli.policy_place import (
     resource_name,
 )
 from sidecar.cli.policy_view import emit, print_diff
-from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord, catalog_digest
+from sidecar.core.policy import (
+    Catalog,
+    CatalogRecord,
+    Model,
+    Policy,
+    PolicyRecord,
+    catalog_digest,
+)
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.differences import catalog_diff, unified_diff
 from sidecar.policies.editing import check_users
@@ -85,9 +92,10 @@ def apply(
     """
     done: list[Applied] = []
     with place(at) as found:
-        files = _read(paths, found)
+        files, models = _read(paths, found)
+        applying = _Applying(found, author, message, dry_run, examples_pass)
         try:
-            for each in _Applying(found, author, message, dry_run, examples_pass).all(files):
+            for each in applying.all(files, models):
                 done.append(each)
                 if output == "text":
                     _print_applied(each, dry_run)
@@ -102,7 +110,8 @@ def _print_applied(each: Applied, dry_run: bool) -> None:
         print_diff(each.diff)
 
 
-def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
+def _read(paths: Sequence[Path], found: PolicyPlace) -> tuple[PolicySet, Catalog | None]:
+    """What the files hold, and the catalog among them; None if there is none. Raises Failure."""
     files = load_policies(paths)
     with_catalog = bool(files.catalog)
     if not with_catalog:
@@ -112,7 +121,7 @@ def _read(paths: Sequence[Path], found: PolicyPlace) -> PolicySet:
         raise Failure("the files have errors; nothing was changed")
     if not with_catalog and not files.policies:
         raise Failure("the files hold no policy and no model catalog; nothing was changed")
-    return files
+    return files, files.catalog if with_catalog else None
 
 
 class _Applying:
@@ -125,10 +134,11 @@ class _Applying:
         self._message = message
         self._dry_run = dry_run
 
-    def all(self, files: PolicySet) -> Iterator[Applied]:
-        """Makes the changes, each when it is asked for."""
+    def all(self, files: PolicySet, models: Catalog | None) -> Iterator[Applied]:
+        """Makes the changes, each when it is asked for. `models`: None leaves those of the place as
+        they are by then."""
         present = self._place.catalog()
-        wanted = dict(files.catalog)
+        wanted = dict(present.models if models is None else models)
         removed = {key: model for key, model in present.models.items() if key not in wanted}
         if self._dry_run and catalog_digest(wanted) != present.digest:
             # The place could only check the policies if it had the new models.

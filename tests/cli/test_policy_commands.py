@@ -21,6 +21,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Capability, Model, PinMode, Policy, PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
+from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.stores import ChangeKind
 from sidecar.routing import PolicyRegistry
@@ -127,6 +128,25 @@ def test_dry_run_refuses_to_take_a_model_from_another_policy(at: str, folder: Pa
 
     assert (dry.exit_code, wet.exit_code) == (1, 1)
     assert f"{name_of('other')} would be wrong with this catalog" in dry.stderr
+
+
+def test_policy_alone_leaves_a_catalog_that_changes_while_it_is_read(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, more = edit(folder), folder / "catalog.yaml"
+    more.write_text(yaml_text(catalog_document([*CATALOG.values(), replace(FAST, id="new")])))
+
+    def meanwhile(*given: Any, **known: Any) -> PolicySet:
+        if known:
+            monkeypatch.undo()
+            done("apply", more, "--at", at)
+        return load_policies(*given, **known)
+
+    monkeypatch.setattr("sidecar.cli.policy_change.load_policies", meanwhile)
+
+    assert f"{SUPPORT}: updated (revision 2)\n" in done("apply", file, "--at", at)
+    models = plain("catalog", "--at", at)["catalog"]["models"]
+    assert "new" in [model["id"] for model in models]
 
 
 def only_fast() -> dict[str, object]:
