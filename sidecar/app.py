@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from sidecar.admin import AdminServer
+from sidecar.admin import AdminServer, Console
 from sidecar.app_ext_proc import build_ext_proc, envoy_sockets
 from sidecar.app_policies import (
     PolicySourceError,
@@ -35,7 +35,7 @@ from sidecar.engines import EngineError, EngineInfo, RouterFacts, read_routing_f
 from sidecar.engines.engine_directory import ANSWER_TOKENS
 from sidecar.engines.timing import CPU_CONVERSATION_TOKENS
 from sidecar.grpc_api.convert.resource_names import policy_name
-from sidecar.grpc_api.listening import ListenError
+from sidecar.grpc_api.listening import ListenError, is_loopback
 from sidecar.grpc_api.request_reader import Budget
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.grpc_api.tls import TlsFiles
@@ -56,6 +56,7 @@ from sidecar.observability.metrics import (
     SidecarState,
     TargetState,
 )
+from sidecar.observability.recent import RecentDecisions
 from sidecar.policies.stores import PolicyStore
 from sidecar.prompts import get_format
 from sidecar.prompts.budget import MIN_CONVERSATION_TOKENS, fixed_tokens, surely_fits
@@ -367,8 +368,10 @@ class Sidecar:
         metrics = Metrics(settings.metrics.max_policy_labels)
         self._tracing = _tracing(settings, metrics)
         traced = [] if self._tracing is None else [self._tracing]
+        recent = RecentDecisions() if settings.admin.console else None
+        shown = [] if recent is None else [recent]
         log = DecisionLog(settings.logging.log_message_text)
-        self._routing = build_routing(settings, DecisionSinks(log, metrics, *traced))
+        self._routing = build_routing(settings, DecisionSinks(log, metrics, *traced, *shown))
         self._store, self._live = _policies(settings, self._routing)
         self._prices = PriceWatch(
             lambda: self._routing.registry.catalog, settings.policies.price_max_age_days
@@ -408,9 +411,20 @@ class Sidecar:
             layers=traced,
         )
         metrics.watch(self.state)
-        self.admin = (
-            AdminServer(server.http_address, metrics, self.state) if server.http_address else None
-        )
+        self.admin = self._admin(metrics, recent) if server.http_address else None
+
+    def _admin(self, metrics: Metrics, recent: RecentDecisions | None) -> AdminServer:
+        address, console = self._settings.server.http_address, None
+        if recent is not None:
+            registry, trials = self._routing.registry, self.grpc.trials
+            console = Console(address, registry, recent.entries, trials.decide)
+            if not is_loopback(address):
+                _log.warning(
+                    "the console shows policies and decisions to whoever reaches its address, and "
+                    "tries their requests; admin.console switches it off",
+                    address=address,
+                )
+        return AdminServer(address, metrics, self.state, console)
 
     def state(self) -> SidecarState:
         """What it is doing now."""

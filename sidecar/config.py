@@ -29,6 +29,7 @@ from sidecar.config_ext_proc import ExtProcSettings
 from sidecar.config_fields import Section
 from sidecar.config_policy_store import PolicyStoreSettings
 from sidecar.config_sections import (
+    AdminSettings,
     CacheSettings,
     LoggingSettings,
     MetricsSettings,
@@ -46,6 +47,7 @@ from sidecar.policies.yaml_source import Document, decode, read_documents
 __all__ = [
     "CONFIG_VARIABLE",
     "ENV_PREFIX",
+    "AdminSettings",
     "CacheSettings",
     "ExtProcSettings",
     "LoggingSettings",
@@ -96,6 +98,7 @@ class Settings(BaseSettings):
     ext_proc: ExtProcSettings = ExtProcSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
+    admin: AdminSettings = AdminSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

@@ -394,6 +394,17 @@ class TracingSettings(Section):
     )
 
 
+class AdminSettings(Section):
+    """What `server.http_address` offers beside probes and metrics."""
+
+    console: bool = setting(
+        False,
+        "Serve the console, a page at `/console` that shows policies and decisions and tries "
+        "requests, to whoever reaches the address and without a certificate. `sidecar up` has it "
+        "on a loopback address, unless this or `tls_client_ca` is set.",
+    )
+
+
 class LoggingSettings(Section):
     """What is logged, on standard error."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -87,6 +88,53 @@ async def test_answers_without_a_model_server_and_says_so(flags: Flags) -> None:
     assert status["ready"]
     assert status["degraded"]
     assert [each["name"] for each in status["policies"]] == ["namespaces/default/policies/default"]
+
+
+async def test_the_console_tries_what_the_sidecar_decides_where_it_is_on(flags: Flags) -> None:
+    flags["admin"] = {"console": True}
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    asked = {"messages": [{"role": "ROLE_USER", "parts": [{"text": "Where is my invoice?"}]}]}
+    async with ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http:
+        async with http.post("/console/try", json=asked) as response:
+            tried = await response.json()
+        async with http.get("/console/decisions") as response:
+            listed = (await response.json())["decisions"]
+        async with http.get("/metrics") as response:
+            metrics = await response.text()
+    await sidecar.stop(0)
+
+    assert (tried["reason"], tried["model"]) == ("breaker_open", "acme/fast")
+    assert [each["decision_id"] for each in listed] == [tried["decision_id"]]
+    # Counted as any other.
+    assert 'llmrouter_chosen_models_total{model="acme/fast",source="fallback"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"), [("127.0.0.1:0", False), ("0.0.0.0:0", True)], ids=["loopback", "open"]
+)
+async def test_a_console_that_others_can_reach_is_warned_of(
+    flags: Flags, log: io.StringIO, address: str, warned: bool
+) -> None:
+    flags["admin"] = {"console": True}
+    flags["server"]["http_address"] = address
+
+    Sidecar(settings(flags))
+
+    assert ("admin.console switches it off" in log.getvalue()) is warned
+
+
+async def test_without_the_setting_there_is_no_console(flags: Flags) -> None:
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    url = f"http://127.0.0.1:{sidecar.admin.port}/console"
+    async with ClientSession() as http, http.get(url) as response:
+        status = response.status
+    await sidecar.stop(0)
+
+    assert status == 404
 
 
 async def test_checking_an_inline_policy_ends_with_the_configured_budget(

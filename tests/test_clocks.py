@@ -13,6 +13,7 @@ READERS = {
     "policies/prices.py": "how many days old prices are",
     "policies/stores/contract.py": "when a revision was written, for people",
     "policies/stores/files.py": "numbers of revisions go on after a restart",
+    "observability/recent.py": "when a decision was made, for people",
     "bench/envoy.py": "a text that no earlier run asked",
 }
 """And what for."""

@@ -1,9 +1,10 @@
-"""Health and metrics over HTTP.
+"""Health, metrics and the console over HTTP.
 
     /healthz   200 while the process works at all (liveness)
     /readyz    200 while requests are taken, 503 before and after (readiness)
     /metrics   Prometheus
     /status    what is running, as JSON
+    /console   the console, where it is on
 
 Neither probe depends on the model server: the sidecar answers without it, by fallback.
 """
@@ -19,22 +20,34 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from sidecar import __version__
+from sidecar.admin.console import MAX_BYTES, Console
 from sidecar.observability.metrics import Metrics, SidecarState
+
+_SHUTDOWN_S = 1.0
 
 
 class AdminServer:
     """Serves the state and the metrics of one sidecar."""
 
-    def __init__(self, address: str, metrics: Metrics, state: Callable[[], SidecarState]) -> None:
-        """`address`: `host:port`; port 0 takes a free one."""
+    def __init__(
+        self,
+        address: str,
+        metrics: Metrics,
+        state: Callable[[], SidecarState],
+        console: Console | None = None,
+    ) -> None:
+        """`address`: `host:port`; port 0 takes a free one. `console`: None: there is none."""
         self._address = address
         self._metrics = metrics
         self._state = state
+        self._console = console
         self._started = time.monotonic()
         self._runner = web.AppRunner(
             self._application(),
             # Every probe would be an entry.
             access_log=None,
+            # Whoever reads slowly must not hold up the end; decisions are waited for before.
+            shutdown_timeout=_SHUTDOWN_S,
         )
         self.port = 0
 
@@ -60,11 +73,13 @@ class AdminServer:
         await self._runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(client_max_size=MAX_BYTES)
         application.router.add_get("/healthz", self._live)
         application.router.add_get("/readyz", self._ready)
         application.router.add_get("/metrics", self._metrics_page)
         application.router.add_get("/status", self._status)
+        if self._console is not None:
+            self._console.add_to(application.router)
         return application
 
     async def _live(self, request: web.Request) -> web.Response:

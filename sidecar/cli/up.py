@@ -18,6 +18,7 @@ from sidecar.cli.steps import Steps
 from sidecar.config import ServerSettings, Settings, load_settings
 from sidecar.engines import EngineError, EngineInfo, read_engine
 from sidecar.engines.cpu import RUNTIME
+from sidecar.grpc_api.listening import is_loopback
 from sidecar.local.preflight import require
 from sidecar.policies import load_policies
 
@@ -76,7 +77,7 @@ def up(
     """
     if not envoy:
         _refuse_of_envoy()
-    settings = with_policies(load_settings(config), policies)
+    settings = with_console(with_policies(load_settings(config), policies))
     check_policies(settings)
     check_addresses(settings)
     gateway = GatewayWish(envoy_port, envoy_keys, envoy_variant or "") if envoy else None
@@ -128,6 +129,16 @@ def with_policies(settings: Settings, policies: tuple[Path, ...]) -> Settings:
     )
 
 
+def with_console(settings: Settings) -> Settings:
+    """The settings with the console, where they do not say, this machine alone reaches it, and no
+    caller needs a certificate that the console would do without."""
+    section, server = settings.admin, settings.server
+    stated = "console" in section.model_fields_set
+    if stated or server.tls_client_ca is not None or not is_loopback(server.http_address):
+        return settings
+    return settings.model_copy(update={"admin": section.model_copy(update={"console": True})})
+
+
 def check_policies(settings: Settings) -> None:
     """Before anything takes its time to start. Raises Failure once the findings are printed."""
     found = load_policies(settings.policies.paths)
@@ -163,6 +174,8 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
         lines.append(f"         unix:{settings.server.uds_path}")
     if settings.server.http_address:
         lines.append(f"HTTP     http://{settings.server.http_address}/metrics, /status, /healthz")
+        if settings.admin.console:
+            lines.append(f"Console  http://{settings.server.http_address}/console")
     if gateway is not None:
         lines.append(f"Envoy    {gateway.url} (OpenAI's SDK: {gateway.url}/v1), model `auto`")
         lines.append(f"         log {stack.gateway.log}")

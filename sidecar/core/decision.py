@@ -208,6 +208,7 @@ class RoutingRequest:
         budget_s: seconds the caller waits from `arrived` on; None: the configured budget alone.
         arrived: `time.perf_counter()` when it came, from which on its time runs; None: it has not
             been waited for yet.
+        trial: a person tries what would be decided: it takes no pin and leaves none.
     """
 
     conversation: Conversation
@@ -225,6 +226,7 @@ class RoutingRequest:
     budget_s: float | None = None
     arrived: float | None = field(default=None, compare=False)
     explain: bool = False
+    trial: bool = False
 
 
 class DecisionSink(Protocol):

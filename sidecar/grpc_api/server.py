@@ -46,6 +46,7 @@ from sidecar.grpc_api.protocols import PolicyRegistry, Router
 from sidecar.grpc_api.request_reader import Budget, RequestReader
 from sidecar.grpc_api.routing_service import Concurrency, RoutingService
 from sidecar.grpc_api.tls import TlsFiles, server_credentials
+from sidecar.grpc_api.trials import Trials
 from sidecar.policies.prices import MAX_AGE_DAYS
 
 _log = structlog.get_logger(__name__)
@@ -166,6 +167,7 @@ class GrpcServer:
         )
         reader = RequestReader(registry, options.limits, options.selection, options.budget)
         deciding = Deciding(router, reader)
+        self.trials = Trials(router, reader, self._drain)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingService(deciding, options.concurrency, self._drain), self._server
         )

@@ -36,7 +36,7 @@ class DecisionLog:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         text = _newest_user_text(request) if self._log_message_text else None
-        log_info(self._logger, "decision", _entry(decision, text))
+        log_info(self._logger, "decision", decision_entry(decision, text))
 
 
 def facts(decision: Decision) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def facts(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _entry(decision: Decision, text: str | None) -> dict[str, Any]:
+def decision_entry(decision: Decision, text: str | None = None) -> dict[str, Any]:
+    """An entry of the log; no message content but `text`."""
     entry = facts(decision)
     entry["ms"] = round(total_ms(decision), 2)
     if decision.detail:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import grpc
 import pytest
@@ -25,7 +26,7 @@ from sidecar.cli.failures import Failure
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
-from sidecar.cli.up import chosen_engine, with_policies
+from sidecar.cli.up import chosen_engine, with_console, with_policies
 from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
@@ -133,6 +134,7 @@ def up(policies: Path) -> Iterator[Up]:
 
 def test_up_answers_and_ends_well_when_asked_to(up: Up, tmp_path: Path) -> None:
     _check_answers(up, tmp_path)
+    _check_console(up)
     started = up.children()
     with _triton_log(up).open() as log:
         up.process.send_signal(signal.SIGTERM)
@@ -173,6 +175,42 @@ def _check_answers(up: Up, tmp_path: Path) -> None:
     unknown = sidecar("route", "hello", "--policy", "unknown", *patient)
     assert unknown.returncode == 1
     assert "there is no policy namespaces/default/policies/unknown" in unknown.stderr
+
+
+def _check_console(up: Up) -> None:
+    (page,) = re.findall(r"^Console +(http://\S+)$", "".join(up.lines), re.MULTILINE)
+    asked = {"messages": [{"role": "ROLE_USER", "parts": [{"text": "Fix my shell script."}]}]}
+    tried = Request(f"{page}/try", json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    with urlopen(page) as shown, urlopen(tried) as answered:
+        assert "<title>LLM Routing Sidecar</title>" in shown.read().decode()
+        assert json.load(answered)["source"] == "model"
+
+
+LOOPBACK, OPEN = "127.0.0.1:9091", "0.0.0.0:9091"
+CONSOLES: dict[str, tuple[dict[str, dict[str, object]], bool]] = {
+    "loopback": ({"server": {"http_address": LOOPBACK}}, True),
+    "loopback, switched off": (
+        {"server": {"http_address": LOOPBACK}, "admin": {"console": False}},
+        False,
+    ),
+    "others can reach it": ({"server": {"http_address": OPEN}}, False),
+    "others can, and shall": (
+        {"server": {"http_address": OPEN}, "admin": {"console": True}},
+        True,
+    ),
+    "no http": ({"server": {"http_address": ""}}, False),
+    "callers need certificates": (
+        {"server": {"tls_certificate": "c", "tls_key": "k", "tls_client_ca": "a"}},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSOLES)
+def test_up_has_the_console_where_this_machine_alone_reaches_it(name: str) -> None:
+    flags, console = CONSOLES[name]
+
+    assert with_console(load_settings(flags=flags, environ={})).admin.console is console
 
 
 def test_up_says_which_models_envoy_sends_elsewhere(tmp_path: Path) -> None:

@@ -203,6 +203,24 @@ async def test_second_request(
     assert said(await world.router.decide(second)) == expected
 
 
+@pytest.mark.parametrize("policy", [BY_TASK, BY_CONVERSATION], ids=["task", "conversation"])
+async def test_a_trial_takes_no_pin_and_leaves_none(
+    world: World, pins: Pins, policy: Policy
+) -> None:
+    request = ask("please review my code", policy=policy, conversation_key="c")
+    world.model.logits = TRAVEL
+    tried = await world.router.decide(replace(request, trial=True))
+    left = len(pins)
+    world.model.logits = CODE
+    first = await world.router.decide(request)
+    world.model.logits = TRAVEL
+    again = await world.router.decide(replace(request, trial=True))
+
+    assert left == 0
+    assert said(first) == ("model", "matched", "code")
+    assert said(tried) == said(again) == ("model", "matched", "travel")
+
+
 async def test_a_pin_does_not_ask_the_model_and_says_why(world: World) -> None:
     world.model.logits = CODE
     await world.router.decide(FIRST)

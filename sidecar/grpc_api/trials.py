@@ -1,0 +1,61 @@
+"""Requests that a person tries, written as JSON: for the console."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import structlog
+from google.protobuf.json_format import Parse, ParseError
+
+from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar.core.decision import Decision
+from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.grpc_api.drain import Drain
+from sidecar.grpc_api.errors import DEFECT
+from sidecar.grpc_api.protocols import Router
+from sidecar.grpc_api.request_reader import Call, RequestReader
+
+_log = structlog.get_logger(__name__)
+
+_CALL = Call(time_remaining=lambda: None)
+"""A browser sets no deadline, so that the configured budget is the whole of it."""
+
+
+class Trials:
+    """Decides what `Route` would, within the same limits, and explains it."""
+
+    def __init__(self, router: Router, reader: RequestReader, drain: Drain) -> None:
+        self._router = router
+        self._reader = reader
+        self._drain = drain
+        # Not asyncio's own threads: others wait there for a store that is away.
+        self._parsing = ThreadPoolExecutor(1, "parse-trial")
+
+    async def decide(self, body: bytes) -> Decision:
+        """The decision for a `RouteRequest` in protobuf's JSON form, which takes and leaves no pin.
+
+        Raises SidecarError and nothing else."""
+        try:
+            with self._drain.call():
+                loop = asyncio.get_running_loop()
+                message = await loop.run_in_executor(self._parsing, _message, body)
+                request = await self._reader.read(message, _CALL)
+                return await self._router.decide(replace(request, explain=True, trial=True))
+        except SidecarError:
+            raise
+        except Exception:
+            _log.exception("trial failed")
+            raise DEFECT from None
+
+
+def _message(body: bytes) -> routing_pb2.RouteRequest:
+    try:
+        return Parse(body, routing_pb2.RouteRequest())
+    except (ParseError, ValueError, RecursionError):
+        # The parser's own text quotes what it could not read.
+        raise SidecarError(
+            ErrorCode.INVALID_REQUEST,
+            "the body is not a RouteRequest in protobuf's JSON form; see proto/llmrouter/v1",
+        ) from None
