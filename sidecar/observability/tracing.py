@@ -42,7 +42,7 @@ from sidecar.observability.decisions import facts, total_ms
 MAX_WAITING = 2048
 """Spans that wait to be exported, those on their way included: about two megabytes."""
 
-_AT_ONCE = 128
+_AT_ONCE = 64
 """Spans of one export. The event loop waits while a thread encodes them."""
 
 _END_S = 2.0
