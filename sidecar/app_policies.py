@@ -92,7 +92,8 @@ def begin_live(
         end = time.monotonic() + settings.triton.warm_timeout_ms / 1000
         before = registry.find(compiled.ref.name)
         present = before.prompt.prefix_ids if before is not None and before.prompt else ()
-        await asyncio.gather(*(_warm_at(target, compiled, present, end) for target in held))
+        places = _places(held, before)
+        await asyncio.gather(*(_warm_at(each, compiled, present, end) for each in places))
 
     def in_use(compiled: CompiledPolicy) -> bool:
         return any(_holds(target, compiled) for target in held)
@@ -111,6 +112,12 @@ def begin_live(
             policy=registry.default_name,
         )
     return live
+
+
+def _places(targets: Sequence[Target], present: CompiledPolicy | None) -> Sequence[Target]:
+    """Where the next revision is computed: where the present one is. With affinity each policy has
+    a place of its own in the servers' memory."""
+    return [each for each in targets if present is None or _holds(each, present)]
 
 
 def _holds(target: Target, compiled: CompiledPolicy) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from sidecar.app_policies import _warm_at
+from sidecar.app_policies import _places, _warm_at
 from sidecar.core.model import InferenceFailure, RouteTexts
 from sidecar.inference.breaker import CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
@@ -91,3 +91,12 @@ async def test_a_revision_that_was_replaced_is_not_computed_any_more() -> None:
     await settle()
 
     assert (model.cancelled, target.warmth.under_way) == (1, 0)
+
+
+async def test_it_is_computed_where_the_present_revision_is() -> None:
+    holding, other = (target_of(StubModel()) for _ in range(2))
+    present = POLICIES["second"]
+    await _warm_at(holding, present, (), time.monotonic() + 60)
+
+    assert _places([holding, other], present) == [holding]
+    assert _places([holding, other], None) == [holding, other]

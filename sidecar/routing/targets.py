@@ -114,7 +114,9 @@ class Targets:
         if not closed:
             return self._outage()
         if self._affinity:
-            closed.sort(key=lambda each: _rendezvous(compiled.ref.digest, each.name))
+            # By the name, where it has one: the next revision mostly begins as the present one.
+            policy = compiled.ref.digest if compiled.inline else compiled.ref.name
+            closed.sort(key=lambda each: _rendezvous(policy, each.name))
         warm = [each for each in closed if each.warmth.is_warm(compiled)]
         if compiled.inline:
             # Asked cold where nobody holds it: it may never come again, so waiting for the second
@@ -203,8 +205,8 @@ def _in_time(target: Target, wait_s: float, within_s: float) -> bool:
     return target.load.in_flight == 0 or wait_s * _MARGIN <= within_s
 
 
-def _rendezvous(digest: str, name: str) -> float:
+def _rendezvous(policy: str, name: str) -> float:
     """Rank of a target for a policy (Thaler and Ravishankar, 1998): a target that goes moves only
     the policies it had."""
-    hashed = hashlib.sha256(f"{digest}\0{name}".encode()).digest()
+    hashed = hashlib.sha256(f"{policy}\0{name}".encode()).digest()
     return -math.log((int.from_bytes(hashed[:8], "big") + 0.5) / 2**64)

@@ -327,12 +327,24 @@ async def test_with_affinity_a_policy_that_is_too_much_for_one_server_is_held_by
         assert none_has_time.reason is Reason.OVERLOADED
 
 
+async def test_with_affinity_the_next_revision_of_a_policy_stays_where_it_is() -> None:
+    async with two_servers(affinity=True) as world:
+        for at, other in ("ab", "ba"):
+            asked = added(world, "changing", at)
+            revised = replace(asked, ref=replace(asked.ref, revision=2, digest=f"sha256:{other}"))
+            assert _rendezvous(revised.ref.digest, other) < _rendezvous(revised.ref.digest, at)
+            await until_placed(world, revised, at)
+
+            holding = [each.name for each in world.targets if each.warmth.holds(revised.ref.digest)]
+            assert holding == [at]
+
+
 def added(world: World, name: str, at: str) -> CompiledPolicy:
     """A new policy that no server holds, of which affinity takes the server `at` first."""
     for number in range(99):
         record = PolicyRecord(replace(POLICY, name=f"{name}{number}"), 1, "e")
         compiled = world.registry.compile_record(record, CATALOG)
-        ranks = {each: _rendezvous(compiled.ref.digest, each) for each in "ab"}
+        ranks = {each: _rendezvous(compiled.ref.name, each) for each in "ab"}
         if min(ranks, key=ranks.__getitem__) == at:
             return compiled
     raise AssertionError("no such policy")
