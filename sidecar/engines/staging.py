@@ -61,7 +61,15 @@ def _put_in_place(staging: Path, out: Path) -> None:
     # that a crash in between leaves none rather than a mixture.
     staging.chmod(0o755)
     retired = staging.with_name(staging.name + "-old")
-    if out.exists():
-        os.replace(out, retired)
-    os.replace(staging, out)
+    try:
+        if out.exists():
+            os.replace(out, retired)
+        os.replace(staging, out)
+    except OSError as error:
+        if retired.exists():
+            os.replace(retired, out)
+        raise EngineError(
+            f"{out}: cannot be replaced: {error.strerror}; choose another path, or a folder below "
+            "it where it is a mount"
+        ) from None
     shutil.rmtree(retired, ignore_errors=True)

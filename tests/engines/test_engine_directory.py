@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -254,6 +256,26 @@ class TestBuild:
 
         with pytest.raises(RuntimeError):
             build(QWEN2.write(tmp_path / "qwen2"), out, progress=fail)
+        assert load_engine(out) == old
+        assert [path.name for path in out.parent.iterdir()] == ["engine"]
+
+    @pytest.mark.parametrize("failing", [0, 1])
+    def test_an_engine_that_cannot_be_replaced_stays(
+        self, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+    ) -> None:
+        out = tmp_path / "folder" / "engine"
+        old = build(weights, out)
+        renames = iter(range(9))
+        replace = os.replace
+
+        def as_of_a_mount(source: Path, target: Path) -> None:
+            if next(renames) == failing:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", as_of_a_mount)
+        with pytest.raises(EngineError, match="engine: cannot be replaced: Device or resource"):
+            build(weights, out, prompt_format="other")
         assert load_engine(out) == old
         assert [path.name for path in out.parent.iterdir()] == ["engine"]
 
