@@ -47,6 +47,7 @@ from sidecar.grpc_api.request_reader import Budget, RequestReader
 from sidecar.grpc_api.routing_service import Concurrency, RoutingService
 from sidecar.grpc_api.tls import TlsFiles, server_credentials
 from sidecar.grpc_api.trials import Trials
+from sidecar.policies import MAX_BYTES
 from sidecar.policies.prices import MAX_AGE_DAYS
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +61,8 @@ _MIN_PING_INTERVAL_MS = 5_000
 """Clients that ping more often are disconnected. gRPC's own limit of five minutes disconnects
 clients with a usual keepalive of ten seconds (https://github.com/grpc/grpc/blob/master/doc/keepalive.md)."""
 
+_MAX_POLICY_REQUEST_BYTES = 2 * MAX_BYTES
+"""Of what is decoded: twice a policy or a catalog, so that a large one is told what it is."""
 
 _REFUSING_S = 0.1
 """How long new calls are refused before the connections are closed."""
@@ -260,7 +263,12 @@ def _layers(observer: CallObserver, drain: Drain) -> tuple[Layer, ...]:
 
 
 def _refusals(limits: RequestLimits) -> dict[str, Refuse]:
+    methods = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].methods
+    policies: Refuse = partial(
+        wire.too_long, max_bytes=_MAX_POLICY_REQUEST_BYTES, remedy="split the policy"
+    )
     return {
+        **{f"{POLICIES}/{method.name}": policies for method in methods},
         f"{ROUTING}/Route": partial(
             wire.refusal, within=wire.ROUTE, max_bytes=limits.max_request_bytes
         ),

@@ -28,18 +28,26 @@ BATCH: Fields = {1: _REQUEST}
 STREAM: Fields = {2: _REQUEST}
 
 
+def too_long(data: bytes, max_bytes: int, remedy: str) -> SidecarError | None:
+    """REQUEST_TOO_LARGE for a request that is not to be decoded; None if it is."""
+    if len(data) <= max_bytes:
+        return None
+    return SidecarError(
+        ErrorCode.REQUEST_TOO_LARGE,
+        f"the request has {len(data)} bytes, more than the {max_bytes} that are read; {remedy}",
+    )
+
+
 def refusal(data: bytes, within: Fields, max_bytes: int | None = None) -> SidecarError | None:
-    """REQUEST_TOO_LARGE for a request that is not to be decoded; None if it is.
+    """As `too_long`, for requests with messages.
 
     Args:
         max_bytes: None: as many as a message of the server may have.
     """
-    if max_bytes is not None and len(data) > max_bytes:
-        return SidecarError(
-            ErrorCode.REQUEST_TOO_LARGE,
-            f"the request has {len(data)} bytes, more than the {max_bytes} that are read; "
-            "leave out the oldest messages",
-        )
+    if max_bytes is not None:
+        long = too_long(data, max_bytes, "leave out the oldest messages")
+        if long is not None:
+            return long
     if has_too_many(data, within):
         return SidecarError(
             ErrorCode.REQUEST_TOO_LARGE,

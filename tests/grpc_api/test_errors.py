@@ -16,6 +16,7 @@ from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.errors import shortened
 from sidecar.grpc_api.server import ServerOptions
+from sidecar.policies import MAX_BYTES
 from tests.grpc_api.refusals import refused
 from tests.grpc_api.standins import (
     StandInRouter,
@@ -244,13 +245,23 @@ def test_every_error_code_names_a_grpc_status(code: ErrorCode) -> None:
     assert grpc.StatusCode[code.grpc_status].name == code.grpc_status
 
 
-async def test_a_request_that_is_too_large_is_refused_before_it_is_decoded() -> None:
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        ("RoutingService/Route", RequestLimits().max_request_bytes),
+        ("PolicyService/ValidatePolicy", 2 * MAX_BYTES),
+        ("PolicyService/UpdateModelCatalog", 2 * MAX_BYTES),
+    ],
+)
+async def test_a_request_that_is_too_large_is_refused_before_it_is_decoded(
+    method: str, most: int
+) -> None:
     # Not a message at all: whoever decoded it would have answered INVALID_ARGUMENT.
-    garbage = b"\xff" * (RequestLimits().max_request_bytes + 1)
+    garbage = b"\xff" * (most + 1)
     async with serving() as (_, channel):
-        route: Any = channel.unary_unary("/llmrouter.v1.RoutingService/Route")
+        call: Any = channel.unary_unary(f"/llmrouter.v1.{method}")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await route(garbage)
+            await call(garbage)
 
     assert caught.value.code() is Status.RESOURCE_EXHAUSTED
     assert f"the request has {len(garbage)} bytes" in (caught.value.details() or "")
