@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -26,6 +26,14 @@ from sidecar.ext_proc.machine import Answers, Exchange, Rules
 from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader
 from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, PassReason
 from sidecar.ext_proc.timing import LatencyObserver, ResponseTimer
+
+_HEADERS: Mapping[int, Any] = {1: {1: {}}}
+_FIELDS: Mapping[str, Mapping[int, Any]] = {
+    # Headers and trailers of the request and of its response, metadata and attributes.
+    "Process": {2: _HEADERS, 3: _HEADERS, 6: _HEADERS, 7: _HEADERS, 8: {}, 9: {}}
+}
+"""By method: numbers of the fields of its messages that hold others, and of theirs. There can be
+many on the TCP address, where others than Envoy call as well."""
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 
@@ -107,6 +115,7 @@ class ExtProcService(ExternalProcessorServicer):
         )
 
     name = SERVICE
+    fields = _FIELDS
 
     @property
     def notice_s(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,12 @@ class MountedService(Protocol):
         then its calls are still taken."""
         ...
 
+    @property
+    def fields(self) -> Mapping[str, wire.Fields]:
+        """By method: which fields of its requests hold messages, so that these are counted before
+        they are decoded."""
+        ...
+
     def add_to(self, server: grpc.aio.Server, drain: Drain) -> None: ...
 
 
@@ -166,7 +172,7 @@ class GrpcServer:
                 maximum_concurrent_rpcs=options.max_concurrent_calls,
             ),
             self._layers,
-            _refusals(options.limits),
+            _refusals(options.limits, mounted),
         )
         reader = RequestReader(registry, options.limits, options.selection, options.budget)
         deciding = Deciding(router, reader)
@@ -262,12 +268,18 @@ def _layers(observer: CallObserver, drain: Drain) -> tuple[Layer, ...]:
     )
 
 
-def _refusals(limits: RequestLimits) -> dict[str, Refuse]:
+def _refusals(limits: RequestLimits, mounted: Sequence[MountedService]) -> dict[str, Refuse]:
     methods = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].methods
     policies: Refuse = partial(
         wire.too_long, max_bytes=_MAX_POLICY_REQUEST_BYTES, remedy="split the policy"
     )
+    others: dict[str, Refuse] = {
+        f"{service.name}/{method}": partial(wire.refusal, within=fields)
+        for service in mounted
+        for method, fields in service.fields.items()
+    }
     return {
+        **others,
         **{f"{POLICIES}/{method.name}": policies for method in methods},
         f"{ROUTING}/Route": partial(
             wire.refusal, within=wire.ROUTE, max_bytes=limits.max_request_bytes

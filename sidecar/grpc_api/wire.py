@@ -13,8 +13,8 @@ from typing import TypeAlias
 from sidecar.core.errors import ErrorCode, SidecarError
 
 MAX_FIELDS = 65_536
-"""Of a request, its messages and what these hold. Parts, tool calls and inline policies are not
-looked into."""
+"""Of a request and of those of its messages that are looked into; parts, tool calls and inline
+policies are not."""
 
 _LEAST_BYTES = 2
 """Of a field."""
@@ -51,8 +51,8 @@ def refusal(data: bytes, within: Fields, max_bytes: int | None = None) -> Sideca
     if has_too_many(data, within):
         return SidecarError(
             ErrorCode.REQUEST_TOO_LARGE,
-            f"the request has more than the {MAX_FIELDS} fields that are read of its messages; "
-            "leave out the oldest, and join text parts",
+            f"the request has more than the {MAX_FIELDS} fields that are read of one; "
+            "leave out the oldest messages, and join text parts",
         )
     return None
 

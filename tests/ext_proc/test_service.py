@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
     ExternalProcessorStub,
@@ -25,8 +26,12 @@ from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpRequest, Passed, PassReason, Understood
+from sidecar.ext_proc.service import ExtProcService
 from sidecar.grpc_api.listening import ListenError, bound_unix
+from sidecar.grpc_api.server import GrpcServer, ServerOptions
+from sidecar.grpc_api.wire import MAX_FIELDS
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
+from sidecar.observability.metrics import Metrics
 from tests.ext_proc.parts import (
     kinds,
     request_body,
@@ -43,6 +48,7 @@ from tests.ext_proc.standins import (
     decision_of,
     service_on,
 )
+from tests.grpc_api.standins import StandInRouter, registry
 from tests.waiting import until
 
 JSON = {"content-type": "application/json"}
@@ -427,3 +433,19 @@ async def open_when_free(path: Path) -> None:
             return
         except ListenError:
             await asyncio.sleep(0.01)
+
+
+async def test_headers_without_end_are_refused_on_the_address_of_the_api() -> None:
+    router = StubRouter()
+    service = ExtProcService(router, router, StubDialects(), ExtProcOptions())
+    server = GrpcServer(StandInRouter(), registry(), Metrics(), ServerOptions(), mounted=[service])
+    await server.start()
+    headers = [HeaderValue()] * (MAX_FIELDS + 1)
+    shown = pb.HttpHeaders(headers=HeaderMap(headers=headers))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = ExternalProcessorStub(channel).Process()
+        await call.write(pb.ProcessingRequest(request_headers=shown))
+        code = await call.code()
+    await server.stop(0)
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
