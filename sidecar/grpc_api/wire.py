@@ -13,8 +13,8 @@ from typing import TypeAlias
 from sidecar.core.errors import ErrorCode, SidecarError
 
 MAX_FIELDS = 65_536
-"""Of a request and of those of its messages that are looked into; parts, tool calls and inline
-policies are not."""
+"""Of a request and of those of its messages that are looked into; parts and tool calls are not, nor
+are the inline policies of a batch, which can be many and large."""
 
 _LEAST_BYTES = 2
 """Of a field."""
@@ -22,10 +22,11 @@ _LEAST_BYTES = 2
 Fields: TypeAlias = "Mapping[int, Fields]"
 """Numbers of the fields that hold messages -> the same of these."""
 
-_REQUEST: Fields = {1: {}}
-ROUTE: Fields = _REQUEST
-BATCH: Fields = {1: _REQUEST}
-STREAM: Fields = {2: _REQUEST}
+_ROUTE_OF_A_POLICY: Fields = {3: {}}
+_POLICY: Fields = {3: _ROUTE_OF_A_POLICY, 4: {}}
+ROUTE: Fields = {1: {}, 3: _POLICY}
+BATCH: Fields = {1: {1: {}}}
+STREAM: Fields = {2: ROUTE}
 
 
 def too_long(data: bytes, max_bytes: int, remedy: str) -> SidecarError | None:

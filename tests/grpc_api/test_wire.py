@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar._generated.llmrouter.v1 import routing_pb2
+from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.wire import BATCH, MAX_FIELDS, ROUTE, STREAM, Fields, has_too_many
 from tests.grpc_api.standins import serving
@@ -25,6 +25,16 @@ def request(*messages: routing_pb2.Message) -> routing_pb2.RouteRequest:
 
 def of_parts(count: int) -> routing_pb2.RouteRequest:
     return request(routing_pb2.Message.FromString(PART * count))
+
+
+def with_policy(policy: bytes) -> bytes:
+    message = policy_pb2.Policy.FromString(policy)
+    return routing_pb2.RouteRequest(inline_policy=message).SerializeToString()
+
+
+def routes(encoded: list[bytes]) -> bytes:
+    made = [policy_pb2.Route.FromString(each) for each in encoded]
+    return policy_pb2.Policy(routes=made).SerializeToString()
 
 
 def batch(*requests: routing_pb2.RouteRequest) -> bytes:
@@ -52,6 +62,9 @@ REQUESTS: dict[str, tuple[bytes, Fields, bool]] = {
     "numbers of other sizes": (b"\x9d\x06aaaa" * TOO_MANY, ROUTE, True),
     "parts, in all requests of a batch": (batch(*[of_parts(MAX_FIELDS // 2)] * 2), BATCH, True),
     "parts, on a stream": (streamed(of_parts(TOO_MANY)), STREAM, True),
+    "routes of a policy": (with_policy(b"\x1a\x00" * TOO_MANY), ROUTE, True),
+    "examples of a route": (with_policy(routes([b"\x32\x00" * TOO_MANY])), ROUTE, True),
+    "the largest policy": (with_policy(routes([b"\x32\x01x" * 100] * 512)), ROUTE, False),
     "a long text": (TEXT.SerializeToString(), ROUTE, False),
     "the largest request": (largest().SerializeToString(), ROUTE, False),
     "the largest request, in a batch": (batch(largest()), BATCH, False),
