@@ -66,6 +66,7 @@ def ask(
         ({"headers": {"x-llm-policy": "support"}, "path": "/travel/"}, "support"),
         ({"path": "/travel/", "authority": "support.internal"}, "travel"),
         ({"path": "/travel/", "model": "auto"}, "travel"),
+        ({"headers": {"x-llm-policy": "support"}, "model": "trip"}, "support"),
     ],
     ids=str,
 )
@@ -165,6 +166,15 @@ def test_caller_is_who_envoy_says() -> None:
 
     assert isinstance(request, RoutingRequest)
     assert request.caller == "team-a"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answer_that_is_not_streamed_comes_as_a_whole(stream: bool) -> None:
+    understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, stream=stream)
+    request = asked(HttpHead("POST", "/", "", {}), understood, RouteSays(), OPTIONS, CATALOG)
+
+    assert isinstance(request, RoutingRequest)
+    assert request.whole_answer is not stream
 
 
 def test_what_the_provider_keeps_is_told() -> None:
