@@ -152,6 +152,15 @@ async def test_the_answer_is_the_policys_default_and_says_why(gated: Gated) -> N
     assert decision.detail == "The policy of the request is being checked."
 
 
+@pytest.mark.parametrize(("caller_s", "left_s"), [(None, 0.7), (5.0, 0.7), (0.5, 0.2), (0.25, 0.0)])
+def test_reading_leaves_time_for_the_way_back(
+    monkeypatch: pytest.MonkeyPatch, caller_s: float | None, left_s: float
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 10.1)
+
+    assert Budget(1.0, reserve_s=0.2).left_s(caller_s, arrived=10.0) == pytest.approx(left_s)
+
+
 async def test_the_time_that_reading_took_is_part_of_the_decisions() -> None:
     before = time.perf_counter()
     request = await read(within(60), route_request(), 2.5)
