@@ -130,6 +130,28 @@ def test_newest_user_message_outlives_what_the_assistant_said_after_it() -> None
     assert text == turn("user", "question") + ASK
 
 
+def test_what_the_assistant_said_after_it_outlives_what_was_said_before() -> None:
+    before, after = (" ".join([word] * 30) for word in ("before", "after"))
+
+    text, truncated, _ = rendered(
+        ("assistant", before), ("user", "question"), ("assistant", after), max_tokens=STATIC + 70
+    )
+
+    assert text == turn("user", "question") + turn("assistant", after) + ASK
+    assert truncated
+
+
+@pytest.mark.parametrize(("more", "most"), [(100, 10_000), (1000, 80)])
+def test_conversation_has_the_lesser_of_the_prompts_room_and_its_own(more: int, most: int) -> None:
+    compiled = COMPACT.compile(
+        policy_of(CODING), smollm2(), STATIC + more, max_conversation_tokens=most
+    )
+    ask = len(compiled.render(conversation_of(("user", "x"))).suffix_ids)
+    prompt = compiled.render(conversation_of(("user", "word " * 2000)))
+
+    assert 70 < len(prompt.suffix_ids) <= min(more, most + ask)
+
+
 def test_without_a_user_message_the_newest_one_is_shown() -> None:
     text, _, _ = rendered(
         ("assistant", "a " * 500), ("assistant", "b " * 500), max_tokens=STATIC + 100
