@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from sidecar.core.policy import (
     etag_of,
 )
 from sidecar.policies.findings import Finding, Severity
-from sidecar.policies.rules import check_catalog, check_policy
+from sidecar.policies.rules import check_catalog, check_policy, limited, policy_errors
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
     CatalogWrite,
@@ -291,8 +291,7 @@ def check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
     broken = [
         FieldViolation(name, f"{finding.path}: {finding.message}")
         for name, record in records.items()
-        for finding in check_policy(record.policy, catalog)
-        if finding.severity is Severity.ERROR
+        for finding in limited(_made_wrong(record.policy, catalog))
     ]
     if broken:
         raise SidecarError(
@@ -301,3 +300,11 @@ def check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
             "the policies first",
             broken,
         )
+
+
+def _made_wrong(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
+    """Errors that the policy has by the catalog. It may have others, from before a rule was made:
+    these are no reason to keep a catalog as it is."""
+    if next(policy_errors(policy, catalog), None) is not None:
+        others = set(policy_errors(policy, None))
+        yield from (each for each in policy_errors(policy, catalog) if each not in others)

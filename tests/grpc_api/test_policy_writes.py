@@ -481,6 +481,13 @@ async def test_catalog_is_replaced_and_in_force(api: Stored) -> None:
     assert error.reason == "POLICY_CONFLICT"
 
 
+async def test_policy_from_before_a_rule_does_not_hold_up_the_catalog(api: Stored) -> None:
+    parts.write(api.store, ChangeKind.CREATE, parts.policy("old", description="\u200b"))
+    content = await with_model(api, "acme/new")
+
+    assert content.routes[0].models.models[0].model == "acme/new"
+
+
 async def with_model(api: Stored, model: str) -> policy_pb2.Policy:
     """A policy of a model that was added just now."""
     catalog = await api.policies.GetModelCatalog(policy_pb2.GetModelCatalogRequest())
