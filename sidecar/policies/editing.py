@@ -27,6 +27,7 @@ from sidecar.policies.stores.contract import (
     PolicyStore,
     PolicyWrite,
     PolicyWriting,
+    UnreadableRevisionError,
     WriteNote,
 )
 
@@ -96,17 +97,32 @@ class PolicyEditing:
         validate_only: bool = False,
     ) -> PolicyRecord:
         """The next revision: what `edit` makes of the present one."""
-        return self._next(name, ChangeKind.UPDATE, edit, note, validate_only)
+
+        def plan() -> PolicyWrite:
+            present = self._live(name, note)
+            expecting = _expecting(note, present)
+            return self._checked(name, ChangeKind.UPDATE, edit(present.policy), expecting)
+
+        return self._policy(plan, name, note, validate_only)
 
     def rollback(
         self, name: str, revision: int, note: WriteNote, validate_only: bool = False
     ) -> PolicyRecord:
-        """A new revision with the content of an earlier one."""
+        """A new revision with the content of an earlier one, also where the present one is of a
+        newer version, which has been taken back itself."""
 
-        def earlier(_: Policy) -> Policy:
-            return self._store.revision(name, revision).policy
+        def plan() -> PolicyWrite:
+            try:
+                etag = self._live(name, note).etag
+            except UnreadableRevisionError as present:
+                if present.deleted:
+                    raise
+                _check_etag(name, note, present.etag)
+                etag = present.etag
+            earlier = self._store.revision(name, revision).policy
+            return self._checked(name, ChangeKind.ROLLBACK, earlier, replace(note, etag=etag))
 
-        return self._next(name, ChangeKind.ROLLBACK, earlier, note, validate_only)
+        return self._policy(plan, name, note, validate_only)
 
     def delete(self, name: str, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
         """Deletes a policy, and keeps its history. Raises SidecarError POLICY_IN_USE for the
@@ -166,20 +182,6 @@ class PolicyEditing:
             assert isinstance(made, CatalogRecord)
             return made
         raise refusals.conflict("the model catalog", note.etag, self._store.catalog().etag)
-
-    def _next(
-        self,
-        name: str,
-        kind: ChangeKind,
-        edit: Callable[[Policy], Policy],
-        note: WriteNote,
-        validate_only: bool,
-    ) -> PolicyRecord:
-        def plan() -> PolicyWrite:
-            present = self._live(name, note)
-            return self._checked(name, kind, edit(present.policy), _expecting(note, present))
-
-        return self._policy(plan, name, note, validate_only)
 
     def _policy(
         self,
@@ -249,10 +251,16 @@ class PolicyEditing:
         return PolicyWrite(name, kind, policy, note, catalog.etag)
 
     def _as_if(self, write: PolicyWrite) -> PolicyRecord:
-        present = self._present(write.name)
-        policy = write.policy or (present.policy if present is not None else None)
+        policy = write.policy
+        try:
+            present = self._present(write.name)
+            last = 0 if present is None else present.revision
+            if policy is None and present is not None:
+                policy = present.policy
+        except UnreadableRevisionError as unreadable:
+            last = unreadable.revision
         assert policy is not None, "planned with content or for a policy that is there"
-        revision = 1 if present is None else present.revision + 1
+        revision = last + 1
         digest = policy.digest()
         return PolicyRecord(
             policy,

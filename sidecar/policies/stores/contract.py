@@ -17,7 +17,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-from sidecar.core.errors import SidecarError
+from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
 
 
@@ -111,6 +111,12 @@ class MovedError(Exception):
 
 class UnreadableRevisionError(SidecarError):
     """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
+
+    def __init__(self, message: str, revision: int, etag: str, deleted: bool) -> None:
+        super().__init__(ErrorCode.STORE_UNAVAILABLE, message)
+        self.revision = revision
+        self.etag = etag
+        self.deleted = deleted
 
 
 class PolicyStore(Protocol):

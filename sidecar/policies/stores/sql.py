@@ -12,7 +12,6 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, se
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import (
     Attribution,
     Catalog,
@@ -272,9 +271,11 @@ def _kept(read: Callable[[Row], R], row: Row) -> R:
         return read(row)
     except UnreadableDocumentError as error:
         raise UnreadableRevisionError(
-            ErrorCode.STORE_UNAVAILABLE,
             f"{row['name']}, revision {row['revision']}, cannot be read: {error}; if a newer "
             "version wrote it, update this sidecar",
+            row["revision"],
+            row["etag"],
+            row["deleted"],
         ) from None
 
 

@@ -18,7 +18,9 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.local import PostgresServer
+from sidecar.policies.editing import PolicyEditing
 from sidecar.policies.stores import ChangeKind, StoreUrlError, check_url, migrations, open_store
+from sidecar.policies.stores.sql import SqlStore
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
 from tests.policies.stores.parts import name_of, policy, write
@@ -114,6 +116,24 @@ def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
     says = f"support, revision 1, cannot be read.*{why}.*newer version"
     with pytest.raises(SidecarError, match=says):
         store.policy(name_of("support"))
+    store.close()
+
+
+def test_revision_that_cannot_be_read_can_be_rolled_back(url: str) -> None:
+    """As where the sidecars go back to an earlier version."""
+    store = parts.seeded(open_store(url), policy())
+    write(store, ChangeKind.UPDATE, policy(description="second"))
+    changed(url, "UPDATE changes SET content = '17' WHERE revision = 2")
+    assert isinstance(store, SqlStore)
+    editing, name = PolicyEditing(store, lambda _: None), name_of("support")
+
+    with pytest.raises(SidecarError, match="etag"):
+        editing.rollback(name, 1, parts.note(etag="1-x"))
+    foreseen = editing.rollback(name, 1, parts.note(), validate_only=True)
+    made = editing.rollback(name, 1, parts.note())
+
+    assert (foreseen.revision, made.revision, made.policy.description) == (3, 3, "first")
+    assert store.policy(name).policy == made.policy
     store.close()
 
 
