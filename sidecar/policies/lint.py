@@ -7,6 +7,7 @@ the routing model to say (`sidecar.policies.overlaps`).
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import date
 
@@ -76,7 +77,9 @@ def _alike(policy: Policy) -> Iterator[Finding]:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.casefold())) - _COMMON
+    # An accent by itself would end a word.
+    composed = unicodedata.normalize("NFC", text.casefold())
+    return frozenset(re.findall(r"\w+", composed)) - _COMMON
 
 
 def _share(one: frozenset[str], other: frozenset[str]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -369,7 +370,8 @@ def _letters(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    # Letters with accents can be written in two ways that look alike.
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def _is_usual(models: ModelList, catalog: Catalog, served: frozenset[ApiDialect]) -> bool:

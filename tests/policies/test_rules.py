@@ -217,3 +217,12 @@ def test_34_routes_of_a_large_deployment_are_valid() -> None:
     catalog = {id: Model(id, id) for id in ids}
     policy = Policy("chat", routes, routes[0].models)
     assert check_policy(policy, catalog) == ()
+
+
+def test_one_text_in_two_encodings_of_an_accent_is_one_description() -> None:
+    texts = ("Opening hours of the caf\u00e9.", "Opening hours of the cafe\u0301.")
+    routes = tuple(Route(f"r{n}", text, BOTH) for n, text in enumerate(texts))
+
+    messages = [each.message for each in check_policy(replace(POLICY, routes=routes), CATALOG)]
+
+    assert any(each.startswith("is that of routes[0] too") for each in messages)
