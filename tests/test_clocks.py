@@ -14,6 +14,7 @@ READERS = {
     "policies/stores/contract.py": "when a revision was written, for people",
     "policies/stores/files.py": "numbers of revisions go on after a restart",
     "observability/recent.py": "when a decision was made, for people",
+    "observability/tracing.py": "when a span began, for those who collect it",
     "bench/envoy.py": "a text that no earlier run asked",
 }
 """And what for."""
