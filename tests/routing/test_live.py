@@ -21,6 +21,7 @@ from sidecar.routing.live import LivePolicies
 from tests.doubles import StubPrompt
 from tests.policies.stores import parts
 from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy, write, write_catalog
+from tests.waiting import until
 
 SUPPORT = name_of("support")
 
@@ -295,6 +296,32 @@ async def test_model_that_leaves_the_catalog_leaves_its_policies_working(world: 
     assert LARGE.id in kept.catalog
     assert LARGE.id not in world.registry.catalog
     assert LARGE.id in world.live.refusals[SUPPORT].why
+
+    write_catalog(world.store, FAST, LARGE)
+    await world.until_seen()
+
+    assert not world.live.problem
+
+
+async def test_store_that_has_gone_back_is_followed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a backup is restored."""
+    backup = world.store.snapshot()
+    write(world.store, ChangeKind.UPDATE, policy(description="second"))
+    await world.until_seen()
+    later = world.in_force()
+
+    def lost(after: int, limit: int) -> Sequence[Change]:
+        raise SidecarError(ErrorCode.CHANGES_LOST, "the store has gone back")
+
+    monkeypatch.setattr(world.store, "snapshot", lambda: backup)
+    monkeypatch.setattr(world.store, "changes_after", lost)
+    monkeypatch.setattr(world.store, "last_change", lambda: backup.change)
+    await until(lambda: world.in_force() == "first")
+
+    assert later == "second"
+    assert not world.live.problem
 
 
 async def test_store_that_is_away_leaves_everything_in_force(

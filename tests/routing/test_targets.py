@@ -17,6 +17,7 @@ from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
 from sidecar.routing import (
+    CompiledPolicy,
     PolicyRegistry,
     Router,
     RouterLimits,
@@ -65,8 +66,9 @@ async def two_servers(
     affinity: bool = False,
     budget_s: float = 10,
     prompt: Callable[[Policy], StubPrompt] = StubPrompt,
+    names: str = "ab",
 ) -> AsyncIterator[World]:
-    models = (StubModel((3.0, 0.0)), StubModel((3.0, 0.0)))
+    models = [StubModel((3.0, 0.0)) for _ in names]
     registry = PolicyRegistry(
         [PolicyRecord(POLICY, 1, "e")],
         CATALOG,
@@ -74,7 +76,7 @@ async def two_servers(
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )
-    made = [target(name, model, registry) for name, model in zip("ab", models, strict=True)]
+    made = [target(name, model, registry) for name, model in zip(names, models, strict=True)]
     targets = Targets(made, affinity)
     limits = RouterLimits(budget_s, reserve_s=0.01, max_waiting=64)
     ref = RoutingModelRef("stub@1", "stub-v1")
@@ -82,7 +84,7 @@ async def two_servers(
     for each in made:
         each.model.start()
     world = World(models, targets, router, registry)
-    await world.until(BreakerState.CLOSED, BreakerState.CLOSED)
+    await world.until(*(BreakerState.CLOSED for _ in names))
     yield world
     await targets.close()
 
@@ -272,6 +274,69 @@ async def test_a_policy_that_one_server_holds_is_warmed_at_the_other_meanwhile()
 
         assert placed == second.name
         assert world.models[0].warmed == [(1, 2, 3)]
+
+
+def cold(world: World, name: str = "cold") -> CompiledPolicy:
+    """A policy that no server holds; without a name an inline one."""
+    ref = PolicyRef(name, 1 if name else 0, "sha256:cold")
+    return replace(world.registry.get(PolicyName()), ref=ref)
+
+
+async def test_an_inline_policy_is_decided_where_it_is_warm() -> None:
+    async with two_servers() as world:
+        _, second = world.targets
+        inline = cold(world, "")
+        second.warmth.in_time(inline)
+
+        assert world.targets.place(inline, 10, 1) is second
+
+
+async def test_with_affinity_a_policy_is_warmed_at_its_own_server_alone() -> None:
+    async with two_servers(affinity=True) as world:
+        refusal = world.targets.place(cold(world), 10, 1)
+
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason is Reason.WARMING
+        assert sorted(each.warmth.under_way for each in world.targets) == [0, 1]
+
+
+async def test_a_policy_that_one_server_refuses_and_the_other_computes_is_warming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_servers() as world:
+        first, _ = world.targets
+        monkeypatch.setattr(first.warmth, "refused", lambda compiled: "too long")
+        refusal = world.targets.place(cold(world), 10, 1)
+
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason is Reason.WARMING
+
+
+async def test_servers_that_are_back_and_are_being_warmed_are_no_outage() -> None:
+    async with two_servers() as world:
+        for each in world.targets:
+            each.model._breaker.recovering()
+
+        assert world.place() == "warming"
+
+
+async def test_who_takes_over_holds_the_policy_or_was_sent_it() -> None:
+    async with two_servers() as world:
+        first, second = world.targets
+        named, inline = cold(world), cold(world, "")
+        before = [world.targets.other(first, each) for each in (named, inline)]
+        second.warmth.in_time(named)
+
+        assert before == [None, second]
+        assert world.targets.other(first, named) is second
+
+
+async def test_the_less_busy_server_takes_over() -> None:
+    async with two_servers(names="abc") as world:
+        first, second, third = world.targets
+        main = world.registry.get(PolicyName())
+        with second.load.working(1):
+            assert world.targets.other(first, main) is third
 
 
 async def test_affinity_keeps_each_policy_at_one_server_and_uses_both() -> None:
