@@ -141,6 +141,41 @@ async def test_of_changes_in_a_row_the_last_one_ends_in_force(world: World) -> N
     assert world.in_force() == "4"
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "ends"),
+    [
+        (ChangeKind.UPDATE, policy("other", description="third"), "third"),
+        (ChangeKind.DELETE, "other", None),
+    ],
+    ids=["changed again", "deleted"],
+)
+async def test_what_is_overtaken_while_it_is_warmed_never_comes_into_force(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: ChangeKind,
+    content: Policy | str,
+    ends: str | None,
+) -> None:
+    warming = asyncio.Event()
+
+    async def held(_: CompiledPolicy) -> None:
+        warming.set()
+        await world.warm_gate.wait()
+
+    world.warm_gate.clear()
+    monkeypatch.setattr(world.live, "_warm", held)
+    monkeypatch.setattr(world.live, "_in_use", lambda _: not warming.is_set())
+    write(world.store, ChangeKind.UPDATE, policy("other", description="second"))
+    await warming.wait()
+    write(world.store, kind, content)
+    await until(lambda: world.in_force(name_of("other")) == ends)
+    world.warm_gate.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert world.in_force(name_of("other")) == ends
+
+
 async def test_revision_that_is_too_large_leaves_the_last_good_one(world: World) -> None:
     write(world.store, ChangeKind.UPDATE, policy(description="huge"))
     await world.until_seen()
