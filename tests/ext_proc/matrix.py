@@ -53,9 +53,9 @@ def refused(status: int) -> Cell:
     return Cell(status, Upstream.NOTHING)
 
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 6.0
 """`message_timeout`."""
-IDLE_S = 5.0
+IDLE_S = 10.0
 """`stream_idle_timeout`, which is what ends a request that nothing else ends."""
 
 MODES = {

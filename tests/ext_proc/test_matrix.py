@@ -107,7 +107,7 @@ class Stage:
     def clear(self) -> None:
         for upstream in self.upstreams:
             upstream.requests.clear()
-            upstream.cut_off = 0
+            upstream.begun = upstream.cut_off = 0
             upstream.reset = False
             upstream.delay_s = 0.0
         self.service.router.gate = None
@@ -283,9 +283,15 @@ async def gone_sending(stage: Stage, mode: str) -> tuple[Answer, bytes]:
     lines = "".join(f"{k}: {v}\r\n" for k, v in (JSON | {"content-length": "2000"}).items())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + CODE)
     await writer.drain()
-    await asyncio.sleep(0.1)
-    writer.close()
-    await asyncio.sleep(0.2)
+    if mode == "observability":
+        # It goes on as it comes.
+        await until(lambda: any(upstream.begun for upstream in stage.upstreams))
+        writer.close()
+        await until(lambda: any(upstream.cut_off for upstream in stage.upstreams))
+    else:
+        await asyncio.sleep(0.1)
+        writer.close()
+        await asyncio.sleep(0.2)
     return Answer(0, {}, b""), CODE
 
 
@@ -309,6 +315,9 @@ async def leaves_deciding(
     lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + CODE)
     await until(lambda: bool(router.requests))
+    if mode == "observability":
+        # Nothing waits for the decision.
+        await until(lambda: bool(stage.got()))
     writer.close()
     if mode != "observability":
         # The decision is ended, and with it the work of the routing model.

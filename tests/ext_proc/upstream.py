@@ -56,6 +56,8 @@ class Upstream:
         self.models = models
         self.dialects = dialects or set(DIALECTS.values())
         self.requests: list[Recorded] = []
+        self.begun = 0
+        """Requests whose head has come."""
         self.cut_off = 0
         """Requests whose connection ended before their body did."""
         self.reset = False
@@ -90,6 +92,7 @@ class Upstream:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (head := await _head(reader)) is not None:
+                self.begun += 1
                 try:
                     body, trailers = await _body(reader, head[2])
                 except asyncio.IncompleteReadError:
