@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,7 +33,7 @@ from sidecar.cli.policy_view import (
     print_policy,
 )
 from sidecar.core.policy import Policy
-from sidecar.policies import load_policies
+from sidecar.policies import Severity, load_policies
 from sidecar.policies.differences import differences, unified_diff
 from sidecar.policies.documents import catalog_document, yaml_text
 
@@ -160,13 +159,11 @@ def diff(
 
 def _compared(
     found: PolicyPlace, name: str, older: int, newer: int, file: Path | None
-) -> tuple[Policy, Policy, tuple[str, str]]:
+) -> tuple[Policy | None, Policy, tuple[str, str]]:
     if file is not None:
         held = _present(found, name)
         given = _in_file(file, found, name)
-        empty = replace(given, description="", routes=())
-        before = held or empty
-        return before, given, (f"{name} at the place", f"{name} in {file}")
+        return held, given, (f"{name} at the place", f"{name} in {file}")
     last = found.get(name, newer)
     earlier = found.get(name, older or max(last.revision - 1, 1))
     names = (f"{name}@{earlier.revision}", f"{name}@{last.revision}")
@@ -188,8 +185,8 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
     if name in read.records:
         return read.records[name].policy
     # A finding says which file it is about.
-    wrong = next((str(finding) for finding in read.findings), f"{file}: it has no policy {name}")
-    raise Failure(wrong)
+    errors = (str(each) for each in read.findings if each.severity is Severity.ERROR)
+    raise Failure(next(errors, f"{file}: it has no policy {name}"))
 
 
 @click.command()

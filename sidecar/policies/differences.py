@@ -21,14 +21,16 @@ class Difference:
     after: object
 
 
-def differences(before: Policy, after: Policy) -> tuple[Difference, ...]:
-    """Every value that is not the same, in the order of the policy."""
-    return tuple(_between("", policy_document(before), policy_document(after)))
+def differences(before: Policy | None, after: Policy) -> tuple[Difference, ...]:
+    """Every value that is not the same, in the order of the policy. `before`: None if there was
+    none."""
+    return tuple(_between("", _document(before), policy_document(after)))
 
 
-def unified_diff(before: Policy, after: Policy, names: tuple[str, str]) -> str:
-    """The two as YAML in the form of `diff -u`; empty if they are equal."""
-    return _unified(policy_document(before), policy_document(after), names)
+def unified_diff(before: Policy | None, after: Policy, names: tuple[str, str]) -> str:
+    """The two as YAML in the form of `diff -u`; empty if they are equal. `before`: None if there
+    was none."""
+    return _unified(_document(before), policy_document(after), names)
 
 
 def catalog_diff(before: Catalog, after: Catalog, names: tuple[str, str]) -> str:
@@ -39,11 +41,15 @@ def catalog_diff(before: Catalog, after: Catalog, names: tuple[str, str]) -> str
     return _unified(one, other, names)
 
 
+def _document(policy: Policy | None) -> dict[str, object]:
+    return {} if policy is None else policy_document(policy)
+
+
 def _unified(
     before: Mapping[str, object], after: Mapping[str, object], names: tuple[str, str]
 ) -> str:
     lines = difflib.unified_diff(
-        yaml_text(before).splitlines(keepends=True),
+        yaml_text(before).splitlines(keepends=True) if before else [],
         yaml_text(after).splitlines(keepends=True),
         *names,
     )

@@ -186,6 +186,29 @@ def test_diff_of_revisions_and_of_a_file(at: str, folder: Path) -> None:
     assert (same.exit_code, same.output) == (0, "")
 
 
+def test_diff_of_a_policy_that_is_not_there_yet_is_all_of_it(at: str, folder: Path) -> None:
+    file = folder / "new.yaml"
+    file.write_text(yaml_text(only_fast()).replace("support", "new"))
+
+    shown = sidecar("diff", "new", "--file", file, "--exit-code", "--at", at)
+
+    assert (shown.exit_code, "+name: new\n" in shown.output) == (1, True)
+    assert {"path": "name", "before": None, "after": "new"} in plain(
+        "diff", "new", "--file", file, "--at", at
+    )
+
+
+def test_file_without_the_policy_says_so_whatever_else_is_doubtful(at: str, folder: Path) -> None:
+    """A policy without routes is a warning."""
+    file = folder / "new.yaml"
+    file.write_text(yaml_text(only_fast()).replace("support", "new"))
+
+    result = sidecar("diff", "support", "--file", file, "--at", at)
+
+    assert result.exit_code == 1
+    assert f"{file}: it has no policy {SUPPORT}" in result.stderr
+
+
 def test_rollback_delete_and_undelete(at: str, folder: Path) -> None:
     done("apply", edit(folder), "--at", at)
 
