@@ -283,7 +283,7 @@ def _text_errors(path: str, value: str, remedy: str) -> Iterator[Finding]:
         )
         return
     # Characters without a width, such as U+200B, are no blanks, and no text either.
-    if not any(char.isprintable() and not char.isspace() for char in value):
+    if all(char.isspace() or unicodedata.category(char) == "Cf" for char in value):
         yield error(path, f"is empty; {remedy}")
     control = _CONTROL.search(value)
     if control is not None:

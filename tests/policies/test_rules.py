@@ -20,6 +20,7 @@ from sidecar.policies.rules import (
     _is_simple,
     _route_errors,
     _route_name_errors,
+    _text_errors,
 )
 from sidecar.policies.yaml_source import MAX_BYTES, MAX_ITEMS
 
@@ -226,3 +227,9 @@ def test_one_text_in_two_encodings_of_an_accent_is_one_description() -> None:
     messages = [each.message for each in check_policy(replace(POLICY, routes=routes), CATALOG)]
 
     assert any(each.startswith("is that of routes[0] too") for each in messages)
+
+
+@pytest.mark.parametrize("text", ["\U00018cd6", "\ue000", "\u3042"], ids=ascii)
+def test_character_that_python_does_not_know_is_text(text: str) -> None:
+    """Python counts those of its own version of Unicode alone as printable."""
+    assert not list(_text_errors("routes[0].description", text, ""))

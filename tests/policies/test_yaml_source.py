@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import pytest
 from hypothesis import example, given, settings
@@ -220,7 +221,7 @@ model_lists = st.builds(
 )
 plain_language = st.text(
     st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1, max_size=30
-).filter(lambda text: bool(text.strip()))
+).filter(lambda text: not all(each.isspace() or category(each) == "Cf" for each in text))
 header_names = st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True).filter(
     lambda name: name.lower() != "other"
 )
