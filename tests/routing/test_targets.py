@@ -26,7 +26,6 @@ from sidecar.routing import (
     Targets,
     Warmth,
 )
-from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.targets import Refusal, _rendezvous
 from tests.doubles import ListSink, StubModel, StubPrompt, talk
 from tests.virtual_time import keep_virtual_time
