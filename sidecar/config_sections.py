@@ -136,7 +136,8 @@ class ServerSettings(Section):
     def _listens(self) -> ServerSettings:
         if not self.grpc_address and self.uds_path is None:
             raise ValueError("nothing to listen on; give grpc_address or uds_path")
-        if self.grpc_address == self.http_address and not self.http_address.endswith(":0"):
+        address = self.http_address
+        if address and self.grpc_address == address and not address.endswith(":0"):
             raise ValueError(
                 f"grpc_address and http_address are both {quoted(self.grpc_address)}; give one of "
                 "them another port"

@@ -100,6 +100,11 @@ def test_a_path_that_is_empty_is_none(tmp_path: Path) -> None:
     assert load_settings(path, environ={}) == Settings()
 
 
+def test_a_sidecar_may_listen_on_a_socket_alone(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "server: {uds_path: /run/s, grpc_address: '', http_address: ''}")
+    assert load_settings(path, environ={}).server.http_address == ""
+
+
 def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None:
     environ = {"SIDECAR_SERVICE_HOST": "10.0.0.1", "SIDECAR_PORT_50051_TCP_PORT": "50051"}
     assert load_settings(environ=environ) == Settings()
