@@ -200,6 +200,8 @@ class RoutingRequest:
             conversations.
         continues: id of what the provider itself keeps of the conversation; another provider does
             not have it. Empty if there is none.
+        sealed: the conversation holds what the provider of an earlier answer has sealed, such as
+            its reasoning, and which others may refuse.
         keep_task: keep the route in a tool loop where the policy does not say otherwise, also
             without a key.
         min_confidence: raises the minimum confidence of every route; in 0..1.
@@ -218,6 +220,7 @@ class RoutingRequest:
     conversation_key: str = ""
     caller: str = ""
     continues: str = ""
+    sealed: bool = False
     keep_task: bool = False
     needs: Needs = field(default_factory=Needs)
     dialect: ApiDialect | None = None

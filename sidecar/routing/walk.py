@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sidecar.core.conversation import Conversation, Role
@@ -150,17 +150,18 @@ def _models(
     if outcome.model is not None:
         return outcome, (outcome.model,), ()
     excluded: tuple[Excluded, ...] = ()
-    if outcome.route is not None:
-        selection = _select(walk, catalog, outcome.route)
-        models = _preferred_first(walk, outcome, catalog, selection.models)
+    route = outcome.route
+    if route is not None:
+        selection = _select(walk, catalog, route)
+        outcome, models = _preferred_first(walk, outcome, catalog, selection.models)
         if models:
             return outcome, models, selection.excluded
         excluded = selection.excluded
-        detail = f"No model of route {outcome.route.name} can take the request."
+        detail = f"No model of route {route.name} can take the request."
         outcome = fallback_keeping(outcome, Reason.NO_CAPABLE_MODEL, detail)
     selection = _select(walk, catalog, None)
     excluded += selection.excluded
-    models = _preferred_first(walk, outcome, catalog, selection.models)
+    outcome, models = _preferred_first(walk, outcome, catalog, selection.models)
     if models:
         return outcome, models, excluded
     last_resort = _last_resort(walk, catalog)
@@ -171,19 +172,35 @@ def _models(
 
 def _preferred_first(
     walk: Walk, outcome: Outcome, catalog: Catalog, models: tuple[Model, ...]
-) -> tuple[Model, ...]:
+) -> tuple[Outcome, tuple[Model, ...]]:
     """`models`, the preferred one first if it is among them. Where its provider keeps a part of the
-    conversation: those that the same cluster reaches, and one of these at the least."""
+    conversation: those that the same cluster reaches, and one of these at the least. Where it has
+    sealed a part: these first."""
     preferred = catalog.get(outcome.preferred)
     if walk.request.continues:
         issuer = catalog.get(walk.issuer.model) if walk.issuer is not None else None
         kept = issuer or preferred or next(iter(models), None)
         if kept is None:
-            return models
+            return outcome, models
         models = tuple(model for model in models if model.cluster == kept.cluster) or (kept,)
-    if preferred is None or preferred not in models:
-        return models
-    return (preferred, *(model for model in models if model != preferred))
+    elif walk.request.sealed and (sealer := _sealer(walk, catalog)):
+        readers = tuple(sorted(models, key=lambda model: model.cluster != sealer))
+        if readers != models:
+            detail = (
+                f"Its models at {sealer} come first, which has sealed a part of the conversation."
+            )
+            outcome, models = replace(outcome, detail=f"{outcome.detail} {detail}"), readers
+    if preferred is not None and preferred in models:
+        models = (preferred, *(model for model in models if model != preferred))
+    return outcome, models
+
+
+def _sealer(walk: Walk, catalog: Catalog) -> str:
+    """The cluster whose model has answered before; empty if that is not known."""
+    pinning = walk.pinning
+    pin = (pinning.used or pinning.earlier) if pinning is not None else None
+    model = catalog.get(pin.model) if pin is not None else None
+    return "" if model is None else model.cluster
 
 
 def clusters_of(compiled: CompiledPolicy, dialect: ApiDialect | None) -> set[str]:

@@ -177,12 +177,13 @@ def test_answer_that_is_not_streamed_comes_as_a_whole(stream: bool) -> None:
     assert request.whole_answer is not stream
 
 
-def test_what_the_provider_keeps_is_told() -> None:
+def test_what_the_provider_keeps_and_has_sealed_is_told() -> None:
     head = HttpHead("POST", "/v1/responses", "gateway", {})
     understood = Understood(
-        ApiDialect.OPENAI_RESPONSES, "auto", TALK, previous_response_id="resp_1"
+        ApiDialect.OPENAI_RESPONSES, "auto", TALK, previous_response_id="resp_1", sealed=True
     )
     request = asked(head, understood, RouteSays(), OPTIONS, CATALOG)
 
     assert isinstance(request, RoutingRequest)
     assert request.continues == "resp_1"
+    assert request.sealed

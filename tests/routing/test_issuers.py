@@ -1,4 +1,5 @@
-"""What a provider keeps of a conversation stays with the provider that has issued it."""
+"""What a provider keeps of a conversation stays with the provider that has issued it; what it has
+sealed goes there if it can."""
 
 from __future__ import annotations
 
@@ -175,3 +176,39 @@ async def test_pins_switched_off_leave_the_default() -> None:
         world.router.issued("resp_1", "", "claude", "code")
 
         assert (await world.router.decide(going_on())).reason.value == "unknown_issuer"
+
+
+SEALED: dict[str, tuple[bool, str, list[str]]] = {
+    "sealed": (True, "c", ["gpt", "claude"]),
+    "nothing is sealed": (False, "c", ["claude", "gpt"]),
+    "who has sealed it is not known": (True, "", ["claude", "gpt"]),
+}
+
+
+@pytest.mark.parametrize(("sealed", "key", "expected"), SEALED.values(), ids=SEALED.keys())
+async def test_models_that_can_read_what_was_sealed_come_first(
+    world: World, sealed: bool, key: str, expected: list[str]
+) -> None:
+    asked = going_on(continues="", conversation_key=key)
+    world.model.logits = TRAVEL
+    await world.router.decide(replace(asked, conversation=talk("a flight to Rome")))
+    world.model.logits = CODE
+
+    decision = await world.router.decide(replace(asked, sealed=sealed))
+
+    assert said(decision) == ("model", "matched", "code")
+    assert chosen(decision) == expected
+    assert ("sealed a part" in decision.detail) == (expected[0] == "gpt")
+
+
+async def test_default_models_that_can_read_what_was_sealed_come_first(world: World) -> None:
+    policy = replace(POLICY, default=models("mini", "claude"))
+    asked = going_on(policy, continues="", conversation_key="c", sealed=True)
+    world.model.logits = CODE
+    await world.router.decide(replace(asked, conversation=talk("review this"), sealed=False))
+    world.model.logits = (1, 1, 8)
+
+    decision = await world.router.decide(asked)
+
+    assert said(decision) == ("fallback", "no_match", "")
+    assert chosen(decision) == ["claude", "mini"]

@@ -62,6 +62,7 @@ def _messages(sent: _Message, reading: Reading) -> Iterator[Message]:
         if said is not None:
             yield said
     elif sent.role == "assistant":
+        reading.sealed = reading.sealed or any(map(_is_sealed, parts))
         yield Message(Role.ASSISTANT, text_of(parts), images_of(parts), tuple(_calls(parts)))
         # What the provider's own tools found stands in the assistant's message.
         yield from _results(parts, reading)
@@ -69,6 +70,11 @@ def _messages(sent: _Message, reading: Reading) -> Iterator[Message]:
         yield Message(Role.SYSTEM, text_of(parts))
     else:
         raise UnknownShapeError("messages has a role that the API does not know")
+
+
+def _is_sealed(part: Part) -> bool:
+    signed = part.type == "thinking" and bool(as_text(part.signature))
+    return signed or part.type == "redacted_thinking"
 
 
 def _results(parts: Sequence[Part], reading: Reading) -> Iterator[Message]:

@@ -48,6 +48,7 @@ class _Item(msgspec.Struct):
     input: msgspec.Raw = _NULL
     action: msgspec.Raw = _NULL
     output: msgspec.Raw = _NULL
+    encrypted_content: Any = None
 
 
 _ITEM = msgspec.json.Decoder(_Item)
@@ -105,6 +106,7 @@ def _message(item: _Item, reading: Reading) -> Message | None:
     if kind.endswith("_call"):
         return Message(Role.ASSISTANT, tool_calls=(_call(item, kind),))
     # Reasoning, compacted history, references to items at the provider: nothing to read.
+    reading.sealed = reading.sealed or bool(as_text(item.encrypted_content))
     return None
 
 

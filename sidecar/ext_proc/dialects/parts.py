@@ -53,6 +53,7 @@ class Part(msgspec.Struct):
     tool_use_id: Any = None
     content: msgspec.Raw = _NULL
     source: msgspec.Raw = _NULL
+    signature: Any = None
 
 
 class _Source(msgspec.Struct):
@@ -182,11 +183,13 @@ class Reading:
     Args:
         harness, max_messages: see `DialectOptions`.
         left_out: bytes of text that are in none of the messages that were read.
+        sealed: see `RoutingRequest`.
     """
 
     harness: HarnessText
     max_messages: int
     left_out: int = 0
+    sealed: bool = False
 
     def newest(self, fields: Fields, key: str) -> Sequence[msgspec.Raw]:
         """The newest items of the list at `key`. Raises UnknownShapeError."""

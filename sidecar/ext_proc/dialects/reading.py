@@ -162,6 +162,7 @@ class LlmDialects:
             awaited=not path.endswith(_COUNTING) and not _is_true(fields, "background"),
             conversation_key=conversation_key(fields, options.key_fields.get(dialect, ())),
             previous_response_id=read.continues,
+            sealed=reading.sealed,
             plain_body=plain,
         )
 

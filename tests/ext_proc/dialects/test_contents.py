@@ -482,3 +482,33 @@ CONTEXT: dict[str, tuple[str, dict[str, object], int]] = {
 @pytest.mark.parametrize(("path", "body", "tokens"), CONTEXT.values(), ids=CONTEXT.keys())
 def test_context_is_estimated(path: str, body: dict[str, object], tokens: int) -> None:
     assert understood(body, path).needs.context_tokens == tokens
+
+
+def answered(**block: object) -> dict[str, object]:
+    blocks = [block, {"type": "text", "text": "Hello."}]
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": blocks}]
+    return {"messages": [*said, {"role": "user", "content": "And?"}], "max_tokens": 9}
+
+
+def reasoned(**item: object) -> dict[str, object]:
+    said = {"role": "user", "content": "Hi"}
+    return {"input": [said, {"type": "reasoning", "summary": [], **item}, said]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sealed"),
+    [
+        (MESSAGES, answered(type="thinking", thinking="Hm", signature="s"), True),
+        (MESSAGES, answered(type="redacted_thinking", data="x"), True),
+        (MESSAGES, answered(type="thinking", thinking="Hm", signature=""), False),
+        (MESSAGES, answered(type="text", text="Hm"), False),
+        (RESPONSES, reasoned(encrypted_content="x"), True),
+        (RESPONSES, reasoned(type="compaction", encrypted_content="x"), True),
+        (RESPONSES, reasoned(encrypted_content=None), False),
+        (RESPONSES, reasoned(), False),
+    ],
+)
+def test_what_a_provider_has_sealed_is_seen(
+    path: str, body: dict[str, object], sealed: bool
+) -> None:
+    assert understood(body, path).sealed == sealed
