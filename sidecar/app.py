@@ -368,7 +368,8 @@ class Sidecar:
         metrics = Metrics(settings.metrics.max_policy_labels)
         self._tracing = _tracing(settings, metrics)
         traced = [] if self._tracing is None else [self._tracing]
-        recent = RecentDecisions() if settings.admin.console else None
+        shows = settings.admin.console and settings.server.http_address
+        recent = RecentDecisions() if shows else None
         shown = [] if recent is None else [recent]
         log = DecisionLog(settings.logging.log_message_text)
         self._routing = build_routing(settings, DecisionSinks(log, metrics, *traced, *shown))

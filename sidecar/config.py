@@ -133,6 +133,9 @@ class _Source:
             if isinstance(node, dict) and part in node:
                 node, path = node[part], member(path, str(part))
             elif isinstance(part, int) and isinstance(node, list | tuple):
+                if part >= len(node):
+                    # Of another source's list, which is longer.
+                    return None
                 node, path = node[part], item(path, part)
             else:
                 # A list may be given as one string.

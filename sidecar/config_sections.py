@@ -63,8 +63,8 @@ def _collector(value: str) -> str:
 def _paths(value: object) -> object:
     """Environment variables and flags give one string."""
     if isinstance(value, str):
-        return [part for part in value.split(os.pathsep) if part]
-    return value
+        value = value.split(os.pathsep)
+    return [part for part in value if part != ""] if isinstance(value, list) else value
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -402,7 +402,7 @@ class AdminSettings(Section):
         False,
         "Serve the console, a page at `/console` that shows policies and decisions and tries "
         "requests, to whoever reaches the address and without a certificate. `sidecar up` has it "
-        "on a loopback address, unless this or `tls_client_ca` is set.",
+        "on a loopback address, unless this or `tls_client_ca` is set or `grpc_address` is empty.",
     )
 
 

@@ -88,6 +88,11 @@ def test_section_without_keys_means_its_defaults(tmp_path: Path) -> None:
     assert load_settings(path, environ={}).routing == Settings().routing
 
 
+def test_empty_paths_of_policies_are_none(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "policies: {paths: ['', a]}")
+    assert load_settings(path, environ={}).policies.paths == (Path("a"),)
+
+
 def test_a_path_that_is_empty_is_none(tmp_path: Path) -> None:
     paths = {
         "server": ("uds_path", "tls_certificate", "tls_key", "tls_client_ca"),
@@ -103,6 +108,12 @@ def test_a_path_that_is_empty_is_none(tmp_path: Path) -> None:
 def test_a_sidecar_may_listen_on_a_socket_alone(tmp_path: Path) -> None:
     path = config_file(tmp_path, "server: {uds_path: /run/s, grpc_address: '', http_address: ''}")
     assert load_settings(path, environ={}).server.http_address == ""
+
+
+def test_wrong_item_is_told_though_the_file_has_a_shorter_list(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "triton: {addresses: ['a:1']}")
+    with pytest.raises(SettingsError, match=r"SIDECAR_TRITON__ADDRESSES: triton\.addresses\.1: "):
+        load_settings(path, environ={"SIDECAR_TRITON__ADDRESSES": "a:1,b"})
 
 
 def test_variables_that_kubernetes_sets_for_a_service_are_not_settings() -> None:

@@ -131,10 +131,11 @@ def with_policies(settings: Settings, policies: tuple[Path, ...]) -> Settings:
 
 def with_console(settings: Settings) -> Settings:
     """The settings with the console, where they do not say, this machine alone reaches it, and no
-    caller needs a certificate that the console would do without."""
+    caller needs a certificate, or the rights to a socket, that the console would do without."""
     section, server = settings.admin, settings.server
     stated = "console" in section.model_fields_set
-    if stated or server.tls_client_ca is not None or not is_loopback(server.http_address):
+    guarded = server.tls_client_ca is not None or not server.grpc_address
+    if stated or guarded or not is_loopback(server.http_address):
         return settings
     return settings.model_copy(update={"admin": section.model_copy(update={"console": True})})
 

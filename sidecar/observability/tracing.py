@@ -99,7 +99,12 @@ class Tracing:
     ) -> None:
         _check_headers()
         self._count = count
-        self._exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"))
+        self._exporter = OTLPSpanExporter(
+            endpoint,
+            insecure=endpoint.startswith("http://"),
+            # A proxy that is meant for the internet knows nothing of a collector.
+            channel_options=(("grpc.enable_http_proxy", 0),),  # type: ignore[arg-type]
+        )
         self._counted = _Counted(self._exporter, count)
         self._made = 0
         self._processor = BatchSpanProcessor(

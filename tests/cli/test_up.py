@@ -199,6 +199,7 @@ CONSOLES: dict[str, tuple[dict[str, dict[str, object]], bool]] = {
         True,
     ),
     "no http": ({"server": {"http_address": ""}}, False),
+    "a socket alone": ({"server": {"grpc_address": "", "uds_path": "/run/s"}}, False),
     "callers need certificates": (
         {"server": {"tls_certificate": "c", "tls_key": "k", "tls_client_ca": "a"}},
         False,
