@@ -27,10 +27,13 @@ from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader
 from sidecar.ext_proc.request import Dialects, HttpHead, HttpRequest, Passed, PassReason
 from sidecar.ext_proc.timing import LatencyObserver, ResponseTimer
 
-_HEADERS: Mapping[int, Any] = {1: {1: {}}}
+_VALUE: dict[int, Any] = {}
+_STRUCT = {1: {2: _VALUE}}
+_VALUE |= {5: _STRUCT, 6: {1: _VALUE}}
+_HEADERS: Mapping[int, Any] = {1: {1: {}}, 2: {2: _STRUCT}}
 _FIELDS: Mapping[str, Mapping[int, Any]] = {
     # Headers and trailers of the request and of its response, metadata and attributes.
-    "Process": {2: _HEADERS, 3: _HEADERS, 6: _HEADERS, 7: _HEADERS, 8: {}, 9: {}}
+    "Process": dict.fromkeys((2, 3, 6, 7), _HEADERS) | {8: {1: {2: _STRUCT}}, 9: {2: _STRUCT}}
 }
 """By method: numbers of the fields of its messages that hold others, and of theirs. There can be
 many on the TCP address, where others than Envoy call as well."""

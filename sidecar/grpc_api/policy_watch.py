@@ -57,11 +57,11 @@ async def watch(
 
 
 async def _send(after: int, wanted: str, context: Context, access: PolicyAccess) -> None:
-    etag = ""
+    sent: Change | None = None
     while True:
-        changes = await _following(after, etag, access)
+        changes = await _following(after, sent, access)
         for change in changes:
-            after, etag = change.number, change.record.etag
+            after, sent = change.number, change
             message = _message(change, wanted)
             if message is not None:
                 await context.write(message)
@@ -69,16 +69,16 @@ async def _send(after: int, wanted: str, context: Context, access: PolicyAccess)
             await access.feed.beyond(after)
 
 
-async def _following(after: int, etag: str, access: PolicyAccess) -> Sequence[Change]:
-    """`etag`: of what the change `after` made; empty if it is not known."""
+async def _following(after: int, sent: Change | None, access: PolicyAccess) -> Sequence[Change]:
+    """`sent`: the change `after`; None if it is not known."""
     limit = _AT_ONCE
 
     def ask(store: PolicyStore) -> Sequence[Change]:
-        if not etag:
+        if sent is None:
             return store.changes_after(after, limit)
         # With the one before: after a failover or a restore another may have its number.
         found = store.changes_after(after - 1, limit + 1)
-        if not found or found[0].record.etag != etag:
+        if not found or found[0] != sent:
             raise refusals.changes_lost(after, "is not the change any more that was sent")
         return found[1:]
 

@@ -271,7 +271,7 @@ def _layers(observer: CallObserver, drain: Drain) -> tuple[Layer, ...]:
 def _refusals(limits: RequestLimits, mounted: Sequence[MountedService]) -> dict[str, Refuse]:
     methods = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].methods
     policies: Refuse = partial(
-        wire.too_long, max_bytes=_MAX_POLICY_REQUEST_BYTES, remedy="split the policy"
+        wire.too_long, max_bytes=_MAX_POLICY_REQUEST_BYTES, remedy="send less at once"
     )
     others: dict[str, Refuse] = {
         f"{service.name}/{method}": partial(wire.refusal, within=fields)

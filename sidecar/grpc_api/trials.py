@@ -22,6 +22,9 @@ _log = structlog.get_logger(__name__)
 _CALL = Call(time_remaining=lambda: None)
 """A browser sets no deadline, so that the configured budget is the whole of it."""
 
+_MAX_OBJECTS = 65_536
+"""Each takes three microseconds to parse, in which the interpreter is held."""
+
 
 class Trials:
     """Decides what `Route` would, within the same limits, and explains it."""
@@ -51,6 +54,11 @@ class Trials:
 
 
 def _message(body: bytes) -> routing_pb2.RouteRequest:
+    if body.count(b"{") > _MAX_OBJECTS:
+        raise SidecarError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the body has more than {_MAX_OBJECTS} objects; leave out the oldest messages",
+        )
     try:
         return Parse(body, routing_pb2.RouteRequest())
     except (ParseError, ValueError, RecursionError):

@@ -65,8 +65,8 @@ def has_too_many(data: bytes, within: Fields) -> bool:
         return False
     try:
         return _left(data, 0, len(data), within, MAX_FIELDS) < 0
-    except IndexError:
-        return False
+    except (IndexError, RecursionError):
+        return False  # Nor does the decoder take what is nested so deeply.
 
 
 def _left(data: bytes, position: int, end: int, within: Fields, left: int) -> int:

@@ -138,8 +138,7 @@ class LivePolicies:
         while True:
             try:
                 number = await self._ask(self._store.last_change)
-                # A database that comes back may be another one, with the same number of changes.
-                if number != self._snapshot.change or self._away:
+                if number != self._snapshot.change or await self._ask(self._is_another):
                     await self._catch_up()
                 self._reached()
                 self._note_problem()
@@ -228,6 +227,15 @@ class LivePolicies:
         # Replaced at every change: whoever waits for the old one has something to look at.
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
+
+    def _is_another(self) -> bool:
+        """True where another change has the number of the last one: a database that was replaced,
+        or has failed over, need not have been seen to be away."""
+        try:
+            last = self._store.changes_after(self._snapshot.change - 1, 1)
+        except SidecarError:
+            return False  # It cannot be read, or is not kept.
+        return any(not _is_in(each, self._snapshot) for each in last)
 
     def _read(self, before: Snapshot) -> Snapshot:
         """The present snapshot, from what has changed if that is little."""
@@ -328,11 +336,11 @@ class LivePolicies:
 def _is_in(change: Change, snapshot: Snapshot) -> bool:
     """True if the snapshot holds what the change, its last one, has made."""
     if isinstance(change.record, CatalogRecord):
-        return change.record.etag == snapshot.catalog.etag
+        return change.record == snapshot.catalog
     known = snapshot.records.get(change.record.policy.resource_name)
     if change.record.deleted:
         return known is None
-    return known is not None and known.etag == change.record.etag
+    return known == change.record
 
 
 def _check(record: PolicyRecord, catalog: CatalogRecord) -> None:

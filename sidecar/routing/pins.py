@@ -83,8 +83,6 @@ class Subject:
 def pin_mode(request: RoutingRequest, policy: Policy) -> PinMode:
     """The policy's word; where it has none, a task keeps its route if the caller shows that it is
     part of a conversation. What a provider keeps a part of cannot go elsewhere."""
-    if request.trial:
-        return PinMode.OFF
     if request.continues and policy.pin is not PinMode.OFF:
         return PinMode.CONVERSATION
     if policy.pin is not None:

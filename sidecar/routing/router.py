@@ -270,6 +270,8 @@ class Router:
         except TimeoutError:
             return fallback(Reason.DEADLINE_EXCEEDED, "The conversation was not read in time.")
         walk.asked = of.asked
+        if walk.request.trial:
+            return None
         walk.pinning = Pinning(self._pins, walk.compiled.policy, of, walk.issuer)
         kept = walk.pinning.kept()
         walk.finish_step("pin")

@@ -150,8 +150,9 @@ class Targets:
         """A policy that is asked for more than its target can answer is held by another as well, if
         one has time for it."""
         for each in closed:
-            wait_s = each.predicted_s(compiled, tokens)
-            if not each.warmth.holds(compiled.ref.digest) and _in_time(each, wait_s, within_s):
+            if each.warmth.holds(compiled.ref.digest) or each.warmth.refused(compiled):
+                continue
+            if _in_time(each, each.predicted_s(compiled, tokens), within_s):
                 each.warmth.request(compiled, each.model)
                 return
 

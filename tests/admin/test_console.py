@@ -189,6 +189,7 @@ WRONG: dict[str, tuple[Any, int, str, str]] = {
     "no policy": ({**ASKED, "policy": "gone"}, 404, "POLICY_NOT_FOUND", "policies/gone"),
     "no model": ({**ASKED, "model": "gone"}, 404, "MODEL_NOT_FOUND", "'gone'"),
     "many messages": ({"messages": [{}] * 4097}, 413, "REQUEST_TOO_LARGE", "4097 messages"),
+    "many objects": (b"{}," * 65_537, 413, "REQUEST_TOO_LARGE", "65536 objects"),
     "many bytes": (b" " * (1024 * 1024 + 1), 413, "REQUEST_TOO_LARGE", "1048576 bytes"),
 }
 

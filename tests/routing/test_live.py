@@ -495,3 +495,16 @@ async def seen(entries: list[MutableMapping[str, Any]], event: str) -> None:
     async with asyncio.timeout(60):
         while all(entry["event"] != event for entry in entries):
             await asyncio.sleep(0.01)
+
+
+async def test_file_that_was_replaced_by_one_with_as_many_changes_is_followed(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "backup").mkdir()
+    backup = parts.sqlite(tmp_path / "backup", policy(description="restored"), policy("other"))
+    backup.close()
+    for end in ("-wal", "-shm"):
+        (tmp_path / f"policies.db{end}").unlink()
+    (tmp_path / "backup" / "policies.db").replace(tmp_path / "policies.db")
+
+    await until(lambda: world.in_force() == "restored")

@@ -634,3 +634,12 @@ def test_policies_that_say_nothing_of_pins_keep_their_digest() -> None:
     assert POLICY.digest() == (
         "sha256:44941972ba73ddc55a40c704008a3292799e68b9c0bfe530c9e26f28ffbc2fb0"
     )
+
+
+async def test_a_trial_asks_what_the_request_would(world: World) -> None:
+    world.model.logits = CODE
+    asked = replace(loop(ask("please review my code")), explain=True)
+    tried = await world.router.decide(replace(asked, trial=True))
+    decision = await world.router.decide(asked)
+
+    assert tried.explanation == decision.explanation

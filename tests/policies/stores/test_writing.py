@@ -378,3 +378,13 @@ def test_two_stores_on_one_database_see_each_others_writes(make: MakeStore) -> N
 
     assert one.policy(SUPPORT) == other.policy(SUPPORT)
     assert one.policy(SUPPORT).revision == 3
+
+
+def test_last_change_is_what_the_snapshot_has_of_it(make: MakeStore) -> None:
+    """By that a database which was replaced is told from one that was not."""
+    store = make(policy("b"), policy("a"))
+    snapshot = store.snapshot()
+
+    (last,) = store.changes_after(snapshot.change - 1, 1)
+
+    assert last.record in (snapshot.catalog, *snapshot.records.values())
