@@ -68,11 +68,13 @@ class Revival:
 
     async def after(self, moment: float, until: float) -> float | None:
         """When it was ready again, if it died after `moment` and before `until`."""
-        while time.perf_counter() < until or self._under_way.locked():
+        while True:
+            if not self._under_way.locked():
+                if self.ready and self.ready[-1] > moment:
+                    return self.ready[-1]
+                if time.perf_counter() >= until:
+                    return None
             await asyncio.sleep(_LOOK_S)
-            if self.ready and self.ready[-1] > moment and not self._under_way.locked():
-                return self.ready[-1]
-        return None
 
     def _alive(self) -> bool:
         return self._triton.exit_code() is None and self._triton.models_alive()

@@ -203,6 +203,14 @@ async def test_a_triton_that_is_down_on_purpose_stays_so(
     assert triton.started == 0
 
 
+async def test_a_triton_that_was_ready_again_late_is_counted_all_the_same() -> None:
+    revival = Revival(Mortal())
+    revival.ready.append(7.0)
+
+    assert await revival.after(moment=3.0, until=5.0) == 7.0
+    assert await revival.after(moment=7.5, until=5.0) is None
+
+
 @pytest.mark.parametrize(
     ("growth", "caches", "slope"),
     [(0, 0, 0.0), (1000, 0, 3_600_000.0), (1000, 1000, 0.0), (0, 1000, -3_600_000.0)],
