@@ -58,6 +58,7 @@ GROUPS = (
 )  # fmt: skip
 
 _SCALES = {"quick": QUICK, "full": FULL, "tiny": TINY}
+_SETTLE_S = 10.0
 _BUSY_LOAD = 0.5
 """Of the last minute's load average for a core, above which times say little."""
 
@@ -254,7 +255,10 @@ async def _of_sidecar(made: Bench, stack: LocalStack, provider: str, never: str)
 
 
 async def _by_kind(made: Bench, asked: Sequence[Kind]) -> AsyncIterator[Row]:
-    for kind in asked:
+    for number, kind in enumerate(asked):
+        if number:
+            # The sidecar that nobody asks now goes on to warm its policies, at the same Triton.
+            await asyncio.sleep(_SETTLE_S)
         async for each in kinds.one_caller(kind, made.scale):
             yield each
 
@@ -277,16 +281,23 @@ async def _load(made: Bench, asked: Sequence[Kind]) -> AsyncIterator[Row]:
 @contextmanager
 def _never_alone(made: Bench, stack: LocalStack) -> Iterator[str]:
     """Address of a second sidecar at the same Triton, whose encoder decides nothing by itself;
-    empty if no group asks it."""
+    empty if no group asks it.
+
+    It has the policy that it is asked for alone: others would be warmed while the first sidecar is
+    measured.
+    """
     if not {"traffic", "load"} & set(made.groups):
         yield ""
         return
-    policies: dict[str, object] = {"paths": made.settings.policies.paths}
+    policies = made.folder / "one-policy"
+    policies.mkdir()
+    documents = traffic.catalog_document(), made.examples.policy_document()
+    (policies / "policy.yaml").write_text("\n---\n".join(map(json.dumps, documents)))
     with served.serving(
         made.engine,
         stack.triton.grpc_address,
         made.folder / "never-alone",
-        policies=policies,
+        policies={"paths": [policies], "default_policy": POLICY},
         routing_model=made.never_alone,
     ) as sidecar:
         yield sidecar.address
