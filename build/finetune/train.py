@@ -66,13 +66,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=whole, default=0, help="with an accelerator: processes that make packs"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --processes: twice the decisions a second after a minute of compiling",
+    )
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--save-minutes", type=not_negative, default=plan.save_minutes)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     check_run(parser, options)
-    if options.dropout and not options.processes:
-        parser.error("--dropout works on batches alone: add --processes")
+    for name in ("dropout", "compile"):
+        if getattr(options, name) and not options.processes:
+            parser.error(f"--{name} works on batches alone: add --processes")
     return options
 
 
@@ -97,7 +103,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     base = read_base(options.base)
     without = list(filter(None, options.without.split(",")))
-    corpus = read_corpus(options.cases, options.written, without)
+    corpus = read_corpus(options.cases, options.written, without, options.other_policies)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
     model, encoder = _train(base, corpus, plan, options)
@@ -124,10 +130,12 @@ def _train(
             made = Batches(mixture, plan.packs_per_step, options.processes, by_length)
             batches = stack.enter_context(closing(made))
         model = _begin(base, options.start).to(options.device)
+        model.compiled = options.compile
         trainer = Trainer(model, mixture, plan, options.out, batches)
         if options.resume:
             trainer.resume(options.resume)
         progress = trainer.run()
+        model.compiled = False
     log.info("step %d, %d decisions", progress.step, progress.decisions)
     return model, encoder
 

@@ -91,7 +91,7 @@ def main() -> None:
     torch.manual_seed(plan.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     without = list(filter(None, options.without.split(",")))
-    corpus = read_corpus(options.cases, options.written, without)
+    corpus = read_corpus(options.cases, options.written, without, options.other_policies)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
     model, encoder = _train(corpus, plan, options)

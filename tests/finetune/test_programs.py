@@ -101,6 +101,7 @@ REFUSED = {
     f"{TRAIN} --out run --minutes nan": "--minutes: must be a number, 0 or more",
     f"{TRAIN} --out run --weight own=-1": "--weight: must be a number, 0 or more",
     f"{TRAIN} --out run --decay 2": "--decay: must be from 0 to 1",
+    f"{TRAIN} --out run --compile": "--compile works on batches alone: add --processes",
     f"{TRAIN} --out old": "--out: old/checkpoint.pt is that of another run",
     f"{TRAIN} --out old --resume run/checkpoint.pt": "--out: old/checkpoint.pt is that of another",
     f"{TRAIN} --out run --resume a --start b": "give one of the two",

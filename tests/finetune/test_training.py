@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="torch is not installed; only training needs
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
 import torch
+from router_training import batched
 from router_training.batched import Batch, Batches, batch_log_probs, by_length, collate
 from router_training.cases import Case, Request, RouteText
 from router_training.encoding import EncodedDraw, Encoder
@@ -23,6 +24,7 @@ from router_training.llama import Llama, LlamaShape, blocks_of_sight
 from router_training.loop import Plan, Trainer, candidate_log_probs
 from router_training.mixture import Mixture, build_mixture
 from router_training.packing import pack_prompts
+from torch import Tensor
 
 from sidecar.inference.tokenizer import HfTokenizer
 
@@ -187,6 +189,33 @@ def test_batches_have_the_probabilities_of_their_packs(mixture: Mixture[EncodedD
         for expected in log_probs:
             torch.testing.assert_close(next(rows)[: len(expected)], expected)
     assert next(rows, None) is None
+
+
+def test_compiled_layers_are_for_several_packs_and_compute_the_same(
+    mixture: Mixture[EncodedDraw], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the compiler makes of them takes a minute to make, so that here it is what it was."""
+    compiled: list[int] = []
+
+    def counting(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
+        def counted(*arguments: Any) -> Tensor:
+            compiled.append(len(arguments[1]))
+            return function(*arguments)
+
+        return counted
+
+    batched._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", counting)
+    model = tiny_model()
+    draws = [mixture.draw(number) for number in range(3)]
+    with torch.inference_mode():
+        plain = batch_log_probs(model, collate(draws), torch.device("cpu"))
+        model.compiled = True
+        together = batch_log_probs(model, collate(draws), torch.device("cpu"))
+        batch_log_probs(model, collate(draws[:1]), torch.device("cpu"))
+    batched._compiled.cache_clear()
+    torch.testing.assert_close(together, plain)
+    assert compiled == [3] * SHAPE.layers
 
 
 def test_batches_are_made_in_order_by_other_processes(mixture: Mixture[EncodedDraw]) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from router_training.encoding import EncodedDraw
-from router_training.llama import Attention, Llama, rotary_table, rotate
+from router_training.llama import Attention, Layer, Llama, rotary_table, rotate
 from router_training.packing import Pack
 
 _ALIGNED = 64
@@ -167,11 +168,26 @@ def hidden_states(model: Llama, batch: Padded, device: torch.device) -> Tensor:
     cos, sin = rotary_table(positions.flatten(), model.shape, x.dtype)
     cos = cos.view(*positions.shape, -1)[:, None]
     sin = sin.view(*positions.shape, -1)[:, None]
+    # One pack alone would be compiled for by itself.
+    through = _compiled() if model.compiled and len(ids) > 1 else _through
     for layer in model.model.layers:
-        attended = _attended(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
-        x = x + functional.dropout(attended, model.dropout)
-        x = x + functional.dropout(layer.mlp(layer.post_attention_layernorm(x)), model.dropout)
+        x = through(layer, x, cos, sin, mask, model.dropout)
     out: Tensor = model.model.norm(x.flatten(0, 1)[_on(batch.read_at, device)])
+    return out
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(_through, dynamic=True)
+    return compiled
+
+
+def _through(
+    layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, dropout: float
+) -> Tensor:
+    attended = _attended(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
+    x = x + functional.dropout(attended, dropout)
+    out: Tensor = x + functional.dropout(layer.mlp(layer.post_attention_layernorm(x)), dropout)
     return out
 
 

@@ -37,24 +37,27 @@ def held_out(key: str) -> bool:
 
 
 def read_corpus(
-    cases: Sequence[Path], written: Sequence[Path] = (), without: Collection[str] = ()
+    cases: Sequence[Path],
+    written: Sequence[Path] = (),
+    without: Collection[str] = (),
+    others: Sequence[Path] = (),
 ) -> Corpus:
     """Families `without` are left out and go, like two in a hundred of the rest, to `held_out`.
 
     Where the policies of `written` are given, the cases drawn from them are not read, except those
-    of held-out policies. A family that mixes others is left out whenever any other is.
+    of held-out policies. `others` are policies like these from elsewhere, which stay where the
+    family `written` is left out. A family that mixes others is left out whenever any other is.
 
     Raises InputError for files that cannot be read, and for `without` of unknown families.
     """
     corpus = Corpus()
     left_out = {*without, *(("mix",) if without else ())}
-    for path in written:
+    kept = () if _WRITTEN in left_out else written
+    for path in (*written, *others):
         corpus.files.append(str(path))
-        corpus.written += [
-            policy
-            for policy in read_written(path)
-            if not held_out(policy.id) and _WRITTEN not in left_out
-        ]
+        policies = read_written(path)
+        if path in kept or path in others:
+            corpus.written += [policy for policy in policies if not held_out(policy.id)]
     known = {*WEIGHTS, *MEASURE_ONLY}
     for path in case_files(cases):
         corpus.files.append(str(path))

@@ -118,7 +118,7 @@ class Llama(nn.Module):
     """One packed sequence at a time: `ids` [length] with explicit positions and mask.
 
     `dropout` is the share of what each layer adds that is left out while training in batches, and
-    0 at all other times.
+    0 at all other times. `compiled` layers take a minute to begin with; in batches alone.
     """
 
     def __init__(self, shape: LlamaShape, recompute: bool = False) -> None:
@@ -126,6 +126,7 @@ class Llama(nn.Module):
         self.shape = shape
         self.recompute = recompute
         self.dropout = 0.0
+        self.compiled = False
         self.model = Body(shape)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, read_at: Tensor) -> Tensor:

@@ -15,6 +15,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--written", type=Path, nargs="*", default=[], help="written policies (.jsonl[.gz])"
     )
+    parser.add_argument(
+        "--other-policies",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="as --written, of elsewhere: --without written leaves them in",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--without", default="", help="families to leave out, comma-separated")
     parser.add_argument("--resume", type=Path, help="checkpoint.pt to go on from")
