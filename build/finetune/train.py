@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="with --processes: twice the decisions a second after a minute of compiling",
+        help="with --processes: nearly twice the decisions a second, after a minute of compiling",
     )
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--save-minutes", type=not_negative, default=plan.save_minutes)

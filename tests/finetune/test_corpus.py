@@ -12,6 +12,7 @@ from router_training.corpus import held_out, read_corpus
 
 OURS = Path(__file__).parents[2] / "build" / "finetune" / "written_policies.jsonl.gz"
 UNSEEN = OURS.with_name("unseen_cases.jsonl.gz")
+FRESH = OURS.with_name("fresh_cases.jsonl.gz")
 
 
 def written(name: str) -> dict[str, Any]:
@@ -53,6 +54,24 @@ def test_policies_of_all_files_are_trained_on_but_those_held_out(
     assert corpus.files == [str(first), str(second)]
 
 
+def test_policies_of_elsewhere_stay_where_the_written_ones_are_left_out(
+    tmp_path: Path, kept_and_held: tuple[str, str]
+) -> None:
+    kept, held = kept_and_held
+    case = {
+        "family": "written",
+        "conversation": [{"role": "user", "content": "hi"}],
+        "routes": [{"name": "billing", "description": "invoices"}],
+        "label": "other",
+    }
+    cases = write(tmp_path / "cases.jsonl", {"id": "train-written-a-1-0001", **case})
+    theirs = write(tmp_path / "theirs.jsonl", written(f"{kept}-theirs"))
+    ours = write(tmp_path / "ours.jsonl", written(kept), written(held))
+    corpus = read_corpus([cases], [theirs], without=["written"], others=[ours])
+    assert [policy.id for policy in corpus.written] == [kept]
+    assert [each.id for each in corpus.held_out] == ["train-written-a-1-0001"]
+
+
 def test_cases_drawn_from_written_policies_are_left_to_the_policies(
     tmp_path: Path, kept_and_held: tuple[str, str]
 ) -> None:
@@ -77,13 +96,15 @@ def test_cases_drawn_from_written_policies_are_left_to_the_policies(
     assert [case.id for case in alone.families["written"]] == [f"train-written-{kept}-1-0001"]
 
 
-def test_no_unseen_case_is_of_a_policy_to_train_on() -> None:
-    cases = list(read_cases(UNSEEN))
-    policies = {case.id.removeprefix("unseen-").rsplit("-", 1)[0] for case in cases}
-    assert len(policies) >= 100
+@pytest.mark.parametrize(("file", "policies"), [(UNSEEN, 100), (FRESH, 60)])
+def test_no_unseen_case_is_of_a_policy_to_train_on(file: Path, policies: int) -> None:
+    cases = list(read_cases(file))
+    family = file.name.split("_")[0]
+    found = {case.id.removeprefix(f"{family}-").rsplit("-", 1)[0] for case in cases}
+    assert len(found) >= policies
     assert len({case.id for case in cases}) == len(cases)
-    assert {case.family for case in cases} == {"unseen"}
-    assert not policies & {policy.id.split("-", 2)[-1] for policy in read_written(OURS)}
+    assert {case.family for case in cases} == {family}
+    assert not found & {policy.id.split("-", 2)[-1] for policy in read_written(OURS)}
     routes = [{(route.name, route.description) for route in case.routes} for case in cases]
     shown = [
         {(route.name, text) for route in policy.routes for text in route.descriptions}
