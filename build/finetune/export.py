@@ -18,13 +18,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from router_training.base import read_base
+from router_training.base import Base, read_base
 from router_training.checkpoint import load_weights
 from router_training.delta import sha256_of, write_delta
 from router_training.encoder_model import (
     FloatArray,
     base_weights,
     blended,
+    load_second_opinion,
     trained_weights,
     untrained,
 )
@@ -32,6 +33,7 @@ from router_training.errors import InputError
 from router_training.loading import load_model, numpy_weights
 from router_training.options import positive, share
 from router_training.program import run
+from torch import Tensor
 
 from sidecar.engines.adapter import (
     SECOND_OPINION,
@@ -46,7 +48,11 @@ from sidecar.engines.encoder import ADDED
 from sidecar.engines.engine_directory import FusionFacts
 from sidecar.prompts import FORMATS
 
-_SEVERAL = "checkpoint.pt; of several runs, their average is taken (model soups, arXiv 2203.05482)"
+_SEVERAL = (
+    "checkpoint.pt, or .safetensors of an adapter; of several, their average is taken (model "
+    "soups, arXiv 2203.05482)"
+)
+_ADAPTER = ".safetensors"
 
 _KNOWN = "by default that of the router that comes along, if it was made from the same file"
 
@@ -90,14 +96,26 @@ def main() -> None:
 
 def _adapter(options: argparse.Namespace) -> None:
     base = read_base(options.base)
-    tuned = _mean([numpy_weights(load_model(base, path)) for path in options.checkpoint])
+    tuned = _mean([_language_model(base, path) for path in options.checkpoint])
     untuned = numpy_weights(base.model())
     write_delta(options.out / WEIGHTS, untuned, tuned, options.bits, sha256_of(base.file))
 
 
+def _language_model(base: Base, path: Path) -> dict[str, FloatArray]:
+    adapter = path if path.suffix == _ADAPTER else None
+    return numpy_weights(load_model(base, None if adapter else path, adapter))
+
+
+def _encoder(untuned: Path, path: Path) -> dict[str, Tensor]:
+    if path.suffix != _ADAPTER:
+        return trained_weights(path)
+    weights: dict[str, Tensor] = load_second_opinion(untuned, path, None).state_dict()
+    return weights
+
+
 def _second_opinion(options: argparse.Namespace) -> None:
     model, source = untrained(options.encoder)
-    runs = [trained_weights(path) for path in options.checkpoint]
+    runs = [_encoder(options.encoder, path) for path in options.checkpoint]
     for path, run_weights in zip(options.checkpoint, runs, strict=True):
         load_weights(model, run_weights, path)
     tuned = _mean([{name: tensor.numpy() for name, tensor in run.items()} for run in runs])

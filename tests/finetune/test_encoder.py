@@ -3,6 +3,9 @@ is not installed."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -123,6 +126,30 @@ def test_what_is_exported_decides_as_what_was_trained(
     for (case, before), (same_case, after) in pairs:
         assert case.id == same_case.id
         assert after == pytest.approx(before, abs=0.1 * np.ptp(before))
+
+
+def test_adapters_are_averaged_like_runs(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(name: str, *runs: Path) -> Path:
+        words = ["--encoder", str(base), "--out", str(tmp_path / name), "--checkpoint"]
+        monkeypatch.setattr(sys, "argv", ["export.py", "second-opinion", *words, *map(str, runs)])
+        import_module("export").main()
+        return tmp_path / name / "second_opinion.safetensors"
+
+    def weights(path: Path) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = load_second_opinion(base, path, None).state_dict()
+        return found
+
+    EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path / "run").run()
+    EncoderTrainer(tiny_model(base), mixture, replace(PLAN, rate=1e-3), tmp_path / "slow").run()
+    one = exported("one", tmp_path / "run" / "checkpoint.pt")
+    two = exported("two", tmp_path / "slow" / "checkpoint.pt")
+    first, second, both = weights(one), weights(two), weights(exported("both", one, two))
+    for name, tensor in both.items():
+        expected = (first[name] + second[name]) / 2
+        # Within what half-precision vectors and four bits a weight leave.
+        assert float((tensor - expected).norm()) <= 0.2 * float((first[name] - second[name]).norm())
 
 
 def test_texts_that_are_computed_together_are_as_each_alone(base: Path) -> None:
