@@ -92,7 +92,7 @@ def test_dialogue_turns_carry_all_that_was_said_before() -> None:
 
 
 def test_foreign_routes_take_no_request_of_the_policy() -> None:
-    limits = Limits(distractors=1.0, crowds=0.0, removed=0.0, merged=0.0, rest=0.0)
+    limits = Limits(distractors=1.0, crowds=0.0, removed=0.0)
     source = WrittenSource([GARDEN], Foreigners.of([GARDEN, LAW]), limits)
     for seed in range(20):
         draw = source.draw(Random(seed))
@@ -104,7 +104,7 @@ def test_foreign_routes_take_no_request_of_the_policy() -> None:
 
 
 def test_strangers_are_other() -> None:
-    limits = Limits(distractors=0.0, crowds=0.0, removed=0.0, strangers=0.5, merged=0.0, rest=0.0)
+    limits = Limits(distractors=0.0, crowds=0.0, removed=0.0, strangers=0.5)
     source = WrittenSource([GARDEN], Foreigners.of([GARDEN, LAW]), limits)
     asked = [r for seed in range(20) for r in source.draw(Random(seed)).requests]
     strangers = [r for r in asked if r.turns[-1][1] in ("an NDA with Acme", "we are being sued")]

@@ -27,7 +27,6 @@ class Rates:
     command_beside: float = 0.025
     command_alone: float = 0.004
     pasted: float = 0.015
-    rough: float = 0.2
 
 
 _ANYTHING = re.compile(
@@ -125,28 +124,8 @@ def with_conversation_moves(
     """Some requests become follow-ups, topic shifts or closings, or carry commands or pastes."""
     requests: list[Request] = []
     for request in draw.requests:
-        moved = _moved(request, draw, rng, rates, pasted_texts)
-        if rng.random() < rates.rough:
-            moved = _with_last(moved, roughened(moved.turns[-1][1], rng))
-        requests.append(moved)
+        requests.append(_moved(request, draw, rng, rates, pasted_texts))
     return Draw(draw.family, draw.routes, tuple(requests))
-
-
-def roughened(text: str, rng: Random) -> str:
-    """As people type in haste: small letters, no marks, a letter missing, twice or out of place."""
-    kind = rng.randrange(4)
-    if kind == 0:
-        return text.lower()
-    if kind == 1:
-        return re.sub(r"[^\w\s]+(?=\s|$)", "", text) or text
-    words = [found.span() for found in re.finditer(r"[^\W\d_]{4,}", text)]
-    if not words:
-        return text
-    start, end = rng.choice(words)
-    at = rng.randrange(start, end - 1)
-    first, second = text[at], text[at + 1]
-    changed = rng.choice((second, second + first, first * 2 + second))
-    return text[:at] + changed + text[at + 2 :]
 
 
 def _moved(

@@ -9,7 +9,6 @@ from typing import Generic, Protocol, TypeVar
 
 from router_training.augment import Rates, renamed, shuffled, with_conversation_moves
 from router_training.cases import Case, Draw, WrittenPolicy
-from router_training.composed import ComposedSource
 from router_training.errors import InputError
 from router_training.sources import FamilySource, Foreigners, Limits, Source, WrittenSource
 
@@ -17,8 +16,7 @@ MEASURE_ONLY = frozenset({"t0"})
 """Families whose licence does not let them train a model that is shipped."""
 
 WEIGHTS: Mapping[str, float] = {
-    "written": 0.42,
-    "composed": 0.08,
+    "written": 0.48,
     "assistant": 0.07,
     "clinc": 0.09,
     "sgd": 0.06,
@@ -94,8 +92,6 @@ def build_mixture(
     shares = {**WEIGHTS, **(weights or {})}
     foreigners = Foreigners.of(written)
     sources: list[Source] = [WrittenSource(written, foreigners, limits)] if written else []
-    if composed := ComposedSource(written, foreigners, limits):
-        sources.append(composed)
     for name, cases in families.items():
         usable = [case for case in cases if not _unanswerable(case)]
         if usable:

@@ -17,9 +17,10 @@ from typing import Protocol
 
 from router_training.augment import takes_anything
 from router_training.cases import OTHER, Case, Draw, Request, RouteText, Turn, WrittenPolicy
-from router_training.rewritten import FLAT_LEVELS, merged, with_exception, with_rest
 from sidecar.prompts.second_opinion import name_words
 
+_FLAT_LEVELS = frozenset({"action", "domain", "opaque"})
+"""Levels without parent routes: a removed route leaves its requests to nobody."""
 _AS_THEY_ARE = frozenset({"opaque_names", "near_duplicate", "fallback"})
 """Tags of cases whose route list means something for them alone."""
 _SHORT_CLOSING_WORDS = 6
@@ -52,9 +53,6 @@ class Limits:
         distractors, crowds: chance of a few routes from elsewhere, and of `crowd` of them.
         strangers: share of requests that no route takes, elsewhere.
         removed: chance that a written policy lacks some of its routes.
-        merged: chance that two of its routes are one.
-        exceptions: chance that one of its routes says that it takes nothing of a removed one.
-        rest: chance that a route takes what no other does.
     """
 
     requests: int = 24
@@ -64,9 +62,6 @@ class Limits:
     crowds: float = 0.03
     crowd: tuple[int, int] = (25, 60)
     removed: float = 0.35
-    merged: float = 0.12
-    exceptions: float = 0.3
-    rest: float = 0.05
 
 
 def content_words(texts: Iterable[str]) -> frozenset[str]:
@@ -117,7 +112,7 @@ class Foreigners:
             return self._with_routes(draw, home, rng.randint(*limits.crowd), rng)
         if chance < limits.distractors:
             return self._with_routes(draw, home, rng.randint(1, 6), rng)
-        return self.with_strangers(draw, home, rng, limits.strangers)
+        return self._with_strangers(draw, home, rng, limits.strangers)
 
     def _with_routes(self, draw: Draw, home: str, count: int, rng: Random) -> Draw:
         """`draw` with foreign routes, without the requests that a foreign route might now take."""
@@ -130,7 +125,7 @@ class Foreigners:
         requests = tuple(r for r in draw.requests if OTHER not in r.right or _is_closing(r))
         return Draw(draw.family, (*draw.routes, *foreign), requests)
 
-    def with_strangers(self, draw: Draw, home: str, rng: Random, share: float) -> Draw:
+    def _with_strangers(self, draw: Draw, home: str, rng: Random, share: float) -> Draw:
         """`draw` with requests that none of its routes takes, up to `share` of all."""
         if any(takes_anything(route) for route in draw.routes):
             return draw
@@ -165,31 +160,18 @@ class WrittenSource:
 
     def draw(self, rng: Random) -> Draw:
         policy = rng.choice(self.policies)
-        if rng.random() < self.limits.merged:
-            policy = merged(policy, rng)
         kept = self._kept_routes(policy, rng)
-        described = [
-            RouteText(route.name, rng.choice(route.descriptions)) for route in policy.routes
-        ]
-        routes = tuple(route for route in described if route.name in kept)
-        removed = [route for route in described if route.name not in kept]
-        flat = policy.level in FLAT_LEVELS
-        requests = list(written_requests(policy, kept, flat, rng))
+        routes = tuple(
+            RouteText(route.name, rng.choice(route.descriptions))
+            for route in policy.routes
+            if route.name in kept
+        )
+        orphans_are_other = policy.level in _FLAT_LEVELS
+        requests = list(written_requests(policy, kept, orphans_are_other, rng))
         rng.shuffle(requests)
         requests = _with_few_others(requests, self.limits.requests)
-        if flat and removed and rng.random() < self.limits.exceptions:
-            routes = with_exception(routes, removed, rng)
         draw = Draw(self.name, routes, tuple(requests))
-        if rng.random() < self.limits.rest:
-            return self._with_rest(draw, policy, rng)
         return self.foreigners.mixed_in(draw, policy.id, rng, self.limits)
-
-    def _with_rest(self, draw: Draw, policy: WrittenPolicy, rng: Random) -> Draw:
-        """What the policy's own `other` says may ask for nothing (thanks): strangers replace it."""
-        routed = tuple(request for request in draw.requests if OTHER not in request.right)
-        draw = replace(draw, requests=routed)
-        share = self.limits.strangers
-        return with_rest(self.foreigners.with_strangers(draw, policy.id, rng, share), rng)
 
     def _kept_routes(self, policy: WrittenPolicy, rng: Random) -> frozenset[str]:
         names = [route.name for route in policy.routes]
