@@ -73,6 +73,12 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=value)
     parser.add_argument("--requests-per-draw", type=count, default=24)
     parser.add_argument(
+        "--routes-per-draw",
+        type=count,
+        default=60,
+        help="cases with more routes are not trained on; memory grows with them",
+    )
+    parser.add_argument(
         "--processes", type=whole, default=0, help="with an accelerator: processes that make draws"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -107,7 +113,7 @@ def _train(
 ) -> tuple[SecondOpinionModel, TextsEncoder]:
     """The averaged model."""
     texts = encoder_texts(HfTokenizer(options.encoder / "tokenizer.json"))
-    encoder = TextsEncoder(texts, options.requests_per_draw)
+    encoder = TextsEncoder(texts, options.requests_per_draw, options.routes_per_draw)
     weights = dict(options.weight)
     mixture = build_mixture(corpus.families, corpus.written, encoder, plan.seed, weights=weights)
     adapter = options.start if options.start and options.start.suffix == _ADAPTER else None

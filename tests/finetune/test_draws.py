@@ -15,6 +15,7 @@ from router_training.cases import (
     WrittenPolicy,
     WrittenRoute,
 )
+from router_training.errors import InputError
 from router_training.mixture import build_mixture
 from router_training.sources import (
     FamilySource,
@@ -202,8 +203,33 @@ def own_cases(count: int, granularity: str = "mixed") -> list[Case]:
 
 
 class AsDrawn:
+    limit = ""
+
     def encode(self, draw: Draw) -> Draw:
         return draw
+
+
+class OfTwoRoutes:
+    limit = "more than two routes"
+
+    def encode(self, draw: Draw) -> Draw | None:
+        return draw if len(draw.routes) <= 2 else None
+
+
+def test_own_cases_that_the_model_cannot_read_are_not_drawn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cases = [a_case(1, "loans", "cards", "loans"), a_case(2, "loans", "cards", "loans", "fraud")]
+    cases = [replace(case, granularity="mixed") for case in cases]
+    mixture = build_mixture({"bank": cases}, [], OfTwoRoutes(), seed=0)
+    assert all(len(mixture.draw(number).routes) == 2 for number in range(20))
+    assert "1 of 2 cases of bank are left out: more than two routes" in caplog.text
+
+
+def test_own_cases_of_which_the_model_reads_none_are_refused() -> None:
+    cases = [a_case(1, "loans", "cards", "loans", "savings")]
+    with pytest.raises(InputError, match="no case can be trained on: more than two routes"):
+        build_mixture({"bank": cases}, [], OfTwoRoutes(), seed=0)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(7, 7), (200, Limits().requests)])

@@ -175,6 +175,13 @@ class AnswerEncoder:
     max_prompt: int = 2048
     max_pack: int = 704
 
+    @property
+    def limit(self) -> str:
+        return (
+            f"the routes leave no room for a conversation in {self.max_prompt} tokens, or have too "
+            "few names apart: shorten descriptions, remove routes"
+        )
+
     def encode(self, draw: Draw) -> EncodedAnswers | None:
         """None if the routes leave no room for a conversation, or have too few names apart.
 

@@ -48,6 +48,10 @@ class TextsEncoder:
     max_requests: int = 24
     max_routes: int = 60
 
+    @property
+    def limit(self) -> str:
+        return f"more than {self.max_routes} routes; give more with --routes-per-draw"
+
     def encode(self, draw: Draw) -> EncodedTexts | None:
         """None if the draw has too many routes."""
         if len(draw.routes) > self.max_routes:

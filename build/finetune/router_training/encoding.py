@@ -62,6 +62,13 @@ class Encoder:
     max_prompt: int = 2048
     max_pack: int = 768
 
+    @property
+    def limit(self) -> str:
+        return (
+            f"the routes leave no room for a conversation in {self.max_prompt} tokens, or have no "
+            "words for labels; a sidecar refuses them, too: shorten descriptions, remove routes"
+        )
+
     def encode(self, draw: Draw) -> EncodedDraw | None:
         """None if the routes leave no room for a conversation."""
         try:

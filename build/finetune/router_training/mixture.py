@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
 from router_training.augment import Rates, renamed, shuffled, with_conversation_moves
-from router_training.cases import Case, Draw, WrittenPolicy
+from router_training.cases import Case, Draw, RouteText, WrittenPolicy
 from router_training.errors import InputError
 from router_training.sources import FamilySource, Foreigners, Limits, Source, WrittenSource
+
+log = logging.getLogger(__name__)
 
 MEASURE_ONLY = frozenset({"t0"})
 """Families whose licence does not let them train a model that is shipped."""
@@ -40,7 +43,14 @@ Out = TypeVar("Out", covariant=True)
 
 
 class DrawEncoder(Protocol[Out]):
-    """What a model reads of a draw."""
+    """What a model reads of a draw.
+
+    Args:
+        limit: what a draw that it cannot take is like, and what to do about it.
+    """
+
+    @property
+    def limit(self) -> str: ...
 
     def encode(self, draw: Draw) -> Out | None:
         """None if it cannot take the draw."""
@@ -94,9 +104,18 @@ def build_mixture(
     sources: list[Source] = [WrittenSource(written, foreigners, limits)] if written else []
     for name, cases in families.items():
         usable = [case for case in cases if not _unanswerable(case)]
+        own = name not in WEIGHTS
+        if own:
+            usable = _readable(usable, encoder)
+            if left_out := len(cases) - len(usable):
+                log.warning(
+                    "%d of %d cases of %s are left out: %s",
+                    *(left_out, len(cases), name, encoder.limit),
+                )
         if usable:
-            own = name not in WEIGHTS
             sources.append(FamilySource(name, usable, foreigners, limits, own=own))
+    if not sources and any(families.values()):
+        raise InputError(f"no case can be trained on: {encoder.limit}")
     if not sources:
         raise InputError("no cases to train on; name them with --cases or --written")
     found = {source.name for source in sources}
@@ -115,6 +134,17 @@ def build_mixture(
         seed,
         pasted_texts=_pasted_texts(written),
     )
+
+
+def _readable(cases: Sequence[Case], encoder: DrawEncoder[Encoded]) -> list[Case]:
+    """Those whose routes the model reads. A draw of others is drawn again: without end, if a user's
+    own cases have no others."""
+    reads: dict[tuple[RouteText, ...], bool] = {}
+    for case in cases:
+        if case.routes not in reads:
+            draw = Draw(case.family, case.routes, (case.request,))
+            reads[case.routes] = encoder.encode(draw) is not None
+    return [case for case in cases if reads[case.routes]]
 
 
 def _unanswerable(case: Case) -> bool:
