@@ -3,6 +3,8 @@ is not installed."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -99,6 +101,21 @@ def test_a_resumed_run_goes_on_where_it_stopped(
     second.resume(tmp_path / "checkpoint.pt")
     assert second.progress.step == 10
     assert second.run().step == 20
+
+
+def test_an_interrupted_run_ends_its_step_and_goes_on_from_there(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    class Interrupted(EncoderTrainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            if self.progress.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"--resume .*checkpoint\.pt goes on"):
+        Interrupted(tiny_model(base), mixture, PLAN, tmp_path).run()
+    second = EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path)
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.progress.step == 3
 
 
 def test_words_stay_as_they_are(base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path) -> None:

@@ -149,13 +149,24 @@ def test_what_is_wrong_with_the_input_is_said(
         run(raising(error))
 
 
+def test_an_interruption_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["build/finetune/train.py"])
+    with pytest.raises(SystemExit) as end:
+        run(raising(KeyboardInterrupt("--resume run/checkpoint.pt goes on")))
+    assert end.value.code == 130
+    said = capsys.readouterr().err
+    assert said == "train.py: interrupted; --resume run/checkpoint.pt goes on\n"
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyError, RuntimeError, ZeroDivisionError])
 def test_a_defect_keeps_its_traceback(kind: type[Exception]) -> None:
     with pytest.raises(kind, match="inside"):
         run(raising(kind("inside")))
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         raise error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,56 @@ def test_a_resumed_run_goes_on_where_it_stopped(
     assert second.progress.step == 10
     assert second.run().step == 20
     assert json.loads((tmp_path / "progress.json").read_text())["packs"] == 160
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_step_and_goes_on_from_there(
+    number: signal.Signals, mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    class Interrupted(Trainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            if self.progress.step == 3:
+                os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match=r"--resume .*checkpoint\.pt goes on"):
+        Interrupted(tiny_model(), mixture, PLAN, tmp_path).run()
+    assert signal.getsignal(number) is handler
+    second = Trainer(tiny_model(), mixture, replace(PLAN, steps=2), tmp_path)
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.progress.step == 3
+    assert second.run().step == 5
+
+
+def test_an_interrupted_run_goes_on_with_its_weights_and_not_their_average(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    class Interrupted(Trainer):
+        def _note(self, outcomes: list[Any]) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(tiny_model(), mixture, replace(PLAN, averaging=0.9), tmp_path).run()
+    state = torch.load(tmp_path / "checkpoint.pt")
+    model = tiny_model()
+    model.load_state_dict(state["model"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert not all(map(torch.equal, trained, state["average"]))
+
+
+def test_a_run_goes_on_where_it_cannot_be_saved_meanwhile(
+    mixture: Mixture[EncodedDraw], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Trainer):
+        def save(self) -> None:
+            if self.progress.step < PLAN.steps:
+                raise InputError("checkpoint.pt: cannot be written")
+            super().save()
+
+    plan = replace(PLAN, save_minutes=0.0)
+    assert Full(tiny_model(), mixture, plan, tmp_path).run().step == PLAN.steps
+    assert "checkpoint.pt: cannot be written; the run goes on" in caplog.text
+    assert (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_run_goes_on_with_the_layers_frozen_that_were(
@@ -229,6 +281,20 @@ def test_batches_are_made_in_order_by_other_processes(mixture: Mixture[EncodedDr
         expected = collate([mixture.draw(2 * number), mixture.draw(2 * number + 1)])
         assert (batch.ids == expected.ids).all()
         assert (batch.right == expected.right).all()
+
+
+def test_batches_are_made_on_where_ctrl_c_reaches_every_process(
+    mixture: Mixture[EncodedDraw],
+) -> None:
+    batches = Batches(mixture, 2, 1, by_length)
+    try:
+        batches.batch(0)
+        for process in batches._pool._processes:
+            os.kill(process, signal.SIGINT)
+        for number in range(1, 6):
+            batches.batch(number)
+    finally:
+        batches.close()
 
 
 def test_a_pack_far_longer_than_the_others_does_not_pad_them(

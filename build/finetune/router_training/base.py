@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from router_training.errors import InputError
+from router_training.files import written_whole
 from router_training.llama import Llama, LlamaShape
 from sidecar.engines.gguf_source import open_gguf
 from sidecar.engines.hf_source import open_hugging_face
@@ -71,7 +72,8 @@ def weights_file(path: Path) -> Path:
 
 
 def write_hugging_face(path: Path, model: Llama, tokenizer: Tokenizer) -> None:
-    """A `LlamaForCausalLM` directory in bfloat16: config, tokenizer, weights."""
+    """A `LlamaForCausalLM` directory in bfloat16: config, tokenizer, weights. Raises
+    OSError or InputError if it cannot be written."""
     path.mkdir(parents=True, exist_ok=True)
     shape = model.shape
     config: dict[str, Any] = {
@@ -102,4 +104,5 @@ def write_hugging_face(path: Path, model: Llama, tokenizer: Tokenizer) -> None:
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with written_whole(path / "model.safetensors") as file:
+        save_file(weights, file, metadata={"format": "pt"})

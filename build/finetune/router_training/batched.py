@@ -7,6 +7,7 @@ nothing on padding, as a CPU wants it.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -247,7 +248,10 @@ class Batches(Generic[Drawn, Made]):
         self._make = make
         self._ahead = 3 * processes
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(processes, mp_context=context)
+        # Ctrl-C reaches every process of a terminal: who asks for batches ends the step first.
+        self._pool = ProcessPoolExecutor(
+            processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        )
         self._waiting: deque[tuple[int, Future[Made]]] = deque()
         # Forked now, not when the first batch is asked for.
         list(self._pool.map(abs, range(processes)))

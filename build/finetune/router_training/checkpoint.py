@@ -1,9 +1,11 @@
-"""Reads `checkpoint.pt` of a run."""
+"""`checkpoint.pt` and `progress.json` of a run."""
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from router_training.errors import InputError
+from router_training.files import written_whole
+from router_training.options import CHECKPOINT
+
+log = logging.getLogger(__name__)
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """The last one stays whole until this one is. Raises OSError, InputError if it cannot be
+    written."""
+    with written_whole(folder / CHECKPOINT) as file:
+        torch.save(dict(state), file)
+    with written_whole(folder / "progress.json") as file:
+        file.write_text(json.dumps(state["progress"]) + "\n")
+
+
+def save_meanwhile(save: Callable[[], None]) -> None:
+    """In a run that goes on, also where the disk is full for a while."""
+    try:
+        save()
+    except (InputError, OSError) as error:
+        log.warning("%s; the run goes on", error)
+
+
+def interrupted(folder: Path) -> KeyboardInterrupt:
+    return KeyboardInterrupt(f"--resume {folder / CHECKPOINT} goes on")
 
 
 def read_checkpoint(path: Path, *needed: str, device: torch.device | str = "cpu") -> dict[str, Any]:

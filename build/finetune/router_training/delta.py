@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from router_training.files import written_whole
 from sidecar.engines.delta import FORMAT, LEVELS
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -73,7 +74,8 @@ def write_delta(
     Args:
         added: vectors that the base has not.
 
-    Raises ValueError if the two do not have the same names and shapes.
+    Raises ValueError if the two do not have the same names and shapes; OSError or InputError if it
+    cannot be written.
     """
     if {n: w.shape for n, w in base.items()} != {n: w.shape for n, w in tuned.items()}:
         raise ValueError("base and tuned weights differ in their names or shapes")
@@ -88,7 +90,8 @@ def write_delta(
         else:
             tensors[name] = new
     metadata = {"format": FORMAT, "bits": str(bits), "base_sha256": base_sha256}
-    save_file(tensors, path, metadata=metadata)
+    with written_whole(path) as file:
+        save_file(tensors, file, metadata=metadata)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +12,17 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from router_training.checkpoint import load_weights, read_checkpoint
+from router_training.checkpoint import (
+    interrupted,
+    load_weights,
+    read_checkpoint,
+    save_meanwhile,
+    write_checkpoint,
+)
 from router_training.encoder_batched import TextsBatch, batch_loss
 from router_training.encoder_draws import EncodedTexts
 from router_training.encoder_model import SecondOpinionModel, trained_weights
+from router_training.interruption import Interruption
 from router_training.loop import Outcome, Progress, recent_means
 from router_training.running_time import RunningTime
 
@@ -141,8 +147,8 @@ class EncoderTrainer:
         self.progress = Progress(**state["progress"])
 
     def save(self) -> None:
-        """Written beside and renamed, so that a stop in between leaves the last one whole. Of
-        tensors on the CPU, which load on every machine."""
+        """Of tensors on the CPU, which load on every machine. Raises OSError, InputError if it
+        cannot be written."""
         state = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.module.state_dict(),
@@ -150,27 +156,29 @@ class EncoderTrainer:
             "progress": asdict(self.progress),
             "plan": asdict(self.plan),
         }
-        beside = self.folder / "checkpoint.pt.part"
-        torch.save(_on_cpu(state), beside)
-        beside.replace(self.folder / "checkpoint.pt")
-        (self.folder / "progress.json").write_text(json.dumps(asdict(self.progress)) + "\n")
+        write_checkpoint(self.folder, _on_cpu(state))
 
     def run(self) -> Progress:
-        """Train until the budget is spent; saves at the end and every `save_minutes`."""
+        """Train until the budget is spent; saves at the end and every `save_minutes`. Raises
+        KeyboardInterrupt after a signal, when the step has ended and is saved."""
         torch.set_num_threads(self.plan.threads)
         self.model.train()
         before, first, saved = self.progress.seconds, self.progress.step, 0.0
         bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
-        with bar, RunningTime() as time:
-            while (spent := self._share_spent(time.seconds, first)) < 1.0:
+        with bar, RunningTime() as time, Interruption() as interruption:
+            while (
+                spent := self._share_spent(time.seconds, first)
+            ) < 1.0 and not interruption.asked:
                 self._note(self._step(self._share_of_rate(spent)))
                 self.progress.seconds = before + time.seconds
                 self._show(bar, time.seconds)
                 if time.seconds - saved > 60 * self.plan.save_minutes:
-                    self.save()
+                    save_meanwhile(self.save)
                     saved = time.seconds
         self.model.eval()
         self.save()
+        if interruption.asked:
+            raise interrupted(self.folder)
         return self.progress
 
     def _share_spent(self, seconds: float, first: int) -> float:

@@ -6,7 +6,6 @@ that wastes less than dividing each matrix product between them.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +19,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from router_training.batched import Batch, Draws, batch_log_probs
-from router_training.checkpoint import load_weights, read_checkpoint
+from router_training.checkpoint import (
+    interrupted,
+    load_weights,
+    read_checkpoint,
+    save_meanwhile,
+    write_checkpoint,
+)
 from router_training.descent import Descent
 from router_training.encoding import EncodedDraw
 from router_training.errors import InputError
+from router_training.interruption import Interruption
 from router_training.llama import Llama
 from router_training.running_time import RunningTime
 
@@ -154,35 +160,43 @@ class Trainer:
         self._descent.restore(state)
         self.progress = Progress(**state["progress"])
 
-    def save(self, name: str = "checkpoint.pt") -> None:
-        """Written beside and renamed, so that a stop in between leaves the last one whole."""
+    def save(self) -> None:
+        """Raises OSError, InputError if it cannot be written."""
         state = {
             "model": self.model.state_dict(),
             **self._descent.state(),
             "progress": asdict(self.progress),
             "plan": asdict(self.plan),
         }
-        beside = self.folder / f"{name}.part"
-        torch.save(state, beside)
-        beside.replace(self.folder / name)
-        (self.folder / "progress.json").write_text(json.dumps(asdict(self.progress)) + "\n")
+        write_checkpoint(self.folder, state)
 
     def run(self) -> Progress:
-        """Train until the budget is spent; saves at the end and every `save_minutes`."""
+        """Train until the budget is spent; saves at the end and every `save_minutes`. Raises
+        KeyboardInterrupt after a signal, when the step has ended and is saved."""
         before, first, saved = self.progress.seconds, self.progress.step, 0.0
         torch.set_num_threads(1 if self.plan.threads > 1 else torch.get_num_threads())
         bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
         self.model.dropout = self.plan.dropout
-        with bar, RunningTime() as time, ThreadPoolExecutor(self.plan.threads) as workers:
-            while (spent := self._share_spent(time.seconds, first)) < 1.0:
+        with (
+            bar,
+            RunningTime() as time,
+            ThreadPoolExecutor(self.plan.threads) as workers,
+            Interruption() as interruption,
+        ):
+            while (
+                spent := self._share_spent(time.seconds, first)
+            ) < 1.0 and not interruption.asked:
                 outcomes = self._step(workers, self._descent.rate(self.progress.step, spent))
                 self.progress.seconds = before + time.seconds
                 self._note(outcomes)
                 self._show(bar, before)
                 if time.seconds - saved > 60 * self.plan.save_minutes:
-                    self.save()
+                    save_meanwhile(self.save)
                     saved = time.seconds
         self.model.dropout = 0.0
+        if interruption.asked:
+            self.save()
+            raise interrupted(self.folder)
         self._descent.adopt_average()
         self.save()
         return self.progress

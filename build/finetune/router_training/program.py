@@ -11,9 +11,13 @@ from sidecar.engines.errors import EngineError
 
 
 def run(main: Callable[[], None]) -> None:
-    """`main`. What is wrong with its input ends the program with one line and status 1; any other
-    exception is a defect, and keeps its traceback."""
+    """`main`. What is wrong with its input ends the program with one line and status 1, Ctrl-C
+    with one line and status 130; any other exception is a defect, and keeps its traceback."""
     try:
         main()
+    except KeyboardInterrupt as interrupt:
+        what = "; ".join(["interrupted", *map(str, interrupt.args)])
+        print(f"{Path(sys.argv[0]).name}: {what}", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
     except (InputError, EngineError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
