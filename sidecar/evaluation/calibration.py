@@ -17,7 +17,7 @@ _SMALLEST = 1e-300
 
 
 class NothingToFitError(Exception):
-    """No outcome has the probabilities of all routes."""
+    """No outcome has the probabilities of all routes, or none is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,20 @@ def fit_temperature(outcomes: Iterable[Outcome]) -> float:
         A factor in 0.05..20; multiply the engine's temperature by it.
 
     Raises:
-        NothingToFitError: no such outcome has the probabilities of several answers.
+        NothingToFitError: no such outcome has the probabilities of several answers, or none is
+            wrong, and surer is always better.
     """
     samples = _samples(outcome for outcome in outcomes if not outcome.alone)
     if not samples:
         raise NothingToFitError(
             "no decision at the engine's temperature gave the probability of every route; a model "
             "with label answers does, of cases that its encoder does not decide by itself"
+        )
+    if all(_is_right(sample) for sample in samples):
+        raise NothingToFitError(
+            f"all {len(samples)} decisions at the engine's temperature are right, which tells how "
+            "good they are and not how sure to be of them; fit it to more cases, of which some are "
+            "decided wrong"
         )
     golden = (math.sqrt(5) - 1) / 2
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
@@ -91,6 +98,11 @@ def _samples(outcomes: Iterable[Outcome]) -> list[_Sample]:
             log_probs = tuple(_log(each.probability) for each in outcome.candidates)
             samples.append(_Sample(log_probs, right))
     return samples
+
+
+def _is_right(sample: _Sample) -> bool:
+    best = max(sample.log_probs)
+    return any(sample.log_probs[index] == best for index in sample.right)
 
 
 def _loss(samples: Sequence[_Sample], factor: float) -> float:

@@ -23,8 +23,8 @@ from sidecar.policies import Severity, check_policy
 from sidecar.policies.findings import closest, quoted
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_REQUIRED = ("id", "conversation", "routes", "label")
-_TEXTS = ("dataset", "family", "split", "granularity")
+_REQUIRED = ("conversation", "routes", "label")
+_TEXTS = ("id", "dataset", "family", "split", "granularity")
 _KEYS = (*_REQUIRED, *_TEXTS, "also_ok", "dialogue_id", "turn_index", "tags")
 
 
@@ -157,7 +157,7 @@ def _cases_of_file(path: Path, name: str) -> Iterator[Case]:
     checked: set[tuple[CaseRoute, ...]] = set()
     for number, line in _lines(path):
         where = f"{path}:{number}"
-        case = _case(line, name, where)
+        case = _case(line, name, where, default_id=f"{path.name}:{number}")
         if case.id in ids:
             raise CaseError(
                 f"{where}: id: {quoted(case.id)} is already that of line {ids[case.id]}"
@@ -187,7 +187,7 @@ def _text(line: bytes, where: str) -> str:
         raise CaseError(f"{where}: not UTF-8; save the file in UTF-8") from None
 
 
-def _case(line: str, file: str, where: str) -> Case:
+def _case(line: str, file: str, where: str, default_id: str) -> Case:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
@@ -195,7 +195,7 @@ def _case(line: str, file: str, where: str) -> Case:
     if not isinstance(content, dict):
         raise CaseError(f"{where}: must be an object")
     _check_keys(content, where, _REQUIRED, _KEYS)
-    for key in ("id", "label", *_TEXTS):
+    for key in ("label", *_TEXTS):
         if not isinstance(content.get(key, ""), str):
             raise CaseError(f"{where}: {key}: must be a text")
     routes = _routes(content["routes"], where)
@@ -205,7 +205,7 @@ def _case(line: str, file: str, where: str) -> Case:
         if named not in names:
             raise CaseError(f"{where}: {key}: {_unknown_route(named, names)}")
     return Case(
-        id=content["id"],
+        id=content.get("id", default_id),
         file=file,
         family=content.get("family") or file,
         conversation=_conversation(content["conversation"], where),

@@ -83,6 +83,17 @@ def test_what_one_model_decided_alone_is_neither_fitted_nor_changed() -> None:
         fit_temperature(alone)
 
 
+def test_decisions_that_are_all_right_tell_no_temperature() -> None:
+    right = [
+        with_candidates(case("code", id=str(number)), {"code": 0.6, "billing": 0.4})
+        for number in range(30)
+    ]
+    with pytest.raises(NothingToFitError, match=r"all 30 decisions .* are right"):
+        fit_temperature(right)
+    wrong = with_candidates(case("code", id="wrong"), {"billing": 0.6, "code": 0.4})
+    assert 0.1 < fit_temperature([*right, wrong]) < 1.0
+
+
 def test_also_ok_answers_share_their_probability() -> None:
     both = with_candidates(case("code", also_ok=["billing"]), {"code": 0.5, "billing": 0.5})
     assert negative_log_likelihood([both]) == pytest.approx(0.0)

@@ -41,15 +41,16 @@ def test_every_field_is_read(tmp_path: Path) -> None:
     assert [read.accepts(name) for name in ("code", "billing", "weather")] == [True, True, False]
 
 
-def test_four_keys_are_enough_and_the_file_is_the_family(tmp_path: Path) -> None:
-    (read,) = read_cases([write_cases(tmp_path / "mine.jsonl", [line()])])
-    assert (read.family, read.dialogue_id) == ("mine", None)
+def test_three_keys_are_enough_the_file_is_the_family_and_the_line_the_id(tmp_path: Path) -> None:
+    unnamed = line(id=None)
+    _, read = read_cases([write_cases(tmp_path / "mine.jsonl", [unnamed, unnamed])])
+    assert (read.id, read.family, read.dialogue_id) == ("mine.jsonl:2", "mine", None)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, "id: missing"),
+        ({"label": None}, "label: missing"),
         ({"also-ok": []}, 'unknown key "also-ok"; did you mean "also_ok"?'),
         ({"label": "codes"}, 'label: "codes" is not a route of the case; did you mean "code"?'),
         ({"also_ok": ["nothing"]}, 'also_ok: "nothing" is not a route of the case'),
