@@ -42,11 +42,13 @@ def prepare(
     max_tokens: int,
     max_conversation_tokens: int | None = None,
 ) -> list[Asked]:
-    """The last two as in `PromptFormat.compile`. Raises SidecarError if the routes of a case do not
-    fit."""
+    """The cases of which a model is asked: not those without a text of user or assistant. The last
+    two as in `PromptFormat.compile`. Raises SidecarError if the routes of a case do not fit."""
     compiled: dict[tuple[CaseRoute, ...], CompiledPrompt] = {}
     asked = []
     for number, case in enumerate(cases):
+        if not case.conversation.shown_to_router():
+            continue
         if case.routes not in compiled:
             policy = policy_of(case.routes)
             compiled[case.routes] = prompt_format.compile(

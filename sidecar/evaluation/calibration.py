@@ -51,9 +51,9 @@ def fit_temperature(outcomes: Iterable[Outcome]) -> float:
         )
     if all(_is_right(sample) for sample in samples):
         raise NothingToFitError(
-            f"all {len(samples)} decisions at the engine's temperature are right, which tells how "
-            "good they are and not how sure to be of them; fit it to more cases, of which some are "
-            "decided wrong"
+            f"none of the {len(samples)} decisions at the engine's temperature is wrong, which "
+            "tells how good they are and not how sure to be of them; fit it to more cases, of "
+            "which some are decided wrong"
         )
     golden = (math.sqrt(5) - 1) / 2
     low, high = math.log(_LOWEST), math.log(_HIGHEST)

@@ -55,6 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         }
         for number in range(4)
     ]
+    # Of which no model is asked.
+    lines.append({**lines[0], "id": "empty", "conversation": [{"role": "user", "content": ""}]})
     cases = folder / "cases.jsonl"
     cases.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Made(

@@ -88,7 +88,7 @@ def test_decisions_that_are_all_right_tell_no_temperature() -> None:
         with_candidates(case("code", id=str(number)), {"code": 0.6, "billing": 0.4})
         for number in range(30)
     ]
-    with pytest.raises(NothingToFitError, match=r"all 30 decisions .* are right"):
+    with pytest.raises(NothingToFitError, match=r"none of the 30 decisions .* is wrong"):
         fit_temperature(right)
     wrong = with_candidates(case("code", id="wrong"), {"billing": 0.6, "code": 0.4})
     assert 0.1 < fit_temperature([*right, wrong]) < 1.0

@@ -32,10 +32,13 @@ from tests.evaluation.making import line, outcome, write_cases
 from tests.evaluation.test_asking import DECISION
 from tests.integration.running_sidecar import POLICIES
 
+UNCLEAR = ("There is a problem with the service you gave me.", "And what about the other one?")
+"""So that the temperature has decisions to be fitted to: the encoder is not sure of them by itself,
+and each is right under one label at most."""
 REQUESTS = {
-    "code": ["Fix this Python function.", "Why does my loop never end?"],
-    "weather": ["Will it rain tomorrow?"],
-    "billing": ["I was charged twice."],
+    "code": ["Fix this Python function.", "Why does my loop never end?", *UNCLEAR],
+    "weather": ["Will it rain tomorrow?", *UNCLEAR],
+    "billing": ["I was charged twice.", *UNCLEAR],
     # The last is labelled wrongly, so that a good model, too, has a miss to report.
     "other": ["Thanks, bye!", "Fix this Rust function."],
 }
@@ -177,7 +180,7 @@ def test_what_was_decided_before_a_sidecar_died_is_shown(
     arguments = ["eval", "--cases", cases, "--target", "a:1", "--json", results]
     done = CliRunner().invoke(cli, [*map(str, arguments), "--concurrency", "1"])
     assert done.exit_code == 1
-    assert "Interrupted: 3 of 6 cases were asked." in done.output
+    assert f"Interrupted: 3 of {len(lines())} cases were asked." in done.output
     assert "Error: it has died" in done.output
     assert json.loads(results.read_text())["overall"]["cases"] == 3
 
@@ -219,7 +222,7 @@ async def test_an_address_where_nothing_listens_is_said() -> None:
         (["--cases", "{cases}", "--model", "/", "--target", "a:1"], 2, "--model or --target"),
         (["--cases", "{cases}", "--write-temperature"], 2, "--write-temperature needs --model"),
         (["--cases", "{cases}", "--json", "/no/such/x.json"], 2, "the folder /no/such does not"),
-        (["--cases", "{bad}"], 1, "bad.jsonl:1: id: missing"),
+        (["--cases", "{bad}"], 1, "bad.jsonl:1: label: missing"),
         (["--cases", "{cases}", "--limit", "0"], 2, "--limit"),
         ([], 2, "Missing option '--cases'"),
     ],
@@ -228,7 +231,7 @@ async def test_an_address_where_nothing_listens_is_said() -> None:
 def test_wrong_use_is_said_before_anything_starts(
     tmp_path: Path, cases: Path, arguments: list[str], status: int, message: str
 ) -> None:
-    bad = write_cases(tmp_path / "bad.jsonl", [line(id=None)])
+    bad = write_cases(tmp_path / "bad.jsonl", [line(label=None)])
     filled = [each.format(cases=cases, bad=bad) for each in arguments]
     result = CliRunner().invoke(cli, ["eval", *filled])
     assert (result.exit_code, message in result.output) == (status, True)

@@ -74,6 +74,7 @@ def test_a_line_that_eval_refuses_is_named(
         (b"\n\n{'label': 1}\n", "line 3: not JSON: .* at column 2"),
         (b'\n{"label": "\xff"}\n', "line 2: not JSON in UTF-8"),
         (b"[]\n", "line 1: it: must be an object"),
+        (b'{"turn_index": ' + b"9" * 5000 + b"}", "line 1: not JSON in UTF-8"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -81,6 +82,28 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, mes
     file.write_bytes(content)
     with pytest.raises(InputError, match=rf"own\.jsonl, {message}"):
         list(read_cases(file))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "user", "content": ""}],
+        [{"role": "system", "content": "You are a shop."}],
+        [{"role": "user", "content": ""}, {"role": "tool", "content": "42"}],
+    ],
+)
+def test_cases_of_which_no_model_is_asked_are_not_trained_on(
+    tmp_path: Path, turns: list[dict[str, str]]
+) -> None:
+    file = write(tmp_path / "own.jsonl", line(), line(id="2", conversation=turns, label="other"))
+    assert [case.id for case in read_cases(file)] == ["1"]
+    _, unasked = evaluation.read_cases([file])
+    assert not unasked.conversation.shown_to_router()
+
+
+def test_half_an_emoji_in_a_name_is_no_mistake(tmp_path: Path) -> None:
+    file = write(tmp_path / "own.jsonl", line(id="\ud83d", dialogue_id="\ud83d"))
+    assert len(read_corpus([file]).families["own"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,5 @@ def test_cases_whose_routes_do_not_fit_have_no_score(model: Llama, encoder: Enco
     too_long = Case("long", "own", "", routes, request, "other", "d", frozenset())
     for score in (scoring.score, scoring.score_in_batches):
         assert [one.case.id for one in score(model, encoder, [too_long, fits])] == ["c0"]
+        nothing = scoring.summary(score(model, encoder, [too_long]))
+        assert (nothing["cases"], nothing["macro_turn_accuracy"]) == (0, None)

@@ -30,6 +30,7 @@ _KEYS = (*_REQUIRED, *_TEXTS, "also_ok", "dialogue_id", "turn_index", "tags")
 _TURN = ("role", "content")
 _ROUTE = ("name", "description")
 _ROLES = tuple(Role)
+_ASKED = (Role.USER, Role.ASSISTANT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,15 @@ def read_all(paths: Iterable[Path]) -> list[Case]:
 
 
 def read_cases(path: Path) -> Iterator[Case]:
-    """The cases of one file. Raises InputError naming the line that is not a case."""
+    """The cases of one file, but those without a text of user or assistant: of them no model is
+    asked. Raises InputError naming the line that is not a case."""
     for number, value in _json_lines(path):
         try:
             case = _case(value, default_id=f"{path.name}:{number}")
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
-        yield case
+        if any(role in _ASKED and text for role, text in case.request.turns):
+            yield case
 
 
 def check_ids(cases: Sequence[Case]) -> None:
@@ -123,7 +126,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at column {error.colno}"
         raise InputError(f"{path}, line {number}: {what}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise InputError(f"{path}, line {number}: not JSON in UTF-8: {error}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read after line {number}: {error}") from None

@@ -144,7 +144,9 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
     return {
         "cases": len(scored),
         "turn_accuracy": _accuracy(scored),
-        "macro_turn_accuracy": round(float(np.mean(list(families.values()))), 4),
+        "macro_turn_accuracy": round(float(np.mean(list(families.values()))), 4)
+        if families
+        else None,
         "families": families,
         "other_accuracy": _accuracy([s for s in scored if s.case.label == OTHER]),
         "routed_accuracy": _accuracy([s for s in scored if s.case.label != OTHER]),
