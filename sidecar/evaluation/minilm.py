@@ -67,8 +67,10 @@ class Encoder:
     def encode(
         self, texts: Sequence[str], advance: Callable[[int, int], None] = lambda done, total: None
     ) -> Array:
-        """Vectors of length 1, one row a text."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        """Vectors of length 1, one row a text. A lone surrogate, which no UTF-8 can hold, counts as
+        `?`."""
+        valid = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(valid)]
         vectors = np.empty(
             (len(ids), self._weights["embeddings.LayerNorm.weight"].size), np.float32
         )

@@ -73,6 +73,11 @@ def test_texts_are_embedded_alone_as_in_a_batch(tmp_path: Path) -> None:
     assert together[0] @ together[1] < 0.999
 
 
+def test_half_an_emoji_is_embedded(tmp_path: Path) -> None:
+    half, question = Encoder(_tiny_bert(tmp_path)).encode(["a \ud83d", "a ?"])
+    np.testing.assert_allclose(half, question, atol=1e-5)
+
+
 def test_minilm_is_the_real_one() -> None:
     """The numbers are those of transformers 5.24 with the same weights."""
     weights = data_file("minilm")

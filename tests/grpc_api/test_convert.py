@@ -112,6 +112,11 @@ async def test_request_is_read_as_it_was_sent(request_: RoutingRequest) -> None:
     assert await read(request_to_proto(request_)) == request_
 
 
+async def test_half_an_emoji_is_sent_as_a_question_mark() -> None:
+    asked = RoutingRequest(Conversation((Message(Role.USER, "half \ud83d"),)))
+    assert (await read(request_to_proto(asked))).conversation.messages[0].text == "half ?"
+
+
 async def test_text_parts_are_joined_by_a_newline_and_images_counted() -> None:
     message = routing_pb2.Message(
         role=routing_pb2.ROLE_USER,

@@ -32,14 +32,19 @@ def request_to_proto(request: RoutingRequest) -> routing_pb2.RouteRequest:
 
 
 def _message_to_proto(message: Message) -> routing_pb2.Message:
-    parts = [routing_pb2.Part(text=message.text)] if message.text else []
+    parts = [routing_pb2.Part(text=_valid(message.text))] if message.text else []
     parts += [routing_pb2.Part(image=routing_pb2.ImageMarker()) for _ in range(message.images)]
     return routing_pb2.Message(
         role=ROLE.to_proto(message.role),
         parts=parts,
         tool_calls=[
-            routing_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+            routing_pb2.ToolCall(id=call.id, name=call.name, arguments=_valid(call.arguments))
             for call in message.tool_calls
         ],
         tool_call_id=message.tool_call_id,
     )
+
+
+def _valid(text: str) -> str:
+    """Half an emoji, which JSON can hold and a message cannot, as `?`: so a tokenizer reads it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
