@@ -77,8 +77,8 @@ def _blend(options: argparse.Namespace, kept: float) -> SecondOpinionModel:
     if options.checkpoint:
         trained = trained_weights(options.checkpoint)
         untuned = base_weights(source)
-        kept = blended(untuned, {name: trained[name].numpy() for name in untuned}, share)
-        model.load_state_dict(trained | {n: torch.from_numpy(w) for n, w in kept.items()})
+        mixed = blended(untuned, {name: trained[name].numpy() for name in untuned}, kept)
+        model.load_state_dict(trained | {n: torch.from_numpy(w) for n, w in mixed.items()})
     model.eval()
     return model
 

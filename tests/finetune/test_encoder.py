@@ -3,6 +3,7 @@ is not installed."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ pytest.importorskip("torch", reason="torch is not installed; only training needs
 pytest.importorskip("safetensors", reason="safetensors is not installed; only training needs it")
 
 import torch
+from router_training import corpus, memory
 from router_training.cases import Case, Request, RouteText
 from router_training.delta import write_delta
 from router_training.encoder_draws import EncodedTexts, TextsEncoder, logits_of
@@ -167,6 +169,40 @@ def test_adapters_are_averaged_like_runs(
     for name in ADDED:
         expected = (2 * rest[name] + start[name]) / 3
         assert torch.allclose(both[name], expected, atol=2e-3), name
+
+
+def test_shares_of_a_change_are_scored_on_what_the_run_has_seen_and_has_not(
+    base: Path,
+    mixture: Mixture[EncodedTexts],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path).run()
+    lines = [as_line(each, family) for family in ("own", "shop") for each in cases()]
+    (tmp_path / "cases.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(corpus, "held_out", lambda key: True)
+    words = "--encoder {0} --checkpoint {1}/checkpoint.pt --cases {1}/cases.jsonl --without shop"
+    given = [*words.format(base, tmp_path).split(), "--blend", "1", "0"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_encoder.py", *given])
+    import_module("evaluate_encoder").main()
+    printed = capsys.readouterr().out.replace("}\n{", "},{")
+    whole, none = json.loads(f"[{printed}]")
+    assert [each["blend"] for each in (whole, none)] == [1.0, 0.0]
+    assert set(whole["unseen"]["families"]) == {"shop"}
+    assert whole["seen"]["log_loss"] < none["seen"]["log_loss"]
+
+
+def as_line(of: Case, family: str) -> str:
+    content = {
+        "id": f"{family}-{of.id}",
+        "family": family,
+        "conversation": [{"role": role, "content": text} for role, text in of.request.turns],
+        "routes": [{"name": route.name, "description": route.description} for route in of.routes],
+        "label": of.label,
+    }
+    return json.dumps(content) + "\n"
 
 
 def exported_untrained(base: Path, folder: Path) -> Path:

@@ -111,10 +111,10 @@ def measured(
         tables.append(
             {"without": group.name, "fusion": numbers, **_row(scored), "families": families}
         )
-    families = {case.opinions.family for group in groups for case in group.cases}
+    known = {case.opinions.family for group in groups for case in group.cases}
     return {
         "all": _row(everything),
-        "families": {family: _row(_of_family(everything, family)) for family in sorted(families)},
+        "families": {family: _row(_of_family(everything, family)) for family in sorted(known)},
         "groups": tables,
     }
 
