@@ -4,6 +4,7 @@ Skipped where torch is not installed."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,20 @@ def test_cases_that_the_model_cannot_read_have_no_score_and_are_tried_once(tmp_p
     assert model.asked == ["unread", "one"]
 
 
-def test_scores_of_another_case_with_the_same_id_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        case("one", routes=("a", "b", "c")),
+        case("one", routes=("b", "a")),
+        replace(case("one"), request=Request((("user", "goodbye"),), frozenset({"a"}))),
+    ],
+    ids=["another number of routes", "another order", "another request"],
+)
+def test_scores_of_another_case_with_the_same_id_are_not_taken(tmp_path: Path, other: Case) -> None:
     model, file = Model(tmp_path), tmp_path / "scores.json"
     model.scores(file, "one")
-    other = [case("one", routes=("a", "b", "c"))]
-    with pytest.raises(ValueError, match=r"scores\.json: case one has 3 routes, .* has 2; delete"):
-        kept_scores(file, model.path, other, model._score)
+    kept_scores(file, model.path, [other], model._score)
+    assert model.asked == ["one", "one"]
 
 
 def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ whatever the encoder beside it is."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,25 +22,32 @@ def kept_scores(
     """Scores of `cases` from `file`; those that it lacks are computed with `score` and added.
 
     Args:
-        file: JSON, `{"model": sha256, "probabilities": {case id: [routes in order, other]}}`; null
-            for a case that the model cannot score.
+        file: JSON, `{"model": sha256, "probabilities": {case id and digest of what is asked:
+            [routes in order, other]}}`; null for a case that the model cannot score.
         model: weights of the language model.
 
-    Raises InputError if the file is none, is one of another model, or of other cases with the same
-    ids; and for two cases with one id.
+    Raises InputError if the file is none, or is one of another model; and for two cases with one
+    id.
     """
     check_ids(cases)
     digest = sha256_of(model)
     known: dict[str, list[float] | None] = {}
     if file.exists():
         known = _kept(file, model, digest)
-    if missing := [case for case in cases if case.id not in known]:
-        known |= {case.id: None for case in missing}
-        known |= {one.case.id: one.probabilities.tolist() for one in score(missing)}
+    if missing := [case for case in cases if _key(case) not in known]:
+        known |= {_key(case): None for case in missing}
+        known |= {_key(one.case): one.probabilities.tolist() for one in score(missing)}
         kept = {"model": digest, "probabilities": known}
         file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    scored = [(case, known[case.id]) for case in cases]
-    return [_scored(file, case, row) for case, row in scored if row is not None]
+    scored = [(case, known[_key(case)]) for case in cases]
+    return [_scored(case, row) for case, row in scored if row is not None]
+
+
+def _key(case: Case) -> str:
+    """Of the case as it is asked: one without an id of its own is named by its line, which is
+    another case's once a line is added before it."""
+    asked = repr((case.routes, case.request.turns)).encode()
+    return f"{case.id} {hashlib.sha256(asked).hexdigest()[:16]}"
 
 
 def _kept(file: Path, model: Path, digest: str) -> dict[str, list[float] | None]:
@@ -53,12 +61,7 @@ def _kept(file: Path, model: Path, digest: str) -> dict[str, list[float] | None]
     return known
 
 
-def _scored(file: Path, case: Case, probabilities: Sequence[float]) -> Scored:
-    if len(probabilities) != len(case.routes) + 1:
-        raise InputError(
-            f"{file}: case {case.id} has {len(case.routes)} routes, the one scored there has "
-            f"{len(probabilities) - 1}; delete it"
-        )
+def _scored(case: Case, probabilities: Sequence[float]) -> Scored:
     names = (*(route.name for route in case.routes), OTHER)
     row = np.array(probabilities)
     return Scored(case, names[int(row.argmax())], row)
