@@ -199,7 +199,8 @@ def _check_weights(weights: Path, sha256: str, base: BaseFacts, field_name: str)
     actual = sha256_of(weights)
     if actual != sha256:
         raise EngineError(
-            f"{weights}: sha256 is {actual}, {FACTS} says {sha256}; get the adapter again"
+            f"{weights}: sha256 is {actual}, {FACTS} says {sha256}; get the adapter again, or "
+            "describe it again if it has been exported anew"
         )
     made_for = Delta(weights).base_sha256
     if made_for != base.sha256:

@@ -127,7 +127,9 @@ def damaged_weights(adapter: Path) -> str:
     with (adapter / "adapter.safetensors").open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"damaged")
-    return r"adapter\.safetensors: sha256 is \w+, adapter\.json says"
+    return (
+        r"adapter\.safetensors: sha256 is \w+, adapter\.json says \w+; get .*, or describe it again"
+    )
 
 
 def missing_weights(adapter: Path) -> str:
