@@ -29,6 +29,7 @@ from sidecar.evaluation.asking import Decide
 from sidecar.evaluation.policies import MODEL_ID
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
+from sidecar.grpc_api.convert.requests import RequestLimits, check_size
 from sidecar.local import TritonServer, new_run_folder, remove_run_folder
 
 _BUDGET_MS = 60_000
@@ -164,8 +165,11 @@ async def running_sidecar(address: str, tls: Tls | None = None) -> AsyncIterator
         routing: routing_pb2_grpc.RoutingServiceStub = routing_pb2_grpc.RoutingServiceStub(channel)
 
         async def decide(request: RoutingRequest) -> Decision:
+            message = request_to_proto(request)
+            # It would be refused with the status of a sidecar that has too much to do.
+            check_size(message, RequestLimits())
             try:
-                answer = await routing.Route(request_to_proto(request), timeout=_CALL_TIMEOUT_S)
+                answer = await routing.Route(message, timeout=_CALL_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     raise SidecarError(

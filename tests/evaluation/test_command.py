@@ -21,6 +21,7 @@ from sidecar.cli.eval_progress import Progress
 from sidecar.cli.eval_targets import Target, local_router, running_sidecar
 from sidecar.cli.failures import Failure
 from sidecar.config import load_settings
+from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.engines import EngineInfo
 from sidecar.evaluation.asking import Decide, ask
@@ -28,7 +29,7 @@ from sidecar.evaluation.cases import Case, read_cases
 from sidecar.evaluation.outcomes import Outcome
 from sidecar.local import LocalError, TritonServer, cache_dir
 from tests.cli.test_commands import sidecar
-from tests.evaluation.making import line, outcome, write_cases
+from tests.evaluation.making import case, line, outcome, write_cases
 from tests.evaluation.test_asking import DECISION
 from tests.integration.running_sidecar import POLICIES
 
@@ -143,9 +144,20 @@ async def test_a_running_sidecar_decides_as_the_router_in_this_process(
     try:
         async with running_sidecar(f"127.0.0.1:{running.grpc.port}") as target:
             there = await _answers(read, target.decide, target.model_id)
+            refused = await _answers(too_large(), target.decide, target.model_id)
     finally:
         await running.stop(1)
     assert there == here
+    assert refused == {"4 MiB": ("", 0), "4,096 messages": ("", 0)}
+
+
+def too_large() -> list[Case]:
+    """Cases that a sidecar refuses, and that end no run."""
+    message = Message(Role.USER, "hello")
+    return [
+        case(text="w" * 5_000_000, id="4 MiB"),
+        replace(case(id="4,096 messages"), conversation=Conversation((message,) * 4097)),
+    ]
 
 
 async def _answers(
