@@ -64,32 +64,56 @@ def has_too_many(data: bytes, within: Fields) -> bool:
     if len(data) <= MAX_FIELDS * _LEAST_BYTES:
         return False
     try:
-        return _left(data, 0, len(data), within, MAX_FIELDS) < 0
-    except (IndexError, RecursionError):
-        return False  # Nor does the decoder take what is nested so deeply.
+        return _left(data, within, MAX_FIELDS) < 0
+    except IndexError:
+        return False
 
 
-def _left(data: bytes, position: int, end: int, within: Fields, left: int) -> int:
-    """`left` less the fields from `position` on, as far as they can be decoded; below 0 as soon as
-    that is sure. Raises IndexError where the last one ends too soon."""
-    while position < end and left >= 0:
-        left -= 1
-        tag, position = _varint(data, position)
-        kind = tag & 7
-        if kind == 0:
-            _, position = _varint(data, position)
-        elif kind == 2:
-            size, position = _varint(data, position)
-            if position + size > end:
+def _left(data: bytes, within: Fields, left: int) -> int:
+    """`left` less the fields of `data`, as far as they can be decoded; below 0 as soon as that is
+    sure. Raises IndexError where the last one ends too soon.
+
+    Without a call for each field or message, and with most numbers read where they stand: it would
+    take many times as long as to decode them.
+    """
+    position, end = 0, len(data)
+    around: list[tuple[int, Fields]] = []
+    while left >= 0:
+        if position >= end:
+            if not around:
                 return left
+            # Also where its last field would go on behind it: the decoder may not look at it.
+            position = end
+            end, within = around.pop()
+            continue
+        left -= 1
+        tag = data[position]
+        position += 1
+        if tag >= 0x80:
+            tag, position = _varint(data, position - 1)
+        kind = tag & 7
+        if kind == 2:
+            size = data[position]
+            position += 1
+            if size >= 0x80:
+                size, position = _varint(data, position - 1)
             inner = within.get(tag >> 3)
-            if inner is not None:
-                left = _left(data, position, position + size, inner, left)
-            position += size
+            if inner is None:
+                position += size
+            elif position + size > end:
+                position = end
+            elif size:
+                around.append((end, within))
+                end, within = position + size, inner
+        elif kind == 0:
+            if data[position] < 0x80:
+                position += 1
+            else:
+                _, position = _varint(data, position)
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         elif kind > 5:
-            return left
+            position = end
         # What remains begins or ends a group, whose fields are counted as if it were not there.
     return left
 
