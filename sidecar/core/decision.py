@@ -44,7 +44,7 @@ class Reason(StrEnum):
     """
 
     UNKNOWN_ISSUER = "unknown_issuer"
-    """A provider keeps a part of the conversation, and which one is not known."""
+    """A provider keeps a part of the request, and which one is not known."""
 
     NO_MATCH = "no_match"
     """The routing model answered `other`."""
@@ -200,6 +200,8 @@ class RoutingRequest:
             conversations.
         continues: id of what the provider itself keeps of the conversation; another provider does
             not have it. Empty if there is none.
+        refers_to: id of something else that one provider alone has, such as a file or a stored
+            prompt; empty if there is none.
         sealed: the conversation holds what the provider of an earlier answer has sealed, such as
             its reasoning, and which others may refuse.
         keep_task: keep the route in a tool loop where the policy does not say otherwise, also
@@ -220,6 +222,7 @@ class RoutingRequest:
     conversation_key: str = ""
     caller: str = ""
     continues: str = ""
+    refers_to: str = ""
     sealed: bool = False
     keep_task: bool = False
     needs: Needs = field(default_factory=Needs)

@@ -69,6 +69,7 @@ def asked(
         conversation_key=_key(head, understood, options),
         caller=caller_of(head, options),
         continues=understood.previous_response_id,
+        refers_to=understood.refers_to,
         sealed=understood.sealed,
         # A tool loop is many requests here, of clients that do not know of pins.
         keep_task=True,

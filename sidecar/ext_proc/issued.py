@@ -99,13 +99,12 @@ class ResponseWatch:
 
     def _models(self) -> Iterator[str]:
         """Those of the cluster that has answered: the decision's first, for the same cluster can
-        have several."""
-        speaking = (
-            id
-            for id, model in self._catalog.items()
-            if ApiDialect.OPENAI_RESPONSES in model.dialects
+        have several; then those that go on from a response, for others have files alone."""
+        others = sorted(
+            self._catalog,
+            key=lambda id: ApiDialect.OPENAI_RESPONSES not in self._catalog[id].dialects,
         )
-        for id in (self._said(OwnedHeader.MODEL), *self._fallbacks(), *speaking):
+        for id in (self._said(OwnedHeader.MODEL), *self._fallbacks(), *others):
             model = self._catalog.get(id)
             if model is not None and model.cluster and model.cluster == self._cluster:
                 yield id

@@ -119,7 +119,7 @@ class Understood:
             configured to be one; empty if there is none.
         previous_response_id: what the request goes on from that the provider keeps: a response or
             a conversation of the Responses API; empty if there is none.
-        sealed: see `RoutingRequest`.
+        refers_to, sealed: see `RoutingRequest`.
         model_at: where the value of `model` begins and ends in the body, which is decoded; of a key
             that is there twice, the one that counts. None if there is no such key.
         plain_body: the body decoded; None if it came uncompressed. A body that is rewritten goes on
@@ -135,6 +135,7 @@ class Understood:
     awaited: bool = True
     conversation_key: str = ""
     previous_response_id: str = ""
+    refers_to: str = ""
     sealed: bool = False
     plain_body: bytes | None = None
 

@@ -80,10 +80,11 @@ class Subject:
         return (self.task,) if self.conversation is None else (self.task, self.conversation)
 
 
-def pin_mode(request: RoutingRequest, policy: Policy) -> PinMode:
+def pin_mode(request: RoutingRequest, policy: Policy, lacks_issuer: bool = False) -> PinMode:
     """The policy's word; where it has none, a task keeps its route if the caller shows that it is
-    part of a conversation. What a provider keeps a part of cannot go elsewhere."""
-    if request.continues and policy.pin is not PinMode.OFF:
+    part of a conversation. What a provider keeps a part of cannot go elsewhere, and where it is not
+    known who does (`lacks_issuer`) the conversation's route is the best guess."""
+    if (request.continues or lacks_issuer) and policy.pin is not PinMode.OFF:
         return PinMode.CONVERSATION
     if policy.pin is not None:
         return policy.pin

@@ -53,7 +53,6 @@ from sidecar.routing.walk import (
     Outcome,
     RoutingModelRef,
     Walk,
-    clusters_of,
     decide,
     fallback,
 )
@@ -238,31 +237,34 @@ class Router:
     async def _find_issuer(self, walk: Walk) -> None:
         if self._pins is None:
             return
-        request = walk.request
-        key, catalog = issued_key(request.caller, request.continues), walk.compiled.catalog
-        walk.issuer = self._pins.issuer(key, catalog)
-        for _ in range(_ISSUED_TRIES if self._watching else 0):
-            if walk.issuer is not None or walk.remaining_s <= _ISSUED_PAUSE_S:
-                return
-            # A client sees an id when we do, and can be quicker with it.
-            await asyncio.sleep(_ISSUED_PAUSE_S)
+        request, catalog = walk.request, walk.compiled.catalog
+        if request.continues:
+            key = issued_key(request.caller, request.continues)
+            walk.issuer = self._pins.issuer(key, catalog)
+            for _ in range(_ISSUED_TRIES if self._watching else 0):
+                if walk.issuer is not None or walk.remaining_s <= _ISSUED_PAUSE_S:
+                    break
+                # A client sees an id when we do, and can be quicker with it.
+                await asyncio.sleep(_ISSUED_PAUSE_S)
+                walk.issuer = self._pins.issuer(key, catalog)
+        if request.refers_to and walk.issuer is None:
+            # Not waited for: most are from before, and many are never seen.
+            key = issued_key(request.caller, request.refers_to)
             walk.issuer = self._pins.issuer(key, catalog)
 
     def _unknown_issuer(self, walk: Walk) -> Outcome | None:
         """What is said does not tell who keeps the rest, so it must not decide."""
-        if not walk.request.continues or walk.issuer is not None:
-            return None
-        if len(clusters_of(walk.compiled, walk.request.dialect)) < 2:
+        if not walk.lacks_issuer:
             return None
         return fallback(
             Reason.UNKNOWN_ISSUER,
-            "A provider keeps a part of the conversation, and which one is not known here.",
+            "A provider keeps a part of the request, and which one is not known here.",
         )
 
     async def _by_pin(self, walk: Walk) -> Outcome | None:
-        if walk.request.continues:
+        if walk.held:
             await self._find_issuer(walk)
-        mode = pin_mode(walk.request, walk.compiled.policy)
+        mode = pin_mode(walk.request, walk.compiled.policy, walk.lacks_issuer)
         if self._pins is None or mode is PinMode.OFF:
             return None
         try:

@@ -72,7 +72,8 @@ class Walk:
         asked: what the routing model is asked about: the conversation, or its part that decides
             for a task.
         pinning: the pins of the request; None if it has none.
-        issuer: the pin of what the request goes on from; None if it is not known, or it does not.
+        issuer: the pin of what the request goes on from, or refers to; None if it is not known, or
+            there is none.
         latencies: what was measured of the models; None: what the catalog says counts.
     """
 
@@ -93,6 +94,18 @@ class Walk:
     def __post_init__(self) -> None:
         self._step_started = self.started
         self.asked = self.request.conversation
+
+    @property
+    def held(self) -> bool:
+        """One provider alone can take the request."""
+        return bool(self.request.continues or self.request.refers_to)
+
+    @property
+    def lacks_issuer(self) -> bool:
+        """Which provider that is, is not known, and there are several."""
+        if not self.held or self.issuer is not None:
+            return False
+        return len(_clusters_of(self.compiled, self.request.dialect)) > 1
 
     @property
     def remaining_s(self) -> float:
@@ -177,7 +190,7 @@ def _preferred_first(
     conversation: those that the same cluster reaches, and one of these at the least. Where it has
     sealed a part: these first."""
     preferred = catalog.get(outcome.preferred)
-    if walk.request.continues:
+    if walk.held:
         issuer = catalog.get(walk.issuer.model) if walk.issuer is not None else None
         kept = issuer or preferred or next(iter(models), None)
         if kept is None:
@@ -203,7 +216,7 @@ def _sealer(walk: Walk, catalog: Catalog) -> str:
     return "" if model is None else model.cluster
 
 
-def clusters_of(compiled: CompiledPolicy, dialect: ApiDialect | None) -> set[str]:
+def _clusters_of(compiled: CompiledPolicy, dialect: ApiDialect | None) -> set[str]:
     """Clusters that requests of the dialect can be sent to."""
     policy, catalog = compiled.policy, compiled.catalog
     lists = [policy.default, *(route.models for route in policy.routes)]

@@ -180,10 +180,15 @@ def test_answer_that_is_not_streamed_comes_as_a_whole(stream: bool) -> None:
 def test_what_the_provider_keeps_and_has_sealed_is_told() -> None:
     head = HttpHead("POST", "/v1/responses", "gateway", {})
     understood = Understood(
-        ApiDialect.OPENAI_RESPONSES, "auto", TALK, previous_response_id="resp_1", sealed=True
+        ApiDialect.OPENAI_RESPONSES,
+        "auto",
+        TALK,
+        previous_response_id="resp_1",
+        refers_to="file_1",
+        sealed=True,
     )
     request = asked(head, understood, RouteSays(), OPTIONS, CATALOG)
 
     assert isinstance(request, RoutingRequest)
-    assert request.continues == "resp_1"
+    assert (request.continues, request.refers_to) == ("resp_1", "file_1")
     assert request.sealed

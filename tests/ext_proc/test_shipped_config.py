@@ -241,6 +241,18 @@ async def test_provider_of_a_response_is_seen(gateway: Gateway, kind: str) -> No
     assert gateway.issued == [(answer.json["id"], "", "openai/gpt-5.5")]
 
 
+async def test_provider_of_a_file_is_seen(gateway: Gateway) -> None:
+    gateway.issued.clear()
+    form = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--b--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+
+    answer = await post(gateway.alive, form, path="/v1/files", headers=headers)
+
+    assert (answer.status, gateway.reached()[0]) == (200, "openai")
+    await until(lambda: bool(gateway.issued))
+    assert [each[0] for each in gateway.issued] == [answer.json["id"]]
+
+
 async def test_other_responses_are_not_shown_to_the_sidecar(gateway: Gateway) -> None:
     gateway.issued.clear()
     await post(gateway.alive, chat("openai/gpt-5.5"))

@@ -119,6 +119,9 @@ class Upstream:
         path = recorded.path.partition("?")[0]
         if self._prefix:
             path = path.replace(self._prefix, "/v1", 1)
+        id = f"{self.name}_{len(self.requests)}"
+        if path == "/v1/files":
+            return 200, {"id": id, "object": "file"}
         dialect = DIALECTS.get(path)
         if dialect not in self.dialects:
             return 400, _error(f"{self.name} does not speak {dialect}")
@@ -128,7 +131,6 @@ class Upstream:
             return 400, _error("not JSON")
         if model not in self.models:
             return 404, _error(f"{self.name} has no model {model}")
-        id = f"{self.name}_{len(self.requests)}"
         return 200, {"id": id, "served_by": self.name, "model": model}
 
 

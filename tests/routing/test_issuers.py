@@ -212,3 +212,60 @@ async def test_default_models_that_can_read_what_was_sealed_come_first(world: Wo
 
     assert said(decision) == ("fallback", "no_match", "")
     assert chosen(decision) == ["claude", "mini"]
+
+
+def referring(**changes: object) -> RoutingRequest:
+    return replace(going_on(continues="", refers_to="file_1"), **changes)  # type: ignore[arg-type]
+
+
+async def test_request_goes_to_who_has_the_file_that_it_names(world: World) -> None:
+    world.router.issued("file_1", "", "mini", "")
+    world.model.logits = CODE
+
+    decision = await world.router.decide(referring())
+
+    assert said(decision) == ("model", "matched", "code")
+    assert chosen(decision) == ["gpt"]
+
+
+async def test_file_of_a_known_provider_does_not_keep_the_route(world: World) -> None:
+    world.router.issued("file_1", "", "mini", "")
+    asked = referring(conversation_key="c")
+    for world.model.logits, question in ((CODE, "review this"), (TRAVEL, "a flight to Rome")):
+        decision = await world.router.decide(replace(asked, conversation=talk(question)))
+
+    assert said(decision) == ("model", "matched", "travel")
+
+
+async def test_file_of_an_unknown_provider_leads_to_the_default_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.routing.router._ISSUED_TRIES", 1_000_000)
+    world.router.watching()
+
+    async with asyncio.timeout(5):
+        decision = await world.router.decide(referring())
+
+    assert said(decision) == ("fallback", "unknown_issuer", "")
+
+
+async def test_unknown_provider_of_an_item_is_that_of_the_conversation(world: World) -> None:
+    """Its ids are not seen: they stand behind that of their response."""
+    world.model.logits = CODE
+    await world.router.decide(going_on(continues="", conversation_key="c"))
+    world.model.logits = TRAVEL
+
+    asked = replace(referring(conversation_key="c"), conversation=talk("a flight to Rome"))
+    decision = await world.router.decide(asked)
+
+    assert said(decision) == ("pin", "pinned_conversation", "code")
+    assert chosen(decision) == ["claude"]
+
+
+async def test_file_tells_the_provider_where_the_response_does_not(world: World) -> None:
+    world.router.issued("file_1", "", "claude", "")
+    world.model.logits = CODE
+
+    decision = await world.router.decide(referring(continues="resp_1"))
+
+    assert chosen(decision) == ["claude"]

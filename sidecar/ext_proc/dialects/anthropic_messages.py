@@ -8,6 +8,7 @@ import msgspec
 
 from sidecar.core.conversation import Message, Role, ToolCall
 from sidecar.ext_proc.dialects.json_fields import Fields
+from sidecar.ext_proc.dialects.keys import conversation_key
 from sidecar.ext_proc.dialects.parts import (
     Body,
     Part,
@@ -50,6 +51,7 @@ def read(fields: Fields, reading: Reading) -> Body:
         tuple(messages),
         tools=has_items(fields, "tools", "mcp_servers"),
         output_tokens=field_count(fields, "max_tokens"),
+        refers_to=conversation_key(fields, ("container",)),
     )
 
 
@@ -82,6 +84,7 @@ def _results(parts: Sequence[Part], reading: Reading) -> Iterator[Message]:
         if part.type.endswith("tool_result"):
             content = raw_parts(part.content)
             reading.left_out += documents_size(content)
+            reading.refer(content)
             yield Message(
                 Role.TOOL,
                 text_of(content),

@@ -51,7 +51,14 @@ class _Item(msgspec.Struct):
     encrypted_content: Any = None
 
 
+class _Tool(msgspec.Struct):
+    vector_store_ids: Any = None
+    container: Any = None
+
+
 _ITEM = msgspec.json.Decoder(_Item)
+_TOOLS = msgspec.json.Decoder(list[_Tool])
+_REFERRING = (b'"vector_store_ids"', b'"container"')
 
 
 def read(fields: Fields, reading: Reading) -> Body:
@@ -69,7 +76,21 @@ def read(fields: Fields, reading: Reading) -> Body:
         output_tokens=field_count(fields, "max_output_tokens"),
         continues=field_text(fields, "previous_response_id")
         or conversation_key(fields, ("conversation",)),
+        refers_to=_tools_refer_to(fields) or conversation_key(fields, ("prompt",)),
     )
+
+
+def _tools_refer_to(fields: Fields) -> str:
+    tools = fields.get("tools", _NULL)
+    text = bytes(tools)
+    if not any(name in text for name in _REFERRING):
+        return ""
+    for tool in _TOOLS.decode(tools):
+        stores = tool.vector_store_ids
+        for named in (*(stores if isinstance(stores, list) else ()), tool.container):
+            if isinstance(named, str) and named:
+                return named
+    return ""
 
 
 def _input(fields: Fields, reading: Reading) -> list[Message]:
@@ -97,6 +118,7 @@ def _message(item: _Item, reading: Reading) -> Message | None:
         return Message(role, text_of(parts), images_of(parts))
     if kind.endswith("_call_output"):
         parts = raw_parts(item.output)
+        reading.refer(parts)
         return Message(
             Role.TOOL,
             text_of(parts),
@@ -106,6 +128,8 @@ def _message(item: _Item, reading: Reading) -> Message | None:
     if kind.endswith("_call"):
         return Message(Role.ASSISTANT, tool_calls=(_call(item, kind),))
     # Reasoning, compacted history, references to items at the provider: nothing to read.
+    if kind == "item_reference":
+        reading.refers_to = as_text(item.id) or reading.refers_to
     reading.sealed = reading.sealed or bool(as_text(item.encrypted_content))
     return None
 

@@ -20,6 +20,9 @@ from sidecar.ext_proc.dialects.json_fields import Fields
 _NULL = msgspec.Raw(b"null")
 _TEXTS = frozenset({"text", "input_text", "output_text"})
 _IMAGES = frozenset({"image", "image_url", "input_image", "computer_screenshot"})
+_FILES = frozenset({"file", "input_file", "input_image", "image", "document", "container_upload"})
+_MAX_REFERENCE = 1024
+"""Bytes of an object that names a file; one that is longer has the file's data."""
 
 
 class UnknownShapeError(Exception):
@@ -34,12 +37,14 @@ class Body:
         tools: it offers the model tools.
         output_tokens: the most that the answer may have; 0 if it does not say.
         continues: id of what the provider keeps of the conversation; empty if there is none.
+        refers_to: see `RoutingRequest`; besides what `Reading` has seen.
     """
 
     messages: tuple[Message, ...]
     tools: bool = False
     output_tokens: int = 0
     continues: str = ""
+    refers_to: str = ""
 
 
 class Part(msgspec.Struct):
@@ -54,6 +59,12 @@ class Part(msgspec.Struct):
     content: msgspec.Raw = _NULL
     source: msgspec.Raw = _NULL
     signature: Any = None
+    file_id: Any = None
+    file: msgspec.Raw = _NULL
+
+
+class _File(msgspec.Struct):
+    file_id: Any = None
 
 
 class _Source(msgspec.Struct):
@@ -69,6 +80,7 @@ Parts = str | list[str | Part] | Part | None
 
 _PARTS: msgspec.json.Decoder[Parts] = msgspec.json.Decoder(Parts)
 _SOURCE = msgspec.json.Decoder(_Source)
+_FILE = msgspec.json.Decoder(_File)
 _TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _LIST: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(
     list[msgspec.Raw] | None
@@ -103,6 +115,21 @@ def text_of(parts: Iterable[Part]) -> str:
 
 def images_of(parts: Iterable[Part]) -> int:
     return len([part for part in parts if part.type in _IMAGES])
+
+
+def file_of(part: Part) -> str:
+    """Id of the file that the provider has; empty if the part is of none."""
+    if part.type not in _FILES:
+        return ""
+    if named := as_text(part.file_id):
+        return named
+    for raw in (part.file, part.source):
+        if raw is not _NULL and len(memoryview(raw)) <= _MAX_REFERENCE:
+            try:
+                return as_text(_FILE.decode(raw).file_id)
+            except msgspec.ValidationError:
+                continue
+    return ""
 
 
 def documents_size(parts: Iterable[Part]) -> int:
@@ -183,21 +210,28 @@ class Reading:
     Args:
         harness, max_messages: see `DialectOptions`.
         left_out: bytes of text that are in none of the messages that were read.
-        sealed: see `RoutingRequest`.
+        sealed, refers_to: see `RoutingRequest`; of several files the newest.
     """
 
     harness: HarnessText
     max_messages: int
     left_out: int = 0
     sealed: bool = False
+    refers_to: str = ""
 
     def newest(self, fields: Fields, key: str) -> Sequence[msgspec.Raw]:
         """The newest items of the list at `key`. Raises UnknownShapeError."""
         return field_items(fields, key)[-self.max_messages :]
 
+    def refer(self, parts: Iterable[Part]) -> None:
+        """Notes which file they name."""
+        for part in parts:
+            self.refers_to = file_of(part) or self.refers_to
+
     def user(self, parts: Sequence[Part]) -> Message | None:
         """What the user wrote; None if all of it is a harness's. What a tool has found, which some
         send as the user's, is a message of the system."""
+        self.refer(parts)
         whole = text_of(parts)
         text, images = self.harness.cleaned(whole), images_of(parts)
         role = Role.USER

@@ -21,7 +21,7 @@ from sidecar.ext_proc.dialects import (
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
 from sidecar.ext_proc.dialects.harness import HarnessText
 from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, span
-from sidecar.ext_proc.dialects.keys import conversation_key
+from sidecar.ext_proc.dialects.keys import bounded_key, conversation_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
 from sidecar.ext_proc.dialects.parts import (
     Body,
@@ -161,7 +161,8 @@ class LlmDialects:
             stream=_is_true(fields, "stream"),
             awaited=not path.endswith(_COUNTING) and not _is_true(fields, "background"),
             conversation_key=conversation_key(fields, options.key_fields.get(dialect, ())),
-            previous_response_id=read.continues,
+            previous_response_id=bounded_key(read.continues),
+            refers_to=bounded_key(reading.refers_to or read.refers_to),
             sealed=reading.sealed,
             plain_body=plain,
         )

@@ -239,6 +239,108 @@ def test_responses_note_what_they_continue(field: dict[str, object], continued: 
     assert read.previous_response_id == continued
 
 
+FILE = {"type": "file", "file_id": "file_1"}
+IN_RESULT = {"type": "tool_result", "content": [{"type": "document", "source": FILE}]}
+
+
+def user(*content: object) -> dict[str, object]:
+    said = [{"role": "user", "content": content}, {"role": "user", "content": "And then?"}]
+    return {"messages": said}
+
+
+def items(*sent: object) -> dict[str, object]:
+    return {"input": [*sent, {"role": "user", "content": "And then?"}]}
+
+
+REFERENCES: dict[str, tuple[str, dict[str, object], str]] = {
+    "file": (CHAT, user({"type": "file", "file": {"file_id": "file_1"}}), "file_1"),
+    "file with its data": (CHAT, user({"type": "file", "file": {"file_data": "x" * 2000}}), ""),
+    "file that is none": (CHAT, user({"type": "file", "file": [{}]}), ""),
+    "the newest of several": (
+        CHAT,
+        user(*({"type": "file", "file": {"file_id": f"file_{n}"}} for n in (1, 2))),
+        "file_2",
+    ),
+    "file of Responses": (
+        RESPONSES,
+        items({"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}),
+        "file_1",
+    ),
+    "image of Responses": (
+        RESPONSES,
+        items({"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}),
+        "file_1",
+    ),
+    "file that a tool has found": (
+        RESPONSES,
+        items(
+            {
+                "type": "function_call_output",
+                "call_id": "c",
+                "output": [{"type": "input_file", "file_id": "file_1"}],
+            }
+        ),
+        "file_1",
+    ),
+    "image by its address": (
+        RESPONSES,
+        items({"role": "user", "content": [{"type": "input_image", "image_url": PNG}]}),
+        "",
+    ),
+    "item": (RESPONSES, items({"type": "item_reference", "id": "msg_1"}), "msg_1"),
+    "item without a type": (RESPONSES, items({"id": "msg_1"}), "msg_1"),
+    "prompt": (RESPONSES, {"prompt": {"id": "pmpt_1", "version": "2"}}, "pmpt_1"),
+    "vector store": (
+        RESPONSES,
+        {**items(), "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]},
+        "vs_1",
+    ),
+    "container": (
+        RESPONSES,
+        {**items(), "tools": [{"type": "code_interpreter", "container": "cntr_1"}]},
+        "cntr_1",
+    ),
+    "new container": (
+        RESPONSES,
+        {**items(), "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
+        "",
+    ),
+    "document of Messages": (MESSAGES, user({"type": "document", "source": FILE}), "file_1"),
+    "image of Messages": (MESSAGES, user({"type": "image", "source": FILE}), "file_1"),
+    "upload of Messages": (
+        MESSAGES,
+        user({"type": "container_upload", "file_id": "file_1"}),
+        "file_1",
+    ),
+    "result of a tool of Messages": (MESSAGES, user(IN_RESULT), "file_1"),
+    "document at an address": (
+        MESSAGES,
+        user({"type": "document", "source": {"type": "url", "url": "https://x"}}),
+        "",
+    ),
+    "container of Messages": (MESSAGES, {**user(), "container": "container_1"}, "container_1"),
+    "container with skills": (
+        MESSAGES,
+        {**user(), "container": {"id": "container_1", "skills": []}},
+        "container_1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "id"), REFERENCES.values(), ids=REFERENCES.keys())
+def test_what_one_provider_alone_has_is_seen(path: str, body: dict[str, object], id: str) -> None:
+    assert understood(body, path).refers_to == id
+
+
+def test_ids_that_are_kept_are_bounded() -> None:
+    item = {"type": "item_reference", "id": "m" * 999}
+    body = {"previous_response_id": "r" * 5000, **items(item)}
+
+    read = understood(body, RESPONSES)
+
+    assert max(len(read.previous_response_id), len(read.refers_to)) <= 256
+
+
 @pytest.mark.parametrize("field", [{"prompt": {"id": "pmpt_1"}}, {"previous_response_id": "r"}])
 def test_responses_may_have_their_input_at_the_provider(field: dict[str, object]) -> None:
     assert understood(field, RESPONSES).conversation.messages == ()
