@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 MAX_CHARS = 64
 
+_SEARCHED_AT_ONCE = 128 * 1024
+"""Characters. A search holds the interpreter, and with it the event loop: for a tenth of a second
+per megabyte of nothing but `<`, which compresses to a kilobyte."""
+
 
 @dataclass(frozen=True, slots=True)
 class HarnessBlock:
@@ -115,6 +119,14 @@ def said_in_result(text: str) -> str | None:
     return words.strip() if begun and ended else ""
 
 
+@dataclass(slots=True)
+class Beginnings:
+    """How many more beginnings of blocks are looked at in a request: each takes microseconds, and
+    millions of them compress to some kilobytes. What stands behind them is kept."""
+
+    left: int = 32_768
+
+
 class HarnessText:
     """Removes harness blocks, in time linear in the text."""
 
@@ -127,15 +139,17 @@ class HarnessText:
             by_first.setdefault(begin[0], []).append(begin)
         self._begins = [_any_of(begins) for begins in by_first.values()]
 
-    def cleaned(self, text: str) -> str:
+    def cleaned(self, text: str, beginnings: Beginnings | None = None) -> str:
         """`text` without the blocks and the blanks around it; untouched if it has none."""
-        found = {begin: begin.search(text) for begin in self._begins}
+        beginnings = beginnings or Beginnings()
+        found = {begin: _search(begin, text, 0) for begin in self._begins}
         if not any(found.values()):
             return text
         kept: list[str] = []
         position = 0
         endless: set[str] = set()
-        while (first := _first(found.values())) is not None:
+        while (first := _first(found.values())) is not None and beginnings.left > 0:
+            beginnings.left -= 1
             end_mark = self._ends[first[0]]
             # Where none follows one block, none follows a later one: it is not looked for again.
             end = -1 if end_mark in endless else text.find(end_mark, first.end())
@@ -147,7 +161,7 @@ class HarnessText:
                 after = position = end + len(end_mark)
             for begin, match in found.items():
                 if match is not None and match.start() < after:
-                    found[begin] = begin.search(text, after)
+                    found[begin] = _search(begin, text, after)
         if position == 0:
             return text
         kept.append(text[position:])
@@ -158,6 +172,16 @@ def _any_of(begins: list[str]) -> re.Pattern[str]:
     # Of two that begin alike the longer one is the one that is meant.
     rest = sorted((begin[1:] for begin in begins), key=len, reverse=True)
     return re.compile(re.escape(begins[0][0]) + f"(?:{'|'.join(map(re.escape, rest))})")
+
+
+def _search(begin: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
+    for at in range(start, len(text), _SEARCHED_AT_ONCE):
+        behind = at + _SEARCHED_AT_ONCE
+        match = begin.search(text, at, behind + MAX_CHARS)
+        # One that begins later may be cut off.
+        if match is not None and match.start() < behind:
+            return match
+    return None
 
 
 def _first(matches: Iterable[re.Match[str] | None]) -> re.Match[str] | None:

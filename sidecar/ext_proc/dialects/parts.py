@@ -8,13 +8,13 @@ reads as absent, while the frame (a list of messages with roles) must be right.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from sidecar.core.conversation import Message, Role
-from sidecar.ext_proc.dialects.harness import HarnessText, said_in_result
+from sidecar.ext_proc.dialects.harness import Beginnings, HarnessText, said_in_result
 from sidecar.ext_proc.dialects.json_fields import Fields
 
 _NULL = msgspec.Raw(b"null")
@@ -218,6 +218,7 @@ class Reading:
     left_out: int = 0
     sealed: bool = False
     refers_to: str = ""
+    beginnings: Beginnings = field(default_factory=Beginnings)
 
     def newest(self, fields: Fields, key: str) -> Sequence[msgspec.Raw]:
         """The newest items of the list at `key`. Raises UnknownShapeError."""
@@ -233,7 +234,7 @@ class Reading:
         send as the user's, is a message of the system."""
         self.refer(parts)
         whole = text_of(parts)
-        text, images = self.harness.cleaned(whole), images_of(parts)
+        text, images = self.harness.cleaned(whole, self.beginnings), images_of(parts)
         role = Role.USER
         said = said_in_result(text)
         if said:

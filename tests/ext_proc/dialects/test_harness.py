@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.ext_proc.dialects.harness import (
     CODING_AGENTS,
+    Beginnings,
     HarnessBlock,
     HarnessText,
     said_in_result,
@@ -146,3 +150,43 @@ def test_many_beginnings_without_an_end_are_read_once() -> None:
     text = "<system-reminder>" * 200_000
 
     assert TEXT.cleaned(text) == text
+
+
+@pytest.mark.parametrize("size", [1, 7, 30])
+@given(text=st.text(st.sampled_from("<a>/b! "), max_size=60))
+def test_text_is_cleaned_alike_in_parts_of_any_size(size: int, text: str) -> None:
+    blocks = HarnessText([tag("a"), tag("a>b"), HarnessBlock("!", "!")])
+    whole = blocks.cleaned(text)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sidecar.ext_proc.dialects.harness._SEARCHED_AT_ONCE", size)
+        assert blocks.cleaned(text) == whole
+
+
+def test_search_does_not_hold_the_interpreter_for_all_of_a_long_text() -> None:
+    """With one search of it no other thread has its turn."""
+    turns = 0
+    done = threading.Event()
+
+    def other() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    TEXT.cleaned("<" * 4_000_000)
+    done.set()
+    thread.join()
+
+    assert turns > 5
+
+
+def test_beginnings_of_a_request_are_bounded() -> None:
+    beginnings = Beginnings(3)
+
+    first = TEXT.cleaned("<system-reminder>a</system-reminder>" * 2 + "b", beginnings)
+    second = TEXT.cleaned("<system-reminder>a</system-reminder>" * 2 + "b", beginnings)
+
+    assert (first, second) == ("b", "<system-reminder>a</system-reminder>b")
