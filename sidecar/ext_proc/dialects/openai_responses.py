@@ -17,6 +17,7 @@ from sidecar.ext_proc.dialects.parts import (
     UnknownShapeError,
     as_text,
     field_count,
+    field_items,
     field_text,
     has_items,
     images_of,
@@ -57,8 +58,9 @@ class _Tool(msgspec.Struct):
 
 
 _ITEM = msgspec.json.Decoder(_Item)
-_TOOLS = msgspec.json.Decoder(list[_Tool])
+_TOOL = msgspec.json.Decoder(_Tool)
 _REFERRING = (b'"vector_store_ids"', b'"container"')
+_MAX_TOOLS = 1024
 
 
 def read(fields: Fields, reading: Reading) -> Body:
@@ -81,11 +83,10 @@ def read(fields: Fields, reading: Reading) -> Body:
 
 
 def _tools_refer_to(fields: Fields) -> str:
-    tools = fields.get("tools", _NULL)
-    text = bytes(tools)
+    text = bytes(fields.get("tools", _NULL))
     if not any(name in text for name in _REFERRING):
         return ""
-    for tool in _TOOLS.decode(tools):
+    for tool in map(_TOOL.decode, field_items(fields, "tools")[:_MAX_TOOLS]):
         stores = tool.vector_store_ids
         for named in (*(stores if isinstance(stores, list) else ()), tool.container):
             if isinstance(named, str) and named:
