@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Candidate, Decision, Reason, RoutingRequest, Source
-from sidecar.core.policy import Catalog, PinMode, Policy
+from sidecar.core.policy import ApiDialect, Catalog, PinMode, Policy
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.walk import Outcome
 
@@ -36,6 +36,9 @@ _NO_ANSWER = frozenset(
     }
 )
 """Fallbacks that say nothing about the request."""
+
+_SEALING = (ApiDialect.OPENAI_RESPONSES, ApiDialect.ANTHROPIC_MESSAGES)
+"""APIs whose answers can have parts that only their provider can read."""
 
 _KEYED = (Role.USER, Role.ASSISTANT)
 
@@ -116,6 +119,12 @@ def issued_key(caller: str, response_id: str) -> Key:
     finds it at the same provider."""
     parts = (caller, response_id)
     return hashlib.sha256(b"issued" + b"".join(_framed(_bytes(part)) for part in parts)).digest()
+
+
+def _default_key(key: Key) -> Key:
+    """Where the default model is that answered what `key` is of: no route, which it does not keep,
+    but the provider that may have sealed a part of its answer."""
+    return hashlib.sha256(b"default" + key).digest()
 
 
 def size_of(conversation: Conversation) -> int:
@@ -268,9 +277,9 @@ class Pinning:
         )
         return self._by(earlier, Reason.KEPT_UNSURE, detail, outcome.candidates)
 
-    def remember(self, decision: Decision) -> None:
+    def remember(self, decision: Decision, dialect: ApiDialect | None = None) -> None:
         """Keeps the route that the model chose, or that a pin did. Fallbacks are not kept, nor is
-        what the caller chose."""
+        what the caller chose. `dialect`: of the request."""
         if decision.source is Source.PIN:
             # Its model stays the pin's own, also where this request needed another.
             pin = self.used
@@ -281,6 +290,16 @@ class Pinning:
         if pin is not None:
             for key in self.subject.keys:
                 self.pins.put(key, pin)
+        elif dialect in _SEALING:
+            for key in self.subject.keys:
+                self.pins.put(_default_key(key), Pin("", decision.model.id))
+
+    def answered(self, catalog: Catalog) -> Pin | None:
+        """Who has answered before, as far as it is known; the route counts only of one that is
+        kept."""
+        keys = [key for key in (self.subject.task, self.subject.earlier) if key is not None]
+        defaults = (self.pins.issuer(_default_key(key), catalog) for key in keys)
+        return self.used or self.earlier or next((pin for pin in defaults if pin), None)
 
     def _by(
         self, pin: Pin, reason: Reason, detail: str, candidates: tuple[Candidate, ...] = ()

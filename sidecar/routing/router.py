@@ -172,7 +172,7 @@ class Router:
             outcome = await self._outcome(walk)
             decision = self._decision(walk, outcome)
             if walk.pinning is not None:
-                walk.pinning.remember(decision)
+                walk.pinning.remember(decision, request.dialect)
         finally:
             self._sink.record(request, decision or self._decision(walk, outcome))
         return decision

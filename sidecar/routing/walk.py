@@ -211,7 +211,7 @@ def _preferred_first(
 def _sealer(walk: Walk, catalog: Catalog) -> str:
     """The cluster whose model has answered before; empty if that is not known."""
     pinning = walk.pinning
-    pin = (pinning.used or pinning.earlier) if pinning is not None else None
+    pin = pinning.answered(catalog) if pinning is not None else None
     model = catalog.get(pin.model) if pin is not None else None
     return "" if model is None else model.cluster
 

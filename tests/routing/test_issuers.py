@@ -201,6 +201,20 @@ async def test_models_that_can_read_what_was_sealed_come_first(
     assert ("sealed a part" in decision.detail) == (expected[0] == "gpt")
 
 
+async def test_default_model_that_has_sealed_is_remembered(world: World) -> None:
+    """Its route is none to keep."""
+    asked = going_on(continues="", conversation_key="c")
+    world.model.logits = (1, 1, 8)
+    default = await world.router.decide(replace(asked, conversation=talk("hello")))
+    world.model.logits = CODE
+
+    decision = await world.router.decide(replace(asked, sealed=True))
+
+    assert chosen(default) == ["mini"]
+    assert said(decision) == ("model", "matched", "code")
+    assert chosen(decision) == ["gpt", "claude"]
+
+
 async def test_default_models_that_can_read_what_was_sealed_come_first(world: World) -> None:
     policy = replace(POLICY, default=models("mini", "claude"))
     asked = going_on(policy, continues="", conversation_key="c", sealed=True)
