@@ -9,12 +9,13 @@ stands: a search for the key's text would have to know strings, escapes and nest
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 
 _BOM = b"\xef\xbb\xbf"
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ABSENT = msgspec.Raw(b"")
 
 _SEARCHED_BYTES = 8 * 1024
 """Of a body, in which to search twice for a value takes less than to ask where it stands."""
@@ -27,16 +28,32 @@ NotJsonError = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 """What reading raises for bytes that are no JSON, or nested deeper than anyone needs."""
 
 
-def read_fields(body: bytes) -> Fields:
-    """Fields of the object that `body` is. A byte order mark is skipped (RFC 8259, 8.1, lets a
-    parser ignore it).
+class FieldReader:
+    """Reads the fields of those names, and walks over others: to make a dictionary of a million of
+    them would hold the interpreter, and with it the event loop, for a second."""
 
-    Raises:
-        msgspec.ValidationError: JSON, but no object.
-        msgspec.DecodeError, RecursionError, UnicodeDecodeError: see `NotJsonError`.
-    """
-    text = memoryview(body)[len(_BOM) :] if body.startswith(_BOM) else body
-    return _FIELDS.decode(text)
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(dict.fromkeys(names))
+        attributes = [f"f{index}" for index in range(len(self._names))]
+        shape = msgspec.defstruct(
+            "Fields",
+            [(each, msgspec.Raw, _ABSENT) for each in attributes],
+            rename=dict(zip(attributes, self._names, strict=True)),
+        )
+        self._decoder = msgspec.json.Decoder(shape)
+
+    def read(self, body: bytes) -> Fields:
+        """Fields of the object that `body` is. A byte order mark is skipped (RFC 8259, 8.1, lets a
+        parser ignore it).
+
+        Raises:
+            msgspec.ValidationError: JSON, but no object.
+            msgspec.DecodeError, RecursionError, UnicodeDecodeError: see `NotJsonError`.
+        """
+        text = memoryview(body)[len(_BOM) :] if body.startswith(_BOM) else body
+        values = msgspec.structs.astuple(self._decoder.decode(text))
+        named = zip(self._names, values, strict=True)
+        return {name: value for name, value in named if value is not _ABSENT}
 
 
 def splice(body: bytes, at: tuple[int, int], value: str) -> bytes:
@@ -54,7 +71,7 @@ def with_first(body: bytes, key: str, value: str) -> bytes:
 
 
 def span(body: bytes, value: msgspec.Raw) -> tuple[int, int]:
-    """Where `value`, one of `read_fields(body)`, begins and ends in `body`."""
+    """Where `value`, one of the fields of `body`, begins and ends in `body`."""
     text = bytes(value)
     if len(body) <= _SEARCHED_BYTES:
         start = body.find(text)

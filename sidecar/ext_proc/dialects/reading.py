@@ -20,7 +20,7 @@ from sidecar.ext_proc.dialects import (
 )
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
 from sidecar.ext_proc.dialects.harness import HarnessText
-from sidecar.ext_proc.dialects.json_fields import Fields, NotJsonError, read_fields, span
+from sidecar.ext_proc.dialects.json_fields import FieldReader, Fields, NotJsonError, span
 from sidecar.ext_proc.dialects.keys import bounded_key, conversation_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
 from sidecar.ext_proc.dialects.parts import (
@@ -38,6 +38,12 @@ _READERS: Mapping[ApiDialect, Callable[[Fields, Reading], Body]] = {
     ApiDialect.OPENAI_COMPLETIONS: openai_completions.read,
     ApiDialect.ANTHROPIC_MESSAGES: anthropic_messages.read,
 }
+_FIELDS = (
+    *("model", "messages", "input", "prompt", "system", "instructions", "tools", "functions"),
+    *("mcp_servers", "max_tokens", "max_completion_tokens", "max_output_tokens", "container"),
+    *("previous_response_id", "conversation", "stream", "background"),
+)
+"""All that are read of any API, besides those that are set to have the conversation's id."""
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 _PLAIN_JSON = ("application/json", "")
 _TRUE = b"true"
@@ -66,6 +72,10 @@ class LlmDialects:
         # Asked twice for each request, of which most are alike.
         self._by_path = lru_cache(_MAX_PATHS)(self._find_path)
         self._harness = HarnessText(self._options.harness)
+        keys = (
+            path.partition(".")[0] for each in self._options.key_fields.values() for path in each
+        )
+        self._fields = FieldReader((*_FIELDS, *keys))
 
     def recognise(self, head: HttpHead) -> ApiDialect | Passed:
         """By method, path and content type. A path whose API the body tells reads as Chat
@@ -126,7 +136,7 @@ class LlmDialects:
         if _commas(body) > _MAX_COMMAS:
             return Passed(PassReason.UNKNOWN_SHAPE, f"the body has more than {_MAX_COMMAS} commas")
         try:
-            fields = read_fields(body)
+            fields = self._fields.read(body)
         except msgspec.ValidationError:
             return Passed(PassReason.UNKNOWN_SHAPE, "the body is no JSON object")
         except NotJsonError:
@@ -204,7 +214,8 @@ def _by_shape(head: HttpHead, fields: Fields) -> ApiDialect:
         # messages, where OpenAI's has none.
         anthropic = "anthropic-version" in head.headers or "system" in fields
         return ApiDialect.ANTHROPIC_MESSAGES if anthropic else ApiDialect.OPENAI_CHAT
-    if "input" in fields or "previous_response_id" in fields:
+    stored = "prompt" in fields and bytes(memoryview(fields["prompt"])[:1]) == b"{"
+    if stored or "input" in fields or "previous_response_id" in fields:
         return ApiDialect.OPENAI_RESPONSES
     if "prompt" in fields:
         return ApiDialect.OPENAI_COMPLETIONS

@@ -11,13 +11,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.ext_proc.dialects.json_fields import (
+    FieldReader,
     NotJsonError,
-    read_fields,
     span,
     splice,
     with_first,
 )
 from tests.ext_proc.dialects.requests import PROPERTY
+
+read_fields = FieldReader(("model", "a", "b", "", "x")).read
 
 SPLICED: dict[str, tuple[bytes, bytes]] = {
     "plain": (b'{"model":"auto","n":1}', b'{"model":"gpt-5","n":1}'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -166,6 +167,22 @@ def test_body_of_a_million_tiny_items_passes(more: int) -> None:
         assert isinstance(read, Understood)
 
 
+def test_fields_that_nobody_reads_are_no_objects() -> None:
+    """A million of them would hold the event loop for a second, whatever thread reads them."""
+    more = {f"k{index}": 1 for index in range(100_000)}
+    body = json.dumps({**more, **ASK}).encode()
+
+    tracemalloc.start()
+    try:
+        read = DIALECTS.read(request(body))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert isinstance(read, Understood)
+    assert peak < 1_000_000
+
+
 def test_uncompressed_body_is_not_kept_twice() -> None:
     assert understood(ASK).plain_body is None
 
@@ -178,6 +195,7 @@ def test_uncompressed_body_is_not_kept_twice() -> None:
         ({**ASK, "system": "Be brief."}, {}, "anthropic-messages"),
         ({"input": "Hi"}, {}, "openai-responses"),
         ({"prompt": "Hi"}, {}, "openai-completions"),
+        ({"prompt": {"id": "pmpt_1"}}, {}, "openai-responses"),
         ({"documents": []}, {}, "unknown_shape"),
     ],
 )
