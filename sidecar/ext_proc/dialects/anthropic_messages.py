@@ -76,7 +76,7 @@ def _messages(sent: _Message, reading: Reading) -> Iterator[Message]:
 
 def _is_sealed(part: Part) -> bool:
     signed = part.type == "thinking" and bool(as_text(part.signature))
-    return signed or part.type == "redacted_thinking"
+    return signed or part.type in ("redacted_thinking", "web_search_tool_result")
 
 
 def _results(parts: Sequence[Part], reading: Reading) -> Iterator[Message]:

@@ -129,9 +129,11 @@ def _message(item: _Item, reading: Reading) -> Message | None:
     if kind.endswith("_call"):
         return Message(Role.ASSISTANT, tool_calls=(_call(item, kind),))
     # Reasoning, compacted history, references to items at the provider: nothing to read.
-    if kind == "item_reference":
+    if as_text(item.encrypted_content):
+        reading.sealed = True
+    elif kind in ("item_reference", "reasoning"):
+        # Of reasoning that came without its content, the provider looks that up by the id.
         reading.refers_to = as_text(item.id) or reading.refers_to
-    reading.sealed = reading.sealed or bool(as_text(item.encrypted_content))
     return None
 
 

@@ -252,6 +252,11 @@ def items(*sent: object) -> dict[str, object]:
     return {"input": [*sent, {"role": "user", "content": "And then?"}]}
 
 
+def reasoned(**item: object) -> dict[str, object]:
+    said = {"role": "user", "content": "Hi"}
+    return {"input": [said, {"type": "reasoning", "summary": [], **item}, said]}
+
+
 REFERENCES: dict[str, tuple[str, dict[str, object], str]] = {
     "file": (CHAT, user({"type": "file", "file": {"file_id": "file_1"}}), "file_1"),
     "file with its data": (CHAT, user({"type": "file", "file": {"file_data": "x" * 2000}}), ""),
@@ -289,6 +294,8 @@ REFERENCES: dict[str, tuple[str, dict[str, object], str]] = {
     ),
     "item": (RESPONSES, items({"type": "item_reference", "id": "msg_1"}), "msg_1"),
     "item without a type": (RESPONSES, items({"id": "msg_1"}), "msg_1"),
+    "reasoning at the provider": (RESPONSES, reasoned(id="rs_1"), "rs_1"),
+    "reasoning that comes along": (RESPONSES, reasoned(id="rs_1", encrypted_content="x"), ""),
     "prompt": (RESPONSES, {"prompt": {"id": "pmpt_1", "version": "2"}}, "pmpt_1"),
     "vector store": (
         RESPONSES,
@@ -592,16 +599,12 @@ def answered(**block: object) -> dict[str, object]:
     return {"messages": [*said, {"role": "user", "content": "And?"}], "max_tokens": 9}
 
 
-def reasoned(**item: object) -> dict[str, object]:
-    said = {"role": "user", "content": "Hi"}
-    return {"input": [said, {"type": "reasoning", "summary": [], **item}, said]}
-
-
 @pytest.mark.parametrize(
     ("path", "body", "sealed"),
     [
         (MESSAGES, answered(type="thinking", thinking="Hm", signature="s"), True),
         (MESSAGES, answered(type="redacted_thinking", data="x"), True),
+        (MESSAGES, answered(type="web_search_tool_result", tool_use_id="t", content=[]), True),
         (MESSAGES, answered(type="thinking", thinking="Hm", signature=""), False),
         (MESSAGES, answered(type="text", text="Hm"), False),
         (RESPONSES, reasoned(encrypted_content="x"), True),
