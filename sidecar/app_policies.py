@@ -57,8 +57,10 @@ def open_policies(settings: Settings) -> PolicyStore:
                 _log.warning("policy", finding=str(finding))
             return files
         store = open_store(url)
-    except (InvalidFilesError, SidecarError) as error:
+    except InvalidFilesError as error:
         raise PolicySourceError(str(error)) from None
+    except SidecarError as error:
+        raise PolicySourceError(f"policy_store.url: {error}") from None
     if paths:
         _seed(store, settings)
     return store

@@ -138,7 +138,7 @@ def open_place(at: str, timeout_s: float, tls: Tls | None = None) -> PolicyPlace
         except StoreUrlError as error:
             raise Failure(f"--at {error}") from None
         except SidecarError as error:
-            raise PlaceFailure(error.code, error.message) from None
+            raise PlaceFailure(error.code, f"--at: {error.message}") from None
     if Path(at).exists():
         try:
             return StorePlace(FileStore([at]))

@@ -65,6 +65,10 @@ def check_url(url: str) -> str:
         path = url.removeprefix(_SQLITE).removeprefix("//")
         if not path:
             raise StoreUrlError("sqlite: names no file; write it like sqlite:/var/lib/policies.db")
+        if path == ":memory:":
+            raise StoreUrlError(
+                "sqlite::memory: keeps nothing; write it like sqlite:/var/lib/policies.db"
+            )
         return _SQLITE + path
     if url.startswith(_POSTGRES):
         # Imported only where a database is used.

@@ -11,6 +11,7 @@ import weakref
 from typing import Any
 
 import psycopg
+from psycopg import errors
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
@@ -91,6 +92,14 @@ class PostgresStore(SqlStore):
         for connection in list(self._connections):
             _cut_off(connection)
         super().close()
+
+    def _remedy(self, error: BaseException | None) -> str:
+        if isinstance(error, errors.InsufficientPrivilege | errors.InvalidSchemaName):
+            return "let its user make tables in the schema, and use them"
+        return (
+            "see that the server runs, that its address, the user and the database are right, and "
+            "that PGPASSWORD or a password file (PGPASSFILE) has the user's password"
+        )
 
     def _listening(self) -> psycopg.Connection[Any]:
         if self._listener is None or self._listener.closed:

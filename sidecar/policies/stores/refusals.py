@@ -80,3 +80,10 @@ def unavailable(what: str, why: str) -> SidecarError:
         ErrorCode.STORE_UNAVAILABLE,
         f"the policy store {what} cannot be used now: {why}; try again",
     )
+
+
+def not_opened(what: str, why: str, remedy: str) -> SidecarError:
+    return SidecarError(
+        ErrorCode.STORE_UNAVAILABLE,
+        f"the policy store {what} cannot be opened: {why}; {remedy}",
+    )

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, se
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from sidecar.core.errors import SidecarError
 from sidecar.core.policy import (
     Attribution,
     Catalog,
@@ -65,14 +66,17 @@ class SqlStore(abc.ABC):
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
         self._what = what
+        self._opened = False
 
     def open(self) -> None:
         """Makes or updates the tables. Raises SidecarError STORE_UNAVAILABLE."""
         with self._reading() as connection:
-            if is_up_to_date(connection):
-                return  # Also where another writes, or nothing can be written.
-        with self._writing() as connection:
-            migrate(connection, self._what)
+            # If so also where another writes, or nothing can be written.
+            up_to_date = is_up_to_date(connection)
+        if not up_to_date:
+            with self._writing() as connection:
+                migrate(connection, self._what)
+        self._opened = True
 
     def close(self) -> None:
         self._engine.dispose()
@@ -257,12 +261,21 @@ class SqlStore(abc.ABC):
         try:
             yield
         except PoolTimeoutError:
-            raise refusals.unavailable(self._what, "all its connections are in use") from None
+            raise self._unavailable("all its connections are in use") from None
         except DBAPIError as error:
             # Without the statement, which may hold what people wrote.
-            raise refusals.unavailable(self._what, _first_line(str(error.orig))) from error
+            raise self._unavailable(_first_line(str(error.orig)), error.orig) from error
         except SQLAlchemyError as error:
-            raise refusals.unavailable(self._what, type(error).__name__) from error
+            raise self._unavailable(type(error).__name__) from error
+
+    def _unavailable(self, why: str, error: BaseException | None = None) -> SidecarError:
+        if self._opened:
+            return refusals.unavailable(self._what, why)
+        return refusals.not_opened(self._what, why, self._remedy(error))
+
+    @abc.abstractmethod
+    def _remedy(self, error: BaseException | None) -> str:
+        """What to do where the database cannot be opened; `error` is the driver's."""
 
 
 def _kept(read: Callable[[Row], R], row: Row) -> R:

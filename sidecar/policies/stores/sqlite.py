@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -40,10 +41,8 @@ class SqliteStore(SqlStore):
         event.listen(engine, "begin", _begin)
         super().__init__(engine, str(path))
         self._path = path
-        self._opened = False
         self._written = threading.Event()
         self.open()
-        self._opened = True
 
     def wait(self, timeout_s: float) -> None:
         """Returns early for writes of this process alone; others' are found by looking again."""
@@ -62,8 +61,23 @@ class SqliteStore(SqlStore):
 
     def _find(self, *_: object) -> None:
         # SQLite would make an empty one in its place.
-        if self._opened and not self._path.exists():
+        if self._opened and not os.path.exists(self._path):
             raise sqlite3.OperationalError("the file is gone; put it back, or restart to make one")
+
+    def _remedy(self, error: BaseException | None) -> str:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        folder = self._path.absolute().parent
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return "name another file, or put a sound database in its place"
+        if code == sqlite3.SQLITE_BUSY:
+            return "another process holds it; try again when that has ended"
+        if code == sqlite3.SQLITE_FULL:
+            return f"make room on the disk of {folder}"
+        if os.path.isdir(self._path):
+            return "it is a folder; name a file in it"
+        if not os.path.isdir(folder):
+            return f"{folder} is no folder that this process can see; make it, or name another"
+        return f"put it on a local disk, and let this process write it and the folder {folder}"
 
     def _prepare(self, connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
         _prepare(connection)

@@ -194,6 +194,7 @@ def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
     ("url", "says"),
     [
         ("sqlite:", "names no file"),
+        ("sqlite::memory:", "keeps nothing"),
         ("mysql://localhost/policies", "'mysql' is no kind of store"),
         ("postgresql://me:secret@db/policies", "PGPASSWORD"),
         ("postgresql://me@db/policies?password=secret", "PGPASSWORD"),
@@ -209,14 +210,47 @@ def test_address_that_no_store_has_is_refused(url: str, says: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_file_that_is_no_database_says_which(tmp_path: Path) -> None:
-    file = tmp_path / "policies.db"
-    file.write_text("this is not a database, and long enough to be looked at as one" * 20)
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:{folder}/text.db", "text.db cannot be opened: file is not a database; name"),
+        ("sqlite:{folder}/none/x.db", "none/x.db cannot be opened: .*; {folder}/none is no folder"),
+        ("sqlite:{folder}/text.db/x.db", "{folder}/text.db is no folder"),
+        ("sqlite:{folder}", "it is a folder; name a file in it"),
+        ("sqlite:/proc/x.db", "let this process write it and the folder /proc"),
+        ("postgresql://me@127.0.0.1:1/x", "1/x cannot be opened: .*refused; .*PGPASSWORD"),
+    ],
+)
+def test_store_that_cannot_be_opened_says_what_to_do(tmp_path: Path, url: str, says: str) -> None:
+    text_file = tmp_path / "text.db"
+    text_file.write_text("this is not a database, and long enough to be looked at as one" * 20)
 
-    with pytest.raises(SidecarError, match=r"policies\.db cannot be used now") as caught:
-        open_store(f"sqlite:{file}")
+    with pytest.raises(SidecarError, match=says.format(folder=tmp_path)) as caught:
+        open_store(url.format(folder=tmp_path))
 
     assert caught.value.code is ErrorCode.STORE_UNAVAILABLE
+    assert "try again" not in str(caught.value)
+
+
+def test_file_that_another_process_holds_is_to_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.policies.stores.sqlite._BUSY_MS", 50)
+    with closing(sqlite3.connect(tmp_path / "policies.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SidecarError, match="locked; another process holds it; try again"):
+            open_store(f"sqlite:{tmp_path / 'policies.db'}")
+
+
+def test_user_that_may_make_no_tables_is_told_so(postgres: PostgresServer) -> None:
+    changed(postgres.url, "DROP SCHEMA public CASCADE")
+    changed(postgres.url, "CREATE SCHEMA public")
+    changed(postgres.url, "CREATE ROLE reader LOGIN")
+    try:
+        with pytest.raises(SidecarError, match=r"cannot be opened: .*; let its user make tables"):
+            open_store(postgres.url.replace("policies@", "reader@"))
+    finally:
+        changed(postgres.url, "DROP ROLE reader")
 
 
 def test_of_several_hosts_the_primary_is_written_and_listened_to(postgres: PostgresServer) -> None:
