@@ -99,7 +99,7 @@ def load_policies(paths: Iterable[str | Path], known: Catalog | None = None) -> 
     loading = _Loading(known)
     for path in paths:
         for file in loading.files_of(Path(path)):
-            loading.read(file)
+            loading.read(file, named=file == Path(path))
     return loading.finish()
 
 
@@ -154,10 +154,15 @@ class _Loading:
             self._report_file(path, "has no *.yaml or *.yml file; add a policy, or name a file")
         return found
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, named: bool) -> None:
+        """`named`: by who wants it read, which may be the other end of a pipe as well."""
         file = str(path)
         self._files.append(file)
         try:
+            if not named and path.exists() and not path.is_file():
+                # A pipe that nobody writes to would be waited for without end.
+                self._report_file(path, "is no regular file; take it out of the folder")
+                return
             with path.open("rb") as opened:
                 data = opened.read(MAX_BYTES + 1)
         except OSError as problem:

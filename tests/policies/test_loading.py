@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from datetime import date
 from pathlib import Path
 
@@ -75,6 +76,34 @@ def test_every_field_of_a_policy_reaches_the_core_type() -> None:
             ),
         ),
     )
+
+
+def test_pipe_in_a_folder_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    policy_file(tmp_path)
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    # Who waits for the other end after all gets this, and the test fails rather than hangs.
+    other_end = os.open(pipe, os.O_RDWR)
+    os.write(other_end, b"kind: [")
+    threading.Timer(2, os.close, [other_end]).start()
+
+    found = load_policies([CATALOG, tmp_path])
+
+    assert [str(each) for each in found.findings] == [
+        f"{pipe}: error: is no regular file; take it out of the folder"
+    ]
+    assert len(found.policies) == 1
+
+
+def test_pipe_that_is_named_is_read(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, POLICY.format(name="piped").encode())
+    os.close(writing)
+
+    found = load_policies([CATALOG, f"/dev/fd/{reading}"])
+    os.close(reading)
+
+    assert [each.name for each in found.policies] == ["piped"]
 
 
 def test_every_field_of_a_model_reaches_the_core_type(tmp_path: Path) -> None:
