@@ -197,7 +197,7 @@ class _Applying:
         """What would come of models that the files lack once their policies are there."""
         others = {
             record.policy.resource_name: record
-            for record in self._place.list("-")
+            for record in self._place.list("-").records
             if record.policy.resource_name not in files.records
         }
         with failing():

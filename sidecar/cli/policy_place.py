@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +20,15 @@ from sidecar.policies.stores import (
     Change,
     FileStore,
     InvalidFilesError,
+    Listed,
     PolicyFiles,
     PolicyHistory,
     PolicyStore,
     PolicyWriting,
     StoreUrlError,
+    UnreadableRevisionError,
     WriteNote,
+    name_of,
     open_store,
     read_only,
     refusals,
@@ -58,16 +62,22 @@ class PlaceFailure(Failure):
         self.exit_code = status  # type: ignore[misc]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A list. `unreadable`: what belongs in it and cannot be read, a sentence each."""
+
+    records: Sequence[PolicyRecord]
+    unreadable: Sequence[str] = ()
+
+
 class PolicyPlace(Protocol):
     """Policies that commands read and change. Methods raise PlaceFailure."""
 
     def get(self, name: str, revision: int = 0) -> PolicyRecord: ...
 
-    def list(
-        self, namespace: str, text: str = "", deleted: bool = False
-    ) -> Sequence[PolicyRecord]: ...
+    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Found: ...
 
-    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]: ...
+    def history(self, name: str, limit: int) -> Found: ...
 
     def catalog(self) -> CatalogRecord: ...
 
@@ -176,24 +186,25 @@ class StorePlace:
                 raise refusals.no_history(name)
             return present
 
-    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Sequence[PolicyRecord]:
+    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Found:
         from sidecar.grpc_api.policy_filter import policy_filter
 
         space = None if namespace == "-" else namespace
         with failing():
             matches = policy_filter(text)
-            found: list[PolicyRecord] = []
+            listed: list[Listed] = []
             after = ""
             while part := self._store.policies(space, after, _AT_ONCE, deleted):
-                found += filter(matches, part)
-                after = part[-1].policy.resource_name
-            return found
+                listed += part
+                after = name_of(part[-1])
+            found = _found(listed)
+            return replace(found, records=[each for each in found.records if matches(each)])
 
-    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]:
+    def history(self, name: str, limit: int) -> Found:
         with failing():
             if not isinstance(self._store, PolicyHistory):
-                return [self._store.policy(name)]
-            return self._store.revisions(name, None, limit)
+                return Found([self._store.policy(name)])
+            return _found(self._store.revisions(name, None, limit))
 
     def catalog(self) -> CatalogRecord:
         with failing():
@@ -253,6 +264,13 @@ class StorePlace:
             raise read_only(name, store.file_of(name) if isinstance(store, PolicyFiles) else "")
         assert isinstance(store, PolicyHistory)
         return PolicyEditing(store, lambda policy: None)
+
+
+def _found(listed: Sequence[Listed]) -> Found:
+    return Found(
+        [each for each in listed if isinstance(each, PolicyRecord)],
+        [each.message for each in listed if isinstance(each, UnreadableRevisionError)],
+    )
 
 
 def present(record: PolicyRecord) -> Policy:

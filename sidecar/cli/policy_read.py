@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,11 +76,12 @@ def get(name: str, revision: int | None, at: str, output: str) -> None:
 def list_(namespace: str, text: str, deleted: bool, at: str, output: str) -> None:
     """List policies."""
     with place(at) as found:
-        records = found.list(namespace_id(namespace), text, deleted)
+        listed = found.list(namespace_id(namespace), text, deleted)
     if output == "text":
-        print_policies(records)
+        print_policies(listed.records)
     else:
-        emit([described(record, content=False) for record in records], output)
+        emit([described(record, content=False) for record in listed.records], output)
+    _fail_for(listed.unreadable)
 
 
 @click.command()
@@ -90,11 +92,19 @@ def list_(namespace: str, text: str, deleted: bool, at: str, output: str) -> Non
 def history(name: str, limit: int, at: str, output: str) -> None:
     """List the revisions of the policy NAME, the latest first."""
     with place(at) as found:
-        records = found.history(resource_name(name), limit)
+        listed = found.history(resource_name(name), limit)
     if output == "text":
-        print_history(records)
+        print_history(listed.records)
     else:
-        emit([described(record, content=False) for record in records], output)
+        emit([described(record, content=False) for record in listed.records], output)
+    _fail_for(listed.unreadable)
+
+
+def _fail_for(unreadable: Sequence[str]) -> None:
+    """A list that lacks something is not to be taken for all."""
+    if unreadable:
+        sys.stdout.flush()
+        raise Failure("\n".join(unreadable))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.connection import connect, no_answer
-from sidecar.cli.policy_place import UNREACHABLE, PlaceFailure, said
+from sidecar.cli.policy_place import UNREACHABLE, Found, PlaceFailure, said
 from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
@@ -44,28 +44,32 @@ class SidecarPlace:
         request = policy_pb2.GetPolicyRequest(name=name, revision=revision)
         return self._policy("GetPolicy", request)
 
-    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Sequence[PolicyRecord]:
+    def list(self, namespace: str, text: str = "", deleted: bool = False) -> Found:
         request = policy_pb2.ListPoliciesRequest(
             parent=f"namespaces/{namespace}", filter=text, show_deleted=deleted
         )
         found: list[PolicyRecord] = []
+        unreadable: list[str] = []
         while True:
             page = self._call("ListPolicies", request, policy_pb2.ListPoliciesResponse.FromString)
             found += [_understood(record_to_core, each) for each in page.policies]
+            unreadable += map(_unreadable, page.unreachable)
             if not page.next_page_token:
-                return found
+                return Found(found, unreadable)
             request.page_token = page.next_page_token
 
-    def history(self, name: str, limit: int) -> Sequence[PolicyRecord]:
+    def history(self, name: str, limit: int) -> Found:
         request = policy_pb2.ListPolicyRevisionsRequest(name=name, page_size=min(limit, 1000))
         found: list[PolicyRecord] = []
+        unreadable: list[str] = []
         while True:
             page = self._call(
                 "ListPolicyRevisions", request, policy_pb2.ListPolicyRevisionsResponse.FromString
             )
             found += [_understood(record_to_core, each) for each in page.revisions]
+            unreadable += map(_unreadable, page.unreachable)
             if not page.next_page_token or len(found) >= limit:
-                return found[:limit]
+                return Found(found[:limit], unreadable)
             request.page_token = page.next_page_token
 
     def catalog(self) -> CatalogRecord:
@@ -210,6 +214,15 @@ def _understood(read: Callable[[M], T], message: M) -> T:
     except SidecarError as error:
         text = f"this version cannot read what the sidecar sent, update it: {said(error)}"
         raise PlaceFailure(error.code, text) from None
+
+
+def _unreadable(name: str) -> str:
+    policy, _, revision = name.partition("@")
+    option = f" --revision {revision}" if revision else ""
+    return (
+        f"{name} cannot be read by the sidecar; `sidecar policy get {policy}{option}` says what is "
+        "wrong"
+    )
 
 
 def _note(note: WriteNote) -> policy_pb2.ChangeNote:

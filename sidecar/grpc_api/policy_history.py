@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
-from sidecar.core.policy import PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.paging import name_before, page, token_after
 from sidecar.policies.differences import differences, unified_diff, value_text
-from sidecar.policies.stores import PolicyHistory
+from sidecar.policies.stores import Listed, PolicyHistory, UnreadableRevisionError
 
 _READ_AT_ONCE = 50
 _REVISION = re.compile("[0-9]{1,18}")
@@ -25,19 +24,31 @@ def revisions(
     last = name_before(request.name, request.page_token)
     if last and not _REVISION.fullmatch(last):
         raise invalid("page_token", "is not a token of this list; send none for the first page")
-    messages = (
-        record_to_proto(record)
-        for record in _latest_first(store, request.name, int(last) if last else None)
-    )
+    unreachable: list[int] = []
+
+    def messages() -> Iterator[policy_pb2.Policy]:
+        for each in _latest_first(store, request.name, int(last) if last else None):
+            if isinstance(each, UnreadableRevisionError):
+                unreachable.append(each.revision)
+            else:
+                yield record_to_proto(each)
+
     kept, following = page(
-        messages, limit, policy_pb2.Policy.ByteSize, lambda message: str(message.revision)
+        messages(), limit, policy_pb2.Policy.ByteSize, lambda message: str(message.revision)
     )
     return policy_pb2.ListPolicyRevisionsResponse(
-        revisions=kept, next_page_token=token_after(request.name, following)
+        revisions=kept,
+        next_page_token=token_after(request.name, following),
+        # Those behind the last one are met again by the next page.
+        unreachable=[
+            f"{request.name}@{revision}"
+            for revision in unreachable
+            if not following or revision > int(following)
+        ],
     )
 
 
-def _latest_first(store: PolicyHistory, name: str, before: int | None) -> Iterator[PolicyRecord]:
+def _latest_first(store: PolicyHistory, name: str, before: int | None) -> Iterator[Listed]:
     while True:
         part = store.revisions(name, before, _READ_AT_ONCE)
         yield from part

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc
-from sidecar.core.policy import PolicyRecord
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.convert.catalogs import catalog_to_proto
 from sidecar.grpc_api.convert.policies import record_to_proto
@@ -23,7 +22,7 @@ from sidecar.grpc_api.policy_validation import validated
 from sidecar.grpc_api.policy_watch import watch
 from sidecar.grpc_api.policy_writes import PolicyWrites
 from sidecar.grpc_api.protocols import PolicyRegistry, Router
-from sidecar.policies.stores import PolicyStore
+from sidecar.policies.stores import Listed, PolicyStore, UnreadableRevisionError, name_of
 
 _READ_AT_ONCE = 100
 
@@ -77,14 +76,20 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         def list_(store: PolicyStore) -> policy_pb2.ListPoliciesResponse:
             # Asked first: what is written meanwhile is then among the changes that follow.
             number = store.last_change()
-            records = _records(store, wanted, after, request.show_deleted)
+            unreachable: list[str] = []
+            following = _listed(store, wanted, after, request.show_deleted)
             policies, last = page(
-                _messages(records, matches), limit, _size_of, lambda message: message.name
+                _messages(following, matches, unreachable),
+                limit,
+                _size_of,
+                lambda message: message.name,
             )
             return policy_pb2.ListPoliciesResponse(
                 policies=policies,
                 next_page_token=token_after(listed, last),
                 change_number=number,
+                # Those behind the last one are met again by the next page.
+                unreachable=[name for name in unreachable if not last or name < last],
             )
 
         # What was known last has no deleted ones, and a list without them would be taken for all.
@@ -158,19 +163,26 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         return await self._writes.update_catalog(request, context)
 
 
-def _records(store: PolicyStore, wanted: str, after: str, deleted: bool) -> Iterator[PolicyRecord]:
-    """All records that follow, read in parts."""
+def _listed(store: PolicyStore, wanted: str, after: str, deleted: bool) -> Iterator[Listed]:
+    """All that follow, read in parts."""
     space = None if wanted == ALL_NAMESPACES else wanted
     while True:
         part = store.policies(space, after, _READ_AT_ONCE, deleted)
         yield from part
         if len(part) < _READ_AT_ONCE:
             return
-        after = part[-1].policy.resource_name
+        after = name_of(part[-1])
 
 
-def _messages(records: Iterator[PolicyRecord], matches: Matches) -> Iterator[policy_pb2.Policy]:
-    return (record_to_proto(record) for record in records if matches(record))
+def _messages(
+    listed: Iterable[Listed], matches: Matches, unreachable: list[str]
+) -> Iterator[policy_pb2.Policy]:
+    """Names of those that cannot be read go into `unreachable`."""
+    for each in listed:
+        if isinstance(each, UnreadableRevisionError):
+            unreachable.append(each.name)
+        elif matches(each):
+            yield record_to_proto(each)
 
 
 _size_of: Callable[[policy_pb2.Policy], int] = policy_pb2.Policy.ByteSize

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -765,3 +767,28 @@ def test_lint_names_models_that_have_no_cluster_where_others_have(
     said = '"acme/fast": no cluster in the catalog, while "acme/large" has "acme"'
     assert (said in result.output) is named
     assert ("no cluster" in result.output) is named
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_list_that_lacks_what_cannot_be_read_names_it_and_fails(
+    tmp_path: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    parts.write(store, ChangeKind.UPDATE, policy(description="second"))
+    file = tmp_path / "policies.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        newer = "UPDATE changes SET content = '17' WHERE name LIKE '%/support' AND revision = 2"
+        database.execute(newer)
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+        listed = await asyncio.to_thread(sidecar, "list", "--at", at)
+        history = await asyncio.to_thread(sidecar, "history", "support", "--at", at)
+
+    what = (SUPPORT, f"{SUPPORT}@2") if running else (f"{SUPPORT}, revision 2,",) * 2
+    assert (listed.exit_code, history.exit_code) == (1, 1)
+    assert f"Error: {what[0]} cannot be read" in listed.stderr
+    assert f"Error: {what[1]} cannot be read" in history.stderr
+    assert name_of("other") in listed.stdout
+    assert SUPPORT not in listed.stdout
+    assert [line.split()[0] for line in history.stdout.splitlines()] == ["REV", "1"]

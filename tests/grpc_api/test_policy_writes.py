@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -615,3 +617,59 @@ async def test_writes_are_refused_where_anyone_could_make_them(tmp_path: Path) -
         assert (await get(api)).revision == 1
 
     assert (error.code, error.text) == (grpc.StatusCode.PERMISSION_DENIED, "the address is open")
+
+
+async def test_what_cannot_be_read_is_named_and_leaves_the_rest_of_a_list(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    store = parts.sqlite(tmp_path, *(parts.policy(name) for name in names))
+    for text in ("second", "third"):
+        parts.write(store, ChangeKind.UPDATE, parts.policy("a", text))
+    parts.write(store, ChangeKind.DELETE, "c")
+    with closing(sqlite3.connect(tmp_path / "policies.db", isolation_level=None)) as database:
+        database.execute("UPDATE changes SET content = '17' WHERE name LIKE '%/b'")
+        database.execute("UPDATE changes SET content = '17' WHERE name LIKE '%/a' AND revision = 2")
+    async with stored(store) as api:
+        listed = [
+            await of_pages(api.policies.ListPolicies, "policies", size, **more)
+            for size in (1, 10)
+            for more in (
+                {"parent": "namespaces/default"},
+                {"parent": "namespaces/default", "show_deleted": True},
+            )
+        ]
+        history = [
+            await of_pages(
+                api.policies.ListPolicyRevisions, "revisions", size, name=parts.name_of("a")
+            )
+            for size in (1, 10)
+        ]
+        await api.live.close()
+        api.store.close()
+        (tmp_path / "policies.db").rename(tmp_path / "elsewhere.db")
+        away = await of_pages(api.policies.ListPolicies, "policies", 1, parent="namespaces/default")
+
+    def full(kept: str) -> list[str]:
+        return [parts.name_of(name) for name in kept]
+
+    assert listed == [(full("ad"), full("b")), (full("acd"), full("b"))] * 2
+    assert history == [(full("aa"), [f"{parts.name_of('a')}@2"])] * 2
+    assert away == (full("ad"), full("b"))
+
+
+async def of_pages(call: Any, field: str, size: int, **more: Any) -> tuple[list[str], list[str]]:
+    """Names of what all pages list, and what they say cannot be read."""
+    request = (
+        policy_pb2.ListPoliciesRequest
+        if field == "policies"
+        else policy_pb2.ListPolicyRevisionsRequest
+    )
+    names: list[str] = []
+    unreachable: list[str] = []
+    token = ""
+    while True:
+        page = await call(request(page_size=size, page_token=token, **more))
+        names += [each.name for each in getattr(page, field)]
+        unreachable += page.unreachable
+        token = page.next_page_token
+        if not token:
+            return names, unreachable

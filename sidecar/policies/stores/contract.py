@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
@@ -112,11 +112,23 @@ class MovedError(Exception):
 class UnreadableRevisionError(SidecarError):
     """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
 
-    def __init__(self, message: str, revision: int, etag: str, deleted: bool) -> None:
+    def __init__(self, name: str, message: str, revision: int, etag: str, deleted: bool) -> None:
         super().__init__(ErrorCode.STORE_UNAVAILABLE, message)
+        self.name = name
         self.revision = revision
         self.etag = etag
         self.deleted = deleted
+
+
+Listed: TypeAlias = PolicyRecord | UnreadableRevisionError
+"""One of a list: what cannot be read stands in its place."""
+
+
+def name_of(listed: Listed) -> str:
+    """Resource name."""
+    if isinstance(listed, UnreadableRevisionError):
+        return listed.name
+    return listed.policy.resource_name
 
 
 class PolicyStore(Protocol):
@@ -137,7 +149,7 @@ class PolicyStore(Protocol):
 
     def policies(
         self, namespace: str | None, after: str, limit: int, deleted: bool = False
-    ) -> Sequence[PolicyRecord]:
+    ) -> Sequence[Listed]:
         """The present revisions of up to `limit` policies whose names follow `after`, sorted.
 
         Args:
@@ -178,7 +190,7 @@ class PolicyHistory(Protocol):
         """Raises SidecarError POLICY_NOT_FOUND or REVISION_NOT_FOUND."""
         ...
 
-    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
+    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[Listed]:
         """Up to `limit` revisions below `before` (None: all), the latest first. Raises SidecarError
         POLICY_NOT_FOUND."""
         ...

@@ -9,7 +9,12 @@ from typing import Self
 
 from sidecar.core.policy import Catalog, CatalogRecord, PolicyRecord, catalog_digest, etag_of
 from sidecar.policies.stores import refusals
-from sidecar.policies.stores.contract import Change, Snapshot
+from sidecar.policies.stores.contract import (
+    Change,
+    Listed,
+    Snapshot,
+    UnreadableRevisionError,
+)
 
 
 class FixedStore:
@@ -55,13 +60,16 @@ class FixedStore:
 
     def policies(
         self, namespace: str | None, after: str, limit: int, deleted: bool = False
-    ) -> Sequence[PolicyRecord]:
+    ) -> Sequence[Listed]:
         """As `PolicyStore`."""
-        return [
-            record
-            for name, record in self._snapshot.records.items()
-            if name > after and namespace in (None, record.policy.namespace)
-        ][:limit]
+        listed: dict[str, Listed] = {
+            name: UnreadableRevisionError(name, why, 0, "", deleted=False)
+            for name, why in self._snapshot.unreadable.items()
+        }
+        listed |= self._snapshot.records
+        within = "" if namespace is None else f"namespaces/{namespace}/"
+        names = sorted(name for name in listed if name > after and name.startswith(within))
+        return [listed[name] for name in names[:limit]]
 
     def catalog(self) -> CatalogRecord:
         """As `PolicyStore`."""

@@ -28,6 +28,7 @@ from sidecar.policies.stores.contract import (
     CatalogWrite,
     Change,
     ChangeKind,
+    Listed,
     MovedError,
     PolicyWrite,
     Snapshot,
@@ -123,7 +124,7 @@ class SqlStore(abc.ABC):
 
     def policies(
         self, namespace: str | None, after: str, limit: int, deleted: bool = False
-    ) -> Sequence[PolicyRecord]:
+    ) -> Sequence[Listed]:
         """As `PolicyStore`."""
         query = _present().where(self._name > after).order_by(self._name).limit(limit)
         if namespace is not None:
@@ -132,7 +133,7 @@ class SqlStore(abc.ABC):
             query = query.where(~changes.c.deleted)
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [_kept(policy_record, row) for row in rows]
+        return [_listed(row) for row in rows]
 
     def catalog(self) -> CatalogRecord:
         """As `PolicyStore`."""
@@ -162,7 +163,7 @@ class SqlStore(abc.ABC):
             raise refusals.no_revision(name, revision, head["revision"])
         return _kept(policy_record, row)
 
-    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
+    def revisions(self, name: str, before: int | None, limit: int) -> Sequence[Listed]:
         """As `PolicyHistory`."""
         query = select(changes).where(changes.c.name == name)
         if before is not None:
@@ -172,7 +173,7 @@ class SqlStore(abc.ABC):
             if _head(connection, name) is None:
                 raise refusals.not_found(name)
             rows = connection.execute(query).mappings().all()
-        return [_kept(policy_record, row) for row in rows]
+        return [_listed(row) for row in rows]
 
     # --- Writing ----------------------------------------------------------------------------------
 
@@ -284,12 +285,20 @@ def _kept(read: Callable[[Row], R], row: Row) -> R:
         return read(row)
     except UnreadableDocumentError as error:
         raise UnreadableRevisionError(
+            row["name"],
             f"{row['name']}, revision {row['revision']}, cannot be read: {error}; if a newer "
             "version wrote it, update this sidecar",
             row["revision"],
             row["etag"],
             row["deleted"],
         ) from None
+
+
+def _listed(row: Row) -> Listed:
+    try:
+        return _kept(policy_record, row)
+    except UnreadableRevisionError as error:
+        return error
 
 
 def _present() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sidecar.core.policy import (
     ModelList,
     PinMode,
     Policy,
+    PolicyRecord,
     Preference,
     Route,
     WeightedModel,
@@ -26,6 +27,7 @@ from sidecar.policies.stores import (
     Change,
     ChangeKind,
     FileStore,
+    Listed,
     PolicyStore,
     PolicyWrite,
     PolicyWriting,
@@ -83,6 +85,13 @@ def policy(name: str = "support", description: str = "first", namespace: str = "
 
 def note(author: str = "ada", message: str = "because", etag: str = "", **more: str) -> WriteNote:
     return WriteNote(Attribution(author, message, now()), etag, **more)
+
+
+def readable(listed: Sequence[Listed]) -> list[PolicyRecord]:
+    """Of a list of which everything can be read."""
+    records = [each for each in listed if isinstance(each, PolicyRecord)]
+    assert len(records) == len(listed)
+    return records
 
 
 def write(

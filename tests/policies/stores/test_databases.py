@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -17,9 +18,17 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
+from sidecar.core.policy import PolicyRecord
 from sidecar.local import PostgresServer
 from sidecar.policies.editing import PolicyEditing
-from sidecar.policies.stores import ChangeKind, StoreUrlError, check_url, migrations, open_store
+from sidecar.policies.stores import (
+    ChangeKind,
+    StoreUrlError,
+    UnreadableRevisionError,
+    check_url,
+    migrations,
+    open_store,
+)
 from sidecar.policies.stores.sql import SqlStore
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
@@ -116,6 +125,14 @@ def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
     says = f"support, revision 1, cannot be read.*{why}.*newer version"
     with pytest.raises(SidecarError, match=says):
         store.policy(name_of("support"))
+    other, support = store.policies(None, "", 10, deleted=True)
+    assert isinstance(store, SqlStore)
+    (revision,) = store.revisions(name_of("support"), None, 10)
+    assert isinstance(other, PolicyRecord)
+    for listed in (support, revision):
+        assert isinstance(listed, UnreadableRevisionError)
+        assert re.search(says, listed.message)
+        assert (listed.name, listed.revision) == (name_of("support"), 1)
     store.close()
 
 

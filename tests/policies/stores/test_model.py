@@ -150,7 +150,7 @@ class StoresFollowTheModel(RuleBasedStateMachine):
         for store in self.stores:
             assert store.last_change() == self.model.changes
             assert store.catalog().revision == self.model.catalog
-            listed = store.policies(None, "", 10, deleted=True)
+            listed = parts.readable(store.policies(None, "", 10, deleted=True))
             assert {
                 each.policy.name: (each.revision, each.deleted, each.policy) for each in listed
             } == {
@@ -159,7 +159,7 @@ class StoresFollowTheModel(RuleBasedStateMachine):
             }
             assert isinstance(store, PolicyHistory)
             for name, revisions in self.model.history.items():
-                kept = store.revisions(name_of(name), None, 100)
+                kept = parts.readable(store.revisions(name_of(name), None, 100))
                 assert [(e.policy, e.deleted) for e in kept[::-1]] == [
                     (e.policy, e.deleted) for e in revisions
                 ]

@@ -10,7 +10,7 @@ import pytest
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.policies.stores import PolicyHistory, PolicyWriting
 from tests.policies.stores.conftest import WRITABLE
-from tests.policies.stores.parts import CATALOG, MakeStore, name_of, policy
+from tests.policies.stores.parts import CATALOG, MakeStore, name_of, policy, readable
 
 pytestmark = pytest.mark.parametrize("make", ["files", *WRITABLE], indirect=True)
 
@@ -49,7 +49,7 @@ def test_policies_come_back_as_they_were_given(make: MakeStore) -> None:
 def test_listing(
     make: MakeStore, namespace: str | None, after: str, limit: int, names: list[str]
 ) -> None:
-    listed = make(A, B, TEAM).policies(namespace, after, limit)
+    listed = readable(make(A, B, TEAM).policies(namespace, after, limit))
 
     assert [f"{each.policy.namespace}/{each.policy.name}" for each in listed] == names
 

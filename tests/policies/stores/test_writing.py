@@ -33,6 +33,7 @@ from tests.policies.stores.parts import (
     name_of,
     note,
     policy,
+    readable,
     write,
     write_catalog,
 )
@@ -183,8 +184,8 @@ def test_deleted_policies_are_listed_on_demand(make: MakeStore) -> None:
     store = make(FIRST, policy("other"))
     write(store, DELETE, "support")
 
-    assert [each.policy.name for each in store.policies(None, "", 10)] == ["other"]
-    listed = store.policies(None, "", 10, deleted=True)
+    assert [each.policy.name for each in readable(store.policies(None, "", 10))] == ["other"]
+    listed = readable(store.policies(None, "", 10, deleted=True))
     assert [(each.policy.name, each.deleted) for each in listed] == [
         ("other", False),
         ("support", True),

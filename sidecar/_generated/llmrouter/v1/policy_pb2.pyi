@@ -520,6 +520,7 @@ class ListPoliciesResponse(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CHANGE_NUMBER_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     change_number: _builtins.int
@@ -530,16 +531,23 @@ class ListPoliciesResponse(_message.Message):
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """Sorted by resource name."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resource names of policies that belong between these, which this version cannot read: a newer
+        one wrote them. Whether they meet `filter` is not known. GetPolicy says what is wrong.
+        """
+
     def __init__(
         self,
         *,
         policies: _abc.Iterable[Global___Policy] | None = ...,
         next_page_token: _builtins.str = ...,
         change_number: _builtins.int = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_number", b"change_number", "next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_number", b"change_number", "next_page_token", b"next_page_token", "policies", b"policies", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -855,21 +863,29 @@ class ListPolicyRevisionsResponse(_message.Message):
 
     REVISIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
     def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """The policy as of each revision, the latest first."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Revisions that belong between these, as `{name}@{revision}`, which this version cannot read: a
+        newer one wrote them. GetPolicy says what is wrong.
+        """
+
     def __init__(
         self,
         *,
         revisions: _abc.Iterable[Global___Policy] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revisions", b"revisions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revisions", b"revisions", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
