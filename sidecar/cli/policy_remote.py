@@ -27,6 +27,10 @@ _SERVICE = "/llmrouter.v1.PolicyService/"
 _EXAMPLES_TIMEOUT_S = 600.0
 """The routing model reads each policy for the first time, and each example."""
 
+_KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
+"""While a call goes on: who watches has no deadline, and a sidecar whose machine or network is gone
+says nothing. Sidecars disconnect who pings more often than every five seconds."""
+
 _UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -38,7 +42,17 @@ class SidecarPlace:
         self._address = address
         self._timeout_s = timeout_s
         self._tls = tls
-        self._channel = connect(address, tls, ("grpc.max_receive_message_length", -1))
+        self._channel = connect(
+            address,
+            tls,
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            # Without it a ping's answer is waited for a minute, whatever the keepalive's timeout.
+            ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            # Pings go on where no change comes for hours.
+            ("grpc.http2.max_pings_without_data", 0),
+        )
 
     def get(self, name: str, revision: int = 0) -> PolicyRecord:
         request = policy_pb2.GetPolicyRequest(name=name, revision=revision)
