@@ -112,10 +112,9 @@ def _print_applied(each: Applied, dry_run: bool) -> None:
 
 def _read(paths: Sequence[Path], found: PolicyPlace) -> tuple[PolicySet, Catalog | None]:
     """What the files hold, and the catalog among them; None if there is none. Raises Failure."""
-    files = load_policies(paths)
-    with_catalog = bool(files.catalog)
-    if not with_catalog:
-        files = load_policies(paths, known=found.catalog().models)
+    # Once: what comes by a pipe cannot be read again.
+    files = load_policies(paths, known=found.catalog().models)
+    with_catalog = files.own_catalog and bool(files.catalog)
     if not files.valid:
         print_findings(files, Console(stderr=True))
         raise Failure("the files have errors; nothing was changed")

@@ -38,6 +38,7 @@ class PolicySet:
         unread: a file or folder could not be, which may be otherwise the next time.
         origins: the file of each of the records.
         documents: the document of each of the records.
+        own_catalog: the catalog is that of the files.
     """
 
     catalog: Catalog
@@ -47,6 +48,7 @@ class PolicySet:
     unread: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
+    own_catalog: bool = False
 
     @property
     def valid(self) -> bool:
@@ -203,6 +205,7 @@ class _Loading:
             self._unread,
             MappingProxyType({name: each.file for name, each in firsts.items()}),
             MappingProxyType({name: each.document for name, each in firsts.items()}),
+            bool(self._catalogs),
         )
 
     def _sorted_findings(self) -> tuple[Finding, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -82,6 +83,17 @@ def test_apply_creates_updates_and_leaves_alone(at: str, folder: Path) -> None:
     # A policy alone: its models are those of the place.
     assert f"{SUPPORT}: updated (revision 2)\n" in done("apply", file, "--at", at)
     assert plain("get", "support", "--at", at)["policy"]["description"] == "second"
+
+
+def test_policy_that_comes_by_a_pipe_is_applied(at: str, folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, edit(folder).read_bytes())
+    os.close(writing)
+
+    applied = done("apply", f"/dev/fd/{reading}", "--at", at)
+    os.close(reading)
+
+    assert f"{SUPPORT}: updated (revision 2)\n" in applied
 
 
 def test_dry_run_shows_the_difference_and_changes_nothing(at: str, folder: Path) -> None:
