@@ -81,6 +81,7 @@ def check_url(url: str) -> str:
 
         try:
             address = make_url(url.replace("postgres://", "postgresql://", 1))
+            (address.host or "").encode("idna")  # As when it is looked up.
         except (ArgumentError, ValueError):
             # Without the text, which may hold a password.
             raise StoreUrlError(

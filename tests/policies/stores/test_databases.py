@@ -218,6 +218,7 @@ def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
         ("postgresql://me@a:5432,b:5432/policies", "host=one:5432&host=two:5432"),
         ("postgresql://me@db", "names no database"),
         ("postgresql://me@db:port/policies", "is not an address"),
+        ("postgresql://me@db..internal/policies", "is not an address"),
     ],
 )
 def test_address_that_no_store_has_is_refused(url: str, says: str) -> None:
