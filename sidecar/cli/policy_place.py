@@ -247,13 +247,22 @@ class StorePlace:
     def watch(self, after: int | None) -> Iterator[Change]:
         with failing():
             number = self._store.last_change() if after is None else after
+            limit = _AT_ONCE
             while True:
-                for change in self._store.changes_after(number, _AT_ONCE):
+                try:
+                    changes = self._store.changes_after(number, limit)
+                except UnreadableRevisionError:
+                    if limit == 1:
+                        raise
+                    limit = 1  # Those before it can be read.
+                    continue
+                for change in changes:
                     number = change.number
                     yield change
-                self._store.wait(_LOOK_S)
-                # Files are looked at when they are asked.
-                self._store.last_change()
+                if len(changes) < limit:
+                    self._store.wait(_LOOK_S)
+                    # Files are looked at when they are asked.
+                    self._store.last_change()
 
     def close(self) -> None:
         self._store.close()

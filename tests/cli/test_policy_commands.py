@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -843,3 +844,24 @@ async def test_watch_ends_where_the_sidecar_is_gone_without_a_word(
     assert ended
     assert result.exit_code == 5
     assert "go on with --after 2" in result.stderr
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_watch_prints_what_is_before_a_change_that_cannot_be_read(
+    tmp_path: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    parts.write(store, ChangeKind.UPDATE, policy(description="second"))
+    file = tmp_path / "policies.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("UPDATE changes SET content = '17' WHERE change = 3")
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+        watched = await asyncio.to_thread(sidecar, "watch", "--after", 0, "--at", at)
+
+    assert watched.exit_code == 5
+    # Beside what the sidecar of this process logs.
+    printed = re.findall(r"^(\d+)  (\w+) ", watched.stdout, re.MULTILINE)
+    assert printed == [("1", "catalog"), ("2", "create")]
+    assert f"{SUPPORT}, revision 2, cannot be read" in watched.stderr
