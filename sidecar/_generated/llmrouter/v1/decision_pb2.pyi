@@ -111,7 +111,7 @@ class _DecisionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decisi
     is the best guess.
     """
     DECISION_REASON_UNKNOWN_ISSUER: _DecisionReason.ValueType  # 22
-    """A provider keeps a part of the conversation, and which one is not known: the policy's default is
+    """A provider keeps a part of the request, and which one is not known: the policy's default is
     taken, for it does not change with what is said.
     """
 
@@ -167,7 +167,7 @@ DECISION_REASON_KEPT_WITHOUT_ANSWER: DecisionReason.ValueType  # 21
 is the best guess.
 """
 DECISION_REASON_UNKNOWN_ISSUER: DecisionReason.ValueType  # 22
-"""A provider keeps a part of the conversation, and which one is not known: the policy's default is
+"""A provider keeps a part of the request, and which one is not known: the policy's default is
 taken, for it does not change with what is said.
 """
 Global___DecisionReason: _TypeAlias = DecisionReason  # noqa: Y015
