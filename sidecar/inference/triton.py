@@ -193,6 +193,8 @@ class TritonModel:
                     ("grpc.enable_retries", 0),
                     ("grpc.keepalive_time_ms", self._target.keepalive_ms),
                     ("grpc.keepalive_timeout_ms", self._target.keepalive_timeout_ms),
+                    # Without it a ping's answer is waited for a minute.
+                    ("grpc.http2.ping_timeout_ms", self._target.keepalive_timeout_ms),
                 ],
             )
         return self._client

@@ -35,6 +35,7 @@ from tests.grpc_api.stored import Stored, stored
 from tests.policies.exchange.test_exchange import SAMPLES
 from tests.policies.stores import parts
 from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy
+from tests.silenced import way_to
 from tests.waiting import until
 
 SUPPORT = name_of("support")
@@ -813,32 +814,14 @@ async def test_watch_ends_where_the_sidecar_is_gone_without_a_word(
 ) -> None:
     monkeypatch.setattr("sidecar.cli.policy_remote._KEEPALIVE_MS", 500)
     monkeypatch.setattr("sidecar.cli.policy_remote._KEEPALIVE_TIMEOUT_MS", 500)
-    gone = False
-    writers: list[asyncio.StreamWriter] = []
-    received = bytearray()
 
     async with stored(parts.sqlite(tmp_path, policy())) as api:
-
-        async def passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writers.append(writer)
-            while data := await reader.read(65_536):
-                received.extend(data)
-                if not gone:
-                    writer.write(data)
-
-        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, back = await asyncio.open_connection("127.0.0.1", api.server.port)
-            await asyncio.gather(passed_on(reader, back), passed_on(there, writer))
-
-        between = await asyncio.start_server(accepted, "127.0.0.1", 0)
-        at = f"127.0.0.1:{between.sockets[0].getsockname()[1]}"
-        watch = asyncio.create_task(asyncio.to_thread(sidecar, "watch", "--after", 0, "--at", at))
-        await until(lambda: SUPPORT.encode() in received)
-        gone = True
-        ended, _ = await asyncio.wait({watch}, timeout=10)
-        for writer in writers:
-            writer.close()
-        between.close()
+        async with way_to(api.server.port) as way:
+            watching = asyncio.to_thread(sidecar, "watch", "--after", 0, "--at", way.address)
+            watch = asyncio.create_task(watching)
+            await until(lambda: SUPPORT.encode() in way.received)
+            way.silent = True
+            ended, _ = await asyncio.wait({watch}, timeout=10)
         result = await watch
 
     assert ended

@@ -26,6 +26,7 @@ from sidecar.core.model import (
 )
 from sidecar.inference.triton import TritonModel, TritonTarget
 from tests.fake_triton import FakeTriton, Tensors, sent, serving
+from tests.silenced import way_to
 
 PROMPT = Prompt((10, 11, 12), (20, 21))
 LABELS = LabelAnswer((5, 3))
@@ -337,6 +338,25 @@ async def test_a_cancelled_task_cancels_the_call_in_the_server() -> None:
         await asyncio.wait_for(fake.cancelled.wait(), 60)
 
     assert task.cancelled()
+
+
+async def test_connection_that_fell_silent_is_given_up() -> None:
+    """Long before a minute is over, for which gRPC by itself waits for a ping's answer."""
+    fake = FakeTriton(logits(1, 1, 1, VOCABULARY))
+    async with serving(fake), way_to(int(fake.address.rpartition(":")[2])) as way:
+        target = TritonTarget(
+            *(way.address, "tensorrt_llm", 2, 2, VOCABULARY),
+            keepalive_ms=1000,
+            keepalive_timeout_ms=500,
+        )
+        model = TritonModel(target)
+        await model.infer(PROMPT, LABELS, 60)
+        way.silent = True
+        with pytest.raises(InferenceError) as caught:
+            await model.infer(PROMPT, LABELS, 30)
+        await model.close()
+
+    assert caught.value.failure is InferenceFailure.UNAVAILABLE
 
 
 async def test_nobody_listens() -> None:
