@@ -284,7 +284,7 @@ def _refusals(limits: RequestLimits, mounted: Sequence[MountedService]) -> dict[
         f"{ROUTING}/Route": partial(
             wire.refusal, within=wire.ROUTE, max_bytes=limits.max_request_bytes
         ),
-        f"{ROUTING}/BatchRoute": partial(wire.refusal, within=wire.BATCH),
+        f"{ROUTING}/BatchRoute": wire.batch_refusal,
         f"{ROUTING}/StreamRoute": partial(wire.refusal, within=wire.STREAM),
     }
 

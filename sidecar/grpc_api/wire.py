@@ -14,7 +14,11 @@ from sidecar.core.errors import ErrorCode, SidecarError
 
 MAX_FIELDS = 65_536
 """Of a request and of those of its messages that are looked into; parts and tool calls are not, nor
-are the inline policies of a batch, which can be many and large."""
+are the inline policies of a batch."""
+
+MAX_BATCH_POLICY_FIELDS = 8 * MAX_FIELDS
+"""Of the inline policies of a batch, which can be many and large, and of what is around them: as
+many as 16 MiB hold where each has 32 bytes."""
 
 _LEAST_BYTES = 2
 """Of a field."""
@@ -26,6 +30,7 @@ _ROUTE_OF_A_POLICY: Fields = {3: {}}
 _POLICY: Fields = {3: _ROUTE_OF_A_POLICY, 4: {}}
 ROUTE: Fields = {1: {}, 3: _POLICY}
 BATCH: Fields = {1: {1: {}}}
+BATCH_POLICIES: Fields = {1: {3: _POLICY}}
 STREAM: Fields = {2: ROUTE}
 
 
@@ -58,13 +63,26 @@ def refusal(data: bytes, within: Fields, max_bytes: int | None = None) -> Sideca
     return None
 
 
-def has_too_many(data: bytes, within: Fields) -> bool:
-    """True if there are more than `MAX_FIELDS`. Never raises: it is for the decoder to say that
+def batch_refusal(data: bytes) -> SidecarError | None:
+    """As `refusal`, for a batch."""
+    refused = refusal(data, BATCH)
+    if refused is None and has_too_many(data, BATCH_POLICIES, MAX_BATCH_POLICY_FIELDS):
+        return SidecarError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"requests: with their inline policies they have more than the "
+            f"{MAX_BATCH_POLICY_FIELDS} fields that are read of a batch; send several, or keep the "
+            "policies in the policy store and name them",
+        )
+    return refused
+
+
+def has_too_many(data: bytes, within: Fields, most: int = MAX_FIELDS) -> bool:
+    """True if there are more than `most`. Never raises: it is for the decoder to say that
     something cannot be decoded."""
-    if len(data) <= MAX_FIELDS * _LEAST_BYTES:
+    if len(data) <= most * _LEAST_BYTES:
         return False
     try:
-        return _left(data, within, MAX_FIELDS) < 0
+        return _left(data, within, most) < 0
     except IndexError:
         return False
 
@@ -74,17 +92,21 @@ def _left(data: bytes, within: Fields, left: int) -> int:
     sure. Raises IndexError where the last one ends too soon.
 
     Without a call for each field or message, and with most numbers read where they stand: it would
-    take many times as long as to decode them.
+    take many times as long as to decode them. A policy that comes again is not counted again: the
+    requests of a batch often bring the same one.
     """
     position, end = 0, len(data)
-    around: list[tuple[int, Fields]] = []
+    around: list[tuple[int, Fields, bytes, int]] = []
+    of_policy: dict[bytes, int] = {}
     while left >= 0:
         if position >= end:
             if not around:
                 return left
             # Also where its last field would go on behind it: the decoder may not look at it.
             position = end
-            end, within = around.pop()
+            end, within, policy, before = around.pop()
+            if policy:
+                of_policy[policy] = before - left
             continue
         left -= 1
         tag = data[position]
@@ -103,8 +125,13 @@ def _left(data: bytes, within: Fields, left: int) -> int:
             elif position + size > end:
                 position = end
             elif size:
-                around.append((end, within))
-                end, within = position + size, inner
+                policy = data[position : position + size] if inner is _POLICY else b""
+                if policy in of_policy:
+                    left -= of_policy[policy]
+                    position += size
+                else:
+                    around.append((end, within, policy, left))
+                    end, within = position + size, inner
         elif kind == 0:
             if data[position] < 0x80:
                 position += 1

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
 from sidecar.grpc_api.convert.requests import RequestLimits
-from sidecar.grpc_api.wire import BATCH, MAX_FIELDS, ROUTE, STREAM, Fields, has_too_many
+from sidecar.grpc_api.wire import (
+    BATCH,
+    MAX_BATCH_POLICY_FIELDS,
+    MAX_FIELDS,
+    ROUTE,
+    STREAM,
+    Fields,
+    batch_refusal,
+    has_too_many,
+)
 from tests.grpc_api.standins import serving
 
 MESSAGE, PART = b"\x0a\x00", b"\x12\x00"
@@ -76,6 +85,59 @@ REQUESTS: dict[str, tuple[bytes, Fields, bool]] = {
 @pytest.mark.parametrize(("data", "within", "too_many"), REQUESTS.values(), ids=REQUESTS.keys())
 def test_fields_are_counted(data: bytes, within: Fields, too_many: bool) -> None:
     assert has_too_many(data, within) is too_many
+
+
+def with_policies(policy: policy_pb2.Policy, count: int) -> bytes:
+    return batch(*[routing_pb2.RouteRequest(inline_policy=policy)] * count)
+
+
+def of_routes(count: int) -> policy_pb2.Policy:
+    return policy_pb2.Policy.FromString(b"\x1a\x00" * count)
+
+
+def of_examples(count: int) -> policy_pb2.Policy:
+    return policy_pb2.Policy.FromString(routes([b"\x32\x00" * count]))
+
+
+def several(count: int) -> bytes:
+    """Each with another policy."""
+    return batch(
+        *(
+            routing_pb2.RouteRequest(inline_policy=of_routes(MAX_FIELDS + number))
+            for number in range(count)
+        )
+    )
+
+
+NAMED = b"\x0a\x03abc" + b"\x32\x1e" + b"x" * 30
+OF_512_ROUTES = policy_pb2.Policy.FromString(routes([NAMED] * 512))
+BATCHES: dict[str, tuple[bytes, str]] = {
+    "routes": (with_policies(of_routes(MAX_BATCH_POLICY_FIELDS), 1), "inline policies"),
+    "examples": (with_policies(of_examples(MAX_BATCH_POLICY_FIELDS), 1), "inline policies"),
+    "one policy, again and again": (with_policies(of_routes(2048), 256), "inline policies"),
+    "one policy, as often as is read": (with_policies(of_routes(2000), 256), ""),
+    "several policies": (several(8), "inline policies"),
+    "several policies, as many as are read": (several(7), ""),
+    "512 routes in every request": (with_policies(OF_512_ROUTES, 256), ""),
+    "messages, as many as policies have": (batch(of_parts(TOO_MANY)), "oldest messages"),
+}
+
+
+@pytest.mark.parametrize(("data", "says"), BATCHES.values(), ids=BATCHES.keys())
+def test_policies_of_a_batch_are_counted(data: bytes, says: str) -> None:
+    refused = batch_refusal(data)
+
+    assert (refused is not None) is bool(says)
+    assert says in str(refused)
+
+
+async def test_batch_of_too_many_fields_in_policies_is_refused() -> None:
+    async with serving() as (_, channel):
+        call: Any = channel.unary_unary("/llmrouter.v1.RoutingService/BatchRoute")
+        code, details = await ended_by(call(with_policies(of_routes(2048), 256)))
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "inline policies" in details
 
 
 @settings(deadline=None, max_examples=50)
