@@ -181,6 +181,7 @@ def _target(
         keepalive_ms=triton.keepalive_ms,
         keepalive_timeout_ms=triton.keepalive_timeout_ms,
         label_ids=facts.takes_label_ids,
+        engine=facts.build_id,
     )
     served, encoder_lost = _served(where, settings, facts, tokenizer)
     model = GuardedModel(
@@ -189,7 +190,7 @@ def _target(
         WatchTimes(open_s=triton.breaker_probe_interval_ms / 1000),
         warmth.recover,
     )
-    return Target(address, model, warmth, load, encoder_lost)
+    return Target(address, model, warmth, load, encoder_lost, lambda: served.other_engine)
 
 
 def _served(
@@ -445,7 +446,11 @@ class Sidecar:
             policy_store=store_state(self._live),
             targets=tuple(
                 TargetState(
-                    each.name, each.model.degraded, each.load.in_flight, each.encoder_lost()
+                    each.name,
+                    each.model.degraded,
+                    each.load.in_flight,
+                    each.encoder_lost(),
+                    each.other_engine(),
                 )
                 for each in routing.targets
             ),

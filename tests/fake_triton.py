@@ -24,19 +24,29 @@ _TYPES = {"float32": "FP32", "int32": "INT32", "float16": "FP16", "bool": "BOOL"
 
 @dataclass
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """`answer`: tensors to send; `status`: fail with it instead; `silent`: never answer."""
+    """`answer`: tensors to send; `status`: fail with it instead; `silent`: never answer; `engine`:
+    the build that its model's config names; None: it has no config to show."""
 
     answer: Tensors = field(default_factory=dict)
     status: tuple[grpc.StatusCode, str] | None = None
     silent: bool = False
     ready: bool = True
     raw: bytes | None = None
+    engine: str | None = None
     requests: list[Any] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ModelReadyResponse(ready=self.ready)
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.engine is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no config")
+        response = service_pb2.ModelConfigResponse()
+        if self.engine:
+            response.config.parameters["routing_model"].string_value = self.engine
+        return response
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)

@@ -96,6 +96,7 @@ def render_cpu_repository(
         "threads": options.threads or (threads_within_quota() if served_at is None else 0),
         "gpt_model_path": path,
         "compiled_folder": str(compiled) if options.keep_compiled and writable else "",
+        "routing_model": info.router.build_id,
     }
     # Comments speak of ${…} itself; a missing name in a value would stop Triton, not pass.
     (model / "config.pbtxt").write_text(template.safe_substitute(values), encoding="utf-8")

@@ -8,6 +8,7 @@ The tensors are those of the TensorRT-LLM backend's `tensorrt_llm` model
 from __future__ import annotations
 
 import random
+import time
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from itertools import chain
 import grpc
 import numpy as np
 import numpy.typing as npt
+import structlog
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -35,6 +37,8 @@ from sidecar.core.model import (
     TextAnswer,
     TextOutput,
 )
+
+_log = structlog.get_logger(__name__)
 
 _RECONNECT_MS = 100
 """Longest wait between connection attempts. gRPC's own default grows to two minutes, far beyond
@@ -66,6 +70,10 @@ _STREAM_HEADERS = {"triton_grpc_error": "true"}
 """Errors of a stream as gRPC's status, by which they are told apart, instead of as a text
 (docs/customization_guide/inference_protocols.md of triton-inference-server/server)."""
 
+_LOOK_AGAIN_S = 30.0
+"""After which the server is asked again which engine it serves: a model can be loaded anew without
+a moment in which it is not ready."""
+
 _NOT_SERVED = ("is not found", "has no available versions")
 """What streams say as a text even so: the model is unknown, unloaded or not loaded yet."""
 
@@ -77,6 +85,7 @@ class TritonTarget:
     Args:
         address: `host:port` or `unix:path` of Triton's gRPC endpoint.
         model: name of the Triton model.
+        engine: build id of the engine that the sidecar has read; empty: whichever is served.
         label_ids: whether the model takes the tokens that the answer is one of, and gives the
             logits of those alone, as the CPU model does.
         keepalive_ms, keepalive_timeout_ms: time between HTTP/2 pings, and how long one may stay
@@ -91,6 +100,7 @@ class TritonTarget:
     keepalive_ms: int = 10_000
     keepalive_timeout_ms: int = 5_000
     label_ids: bool = False
+    engine: str = ""
 
 
 class TritonModel:
@@ -104,6 +114,8 @@ class TritonModel:
     def __init__(self, target: TritonTarget) -> None:
         self._target = target
         self._client: InferenceServerClient | None = None
+        self._other_engine: str | None = None
+        self._look_from = 0.0
         self._label_inputs = [
             *self._common_inputs(output_len=1),
             _bool_input("return_generation_logits"),
@@ -115,6 +127,13 @@ class TritonModel:
     @property
     def address(self) -> str:
         return self._target.address
+
+    @property
+    def other_engine(self) -> str | None:
+        """Build id of the engine that is served where that is another than the sidecar has read,
+        whose labels, calibration and name its decisions then have; empty where it is the same,
+        None where the server has not said."""
+        return self._other_engine
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail."""
@@ -162,7 +181,11 @@ class TritonModel:
         await self._call(inputs, _outputs(), timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
-        """Raises InferenceError unless the server answers that the model is ready."""
+        """Raises InferenceError unless the server answers that the model is ready.
+
+        Which engine it serves is looked at as well, and logged where it is another one.
+        """
+        look_from, self._look_from = self._look_from, 0.0
         try:
             ready = await self._connected().is_model_ready(
                 self._target.model, client_timeout=timeout_s
@@ -175,6 +198,30 @@ class TritonModel:
         if not ready:
             raise InferenceError(
                 InferenceFailure.UNAVAILABLE, f"model {self._target.model} is not ready"
+            )
+        if self._target.engine and time.monotonic() >= look_from:
+            await self._look_at_engine(timeout_s)
+            look_from = time.monotonic() + _LOOK_AGAIN_S
+        self._look_from = look_from
+
+    async def _look_at_engine(self, timeout_s: float) -> None:
+        try:
+            answer = await self._connected().get_model_config(
+                self._target.model, client_timeout=timeout_s
+            )
+            served = answer.config.parameters["routing_model"].string_value
+        except (InferenceServerException, grpc.aio.UsageError, AttributeError):
+            # Decisions can be made all the same.
+            return
+        before, expected = self._other_engine, self._target.engine
+        self._other_engine = None if not served else "" if served == expected else served
+        if self._other_engine and self._other_engine != before:
+            _log.warning(
+                "the model server serves another engine than routing_model.directory holds: "
+                "decisions are labelled and calibrated for the latter; let both have the same",
+                target=self.address,
+                served=served,
+                routing_model=expected,
             )
 
     def _connected(self) -> InferenceServerClient:

@@ -226,12 +226,14 @@ class LoadedPolicy:
 class TargetState:
     """A model server: `degraded` is why it is not being asked, empty if it is; `in_flight` the
     calls it works on; `encoder_lost` why its sentence encoder is not waited for, empty if it is,
-    None where it has none of its own."""
+    None where it has none of its own; `other_engine` the engine that it serves where that is not
+    the one that the sidecar has read, empty where it is, None where it does not say."""
 
     address: str
     degraded: str
     in_flight: int
     encoder_lost: str | None = None
+    other_engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,11 +457,20 @@ def _of_targets(targets: Iterable[TargetState]) -> Iterator[Metric]:
         "are made without it.",
         labels=("target",),
     )
+    same = GaugeMetricFamily(
+        "llmrouter_target_same_engine",
+        "1 while the model server serves the engine that the sidecar has read, 0 while it serves "
+        "another.",
+        labels=("target",),
+    )
     for target in targets:
         up.add_metric((target.address,), float(not target.degraded))
         in_flight.add_metric((target.address,), float(target.in_flight))
         if target.encoder_lost is not None:
             encoder.add_metric((target.address,), float(not target.encoder_lost))
+        if target.other_engine is not None:
+            same.add_metric((target.address,), float(not target.other_engine))
     yield up
     yield in_flight
     yield encoder
+    yield same

@@ -33,6 +33,8 @@ class Target:
         name: its address.
         encoder_lost: why decisions are made without its sentence encoder; empty if they are made
             with it; None where it has none of its own.
+        other_engine: build id of the engine that it serves where the sidecar has read another;
+            empty where it is the same; None where it does not say.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Target:
     warmth: Warmth
     load: Load = field(default_factory=Load)
     encoder_lost: Callable[[], str | None] = lambda: None
+    other_engine: Callable[[], str | None] = lambda: None
 
     def predicted_s(self, compiled: CompiledPolicy, tokens: float) -> float:
         """Seconds until further `tokens` of `compiled` are computed; what was never measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ from aiohttp import ClientSession
 
 from sidecar import __version__
 from sidecar.admin import AdminServer
-from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState
+from sidecar.observability.metrics import LoadedPolicy, Metrics, SidecarState, TargetState
 
 HEALTHY = SidecarState(
     ready=True,
@@ -128,3 +129,20 @@ async def test_port_in_use_says_so(running: Running) -> None:
         await AdminServer(address, Metrics(), lambda: HEALTHY).start()
 
     assert address in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("other_engine", "shown"),
+    [(None, []), ("", ["1.0"]), ("another@1", ["0.0"])],
+    ids=["it does not say", "the same", "another"],
+)
+async def test_metrics_show_whether_a_model_server_has_the_engine_that_the_sidecar_read(
+    running: Running, other_engine: str | None, shown: list[str]
+) -> None:
+    target = TargetState("triton:8001", degraded="", in_flight=0, other_engine=other_engine)
+    running.state = replace(HEALTHY, targets=(target,))
+
+    _, text = await running.get("/metrics")
+
+    found = re.findall(r'^llmrouter_target_same_engine{target="triton:8001"} (\S+)', text, re.M)
+    assert found == shown

@@ -63,6 +63,7 @@ def test_options_are_written(engines: Mapping[str, EngineInfo], tmp_path: Path) 
         "threads": "2",
         "precision": "",
         "compiled_folder": str(compiled_folder(engines["llama"].path)),
+        "routing_model": engines["llama"].router.build_id,
     }
 
 

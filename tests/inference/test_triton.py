@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import structlog
 
 from sidecar.core.model import (
     Enough,
@@ -55,9 +56,10 @@ def text(*tokens: int) -> Tensors:
 
 
 @asynccontextmanager
-async def model_of(fake: FakeTriton) -> AsyncIterator[TritonModel]:
+async def model_of(fake: FakeTriton, engine: str = "") -> AsyncIterator[TritonModel]:
     async with serving(fake):
-        model = TritonModel(TritonTarget(fake.address, "tensorrt_llm", 2, 2, VOCABULARY))
+        target = TritonTarget(fake.address, "tensorrt_llm", 2, 2, VOCABULARY, engine=engine)
+        model = TritonModel(target)
         try:
             yield model
         finally:
@@ -376,6 +378,43 @@ async def test_readiness(ready: bool) -> None:
         else:
             with pytest.raises(InferenceError, match="not ready"):
                 await model.check_ready(5)
+
+
+@pytest.mark.parametrize(
+    ("served", "found"),
+    [("ours@1", ""), ("ours@2", "ours@2"), ("", None), (None, None)],
+    ids=["the same", "another", "it does not say", "it cannot be asked"],
+)
+async def test_which_engine_is_served_is_found_out_and_logged(
+    served: str | None, found: str | None
+) -> None:
+    fake = FakeTriton(engine=served)
+    async with model_of(fake, "ours@1") as model:
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                await model.check_ready(5)
+
+        assert model.other_engine == found
+    expected = [("warning", "ours@2", "ours@1")] if found else []
+    assert [(line["log_level"], line["served"], line["routing_model"]) for line in logged] == (
+        expected
+    )
+
+
+async def test_the_engine_of_a_server_that_was_away_is_looked_at_again() -> None:
+    fake = FakeTriton(engine="ours@2")
+    async with model_of(fake, "ours@1") as model:
+        await model.check_ready(5)
+        fake.engine = "ours@1"
+        await model.check_ready(5)
+        assert model.other_engine == "ours@2"
+        fake.ready = False
+        with pytest.raises(InferenceError):
+            await model.check_ready(5)
+        fake.ready = True
+        await model.check_ready(5)
+
+        assert model.other_engine == ""
 
 
 class _Noise(grpc.GenericRpcHandler):

@@ -126,6 +126,7 @@ async def model(triton: TritonServer, engine: EngineInfo) -> AsyncIterator[Trito
         facts.pad_id,
         facts.vocab_size,
         label_ids=True,
+        engine=facts.build_id,
     )
     model = TritonModel(target)
     yield model
@@ -166,6 +167,12 @@ def in_this_process(engine: EngineInfo, second: SecondOpinionIds) -> list[float]
         [Opinion(ids, types, tuple(routes))]
     )
     return [float(logit) for logit in logits]
+
+
+async def test_triton_says_which_engine_it_serves(model: TritonModel) -> None:
+    await model.check_ready(10)
+
+    assert model.other_engine == ""
 
 
 async def test_the_model_server_gives_both_opinions(
