@@ -91,7 +91,7 @@ def apply(
     a change by itself; when one is refused, those before it stay, and are printed.
     """
     done: list[Applied] = []
-    with place(at) as found:
+    with place(at, make=True) as found:
         files, models = _read(paths, found)
         applying = _Applying(found, author, message, dry_run, examples_pass)
         try:

@@ -87,9 +87,9 @@ def _login() -> str:
 
 
 @contextmanager
-def place(at: str) -> Iterator[PolicyPlace]:
-    """The place for the length of the block. Raises Failure."""
-    opened = open_place(at, _TIMEOUT_S, given_tls())
+def place(at: str, make: bool = False) -> Iterator[PolicyPlace]:
+    """The place for the length of the block. `make`: as `open_place`. Raises Failure."""
+    opened = open_place(at, _TIMEOUT_S, given_tls(), make)
     try:
         yield opened
     finally:

@@ -140,11 +140,14 @@ def is_sidecar(at: str) -> bool:
     return _SIDECAR.fullmatch(at) is not None and not Path(at).exists()
 
 
-def open_place(at: str, timeout_s: float, tls: Tls | None = None) -> PolicyPlace:
-    """The place that `--at` names; a sidecar's address is reached by `tls`. Raises Failure."""
+def open_place(
+    at: str, timeout_s: float, tls: Tls | None = None, make: bool = False
+) -> PolicyPlace:
+    """The place that `--at` names; a sidecar's address is reached by `tls`. `make`: a database,
+    where there is none yet. Raises Failure."""
     if at.startswith(("sqlite:", "postgresql:", "postgres:")):
         try:
-            return StorePlace(open_store(at))
+            return StorePlace(open_store(at, make))
         except StoreUrlError as error:
             raise Failure(f"--at {error}") from None
         except SidecarError as error:

@@ -322,6 +322,42 @@ def test_place_that_cannot_be_reached(place: str, status: int) -> None:
     assert result.output.startswith("Error: ")
 
 
+@pytest.mark.parametrize("content", [None, "empty", "another program's"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list",),
+        ("get", "support"),
+        ("history", "support"),
+        ("catalog",),
+        ("diff", "support"),
+        ("export", "--to", "litellm"),
+        ("watch", "--count", 1),
+        ("delete", "support"),
+        ("undelete", "support"),
+        ("rollback", "support", 1),
+    ],
+)
+def test_database_without_policies_is_named_and_left_as_it_is(
+    tmp_path: Path, arguments: tuple[object, ...], content: str | None
+) -> None:
+    file = tmp_path / "typo.db"
+    if content is not None:
+        file.touch()
+    if content == "another program's":
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("CREATE TABLE mine (id INTEGER)")
+    before = file.read_bytes() if content is not None else b""
+
+    result = sidecar(*arguments, "--at", f"sqlite:{file}")
+
+    why = "there is no such file" if content is None else "it has no tables of policies"
+    assert result.exit_code == 5
+    assert f"typo.db cannot be opened: {why}; name another one, or make it" in result.stderr
+    left = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    assert left == ({} if content is None else {"typo.db": before})
+
+
 def test_files_with_errors_change_nothing(at: str, folder: Path) -> None:
     file = edit(folder)
     file.write_text(file.read_text().replace("acme/fast", "acme/fats"))

@@ -104,8 +104,11 @@ def check_url(url: str) -> str:
     )
 
 
-def open_store(url: str) -> PolicyStore:
-    """The database at `url`, made or updated as needed.
+def open_store(url: str, make: bool = True) -> PolicyStore:
+    """The database at `url`, updated as needed.
+
+    Args:
+        make: also where there is none yet, or one without tables of policies.
 
     Raises:
         StoreUrlError: `url` is not of the form `sqlite:FILE` or `postgresql://…`.
@@ -115,7 +118,7 @@ def open_store(url: str) -> PolicyStore:
     if url.startswith(_SQLITE):
         from sidecar.policies.stores.sqlite import SqliteStore
 
-        return SqliteStore(Path(url.removeprefix(_SQLITE)))
+        return SqliteStore(Path(url.removeprefix(_SQLITE)), make)
     from sidecar.policies.stores.postgres import PostgresStore
 
-    return PostgresStore(url)
+    return PostgresStore(url, make)

@@ -51,7 +51,7 @@ class PostgresStore(SqlStore):
     # comes from: here, from another sidecar, or from memory while the database is away.
     _name = heads.c.name.collate("C")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, make: bool = True) -> None:
         address = make_url(url)
         engine = create_engine(
             address.set(drivername="postgresql+psycopg"),
@@ -71,7 +71,7 @@ class PostgresStore(SqlStore):
         self._writer = engine.execution_options(isolation_level="READ COMMITTED", writes=True)
         self._listener: psycopg.Connection[Any] | None = None
         self._closed = threading.Event()
-        self.open()
+        self.open(make)
 
     def wait(self, timeout_s: float) -> None:
         """Returns early when any sidecar has written."""

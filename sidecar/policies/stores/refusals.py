@@ -5,6 +5,8 @@ from __future__ import annotations
 from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
 from sidecar.policies.findings import quoted
 
+NAME_OR_MAKE = "name another one, or make it with `sidecar policy apply`"
+
 
 def not_found(name: str) -> SidecarError:
     return SidecarError(

@@ -35,7 +35,7 @@ from sidecar.policies.stores.contract import (
     UnreadableRevisionError,
     WriteNote,
 )
-from sidecar.policies.stores.migrations import is_up_to_date, migrate
+from sidecar.policies.stores.migrations import has_tables, is_up_to_date, migrate
 from sidecar.policies.stores.tables import (
     CATALOG_NAME,
     Row,
@@ -69,11 +69,14 @@ class SqlStore(abc.ABC):
         self._what = what
         self._opened = False
 
-    def open(self) -> None:
-        """Makes or updates the tables. Raises SidecarError STORE_UNAVAILABLE."""
+    def open(self, make: bool = True) -> None:
+        """Updates the tables, and makes them if it may. Raises SidecarError STORE_UNAVAILABLE."""
         with self._reading() as connection:
             # If so also where another writes, or nothing can be written.
             up_to_date = is_up_to_date(connection)
+            if not make and not has_tables(connection):
+                why = "it has no tables of policies"
+                raise refusals.not_opened(self._what, why, refusals.NAME_OR_MAKE)
         if not up_to_date:
             with self._writing() as connection:
                 migrate(connection, self._what)

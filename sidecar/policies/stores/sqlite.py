@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import CatalogWrite, Change, PolicyWrite
 from sidecar.policies.stores.sql import SqlStore
 
@@ -24,14 +25,14 @@ _AGAIN_S = 0.01
 
 
 class SqliteStore(SqlStore):
-    """A store in the file `path`, which is made if it is not there.
+    """A store in the file `path`, which `make` lets it make.
 
     The file must be on a local disk: SQLite's write-ahead log needs memory that processes share
     (https://sqlite.org/wal.html). Raises SidecarError STORE_UNAVAILABLE when made, for a file that
     cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, make: bool = True) -> None:
         engine = create_engine(
             URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MS / 1000}
         )
@@ -41,8 +42,9 @@ class SqliteStore(SqlStore):
         event.listen(engine, "begin", _begin)
         super().__init__(engine, str(path))
         self._path = path
+        self._make = make
         self._written = threading.Event()
-        self.open()
+        self.open(make)
 
     def wait(self, timeout_s: float) -> None:
         """Returns early for writes of this process alone; others' are found by looking again."""
@@ -61,8 +63,12 @@ class SqliteStore(SqlStore):
 
     def _find(self, *_: object) -> None:
         # SQLite would make an empty one in its place.
-        if self._opened and not os.path.exists(self._path):
+        if os.path.exists(self._path):
+            return
+        if self._opened:
             raise sqlite3.OperationalError("the file is gone; put it back, or restart to make one")
+        if not self._make:
+            raise sqlite3.OperationalError("there is no such file")
 
     def _remedy(self, error: BaseException | None) -> str:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -77,10 +83,13 @@ class SqliteStore(SqlStore):
             return "it is a folder; name a file in it"
         if not os.path.isdir(folder):
             return f"{folder} is no folder that this process can see; make it, or name another"
+        if not self._make and not os.path.exists(self._path):
+            return refusals.NAME_OR_MAKE
         return f"put it on a local disk, and let this process write it and the folder {folder}"
 
     def _prepare(self, connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
-        _prepare(connection)
+        # The log is for good: another program's file is to be left as it is.
+        _prepare(connection, write_ahead=self._make)
         record.info["file"] = _identity(self._path)
 
     def _check(self, _: object, record: ConnectionPoolEntry, __: object) -> None:
@@ -99,12 +108,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, write_ahead: bool) -> None:
     # The driver would begin transactions by itself, too late and of the wrong kind
     # (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
     connection.isolation_level = None
     execute: Callable[[str], Any] = connection.execute
-    _write_ahead(execute)
+    if write_ahead:
+        _write_ahead(execute)
     # The log is synced at every commit: what was acknowledged survives a power failure.
     execute("PRAGMA synchronous = FULL")
     execute("PRAGMA foreign_keys = ON")

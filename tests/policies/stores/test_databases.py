@@ -85,6 +85,20 @@ def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
     engine.dispose()
 
 
+def test_tables_are_made_only_where_that_is_wanted(url: str) -> None:
+    if url.startswith("postgresql:"):
+        changed(url, "DROP SCHEMA public CASCADE")
+        changed(url, "CREATE SCHEMA public")
+
+    with pytest.raises(SidecarError, match=r"cannot be opened: .* no .*; name another one"):
+        open_store(url, make=False)
+    open_store(url).close()
+    store = open_store(url, make=False)
+
+    assert store.last_change() == 0
+    store.close()
+
+
 def changed(url: str, statement: str) -> None:
     engine = create_engine(plain_url(url))
     with engine.begin() as connection:

@@ -15,6 +15,11 @@ _LOCK = 5_271_909_117
 """Any number, the same in every version: it keeps sidecars that start together apart."""
 
 
+def has_tables(connection: Connection) -> bool:
+    """True for those of any version."""
+    return _present(connection) is not None
+
+
 def is_up_to_date(connection: Connection) -> bool:
     return _present(connection) == HEAD
 
