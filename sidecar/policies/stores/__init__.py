@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sidecar.policies.findings import quoted
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
     CatalogWrite,
@@ -25,6 +28,9 @@ from sidecar.policies.stores.contract import (
 )
 from sidecar.policies.stores.files import FileStore, InvalidFilesError, read_only
 from sidecar.policies.stores.fixed import FixedStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 __all__ = [
     "CatalogWrite",
@@ -53,10 +59,12 @@ __all__ = [
     "with_changes",
 ]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SQLITE = "sqlite:"
 _POSTGRES = ("postgresql://", "postgres://")
 _SECRETS = {"password", "sslpassword"}
 """Parameters of libpq."""
+_SEVERAL = "write several hosts as postgresql://user@/database?host=one:5432&host=two:5432"
 
 
 class StoreUrlError(ValueError):
@@ -65,6 +73,8 @@ class StoreUrlError(ValueError):
 
 def check_url(url: str) -> str:
     """`url` in the spelling that `open_store` takes. Raises StoreUrlError."""
+    if "\0" in url or _SURROGATE.search(url):
+        raise StoreUrlError("has a NUL or a byte that is not UTF-8; write it without")
     if url.startswith(_SQLITE):
         path = url.removeprefix(_SQLITE).removeprefix("//")
         if not path:
@@ -85,8 +95,7 @@ def check_url(url: str) -> str:
         except (ArgumentError, ValueError):
             # Without the text, which may hold a password.
             raise StoreUrlError(
-                "is not an address like postgresql://user@host:5432/database; write several hosts "
-                "as postgresql://user@/database?host=one:5432&host=two:5432"
+                f"is not an address like postgresql://user@host:5432/database; {_SEVERAL}"
             ) from None
         if address.password is not None or _SECRETS & address.query.keys():
             raise StoreUrlError(
@@ -97,11 +106,30 @@ def check_url(url: str) -> str:
             raise StoreUrlError(
                 "names no database; write it like postgresql://user@host:5432/database"
             )
+        _check_parameters(address)
         return address.render_as_string()
     scheme = url.split(":")[0]
     raise StoreUrlError(
         f"{scheme!r} is no kind of store; write sqlite:FILE or postgresql://USER@HOST/DATABASE"
     )
+
+
+def _check_parameters(address: URL) -> None:
+    from psycopg import pq
+    from sqlalchemy.exc import ArgumentError
+
+    # What libpq does not know would be SQLAlchemy's, such as `plugin`, or Python's.
+    known = {each.keyword.decode() for each in pq.Conninfo.get_defaults()}
+    for name, value in address.query.items():
+        if name not in known:
+            raise StoreUrlError(f"has {quoted(name)}, which is no parameter of libpq; leave it out")
+        if not isinstance(value, str) and name not in ("host", "port"):
+            raise StoreUrlError(f"has {quoted(name)} more than once; leave one")
+    try:
+        dialect = address.set(drivername="postgresql+psycopg").get_dialect()
+        dialect().create_connect_args(address)
+    except ArgumentError as error:
+        raise StoreUrlError(f"has hosts or ports of no use: {error}; {_SEVERAL}") from None
 
 
 def open_store(url: str, make: bool = True) -> PolicyStore:

@@ -233,6 +233,17 @@ def test_opening_at_the_same_time_makes_the_tables_once(url: str) -> None:
         ("postgresql://me@db", "names no database"),
         ("postgresql://me@db:port/policies", "is not an address"),
         ("postgresql://me@db..internal/policies", "is not an address"),
+        ("postgresql://me@db/policies?plugin=secret", '"plugin", which is no parameter of libpq'),
+        ("postgresql://me@db/policies?prepare_threshold=0", '"prepare_threshold", which'),
+        ("postgresql://me@db/policies?conninfo=password%3Dsecret", '"conninfo", which'),
+        ("postgresql://me@db/policies?sslmode=require&sslmode=allow", '"sslmode" more than once'),
+        ("postgresql://me@/policies?host=db&port=abc", "hosts or ports .*abc.*; write several"),
+        ("postgresql://me@/policies?host=one:1&host=two:b", "hosts or ports .*'b'.*; write"),
+        ("postgresql://me@/policies?host=one&port=1&port=2", "hosts or ports .*; write several"),
+        ("postgresql://me@/policies?host=one&host=two:2&port=1", "hosts or ports .*; write"),
+        ("postgresql://me@db/\udcff", "not UTF-8"),
+        ("sqlite:/policies\udcff.db", "not UTF-8"),
+        ("sqlite:/policies\0.db", "has a NUL"),
     ],
 )
 def test_address_that_no_store_has_is_refused(url: str, says: str) -> None:
