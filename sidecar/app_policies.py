@@ -71,7 +71,7 @@ def _seed(store: PolicyStore, settings: Settings) -> None:
     if store.last_change():
         _log.info("policies.paths is not read: the policy store has policies of its own")
         return
-    found = load_policies(settings.policies.paths)
+    found = load_policies(settings.policies.paths, pipes=False)
     if not found.valid:
         raise PolicySourceError(str(InvalidFilesError(found)))
     attribution = Attribution("sidecar", f"from {', '.join(found.files)}"[:2000], now())

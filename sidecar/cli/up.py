@@ -142,7 +142,7 @@ def with_console(settings: Settings) -> Settings:
 
 def check_policies(settings: Settings) -> None:
     """Before anything takes its time to start. Raises Failure once the findings are printed."""
-    found = load_policies(settings.policies.paths)
+    found = load_policies(settings.policies.paths, pipes=False)
     if not found.valid:
         print_findings(found, Console(stderr=True))
         raise Failure("the policies have errors; nothing was started")

@@ -90,18 +90,24 @@ def file_record(policy: Policy) -> PolicyRecord:
     return PolicyRecord(policy, revision=1, etag=f"1-{digest[7:23]}", digest=digest)
 
 
-def load_policies(paths: Iterable[str | Path], known: Catalog | None = None) -> PolicySet:
+def load_policies(
+    paths: Iterable[str | Path], known: Catalog | None = None, pipes: bool = True
+) -> PolicySet:
     """Reads files, and the *.yaml and *.yml files of folders; never raises for what they hold.
 
     A policy may name models of a catalog in any of the files.
 
     Args:
         known: the catalog of files that have none.
+        pipes: `paths` may name pipes as well; False where nobody is at the other end.
     """
     loading = _Loading(known)
-    for path in paths:
-        for file in loading.files_of(Path(path)):
-            loading.read(file, named=file == Path(path))
+    for path in map(Path, paths):
+        for file in loading.files_of(path):
+            if file != path:
+                loading.read(file, "take it out of the folder")
+            else:
+                loading.read(file, "" if pipes else "name a file or a folder")
     return loading.finish()
 
 
@@ -156,14 +162,14 @@ class _Loading:
             self._report_file(path, "has no *.yaml or *.yml file; add a policy, or name a file")
         return found
 
-    def read(self, path: Path, named: bool) -> None:
-        """`named`: by who wants it read, which may be the other end of a pipe as well."""
+    def read(self, path: Path, instead: str) -> None:
+        """`instead`: what to do where it is no regular file; empty: read it."""
         file = str(path)
         self._files.append(file)
         try:
-            if not named and path.exists() and not path.is_file():
+            if instead and path.exists() and not path.is_file():
                 # A pipe that nobody writes to would be waited for without end.
-                self._report_file(path, "is no regular file; take it out of the folder")
+                self._report_file(path, f"is no regular file; {instead}")
                 return
             with path.open("rb") as opened:
                 data = opened.read(MAX_BYTES + 1)

@@ -20,6 +20,7 @@ from sidecar.core.policy import (
     WeightedModel,
 )
 from sidecar.policies import load_policies, parse_policy_yaml
+from sidecar.policies.stores import FileStore, InvalidFilesError
 from sidecar.policies.yaml_source import MAX_BYTES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -78,14 +79,18 @@ def test_every_field_of_a_policy_reaches_the_core_type() -> None:
     )
 
 
-def test_pipe_in_a_folder_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    policy_file(tmp_path)
-    pipe = tmp_path / "pipe.yaml"
-    os.mkfifo(pipe)
+def made_pipe(path: Path) -> Path:
+    os.mkfifo(path)
     # Who waits for the other end after all gets this, and the test fails rather than hangs.
-    other_end = os.open(pipe, os.O_RDWR)
+    other_end = os.open(path, os.O_RDWR)
     os.write(other_end, b"kind: [")
     threading.Timer(2, os.close, [other_end]).start()
+    return path
+
+
+def test_pipe_in_a_folder_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    policy_file(tmp_path)
+    pipe = made_pipe(tmp_path / "pipe.yaml")
 
     found = load_policies([CATALOG, tmp_path])
 
@@ -93,6 +98,15 @@ def test_pipe_in_a_folder_is_named_and_not_waited_for(tmp_path: Path) -> None:
         f"{pipe}: error: is no regular file; take it out of the folder"
     ]
     assert len(found.policies) == 1
+
+
+def test_store_of_files_does_not_wait_for_a_pipe_that_it_is_given(tmp_path: Path) -> None:
+    pipe = made_pipe(tmp_path / "pipe.yaml")
+
+    with pytest.raises(InvalidFilesError) as caught:
+        FileStore([CATALOG, pipe])
+
+    assert str(caught.value) == f"{pipe}: error: is no regular file; name a file or a folder"
 
 
 def test_pipe_that_is_named_is_read(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class FileStore:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._signature = self._seen = _signature(self._paths)
-        found = load_policies(self._paths)
+        found = load_policies(self._paths, pipes=False)
         if not found.valid:
             raise InvalidFilesError(found)
         self._problem = ""
@@ -141,7 +141,7 @@ class FileStore:
         settled = now - self._seen_at >= _LOOK_S
         if not settled or (present == self._signature and now < self._again):
             return
-        found = load_policies(self._paths)
+        found = load_policies(self._paths, pipes=False)
         if _signature(self._paths) != present:
             return  # Changed while it was read: the next look reads it again.
         self._signature = present
