@@ -248,8 +248,10 @@ class StorePlace:
             return editing.update_catalog(tuple(models), note, dry_run)
 
     def watch(self, after: int | None) -> Iterator[Change]:
-        with failing():
-            number = self._store.last_change() if after is None else after
+        number = after
+        try:
+            if number is None:
+                number = self._store.last_change()
             limit = _AT_ONCE
             while True:
                 try:
@@ -266,6 +268,8 @@ class StorePlace:
                     self._store.wait(_LOOK_S)
                     # Files are looked at when they are asked.
                     self._store.last_change()
+        except SidecarError as error:
+            raise ended(PlaceFailure(error.code, said(error)), number) from None
 
     def close(self) -> None:
         self._store.close()
@@ -292,6 +296,14 @@ def present(record: PolicyRecord) -> Policy:
         error = refusals.deleted(record.policy.resource_name)
         raise PlaceFailure(error.code, error.message)
     return record.policy
+
+
+def ended(failure: PlaceFailure, seen: int | None) -> PlaceFailure:
+    """What ended a watch, with where to go on. `seen`: number of the last change that was shown, or
+    of the last one before the first; None if it is not known."""
+    if seen is None or failure.exit_code != UNREACHABLE:
+        return failure
+    return PlaceFailure(failure.code, f"{failure}; go on with --after {seen}")
 
 
 def _refuse_examples(examples_pass: bool) -> None:

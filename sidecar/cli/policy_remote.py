@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.connection import connect, no_answer
-from sidecar.cli.policy_place import UNREACHABLE, Found, PlaceFailure, said
+from sidecar.cli.policy_place import Found, PlaceFailure, ended, said
 from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
@@ -161,19 +161,21 @@ class SidecarPlace:
             request_serializer=policy_pb2.WatchPoliciesRequest.SerializeToString,
             response_deserializer=policy_pb2.WatchPoliciesResponse.FromString,
         )
-        seen = after
+        seen = self._last_change() if after is None else after
         try:
             for message in watch(request):
                 seen = message.change_number
                 yield _understood(_change, message)
         except grpc.RpcError as error:
-            failure = self._failure(error)
-            if seen is not None and failure.exit_code == UNREACHABLE:
-                failure = PlaceFailure(failure.code, f"{failure}; go on with --after {seen}")
-            raise failure from None
+            raise ended(self._failure(error), seen) from None
 
     def close(self) -> None:
         self._channel.close()
+
+    def _last_change(self) -> int:
+        request = policy_pb2.ListPoliciesRequest(parent="namespaces/-", page_size=1)
+        read = policy_pb2.ListPoliciesResponse.FromString
+        return self._call("ListPolicies", request, read).change_number
 
     def _policy(self, method: str, request: Any, examples: bool = False) -> PolicyRecord:
         timeout_s = max(self._timeout_s, _EXAMPLES_TIMEOUT_S) if examples else self._timeout_s

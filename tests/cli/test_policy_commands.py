@@ -28,6 +28,7 @@ from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.stores import ChangeKind
+from sidecar.policies.stores.sqlite import SqliteStore
 from sidecar.routing import PolicyRegistry
 from tests.doubles import StubPrompt
 from tests.grpc_api.standins import decision
@@ -845,17 +846,20 @@ async def test_list_that_lacks_what_cannot_be_read_names_it_and_fails(
     assert [line.split()[0] for line in history.stdout.splitlines()] == ["REV", "1"]
 
 
+@pytest.mark.parametrize("after", [0, None])
 async def test_watch_ends_where_the_sidecar_is_gone_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int | None
 ) -> None:
     monkeypatch.setattr("sidecar.cli.policy_remote._KEEPALIVE_MS", 500)
     monkeypatch.setattr("sidecar.cli.policy_remote._KEEPALIVE_TIMEOUT_MS", 500)
 
     async with stored(parts.sqlite(tmp_path, policy())) as api:
         async with way_to(api.server.port) as way:
-            watching = asyncio.to_thread(sidecar, "watch", "--after", 0, "--at", way.address)
+            begin = ("--after", after) if after is not None else ()
+            watching = asyncio.to_thread(sidecar, "watch", *begin, "--at", way.address)
             watch = asyncio.create_task(watching)
-            await until(lambda: SUPPORT.encode() in way.received)
+            shown = (SUPPORT.encode(), b"WatchPolicies")
+            await until(lambda: all(each in way.received for each in shown))
             way.silent = True
             ended, _ = await asyncio.wait({watch}, timeout=10)
         result = await watch
@@ -863,6 +867,22 @@ async def test_watch_ends_where_the_sidecar_is_gone_without_a_word(
     assert ended
     assert result.exit_code == 5
     assert "go on with --after 2" in result.stderr
+
+
+def test_watch_of_a_database_that_is_gone_tells_where_to_go_on(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        for file in tmp_path.glob("policies.db*"):
+            file.unlink()
+
+    monkeypatch.setattr(SqliteStore, "wait", gone)
+
+    watched = sidecar("watch", "--at", at)
+
+    assert watched.exit_code == 5
+    assert "the file is gone; " in watched.stderr
+    assert watched.stderr.endswith("; go on with --after 2\n")
 
 
 @pytest.mark.parametrize("running", [False, True])
