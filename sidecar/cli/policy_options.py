@@ -57,10 +57,22 @@ def note_options(command: F) -> F:
     return click.option("--message", "-m", default="", help="Why, for the history.")(command)
 
 
+def in_utf8(_: click.Context, __: click.Parameter, value: str) -> str:
+    """`value`, which a message to a sidecar can hold. Raises click.BadParameter."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("has a byte that is not UTF-8; write it in UTF-8") from None
+    return value
+
+
 def etag_option(command: F) -> F:
     """`--etag`: the condition of a change."""
     return click.option(
-        "--etag", default="", help="Make the change only if this is the policy's present etag."
+        "--etag",
+        default="",
+        callback=in_utf8,
+        help="Make the change only if this is the policy's present etag.",
     )(command)
 
 

@@ -136,8 +136,16 @@ def namespace_id(namespace: str) -> str:
 
 
 def is_sidecar(at: str) -> bool:
-    """True for what can be the address of a running sidecar."""
-    return _SIDECAR.fullmatch(at) is not None and not Path(at).exists()
+    """True for what can be the address of a running sidecar. Raises Failure as `_exists`."""
+    return _SIDECAR.fullmatch(at) is not None and not _exists(at)
+
+
+def _exists(at: str) -> bool:
+    """Raises Failure for a path that cannot be looked at."""
+    try:
+        return Path(at).exists()
+    except OSError as error:
+        raise Failure(f"--at {at}: {error.strerror}; name another place") from None
 
 
 def open_place(
@@ -152,7 +160,10 @@ def open_place(
             raise Failure(f"--at {error}") from None
         except SidecarError as error:
             raise PlaceFailure(error.code, f"--at: {error.message}") from None
-    if Path(at).exists():
+    if not at:
+        # As a path it would be the working folder.
+        raise Failure("--at is empty; name a sidecar (host:port), a database, a file or a folder")
+    if _exists(at):
         try:
             return StorePlace(FileStore([at]))
         except InvalidFilesError as error:

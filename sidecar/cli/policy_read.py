@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.policy_options import NUMBER, at_option, output_option, place
+from sidecar.cli.policy_options import NUMBER, at_option, in_utf8, output_option, place
 from sidecar.cli.policy_place import (
     NOT_FOUND,
     PlaceFailure,
@@ -67,6 +67,7 @@ def get(name: str, revision: int | None, at: str, output: str) -> None:
     "--filter",
     "text",
     default="",
+    callback=in_utf8,
     help="Terms that all must hold: route:NAME, model:ID, author:NAME, or a word of the name or "
     'description. What has spaces stands in double quotes: author:"Ada Lovelace".',
 )

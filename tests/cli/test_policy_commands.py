@@ -302,6 +302,8 @@ def test_watch_prints_changes_in_order(at: str) -> None:
         (("delete", "support", "--author", "a" * 201), 2, "--author must have at most 200"),
         (("delete", "support", "-m", "m" * 2001), 2, "--message must have at most 2000"),
         (("delete", "support", "-m", "half \udcff"), 2, "--message"),
+        (("delete", "support", "--etag", "half \udcff"), 2, "'--etag': has a byte that is not"),
+        (("list", "--filter", "author:\udcff"), 2, "'--filter': has a byte that is not"),
         (("export", "support", "--to", "plano", "-o", "/no/folder/x"), 1, "--out /no/folder/x: No"),
     ],
 )
@@ -321,6 +323,20 @@ def test_place_that_cannot_be_reached(place: str, status: int) -> None:
 
     assert result.exit_code == status
     assert result.output.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "says"), [("", "--at is empty; "), ("a" * 300, "File name too long; name another")]
+)
+def test_place_that_is_none_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, says: str
+) -> None:
+    monkeypatch.chdir(folder)
+
+    result = sidecar("list", "--at", place)
+
+    assert result.exit_code == 1
+    assert says in result.stderr
 
 
 @pytest.mark.parametrize("content", [None, "empty", "another program's"])
