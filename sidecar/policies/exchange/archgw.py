@@ -6,6 +6,7 @@ Schema: `demos/use_cases/preference_based_routing/config.yaml` of katanemo/archg
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,18 +50,21 @@ def read(text: str, name: str) -> Imported:
             continue
         add_model(catalog, model, path, lost)
         default = default_of(provider, path, model.id, default, lost)
-        listed = provider.get("routing_preferences", [])
-        for where, preference in mappings(listed, member(path, "routing_preferences")):
-            lost.rest(where, preference, ("name", "description"))
-            routes.append(
-                Route(
-                    text_of(preference, "name", where),
-                    text_of(preference, "description", where),
-                    models_of([model.id]),
-                )
-            )
+        routes.extend(inline_routes(provider, path, model.id, lost))
     policy = Policy(name, tuple(routes), models_of([default or first(catalog, lost)]))
     return Imported(catalog, policy, tuple(lost.lines))
+
+
+def inline_routes(provider: dict[str, Any], path: str, model: str, lost: Lost) -> Iterator[Route]:
+    """The routes that a provider lists itself. Raises UnreadableFileError."""
+    listed = provider.get("routing_preferences", [])
+    for where, preference in mappings(listed, member(path, "routing_preferences")):
+        lost.rest(where, preference, ("name", "description"))
+        yield Route(
+            text_of(preference, "name", where),
+            text_of(preference, "description", where),
+            models_of([model]),
+        )
 
 
 def providers(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -43,10 +43,14 @@ def read(text: str, name: str) -> Imported:
     for path, entry in mappings(document.get("model_list"), "model_list"):
         lost.rest(path, entry, ("model_name", "litellm_params", "model_info"))
         model = _model(path, entry, lost)
-        if model.id in catalog:
+        if "*" in model.id or "*" in model.upstream_model:
+            lost.key(path, f"{model.id} stands for any model; list those you use")
+        elif model.id in catalog:
             lost.key(path, f"{model.id} is there already, and a model has one deployment here")
         else:
             catalog[model.id] = model
+    if not catalog:
+        raise UnreadableFileError("names no model; list those you use in model_list")
     return Imported(catalog, None, tuple(lost.lines))
 
 

@@ -1,6 +1,7 @@
 """Plano 0.4's configuration: preferences list their models in order.
 
 Schema: `config/plano_config_schema.yaml` of katanemo/plano 0.4.36.
+Preferences that providers list themselves, as before 0.4, are still taken there, and so here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sidecar.policies.exchange.archgw import (
     add_model,
     default_of,
     first,
+    inline_routes,
     policy_losses,
     provider_model,
     provider_of,
@@ -37,7 +39,7 @@ from sidecar.policies.findings import member, quoted
 
 VERSION = "v0.4.0"
 _KEYS = {"version", "model_providers", "llm_providers", "routing_preferences"}
-_PROVIDER_KEYS = {"model", "default", "base_url"}
+_PROVIDER_KEYS = {"model", "default", "base_url", "routing_preferences"}
 _PREFERENCES = {
     "none": Preference.DECLARED,
     "cheapest": Preference.CHEAPEST,
@@ -51,18 +53,20 @@ def read(text: str, name: str) -> Imported:
     lost = Lost()
     lost.rest("", document, _KEYS)
     catalog: dict[str, Model] = {}
+    inline: list[Route] = []
     default = ""
     listed = providers(document) if document.keys() & {"model_providers", "llm_providers"} else []
     for path, provider in listed:
         lost.rest(path, provider, _PROVIDER_KEYS)
         model = provider_model(provider, path, lost)
         if model is None:
-            lost.given(path, provider, ("default",))
+            lost.given(path, provider, ("default", "routing_preferences"))
             continue
         add_model(catalog, model, path, lost)
         default = default_of(provider, path, model.id, default, lost)
+        inline.extend(inline_routes(provider, path, model.id, lost))
     preferences = mappings(document.get("routing_preferences", []), "routing_preferences")
-    routes = tuple(_route(path, preference, lost) for path, preference in preferences)
+    routes = (*(_route(path, preference, lost) for path, preference in preferences), *inline)
     for route in routes:
         for entry in route.models.models:
             catalog.setdefault(entry.id, model_of(entry.id))

@@ -186,6 +186,38 @@ def test_routes_and_models(kind: str, expected: dict[str, object]) -> None:
     assert lists(FORMATS[kind].read(SAMPLES[kind], "mine")) == expected
 
 
+def test_preferences_that_a_provider_of_plano_lists_itself_are_routes() -> None:
+    inline = (
+        "  - model: local/qwen\n"
+        "    routing_preferences: [{name: shell, description: one-line commands}]\n"
+    )
+
+    found = FORMATS["plano"].read(
+        PLANO.replace("routing_preferences:", inline + "routing_preferences:", 1), "mine"
+    )
+
+    assert list(lists(found)) == ["code generation", "quick", "shell", "(default)"]
+    assert lists(found)["shell"] == (["local/qwen"], Preference.DECLARED)
+
+
+@pytest.mark.parametrize(
+    "wildcard",
+    [
+        "{model_name: '*', litellm_params: {model: '*'}}",
+        "{model_name: 'openai/*', litellm_params: {model: 'openai/*'}}",
+        "{model_name: any, litellm_params: {model: 'openai/*'}}",
+    ],
+)
+def test_wildcard_of_litellm_is_no_model(wildcard: str) -> None:
+    found = FORMATS["litellm"].read(
+        f"model_list: [{wildcard}, {{model_name: a, litellm_params: {{model: b}}}}]", ""
+    )
+
+    assert list(found.catalog) == ["a"]
+    assert [line.split(": ")[0] for line in found.lost] == ["model_list[0]"]
+    assert "list those you use" in found.lost[0]
+
+
 def test_models_of_litellm() -> None:
     assert FORMATS["litellm"].read(LITELLM, "").catalog == {
         "smart": Model(
@@ -375,6 +407,12 @@ def test_route_file_loses_every_preference() -> None:
             " [{name: n, description: d}]}]",
             {"model", "default", "routing_preferences"},
         ),
+        (
+            "plano",
+            "llm_providers: [{model: a/b}, {model: 'c/*', routing_preferences:"
+            " [{name: n, description: d}]}]",
+            {"model", "routing_preferences"},
+        ),
         ("archgw", "llm_providers: [{model: a/b}, {model: a/b}]", {"llm_providers[1]"}),
         (
             "litellm",
@@ -434,6 +472,7 @@ def test_value_that_cannot_be_taken_is_named(kind: str, text: str, paths: set[st
             r"models\[0\]: must be a text",
         ),
         ("litellm", "model_list: 3\n", "must be a list"),
+        ("litellm", "model_list: [{model_name: '*', litellm_params: {model: '*'}}]", "no model"),
         ("litellm", "model_list: [{model_name: a}]\n", r"litellm_params\.model"),
     ],
 )
