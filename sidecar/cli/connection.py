@@ -58,6 +58,8 @@ def _options(tls: Tls | None, *more: tuple[str, int]) -> list[tuple[str, Any]]:
 
 _CLOSED = "Socket closed"
 """What gRPC says where the other side ends the connection without a word."""
+_OTHER_PROTOCOL = "Failed parsing HTTP/2"
+"""What it says where the other side speaks HTTP/1, as a sidecar's own HTTP address does."""
 
 
 def no_answer(address: str, tls: Tls | None, details: str | None) -> str:
@@ -65,6 +67,10 @@ def no_answer(address: str, tls: Tls | None, details: str | None) -> str:
     details = details or ""
     if address.startswith("unix:"):
         return f"no sidecar answers at {address}"
+    if ":" not in address:
+        return f"no sidecar answers at {address}, which names no port, so that 443 was tried"
+    if _OTHER_PROTOCOL in details and tls is None:
+        return f"no sidecar answers at {address}, where no gRPC is spoken; 50051 is the usual port"
     if tls is None:
         hint = ", which may serve TLS alone (--tls-ca)" if _CLOSED in details else ""
         return f"no sidecar answers at {address}{hint}"

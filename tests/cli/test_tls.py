@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner, Result
@@ -167,3 +169,26 @@ def test_wrong_options_are_named(
 def test_address_where_nothing_listens_gets_no_wrong_hint(tls: Tls | None) -> None:
     details = "failed to connect to all addresses; last error: UNKNOWN: x: Connection refused"
     assert "--tls" not in no_answer("a:1", tls, details)
+
+
+def test_address_without_a_port_is_told_so() -> None:
+    refused = "failed to connect to all addresses; last error: UNKNOWN: x: Connection refused"
+    assert "names no port, so that 443 was tried" in no_answer("localhost", None, refused)
+    assert "443" not in no_answer("localhost:50051", None, refused)
+
+
+def test_address_of_an_http_server_is_told_so() -> None:
+    class Page(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            found = CliRunner().invoke(
+                cli, ["route", "hello", "--address", f"127.0.0.1:{server.server_port}"]
+            )
+        finally:
+            server.shutdown()
+    assert found.exit_code == 1
+    assert "where no gRPC is spoken; 50051 is the usual port" in " ".join(found.output.split())
