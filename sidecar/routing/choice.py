@@ -111,11 +111,11 @@ def _accept(
         summed.get(domain.name), max(domain.min_confidence, min_confidence)
     ):
         detail = (
-            f"{route.name}{_percent(confidence)} is below its minimum of {needed:.0%}; "
+            f"{route.name}{_short_of(confidence, needed)}; "
             f"its domain {domain.name} takes the request."
         )
         return Choice(domain, Reason.DOMAIN, detail, summed.get(domain.name), candidates)
-    detail = f"{route.name}{_percent(confidence)} is below its minimum of {needed:.0%}."
+    detail = f"{route.name}{_short_of(confidence, needed)}."
     return Choice(None, Reason.LOW_CONFIDENCE, detail, confidence, candidates)
 
 
@@ -126,5 +126,14 @@ def _reaches(confidence: float | None, needed: float) -> bool:
     return confidence >= needed
 
 
-def _percent(confidence: float | None) -> str:
-    return "" if confidence is None else f" ({confidence:.0%})"
+def _percent(confidence: float | None, places: int = 0) -> str:
+    return "" if confidence is None else f" ({confidence:.{places}%})"
+
+
+def _short_of(confidence: float | None, needed: float) -> str:
+    """In as many digits as tell the two apart."""
+    places = 0
+    if confidence is not None:
+        while places < 3 and f"{confidence:.{places}%}" == f"{needed:.{places}%}":
+            places += 1
+    return f"{_percent(confidence, places)} is below its minimum of {needed:.{places}%}"

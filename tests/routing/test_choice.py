@@ -167,7 +167,15 @@ def test_domain_candidate_has_the_probability_of_its_actions_too() -> None:
     assert choice.candidates[0].name == "travel"
 
 
-def test_detail_names_the_minimum_that_was_missed() -> None:
-    choice = choose(answer(travel=0.49, code=0.4, other=0.11), FLAT)
+@pytest.mark.parametrize(
+    ("confidence", "says"),
+    [
+        (0.49, "travel (49%) is below its minimum of 50%."),
+        (0.497, "travel (49.7%) is below its minimum of 50.0%."),
+        (0.4999999, "travel (50.000%) is below its minimum of 50.000%."),
+    ],
+)
+def test_detail_names_the_minimum_that_was_missed(confidence: float, says: str) -> None:
+    choice = choose(answer(travel=confidence, code=0.4, other=0.6 - confidence), FLAT)
 
-    assert choice.detail == "travel (49%) is below its minimum of 50%."
+    assert choice.detail == says
