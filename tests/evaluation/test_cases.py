@@ -85,6 +85,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
     ("content", "message"),
     [
         (b"{", "x.jsonl:1: not JSON"),
+        (b'{"conversation": [],\n "routes": []}', "one JSON object on one line"),
         (b"[]", "x.jsonl:1: must be an object"),
         (b'{"id": ' + b"9" * 5000 + b"}", "x.jsonl:1: not JSON"),
         (b"\n\xff\n", "x.jsonl:2: not UTF-8"),
