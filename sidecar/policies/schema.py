@@ -436,7 +436,7 @@ _MAPPINGS: Mapping[str, Mapping[str, str]] = {
 def _described(value: object, wanted: str) -> str:
     """The value as written, with the remedy where the type tells it."""
     if isinstance(value, dict):
-        return "a mapping"
+        return _MAPPING + ("; begin each entry with a dash: - …" if wanted == "list_type" else "")
     if isinstance(value, list):
         return "a list"
     if isinstance(value, str):

@@ -281,7 +281,7 @@ def test_watch_prints_changes_in_order(at: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (("get", "gone"), 4, "there is no policy"),
+        (("get", "gone"), 4, "`sidecar policy list`, gives those"),
         (("get", "support", "--revision", "9"), 4, "no revision 9"),
         (("rollback", "support", "9"), 4, "no revision 9"),
         (("delete", "support", "--etag", "1-x"), 3, "whose etag now is"),

@@ -11,7 +11,7 @@ NAME_OR_MAKE = "name another one, or make it with `sidecar policy apply`"
 def not_found(name: str) -> SidecarError:
     return SidecarError(
         ErrorCode.POLICY_NOT_FOUND,
-        f"there is no policy {name}; ListPolicies gives those there are",
+        f"there is no policy {name}; ListPolicies, `sidecar policy list`, gives those there are",
     )
 
 
