@@ -191,7 +191,9 @@ def _case(line: str, file: str, where: str, default_id: str) -> Case:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-        raise CaseError(f"{where}: not JSON: {error}; a case is one JSON object on one line") from None
+        raise CaseError(
+            f"{where}: not JSON: {error}; a case is one JSON object on one line"
+        ) from None
     if not isinstance(content, dict):
         raise CaseError(f"{where}: must be an object")
     _check_keys(content, where, _REQUIRED, _KEYS)
