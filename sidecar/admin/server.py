@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +21,8 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 from prometheus_client.exposition import choose_encoder
 
 from sidecar import __version__
@@ -27,6 +30,14 @@ from sidecar.admin.console import MAX_BYTES, Console
 from sidecar.observability.metrics import Metrics, SidecarState
 
 _SHUTDOWN_S = 1.0
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's, where what a client sends that is no HTTP, such as gRPC, is no defect."""
+
+    def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
+        bad_input = isinstance(kwargs.get("exc_info"), HttpProcessingError)
+        self.log(logging.DEBUG if bad_input else logging.ERROR, msg, *args, **kwargs)
 
 
 class AdminServer:
@@ -49,6 +60,7 @@ class AdminServer:
             self._application(),
             # Every probe would be an entry.
             access_log=None,
+            logger=_Log(server_logger),
             # Whoever reads slowly must not hold up the end; decisions are waited for before.
             shutdown_timeout=_SHUTDOWN_S,
         )

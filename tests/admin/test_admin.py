@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -63,6 +65,36 @@ async def test_probes_depend_on_the_sidecar_alone(
 
     assert (await running.get("/healthz"))[0] == live
     assert (await running.get("/readyz"))[0] == ready
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",
+        b"GET /status HTTP/1.1\r\na b\r\n\r\n",
+    ],
+    ids=["gRPC", "TLS", "header"],
+)
+async def test_what_is_no_http_is_no_error_in_the_log(
+    running: Running, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.base.split(":")[-1]))
+    writer.write(sent)
+
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    assert not caplog.records
+
+
+async def test_defect_is_an_error_in_the_log(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.state = None  # type: ignore[assignment]
+
+    assert (await running.get("/status"))[0] == 500
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 async def test_status_tells_what_is_running(running: Running) -> None:
