@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -24,6 +25,10 @@ _CALL = Call(time_remaining=lambda: None)
 
 _MAX_OBJECTS = 65_536
 """Each takes three microseconds to parse, in which the interpreter is held."""
+
+# The parser's own text quotes what it could not read, but begins with the names of known fields.
+_FIELDS = re.compile(r"(?:Failed to parse \w+ field: )*")
+_UNKNOWN_FIELD = re.compile(r'Message type "[\w.]+" has no field')
 
 
 class Trials:
@@ -61,9 +66,20 @@ def _message(body: bytes) -> routing_pb2.RouteRequest:
         )
     try:
         return Parse(body, routing_pb2.RouteRequest())
-    except (ParseError, ValueError, RecursionError):
-        # The parser's own text quotes what it could not read.
+    except (ParseError, ValueError, RecursionError) as error:
         raise SidecarError(
             ErrorCode.INVALID_REQUEST,
-            "the body is not a RouteRequest in protobuf's JSON form; see proto/llmrouter/v1",
+            f"the body is not a RouteRequest in protobuf's JSON form{_wrong(error)}; see "
+            "proto/llmrouter/v1",
         ) from None
+
+
+def _wrong(error: Exception) -> str:
+    """Which field, as far as that can be told without the body's content."""
+    text = str(error) if isinstance(error, ParseError) else ""
+    known = _FIELDS.match(text)
+    end = known.end() if known else 0
+    path = ".".join(re.findall(r"parse (\w+) field", text[:end]))
+    if _UNKNOWN_FIELD.match(text, end):
+        return f" ({path or 'it'} has a field that there is not)"
+    return f" ({path} is wrong)" if path else ""
