@@ -43,6 +43,9 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
         raise Failure(f"{file}: {error}") from None
     for line in grouped(found.lost):
         click.echo(f"{file}: {line}", err=True)
+    if bare := [each.id for each in found.catalog.values() if not each.capabilities]:
+        why = "is not in the file; requests with images or tools pass these over until you add it"
+        click.echo(f"{file}: models[*].capabilities: {why} ({', '.join(bare)})", err=True)
     _report_errors(found)
     documents = [catalog_document(found.catalog.values())]
     if found.policy is not None:

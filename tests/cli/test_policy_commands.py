@@ -530,6 +530,20 @@ def test_what_is_lost_of_several_models_is_one_line() -> None:
     ]
 
 
+def test_import_names_the_models_that_can_do_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model_list:\n"
+        "  - {model_name: a, litellm_params: {model: b}}\n"
+        "  - {model_name: c, litellm_params: {model: d}, model_info: {supports_vision: true}}\n"
+    )
+
+    result = sidecar("import", file, "--from", "litellm", "-o", tmp_path / "ours.yaml")
+
+    assert "models[*].capabilities: is not in the file" in result.output
+    assert result.output.rstrip().endswith("(a)")
+
+
 def test_import_of_another_kind_of_file(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("a: 1\n")
