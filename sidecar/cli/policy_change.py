@@ -24,6 +24,7 @@ from sidecar.cli.policy_options import (
 )
 from sidecar.cli.policy_place import (
     NOT_FOUND,
+    Missing,
     PlaceFailure,
     PolicyPlace,
     failing,
@@ -91,8 +92,10 @@ def apply(
     a change by itself; when one is refused, those before it stay, and are printed.
     """
     done: list[Applied] = []
-    with place(at, make=True) as found:
+    # Files with errors make no database.
+    with place(at, Missing.FORESEEN) as found:
         files, models = _read(paths, found)
+    with place(at, Missing.FORESEEN if dry_run else Missing.MADE) as found:
         applying = _Applying(found, author, message, dry_run, examples_pass)
         try:
             for each in applying.all(files, models):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sidecar.cli.policy_place import PolicyPlace, open_place
+from sidecar.cli.policy_place import Missing, PolicyPlace, open_place
 from sidecar.cli.policy_view import OUTPUTS
 from sidecar.cli.tls_options import given_tls, tls_options
 from sidecar.config import ServerSettings
@@ -99,9 +99,9 @@ def _login() -> str:
 
 
 @contextmanager
-def place(at: str, make: bool = False) -> Iterator[PolicyPlace]:
-    """The place for the length of the block. `make`: as `open_place`. Raises Failure."""
-    opened = open_place(at, _TIMEOUT_S, given_tls(), make)
+def place(at: str, missing: Missing = Missing.REFUSED) -> Iterator[PolicyPlace]:
+    """The place for the length of the block. Raises Failure."""
+    opened = open_place(at, _TIMEOUT_S, given_tls(), missing)
     try:
         yield opened
     finally:

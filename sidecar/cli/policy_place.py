@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
@@ -148,17 +149,27 @@ def _exists(at: str) -> bool:
         raise Failure(f"--at {at}: {error.strerror}; name another place") from None
 
 
+class Missing(Enum):
+    """What becomes of a database that is not there yet."""
+
+    REFUSED = auto()
+    MADE = auto()
+    FORESEEN = auto()
+    """It is left so, and an empty one stands for it."""
+
+
 def open_place(
-    at: str, timeout_s: float, tls: Tls | None = None, make: bool = False
+    at: str, timeout_s: float, tls: Tls | None = None, missing: Missing = Missing.REFUSED
 ) -> PolicyPlace:
-    """The place that `--at` names; a sidecar's address is reached by `tls`. `make`: a database,
-    where there is none yet. Raises Failure."""
+    """The place that `--at` names; a sidecar's address is reached by `tls`. Raises Failure."""
     if at.startswith(("sqlite:", "postgresql:", "postgres:")):
         try:
-            return StorePlace(open_store(at, make))
+            return StorePlace(open_store(at, make=missing is Missing.MADE))
         except StoreUrlError as error:
             raise Failure(f"--at {error}") from None
         except SidecarError as error:
+            if missing is Missing.FORESEEN and isinstance(error, refusals.NotMadeError):
+                return StorePlace(_empty_store())
             raise PlaceFailure(error.code, f"--at: {error.message}") from None
     if not at:
         # As a path it would be the working folder.
@@ -177,6 +188,12 @@ def open_place(
     from sidecar.cli.policy_remote import SidecarPlace
 
     return SidecarPlace(at, timeout_s, tls)
+
+
+def _empty_store() -> PolicyStore:
+    from sidecar.policies.stores.sqlite import MemoryStore
+
+    return MemoryStore()
 
 
 class StorePlace:

@@ -386,6 +386,26 @@ def test_files_with_errors_change_nothing(at: str, folder: Path) -> None:
     assert plain("get", "support", "--at", at)["revision"] == 1
 
 
+@pytest.mark.parametrize("content", [None, b""])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_changes_nothing_makes_no_database(
+    folder: Path, tmp_path: Path, wrong: bool, content: bytes | None
+) -> None:
+    file = tmp_path / "store" / "new.db"
+    file.parent.mkdir()
+    if content is not None:
+        file.write_bytes(content)
+    if wrong:
+        (folder / "catalog.yaml").write_text("kind: Nothing\n")
+
+    result = sidecar("apply", folder, "--at", f"sqlite:{file}", *([] if wrong else ["--dry-run"]))
+
+    assert result.exit_code == (1 if wrong else 0)
+    assert (f"{SUPPORT}: would be created (revision 1)\n" in result.stdout) is not wrong
+    left = {each.name: each.read_bytes() for each in file.parent.iterdir()}
+    assert left == ({} if content is None else {"new.db": content})
+
+
 def test_file_without_anything_is_no_file_to_apply(at: str, tmp_path: Path) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing yet\n")

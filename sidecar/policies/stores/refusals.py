@@ -5,7 +5,9 @@ from __future__ import annotations
 from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
 from sidecar.policies.findings import quoted
 
-NAME_OR_MAKE = "name another one, or make it with `sidecar policy apply`"
+
+class NotMadeError(SidecarError):
+    """A database that is still to be made: STORE_UNAVAILABLE."""
 
 
 def not_found(name: str) -> SidecarError:
@@ -89,3 +91,9 @@ def not_opened(what: str, why: str, remedy: str) -> SidecarError:
         ErrorCode.STORE_UNAVAILABLE,
         f"the policy store {what} cannot be opened: {why}; {remedy}",
     )
+
+
+def not_made(what: str, why: str) -> NotMadeError:
+    remedy = "name another one, or make it with `sidecar policy apply`"
+    opened = not_opened(what, why, remedy)
+    return NotMadeError(opened.code, opened.message)

@@ -75,8 +75,7 @@ class SqlStore(abc.ABC):
             # If so also where another writes, or nothing can be written.
             up_to_date = is_up_to_date(connection)
             if not make and not has_tables(connection):
-                why = "it has no tables of policies"
-                raise refusals.not_opened(self._what, why, refusals.NAME_OR_MAKE)
+                raise refusals.not_made(self._what, "it has no tables of policies")
         if not up_to_date:
             with self._writing() as connection:
                 migrate(connection, self._what)

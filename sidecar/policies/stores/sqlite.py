@@ -33,6 +33,8 @@ class SqliteStore(SqlStore):
     """
 
     def __init__(self, path: Path, make: bool = True) -> None:
+        if not make and os.path.isdir(path.absolute().parent) and not os.path.exists(path):
+            raise refusals.not_made(str(path), "there is no such file")
         engine = create_engine(
             URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MS / 1000}
         )
@@ -83,8 +85,6 @@ class SqliteStore(SqlStore):
             return "it is a folder; name a file in it"
         if not os.path.isdir(folder):
             return f"{folder} is no folder that this process can see; make it, or name another"
-        if not self._make and not os.path.exists(self._path):
-            return refusals.NAME_OR_MAKE
         return f"put it on a local disk, and let this process write it and the folder {folder}"
 
     def _prepare(self, connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
@@ -97,6 +97,20 @@ class SqliteStore(SqlStore):
         # there: what it is given to keep is lost.
         if record.info["file"] != _identity(self._path):
             raise DisconnectionError("another file has taken the place of the database")
+
+
+class MemoryStore(SqlStore):
+    """An empty store that keeps nothing: stands for a database that is still to be made."""
+
+    def __init__(self) -> None:
+        super().__init__(create_engine("sqlite://"), "in memory")
+        self.open()
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns at once: nobody else can write."""
+
+    def _remedy(self, error: BaseException | None) -> str:
+        return "free some memory"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
