@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -106,8 +106,13 @@ class PolicyPlace(Protocol):
         self, models: Sequence[Model], note: WriteNote, dry_run: bool
     ) -> CatalogRecord: ...
 
-    def watch(self, after: int | None) -> Iterator[Change]:
-        """Without end. None: from now on."""
+    def watch(self, after: int | None, tell: Callable[[str], None]) -> Iterator[Change]:
+        """Without end.
+
+        Args:
+            after: None: from now on.
+            tell: is told of what keeps changes from being seen, and of its end.
+        """
         ...
 
     def close(self) -> None: ...
@@ -275,8 +280,8 @@ class StorePlace:
             editing = self._editing("the model catalog")
             return editing.update_catalog(tuple(models), note, dry_run)
 
-    def watch(self, after: int | None) -> Iterator[Change]:
-        number = after
+    def watch(self, after: int | None, tell: Callable[[str], None]) -> Iterator[Change]:
+        number, wrong = after, ""
         try:
             if number is None:
                 number = self._store.last_change()
@@ -296,6 +301,10 @@ class StorePlace:
                     self._store.wait(_LOOK_S)
                     # Files are looked at when they are asked.
                     self._store.last_change()
+                    if (found := self._store.problem) != wrong:
+                        wrong = found
+                        stay = "; policies and models stay as they were"
+                        tell(f"{found}{stay}" if found else "the files can be used again")
         except SidecarError as error:
             raise ended(PlaceFailure(error.code, said(error)), number) from None
 

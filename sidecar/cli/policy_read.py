@@ -219,7 +219,8 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
 def watch(after: int | None, count: int | None, at: str, output: str) -> None:
     """Print each change as it is made, until Ctrl-C."""
     with place(at) as found, suppress(KeyboardInterrupt):
-        for seen, change in enumerate(found.watch(after), 1):
+        changes = found.watch(after, lambda text: click.echo(text, err=True))
+        for seen, change in enumerate(changes, 1):
             if output == "text":
                 print_change(change)
             elif output == "json":

@@ -152,7 +152,7 @@ class SidecarPlace:
         request = policy_pb2.ValidatePolicyRequest(policy=policy_to_proto(policy))
         return self._call("ValidatePolicy", request, policy_pb2.ValidatePolicyResponse.FromString)
 
-    def watch(self, after: int | None) -> Iterator[Change]:
+    def watch(self, after: int | None, tell: Callable[[str], None]) -> Iterator[Change]:
         request = policy_pb2.WatchPoliciesRequest(
             parent="namespaces/-", after_change=-1 if after is None else after
         )

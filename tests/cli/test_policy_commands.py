@@ -27,7 +27,7 @@ from sidecar.core.policy import Capability, Model, PinMode, Policy, PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
-from sidecar.policies.stores import ChangeKind
+from sidecar.policies.stores import ChangeKind, FileStore
 from sidecar.policies.stores.sqlite import SqliteStore
 from sidecar.routing import PolicyRegistry
 from tests.doubles import StubPrompt
@@ -70,9 +70,13 @@ def at(tmp_path: Path, folder: Path) -> str:
     return where
 
 
+def edited(content: Policy) -> str:
+    return yaml_text(policy_document(content))
+
+
 def edit(folder: Path, description: str = "second", **more: Any) -> Path:
     file = folder / "default-support.yaml"
-    file.write_text(yaml_text(policy_document(policy(description=description, **more))))
+    file.write_text(edited(policy(description=description, **more)))
     return file
 
 
@@ -917,6 +921,26 @@ async def test_watch_ends_where_the_sidecar_is_gone_without_a_word(
     assert ended
     assert result.exit_code == 5
     assert "go on with --after 2" in result.stderr
+
+
+def test_watch_of_files_says_when_they_are_wrong_and_right_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = folder / "default-support.yaml"
+    texts = iter(["kind: Nothing\n", "kind: Nothing\n", "[", edited(policy(description="second"))])
+    monkeypatch.setattr("sidecar.policies.stores.files._LOOK_S", 0.0)
+    monkeypatch.setattr(FileStore, "wait", lambda *_: file.write_text(next(texts)))
+
+    watched = sidecar("watch", "--count", 1, "--at", folder)
+
+    assert watched.exit_code == 0
+    unknown, broken, again = watched.stderr.splitlines()
+    assert f"{file}:1: error: apiVersion: missing" in unknown
+    assert f"{file}:1: error: not YAML" in broken
+    for each in (unknown, broken):
+        assert each.endswith("; policies and models stay as they were")
+    assert again == "the files can be used again"
+    assert re.fullmatch(rf"\d+  update   {SUPPORT}, revision 1\n", watched.stdout)
 
 
 def test_watch_of_a_database_that_is_gone_tells_where_to_go_on(
