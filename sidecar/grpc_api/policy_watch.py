@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.core.errors import ErrorCode, SidecarError
@@ -16,7 +17,7 @@ from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.policy_access import PolicyAccess
-from sidecar.policies.stores import Change, PolicyStore, UnreadableRevisionError, refusals
+from sidecar.policies.stores import Change, UnreadableRevisionError, changes_following
 
 FROM_NOW = -1
 _AT_ONCE = 50
@@ -73,18 +74,10 @@ async def _following(after: int, sent: Change | None, access: PolicyAccess) -> S
     """`sent`: the change `after`; None if it is not known."""
     limit = _AT_ONCE
 
-    def ask(store: PolicyStore) -> Sequence[Change]:
-        if sent is None:
-            return store.changes_after(after, limit)
-        # With the one before: after a failover or a restore another may have its number.
-        found = store.changes_after(after - 1, limit + 1)
-        if not found or found[0] != sent:
-            raise refusals.changes_lost(after, "is not the change any more that was sent")
-        return found[1:]
-
     while True:
         try:
-            return await access.ask(ask)
+            following = partial(changes_following, number=after, seen=sent, limit=limit)
+            return await access.ask(following)
         except UnreadableRevisionError:
             if limit == 1:
                 raise

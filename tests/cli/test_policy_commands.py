@@ -959,6 +959,29 @@ def test_watch_of_a_database_that_is_gone_tells_where_to_go_on(
     assert watched.stderr.endswith("; go on with --after 2\n")
 
 
+@pytest.mark.parametrize("begin", [(), ("--after", 2), ("--after", 1)], ids=str)
+def test_watch_of_a_database_that_was_replaced_says_so(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: tuple[object, ...]
+) -> None:
+    (tmp_path / "backup").mkdir()
+    backup = parts.sqlite(tmp_path / "backup", policy(description="of the backup"))
+    parts.write(backup, ChangeKind.UPDATE, policy(description="second"))
+    backup.close()
+
+    def replaced(*_: object) -> None:
+        for file in tmp_path.glob("policies.db-*"):
+            file.unlink()
+        (tmp_path / "backup" / "policies.db").replace(tmp_path / "policies.db")
+
+    monkeypatch.setattr(SqliteStore, "wait", replaced)
+
+    watched = sidecar("watch", *begin, "--count", 2, "--at", at)
+
+    assert watched.exit_code == 1
+    assert "2 is not the change any more that was sent; list the policies" in watched.stderr
+    assert "3  update" not in watched.stdout
+
+
 @pytest.mark.parametrize("running", [False, True])
 async def test_watch_prints_what_is_before_a_change_that_cannot_be_read(
     tmp_path: Path, running: bool

@@ -19,6 +19,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
+from sidecar.policies.stores import refusals
 
 
 class ChangeKind(StrEnum):
@@ -231,6 +232,20 @@ class PolicyFiles(Protocol):
     def file_of(self, name: str) -> str:
         """The file that holds the policy; empty if none does."""
         ...
+
+
+def changes_following(
+    store: PolicyStore, number: int, seen: Change | None, limit: int
+) -> Sequence[Change]:
+    """As `PolicyStore.changes_after`; CHANGES_LOST, too, where the change of that number is not
+    `seen` any more (None: it is not known): a database that was restored, or has failed over, may
+    have another one there."""
+    if seen is None:
+        return store.changes_after(number, limit)
+    found = store.changes_after(number - 1, limit + 1)
+    if not found or found[0] != seen:
+        raise refusals.changes_lost(number, "is not the change any more that was sent")
+    return found[1:]
 
 
 def with_changes(before: Snapshot, changes: Sequence[Change]) -> Snapshot:
