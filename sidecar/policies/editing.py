@@ -22,6 +22,7 @@ from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
     CatalogWrite,
     ChangeKind,
+    Listed,
     MovedError,
     PolicyHistory,
     PolicyStore,
@@ -29,6 +30,7 @@ from sidecar.policies.stores.contract import (
     PolicyWriting,
     UnreadableRevisionError,
     WriteNote,
+    blank_policy,
 )
 
 _TRIES = 50
@@ -112,21 +114,15 @@ class PolicyEditing:
         newer version, which has been taken back itself."""
 
         def plan() -> PolicyWrite:
-            try:
-                etag = self._live(name, note).etag
-            except UnreadableRevisionError as present:
-                if present.deleted:
-                    raise
-                _check_etag(name, note, present.etag)
-                etag = present.etag
+            etag = self._live_etag(name, note)
             earlier = self._store.revision(name, revision).policy
             return self._checked(name, ChangeKind.ROLLBACK, earlier, replace(note, etag=etag))
 
         return self._policy(plan, name, note, validate_only)
 
     def delete(self, name: str, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
-        """Deletes a policy, and keeps its history. Raises SidecarError POLICY_IN_USE for the
-        default policy."""
+        """Deletes a policy, and keeps its history, also where this version cannot read it. Raises
+        SidecarError POLICY_IN_USE for the default policy."""
 
         def plan() -> PolicyWrite:
             if name == self._default:
@@ -135,7 +131,7 @@ class PolicyEditing:
                     f"{name} is the policy of requests that name none; set policies.default_policy "
                     "to another one first",
                 )
-            self._live(name, note)
+            self._live_etag(name, note)
             # Whatever is there then, unless the note says otherwise: nothing was made of it here.
             return PolicyWrite(name, ChangeKind.DELETE, None, note)
 
@@ -237,12 +233,29 @@ class PolicyEditing:
                 return None
             raise
 
+    def _last(self, name: str) -> Listed | None:
+        """The last revision; None if there has been no such policy."""
+        try:
+            return next(iter(self._store.revisions(name, None, 1)))
+        except SidecarError as error:
+            if error.code is ErrorCode.POLICY_NOT_FOUND:
+                return None
+            raise
+
     def _live(self, name: str, note: WriteNote) -> PolicyRecord:
         present = self._store.policy(name)
         if present.deleted:
             raise refusals.deleted(name)
         _check_etag(name, note, present.etag)
         return present
+
+    def _live_etag(self, name: str, note: WriteNote) -> str:
+        """Of a policy that need not be read."""
+        try:
+            return self._live(name, note).etag
+        except UnreadableRevisionError as present:
+            _check_etag(name, note, present.etag)
+            return present.etag
 
     def _checked(self, name: str, kind: ChangeKind, policy: Policy, note: WriteNote) -> PolicyWrite:
         catalog = self._store.catalog()
@@ -251,17 +264,14 @@ class PolicyEditing:
         return PolicyWrite(name, kind, policy, note, catalog.etag)
 
     def _as_if(self, write: PolicyWrite) -> PolicyRecord:
-        policy = write.policy
-        try:
-            present = self._present(write.name)
-            last = 0 if present is None else present.revision
-            if policy is None and present is not None:
-                policy = present.policy
-        except UnreadableRevisionError as unreadable:
-            last = unreadable.revision
-        assert policy is not None, "planned with content or for a policy that is there"
-        revision = last + 1
-        digest = policy.digest()
+        last, policy = self._last(write.name), write.policy
+        revision = 1 if last is None else last.revision + 1
+        if policy is not None:
+            digest = policy.digest()
+        else:
+            assert last is not None, "content is kept only where there is some"
+            digest = last.digest
+            policy = last.policy if isinstance(last, PolicyRecord) else blank_policy(write.name)
         return PolicyRecord(
             policy,
             revision,

@@ -983,6 +983,30 @@ def test_watch_of_a_database_that_was_replaced_says_so(
 
 
 @pytest.mark.parametrize("running", [False, True])
+async def test_policy_that_cannot_be_read_is_deleted_and_applied_anew(
+    tmp_path: Path, folder: Path, running: bool
+) -> None:
+    file = tmp_path / "policies.db"
+    # The default policy of the sidecar is not to be deleted.
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    parts.write_files(folder, policy("other"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("UPDATE changes SET content = '17' WHERE name LIKE '%/other'")
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+
+        async def run(*arguments: object) -> Result:
+            return await asyncio.to_thread(sidecar, *arguments, "--at", at)
+
+        deleted = await run("delete", "other")
+        applied = await run("apply", folder)
+
+    assert f"{name_of('other')}: deleted (revision 2)" in deleted.stdout
+    assert f"{name_of('other')}: created (revision 3)" in applied.stdout
+
+
+@pytest.mark.parametrize("running", [False, True])
 async def test_watch_prints_what_is_before_a_change_that_cannot_be_read(
     tmp_path: Path, running: bool
 ) -> None:

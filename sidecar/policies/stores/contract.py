@@ -18,7 +18,14 @@ from types import MappingProxyType
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import Attribution, Catalog, CatalogRecord, Policy, PolicyRecord
+from sidecar.core.policy import (
+    Attribution,
+    Catalog,
+    CatalogRecord,
+    ModelList,
+    Policy,
+    PolicyRecord,
+)
 from sidecar.policies.stores import refusals
 
 
@@ -106,6 +113,12 @@ class CatalogWrite:
     checked_at: int | None = None
 
 
+def blank_policy(name: str) -> Policy:
+    """Stands for the content of a deleted policy that cannot be read. `name`: resource name."""
+    _, namespace, _, policy = name.split("/")
+    return Policy(policy, (), ModelList(()), namespace)
+
+
 class MovedError(Exception):
     """What a write was checked against has changed since; check it again."""
 
@@ -113,12 +126,12 @@ class MovedError(Exception):
 class UnreadableRevisionError(SidecarError):
     """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
 
-    def __init__(self, name: str, message: str, revision: int, etag: str, deleted: bool) -> None:
+    def __init__(self, name: str, message: str, revision: int, etag: str, digest: str) -> None:
         super().__init__(ErrorCode.STORE_UNAVAILABLE, message)
         self.name = name
         self.revision = revision
         self.etag = etag
-        self.deleted = deleted
+        self.digest = digest
 
 
 Listed: TypeAlias = PolicyRecord | UnreadableRevisionError

@@ -63,7 +63,7 @@ class FixedStore:
     ) -> Sequence[Listed]:
         """As `PolicyStore`."""
         listed: dict[str, Listed] = {
-            name: UnreadableRevisionError(name, why, 0, "", deleted=False)
+            name: UnreadableRevisionError(name, why, 0, "", "")
             for name, why in self._snapshot.unreadable.items()
         }
         listed |= self._snapshot.records

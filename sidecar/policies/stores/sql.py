@@ -120,7 +120,7 @@ class SqlStore(abc.ABC):
         """As `PolicyStore`."""
         with self._reading() as connection:
             row = _head(connection, name)
-        if row is None:
+        if row is None or _is_lost(row):
             raise refusals.not_found(name)
         return _kept(policy_record, row)
 
@@ -292,8 +292,16 @@ def _kept(read: Callable[[Row], R], row: Row) -> R:
             "version wrote it, update this sidecar",
             row["revision"],
             row["etag"],
-            row["deleted"],
+            row["digest"],
         ) from None
+
+
+def _is_lost(head: Row) -> bool:
+    """True for a deleted policy that this version cannot read: nothing is left to be undeleted, and
+    another one may have the name."""
+    if not head["deleted"]:
+        return False
+    return isinstance(_listed(head), UnreadableRevisionError)
 
 
 def _listed(row: Row) -> Listed:
@@ -361,7 +369,7 @@ def _policy_row(connection: Connection, write: PolicyWrite) -> dict[str, Any]:
 
 def _check_presence(write: PolicyWrite, head: RowMapping | None) -> None:
     if write.kind is ChangeKind.CREATE:
-        if head is not None:
+        if head is not None and not _is_lost(head):
             raise refusals.exists(write.name, head["deleted"])
     elif head is None:
         raise refusals.not_found(write.name)

@@ -37,7 +37,7 @@ from sidecar.policies.documents import (
     policy_document,
     policy_from,
 )
-from sidecar.policies.stores.contract import Change, ChangeKind
+from sidecar.policies.stores.contract import Change, ChangeKind, blank_policy
 
 CATALOG_NAME = "modelCatalog"
 """Stands for the model catalog where rows have names of policies; no resource name is like it."""
@@ -97,8 +97,12 @@ def catalog_content(models: Mapping[str, Model]) -> str:
 
 def policy_record(row: Row) -> PolicyRecord:
     """Raises UnreadableDocumentError."""
+    return _policy_record(row, policy_from(_document(row)))
+
+
+def _policy_record(row: Row, policy: Policy) -> PolicyRecord:
     return PolicyRecord(
-        policy_from(_document(row)),
+        policy,
         revision=row["revision"],
         etag=row["etag"],
         digest=row["digest"],
@@ -123,8 +127,18 @@ def catalog_record(row: Row) -> CatalogRecord:
 
 def change_of(row: Row) -> Change:
     """Raises UnreadableDocumentError."""
-    record = catalog_record(row) if row["name"] == CATALOG_NAME else policy_record(row)
+    record = catalog_record(row) if row["name"] == CATALOG_NAME else _changed_policy(row)
     return Change(row["change"], ChangeKind(row["kind"]), record)
+
+
+def _changed_policy(row: Row) -> PolicyRecord:
+    """Of a deletion its content is of no account. Raises UnreadableDocumentError."""
+    try:
+        return policy_record(row)
+    except UnreadableDocumentError:
+        if not row["deleted"]:
+            raise
+        return _policy_record(row, blank_policy(row["name"]))
 
 
 def _document(row: Row) -> dict[str, object]:

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,36 @@ def test_revision_that_cannot_be_read_can_be_rolled_back(url: str) -> None:
 
     assert (foreseen.revision, made.revision, made.policy.description) == (3, 3, "first")
     assert store.policy(name).policy == made.policy
+    store.close()
+
+
+def test_policy_that_cannot_be_read_can_be_deleted_and_created_anew(url: str) -> None:
+    store = parts.seeded(open_store(url), policy())
+    etag = store.policy(name_of("support")).etag
+    changed(url, "UPDATE changes SET content = '17' WHERE name LIKE '%/support'")
+    assert isinstance(store, SqlStore)
+    editing, name = PolicyEditing(store, lambda _: None), name_of("support")
+
+    with pytest.raises(SidecarError, match="etag"):
+        editing.delete(name, parts.note(etag="1-x"))
+    foreseen = editing.delete(name, parts.note(etag=etag), validate_only=True)
+    gone = editing.delete(name, parts.note(etag=etag, request_id="r", request_digest="d"))
+    again = editing.delete(name, parts.note(etag=etag, request_id="r", request_digest="d"))
+
+    assert gone == again == replace(foreseen, change=3, attribution=gone.attribution)
+    assert (gone.policy.resource_name, gone.revision, gone.deleted) == (name, 2, True)
+    assert [each.record for each in store.changes_after(2, 10)] == [gone]
+    for refused in (store.policy, lambda name: editing.undelete(name, parts.note())):
+        with pytest.raises(SidecarError, match="there is no policy") as caught:
+            refused(name)
+        assert caught.value.code is ErrorCode.POLICY_NOT_FOUND
+
+    foreseen = editing.create(policy(), parts.note(), validate_only=True)
+    made = editing.create(policy(), parts.note())
+
+    assert (made.revision, made.etag) == (foreseen.revision, foreseen.etag)
+    assert (made.revision, store.policy(name)) == (3, made)
+    assert store.snapshot().records == {name: made}
     store.close()
 
 
