@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -65,8 +66,12 @@ class SqliteStore(SqlStore):
 
     def _find(self, *_: object) -> None:
         # SQLite would make an empty one in its place.
-        if os.path.exists(self._path):
+        # Looked at once: another process may be making it.
+        kind = _kind(self._path)
+        if kind in (stat.S_IFREG, stat.S_IFDIR):
             return
+        if kind:
+            raise sqlite3.OperationalError("it is a pipe, a socket or a device")
         if self._opened:
             raise sqlite3.OperationalError("the file is gone; put it back, or restart to make one")
         if not self._make:
@@ -83,6 +88,8 @@ class SqliteStore(SqlStore):
             return f"make room on the disk of {folder}"
         if os.path.isdir(self._path):
             return "it is a folder; name a file in it"
+        if _kind(self._path) not in (0, stat.S_IFREG):
+            return "name a regular file on a local disk"
         if not os.path.isdir(folder):
             return f"{folder} is no folder that this process can see; make it, or name another"
         return f"put it on a local disk, and let this process write it and the folder {folder}"
@@ -111,6 +118,14 @@ class MemoryStore(SqlStore):
 
     def _remedy(self, error: BaseException | None) -> str:
         return "free some memory"
+
+
+def _kind(path: Path) -> int:
+    """0 where there is no file."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return 0
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -291,11 +292,14 @@ def test_address_that_no_store_has_is_refused(url: str, says: str) -> None:
         ("sqlite:{folder}/none/x.db", "none/x.db cannot be opened: .*; {folder}/none is no folder"),
         ("sqlite:{folder}/text.db/x.db", "{folder}/text.db is no folder"),
         ("sqlite:{folder}", "it is a folder; name a file in it"),
+        ("sqlite:{folder}/pipe", "pipe cannot be opened: it is a pipe, .*; name a regular file"),
+        ("sqlite:/dev/null", "it is a pipe, a socket or a device; name a regular file"),
         ("sqlite:/proc/x.db", "let this process write it and the folder /proc"),
         ("postgresql://me@127.0.0.1:1/x", "1/x cannot be opened: .*refused; .*PGPASSWORD"),
     ],
 )
 def test_store_that_cannot_be_opened_says_what_to_do(tmp_path: Path, url: str, says: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
     text_file = tmp_path / "text.db"
     text_file.write_text("this is not a database, and long enough to be looked at as one" * 20)
 
