@@ -48,10 +48,8 @@ def conflict(name: str, given: str, current: str) -> SidecarError:
 
 
 def no_revision(name: str, revision: int, last: int) -> SidecarError:
-    return SidecarError(
-        ErrorCode.REVISION_NOT_FOUND,
-        f"{name} has no revision {revision}; its revisions are 1 to {last}",
-    )
+    kept = "its only one is 1" if last == 1 else f"its revisions are 1 to {last}"
+    return SidecarError(ErrorCode.REVISION_NOT_FOUND, f"{name} has no revision {revision}; {kept}")
 
 
 def no_history(name: str) -> SidecarError:

@@ -161,9 +161,12 @@ def test_revision_that_does_not_exist_is_refused(make: MakeStore) -> None:
     assert isinstance(store, PolicyHistory)
 
     assert store.revision(SUPPORT, 1).policy == FIRST
-    with pytest.raises(SidecarError, match="its revisions are 1 to 1") as caught:
+    with pytest.raises(SidecarError, match=r"no revision 2; its only one is 1$") as caught:
         store.revision(SUPPORT, 2)
     assert caught.value.code is ErrorCode.REVISION_NOT_FOUND
+    write(store, ChangeKind.UPDATE, SECOND)
+    with pytest.raises(SidecarError, match=r"no revision 3; its revisions are 1 to 2$"):
+        store.revision(SUPPORT, 3)
     with pytest.raises(SidecarError) as caught:
         store.revision(name_of("gone"), 1)
     assert caught.value.code is ErrorCode.POLICY_NOT_FOUND
