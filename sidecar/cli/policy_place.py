@@ -143,16 +143,16 @@ def namespace_id(namespace: str) -> str:
 
 
 def is_sidecar(at: str) -> bool:
-    """True for what can be the address of a running sidecar. Raises Failure as `_exists`."""
-    return _SIDECAR.fullmatch(at) is not None and not _exists(at)
+    """True for what can be the address of a running sidecar. Raises Failure as `is_path`."""
+    return _SIDECAR.fullmatch(at) is not None and not is_path("--at", at)
 
 
-def _exists(at: str) -> bool:
-    """Raises Failure for a path that cannot be looked at."""
+def is_path(option: str, value: str) -> bool:
+    """True for a file or folder that is there. Raises Failure for what cannot be looked at."""
     try:
-        return Path(at).exists()
+        return Path(value).exists()
     except OSError as error:
-        raise Failure(f"--at {at}: {error.strerror}; name another place") from None
+        raise Failure(f"{option} {value}: {error.strerror}; name another") from None
 
 
 class Missing(Enum):
@@ -180,7 +180,7 @@ def open_place(
     if not at:
         # As a path it would be the working folder.
         raise Failure("--at is empty; name a sidecar (host:port), a database, a file or a folder")
-    if _exists(at):
+    if is_path("--at", at):
         try:
             return StorePlace(FileStore([at]))
         except InvalidFilesError as error:

@@ -28,7 +28,7 @@ from sidecar.cli.policy_compare import (
     print_compared,
 )
 from sidecar.cli.policy_options import output_option
-from sidecar.cli.policy_place import is_sidecar, present, resource_name
+from sidecar.cli.policy_place import is_path, is_sidecar, present, resource_name
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
@@ -264,7 +264,7 @@ def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:
 
 def _other(against: str, trial: Trial, name: str) -> Side:
     """What to compare with; `name`: of the policy to be taken from a file with several."""
-    if Path(against).exists():
+    if is_path("--against", against):
         return _side((Path(against),), trial, name)
     return Side(trial.policy(resource_name(against)), trial.catalog)
 

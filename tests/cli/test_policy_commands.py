@@ -748,6 +748,20 @@ async def test_only_one_policy_can_be_compared(tmp_path: Path, conversations: Pa
     assert f"{file}: 2 policies ({name_of('trial')}, {name_of('another')})" in result.output
 
 
+async def test_what_to_compare_with_that_is_too_long_is_told(
+    tmp_path: Path, conversations: Path
+) -> None:
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        arguments = ("test", file, "--conversations", conversations, "--against", "a" * 300)
+        result = await beside(api, *arguments)
+
+    assert result.exit_code == 1
+    assert "Error: --against aaa" in result.stderr
+    assert "File name too long; name another\n" in result.stderr
+
+
 def test_what_to_compare_with_takes_conversations(folder: Path) -> None:
     assert sidecar("test", folder, "--against", "support").exit_code == 2
 
