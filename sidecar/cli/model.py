@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,10 +245,28 @@ def list_models() -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+class _EngineFolder(click.Path):
+    """A folder, or the name of one in the cache."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        named = str(value)
+        if is_model_id(named) and not os.path.exists(named):
+            cached = engines_dir() / named
+            value = cached if cached.is_dir() else named
+        path = super().convert(value, param, ctx)  # type: ignore[arg-type]
+        assert isinstance(path, Path)
+        return path
+
+
 @model.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=_EngineFolder(exists=True, file_okay=False, path_type=Path))
 def info(folder: Path) -> None:
-    """Show what the engine in FOLDER is, and check its files against their hashes."""
+    """Show what the engine in FOLDER is, and check its files against their hashes.
+
+    FOLDER may be the name of a folder in the cache, as `sidecar model list` shows them.
+    """
     engine = load_engine(folder)
     facts, architecture = engine.router, engine.router.architecture
     for name, value in {

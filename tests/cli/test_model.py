@@ -186,6 +186,19 @@ def test_what_a_killed_build_left_is_not_listed_and_goes_with_the_next(adapter: 
     assert left == {"tiny", "tiny-router", *kept[1:]}
 
 
+def test_info_takes_the_name_that_the_list_shows(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = build("--adapter", adapter).stdout.splitlines()[0]
+    listed = CliRunner().invoke(cli, ["model", "list"]).stdout.splitlines()[1].split()[0]
+    shown = CliRunner().invoke(cli, ["model", "info", listed]).stdout
+    assert f"folder         {folder}\n" in shown
+    (tmp_path / listed).mkdir()
+    for name in (listed, "no-such"):
+        assert CliRunner().invoke(cli, ["model", "info", name]).exit_code != 0
+
+
 def test_info_names_the_adapter(adapter: Path) -> None:
     folder = build("--adapter", adapter).stdout.splitlines()[0]
     result = CliRunner().invoke(cli, ["model", "info", folder])
