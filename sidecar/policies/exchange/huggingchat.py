@@ -37,7 +37,7 @@ def read(text: str, name: str) -> Imported:
     lost = Lost()
     if isinstance(value, dict):
         lost.rest("", value, ("routes",))
-        value = value.get("routes")
+        value = value.get("routes", [])
     routes = tuple(_route(path, entry, lost) for path, entry in mappings(value, "routes"))
     if not routes:
         raise UnreadableFileError("has no routes")

@@ -39,8 +39,10 @@ def read(text: str, name: str) -> Imported:
     document = mapping_of(text)
     lost = Lost()
     lost.rest("", document, ("model_list",))
+    if "model_list" not in document:
+        raise UnreadableFileError("has no model_list; is this a configuration of LiteLLM's proxy?")
     catalog: dict[str, Model] = {}
-    for path, entry in mappings(document.get("model_list"), "model_list"):
+    for path, entry in mappings(document["model_list"], "model_list"):
         lost.rest(path, entry, ("model_name", "litellm_params", "model_info"))
         model = _model(path, entry, lost)
         if "*" in model.id or "*" in model.upstream_model:

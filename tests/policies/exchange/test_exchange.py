@@ -471,6 +471,8 @@ def test_value_that_cannot_be_taken_is_named(kind: str, text: str, paths: set[st
             "routing_preferences: [{name: a, description: b, models: [{gpt: 5}]}]",
             r"models\[0\]: must be a text",
         ),
+        ("huggingchat", '{"models": []}', "^has no routes"),
+        ("litellm", "general_settings: {}\n", "^has no model_list; "),
         ("litellm", "model_list: 3\n", "must be a list"),
         ("litellm", "model_list: [{model_name: '*', litellm_params: {model: '*'}}]", "no model"),
         ("litellm", "model_list: [{model_name: a}]\n", r"litellm_params\.model"),
