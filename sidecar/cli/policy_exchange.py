@@ -11,6 +11,7 @@ import click
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_options import at_option, place
 from sidecar.cli.policy_place import present, resource_name
+from sidecar.core.policy import ApiDialect
 from sidecar.policies import Severity, check_catalog, check_policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
@@ -46,6 +47,10 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
     if bare := [each.id for each in found.catalog.values() if not each.capabilities]:
         why = "is not in the file; requests with images or tools pass these over until you add it"
         click.echo(f"{file}: models[*].capabilities: {why} ({', '.join(bare)})", err=True)
+    every = frozenset(ApiDialect)
+    if told := [each.id for each in found.catalog.values() if each.dialects != every]:
+        why = "is not in the file; what the provider answers is taken, and nothing is translated"
+        click.echo(f"{file}: models[*].dialects: {why} ({', '.join(told)})", err=True)
     _report_errors(found)
     documents = [catalog_document(found.catalog.values())]
     if found.policy is not None:

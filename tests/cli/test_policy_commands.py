@@ -564,8 +564,21 @@ def test_import_names_the_models_that_can_do_nothing(tmp_path: Path) -> None:
 
     result = sidecar("import", file, "--from", "litellm", "-o", tmp_path / "ours.yaml")
 
-    assert "models[*].capabilities: is not in the file" in result.output
-    assert result.output.rstrip().endswith("(a)")
+    (line,) = result.output.splitlines()
+    assert "models[*].capabilities: is not in the file" in line
+    assert line.endswith("(a)")
+
+
+def test_import_names_the_models_whose_apis_it_knows(tmp_path: Path) -> None:
+    file, ours = tmp_path / "x.yaml", tmp_path / "ours.yaml"
+    file.write_text("model_providers: [{model: anthropic/opus}, {model: groq/x}]\n")
+
+    result = sidecar("import", file, "--from", "plano", "-o", ours)
+
+    (line,) = [each for each in result.output.splitlines() if "dialects" in each]
+    assert "models[*].dialects: is not in the file; " in line
+    assert line.endswith("(anthropic/opus)")
+    assert "    dialects:\n      - anthropic-messages\n" in ours.read_text()
 
 
 def test_import_of_another_kind_of_file(tmp_path: Path) -> None:

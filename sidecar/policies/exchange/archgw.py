@@ -7,7 +7,6 @@ Schema: `demos/use_cases/preference_based_routing/config.yaml` of katanemo/archg
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from sidecar.core.policy import DEFAULT_SWITCH_CONFIDENCE, Model, Policy, Route
@@ -22,8 +21,8 @@ from sidecar.policies.exchange.common import (
     list_losses,
     mapping_of,
     mappings,
-    model_of,
     models_of,
+    provider_model_of,
     route_losses,
     text_of,
 )
@@ -82,7 +81,7 @@ def provider_model(provider: dict[str, Any], path: str, lost: Lost) -> Model | N
         lost.key(member(path, "model"), f"{name} stands for any model; list those you use")
         return None
     host = host_of(provider.get("base_url"), member(path, "base_url"), lost)
-    return replace(model_of(name), host=host)
+    return provider_model_of(name, host)
 
 
 def add_model(catalog: dict[str, Model], model: Model, path: str, lost: Lost) -> None:
@@ -117,7 +116,7 @@ def first(catalog: dict[str, Model], lost: Lost) -> str:
 def write(content: Imported) -> Exported:
     """A configuration of archgw."""
     lost = Lost()
-    catalog_losses(lost, content.catalog.values(), {"host"})
+    catalog_losses(lost, content.catalog.values(), {"host", "dialects"})
     entries = {each.id: provider_of(each) for each in content.catalog.values()}
     policy = content.policy
     if policy is not None:

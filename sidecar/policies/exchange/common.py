@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from sidecar.core.policy import Catalog, Model, ModelList, Policy, Preference, Route, WeightedModel
+from sidecar.core.policy import (
+    ApiDialect,
+    Catalog,
+    Model,
+    ModelList,
+    Policy,
+    Preference,
+    Route,
+    WeightedModel,
+)
 from sidecar.policies.findings import item, member, quoted
 from sidecar.policies.yaml_source import decode, read_documents
+
+_ALL = frozenset(ApiDialect)
+_CHAT = frozenset({ApiDialect.OPENAI_CHAT})
+_PROVIDERS = {
+    "anthropic": ("api.anthropic.com", frozenset({ApiDialect.ANTHROPIC_MESSAGES})),
+    "deepseek": ("api.deepseek.com", _CHAT),
+    "google": ("generativelanguage.googleapis.com", _CHAT),
+    "mistral": ("api.mistral.ai", _CHAT),
+    "openai": ("api.openai.com", _CHAT | {ApiDialect.OPENAI_RESPONSES}),
+}
+"""Host, and what it answers, of each cluster of the shipped Envoy configuration."""
 
 
 class UnreadableFileError(Exception):
@@ -165,6 +185,14 @@ def model_of(name: str) -> Model:
     return Model(name, upstream, cluster=provider)
 
 
+def provider_model_of(name: str, host: str = "") -> Model:
+    """As `model_of`, with what the provider answers, where that is known: other routers translate
+    between APIs, and their files need not say it."""
+    model = model_of(name)
+    own, answered = _PROVIDERS.get(model.cluster, ("", _ALL))
+    return replace(model, host=host, dialects=answered if host in ("", own) else _ALL)
+
+
 def models_of(names: Iterable[str], preference: Preference = Preference.DECLARED) -> ModelList:
     """A ranked list of models, each once."""
     return ModelList(tuple(WeightedModel(name) for name in dict.fromkeys(names)), preference)
@@ -212,12 +240,13 @@ def catalog_losses(lost: Lost, models: Iterable[Model], sayable: set[str]) -> No
         for key, value in facts.items():
             if value and key not in sayable:
                 lost.key(f"models[{model.id}].{key}")
-        if model.dialects != type(model)("", "").dialects:
+        # Elsewhere the id says both.
+        name = f"{model.cluster}/" if "upstream_model" in sayable else model.id
+        spelled = provider_model_of(name, model.host)
+        if model.dialects != (spelled.dialects if "dialects" in sayable else _ALL):
             lost.key(f"models[{model.id}].dialects")
         if "upstream_model" in sayable:
             continue
-        # There the id says both.
-        spelled = model_of(model.id)
         if model.upstream_model != spelled.upstream_model:
             lost.key(f"models[{model.id}].upstream_model", f"{model.id} is written")
         if model.cluster not in ("", spelled.cluster):

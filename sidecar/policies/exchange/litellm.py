@@ -19,7 +19,7 @@ from sidecar.policies.exchange.common import (
     host_of,
     mapping_of,
     mappings,
-    model_of,
+    provider_model_of,
     text_of,
 )
 from sidecar.policies.findings import member
@@ -63,7 +63,8 @@ def _model(path: str, entry: dict[str, Any], lost: Lost) -> Model:
     lost.rest(where, params, {"model", "api_base", *_PRICES.values()})
     about = member(path, "model_info")
     lost.rest(about, info, _INFO_KEYS)
-    spelled = model_of(text_of(params, "model", where))
+    host = host_of(params.get("api_base"), member(where, "api_base"), lost)
+    spelled = provider_model_of(text_of(params, "model", where), host)
     # What is set for the deployment counts more than what is known of the model.
     prices = {
         key: _per_million(params, theirs, where, lost)
@@ -78,7 +79,8 @@ def _model(path: str, entry: dict[str, Any], lost: Lost) -> Model:
         id=text_of(entry, "model_name", path),
         upstream_model=spelled.upstream_model,
         cluster=spelled.cluster,
-        host=host_of(params.get("api_base"), member(where, "api_base"), lost),
+        host=host,
+        dialects=spelled.dialects,
         capabilities=frozenset(each for each, key in _SUPPORTS.items() if info.get(key) is True),
         input_price=prices["input_price"],
         output_price=prices["output_price"],
@@ -117,7 +119,7 @@ def write(content: Imported) -> Exported:
     """A configuration with a `model_list`."""
     lost = Lost()
     catalog = content.catalog.values()
-    sayable = {"upstream_model", "host", "capabilities", "prices", "context_window"}
+    sayable = {"upstream_model", "host", "capabilities", "prices", "context_window", "dialects"}
     catalog_losses(lost, catalog, sayable)
     if content.policy is not None:
         lost.key("routes", "LiteLLM's file has models alone")

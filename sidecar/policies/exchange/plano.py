@@ -29,8 +29,8 @@ from sidecar.policies.exchange.common import (
     list_losses,
     mapping_of,
     mappings,
-    model_of,
     models_of,
+    provider_model_of,
     route_losses,
     text_of,
     texts_of,
@@ -69,7 +69,7 @@ def read(text: str, name: str) -> Imported:
     routes = (*(_route(path, preference, lost) for path, preference in preferences), *inline)
     for route in routes:
         for entry in route.models.models:
-            catalog.setdefault(entry.id, model_of(entry.id))
+            catalog.setdefault(entry.id, provider_model_of(entry.id))
     policy = Policy(name, routes, models_of([default or first(catalog, lost)]))
     return Imported(catalog, policy, tuple(lost.lines))
 
@@ -103,7 +103,7 @@ def _preference(path: str, entry: dict[str, Any], lost: Lost) -> Preference:
 def write(content: Imported) -> Exported:
     """A configuration of Plano."""
     lost = Lost()
-    catalog_losses(lost, content.catalog.values(), {"host"})
+    catalog_losses(lost, content.catalog.values(), {"host", "dialects"})
     entries = {each.id: provider_of(each) for each in content.catalog.values()}
     document: dict[str, Any] = {"version": VERSION, "model_providers": list(entries.values())}
     policy = content.policy

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sidecar.core.policy import Capability, Model, ModelList, Preference, WeightedModel
+from sidecar.core.policy import ApiDialect, Capability, Model, ModelList, Preference, WeightedModel
 from sidecar.policies import check_catalog, check_policy
 from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
 from tests.policies.stores.parts import CATALOG, policy
@@ -232,6 +233,57 @@ def test_models_of_litellm() -> None:
         ),
         "plain": Model("plain", "mistral-small"),
     }
+
+
+CHAT = frozenset({ApiDialect.OPENAI_CHAT})
+RESPONSES = frozenset({ApiDialect.OPENAI_RESPONSES})
+MESSAGES = frozenset({ApiDialect.ANTHROPIC_MESSAGES})
+ANY = frozenset(ApiDialect)
+
+
+@pytest.mark.parametrize(
+    ("model", "address", "dialects"),
+    [
+        ("openai/gpt-5.5", "", CHAT | RESPONSES),
+        ("anthropic/claude-opus-5", "", MESSAGES),
+        ("anthropic/claude-opus-5", "https://api.anthropic.com", MESSAGES),
+        ("mistral/small", "", CHAT),
+        # Whoever serves it there, it is not OpenAI.
+        ("openai/qwen", "https://vllm.internal:8000", ANY),
+        ("bedrock/claude", "", ANY),
+        ("anthropic", "", ANY),
+    ],
+)
+@pytest.mark.parametrize("kind", ["archgw", "plano", "litellm"])
+def test_model_of_a_known_provider_answers_its_apis(
+    kind: str, model: str, address: str, dialects: frozenset[ApiDialect]
+) -> None:
+    form = FORMATS[kind]
+    if kind == "litellm":
+        at = f", api_base: '{address}'" if address else ""
+        text = f"model_list: [{{model_name: a, litellm_params: {{model: {model}{at}}}}}]"
+    else:
+        at = f", base_url: '{address}'" if address else ""
+        text = f"model_providers: [{{model: {model}{at}}}]"
+
+    found = form.read(text, "mine")
+
+    (made,) = found.catalog.values()
+    assert made.dialects == dialects
+    exported = form.write(found)
+    assert form.read(exported.text, "mine").catalog == found.catalog
+    assert not any("dialects" in line for line in exported.lost)
+    other = form.write(replace(found, catalog={made.id: replace(made, dialects=RESPONSES)}))
+    assert f"models[{made.id}].dialects: has no counterpart" in other.lost
+
+
+def test_owner_of_weights_says_nothing_of_apis() -> None:
+    """HuggingChat's ids are repositories: whoever serves openai/gpt-oss-20b, it is not OpenAI."""
+    route = {"name": "a", "description": "b", "primary_model": "openai/gpt-oss-20b"}
+
+    found = FORMATS["huggingchat"].read(json.dumps([route]), "mine")
+
+    assert found.catalog["openai/gpt-oss-20b"].dialects == ANY
 
 
 @pytest.mark.parametrize(
