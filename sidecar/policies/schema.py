@@ -351,6 +351,8 @@ _SHAPES: Mapping[str, type[BaseModel]] = {
 }
 
 _MISSING: Mapping[str, str] = {
+    "apiVersion": f"`apiVersion: {API_VERSION}`",
+    "kind": "the kind of the document",
     "default": "the models for everything that no route takes, `default: {models: [<model id>]}`",
     "models": "`models: [<model id>, …]`, best first",
     "name": "`name: <name>`",

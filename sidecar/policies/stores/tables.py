@@ -8,7 +8,8 @@ their result with these tables.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -97,7 +98,8 @@ def catalog_content(models: Mapping[str, Model]) -> str:
 
 def policy_record(row: Row) -> PolicyRecord:
     """Raises UnreadableDocumentError."""
-    return _policy_record(row, policy_from(_document(row)))
+    with _undamaged():
+        return _policy_record(row, policy_from(_document(row)))
 
 
 def _policy_record(row: Row, policy: Policy) -> PolicyRecord:
@@ -114,21 +116,23 @@ def _policy_record(row: Row, policy: Policy) -> PolicyRecord:
 
 def catalog_record(row: Row) -> CatalogRecord:
     """Raises UnreadableDocumentError."""
-    models = catalog_from(_document(row))
-    return CatalogRecord(
-        MappingProxyType({model.id: model for model in models}),
-        revision=row["revision"],
-        etag=row["etag"],
-        digest=row["digest"],
-        attribution=_attribution(row),
-        change=row["change"],
-    )
+    with _undamaged():
+        models = catalog_from(_document(row))
+        return CatalogRecord(
+            MappingProxyType({model.id: model for model in models}),
+            revision=row["revision"],
+            etag=row["etag"],
+            digest=row["digest"],
+            attribution=_attribution(row),
+            change=row["change"],
+        )
 
 
 def change_of(row: Row) -> Change:
     """Raises UnreadableDocumentError."""
     record = catalog_record(row) if row["name"] == CATALOG_NAME else _changed_policy(row)
-    return Change(row["change"], ChangeKind(row["kind"]), record)
+    with _undamaged():
+        return Change(row["change"], ChangeKind(row["kind"]), record)
 
 
 def _changed_policy(row: Row) -> PolicyRecord:
@@ -138,7 +142,18 @@ def _changed_policy(row: Row) -> PolicyRecord:
     except UnreadableDocumentError:
         if not row["deleted"]:
             raise
+    with _undamaged():
         return _policy_record(row, blank_policy(row["name"]))
+
+
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    """Raises UnreadableDocumentError for whatever else a row holds that no version has written: it
+    must not take the other rows along."""
+    try:
+        yield
+    except (OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UnreadableDocumentError(f"it is damaged ({error})") from None
 
 
 def _document(row: Row) -> dict[str, object]:

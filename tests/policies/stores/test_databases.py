@@ -126,6 +126,7 @@ def test_catalog_of_a_newer_version_is_named(url: str) -> None:
         ("replace(content, '\"name\"', '\"colour\"')", "colour"),
         ("'{\"name'", "no JSON"),
         ("'17'", "no JSON"),
+        ("'{}'", "apiVersion: missing"),
     ],
 )
 def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
@@ -149,6 +150,31 @@ def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
         assert isinstance(listed, UnreadableRevisionError)
         assert re.search(says, listed.message)
         assert (listed.name, listed.revision) == (name_of("support"), 1)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("content", "'" + "[" * 50_000 + "'"),
+        ("content", f"""replace(content, '"support"', '{"[" * 900}{"]" * 900}')"""),
+        ("time", "9000000000000000000"),
+        ("kind", "'merged'"),
+    ],
+    ids=["content", "nesting", "time", "kind"],
+)
+def test_row_that_is_damaged_is_named_and_leaves_the_others(
+    url: str, column: str, value: str
+) -> None:
+    store = parts.seeded(open_store(url), policy(), policy("other"))
+    changed(url, f"UPDATE changes SET {column} = {value} WHERE change = 2")
+    assert isinstance(store, SqlStore)
+
+    assert name_of("other") in store.snapshot().records
+    with pytest.raises(UnreadableRevisionError, match="cannot be read: it is damaged"):
+        store.changes_after(1, 1)
+    listed = store.policies(None, "", 10)
+    assert [isinstance(each, PolicyRecord) for each in listed] == [True, column == "kind"]
     store.close()
 
 
