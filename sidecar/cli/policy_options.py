@@ -91,11 +91,12 @@ def note_of(author: str, message: str, etag: str = "") -> WriteNote:
 
 
 def _login() -> str:
+    """Empty for a container's user without a name, and for one that no place keeps."""
     try:
-        return getpass.getuser()[:MAX_AUTHOR]
+        name = getpass.getuser()[:MAX_AUTHOR]
     except (KeyError, OSError):
-        # A container's user without a name.
         return ""
+    return "" if any(note_violations(name, "")) else name
 
 
 @contextmanager

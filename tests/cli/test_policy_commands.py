@@ -193,6 +193,17 @@ def test_history_tells_who_and_why(at: str, folder: Path) -> None:
     assert "grace (claimed): clearer" in done("history", "support", "--at", at)
 
 
+@pytest.mark.parametrize("name", ["\udcff", "two\nlines"])
+def test_login_name_that_no_place_keeps_is_left_out(
+    at: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("LOGNAME", name)
+
+    done("delete", "support", "--at", at)
+
+    assert [each["author"] for each in plain("history", "support", "--at", at)] == ["", "ada"]
+
+
 def test_diff_of_revisions_and_of_a_file(at: str, folder: Path) -> None:
     done("apply", edit(folder), "--at", at)
     file = edit(folder, "third")
