@@ -63,15 +63,21 @@ def read_cases(text: str, name: str) -> list[Case]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
         document = _parsed(text, name)
-    except Failure:
+    except Failure as failure:
         if len(lines) < 2:
             raise
+        whole = failure
     else:
         return [_case(document, name)]
-    cases = []
+    cases: list[Case] = []
     for number, line in lines:
         where = f"{name}:{number}"
-        cases.append(_case(_parsed(line, where), where))
+        try:
+            document = _parsed(line, where)
+        except Failure as failure:
+            # Where not even the first line is a document, it is one of several lines.
+            raise (failure if cases else whole) from None
+        cases.append(_case(document, where))
     return cases
 
 

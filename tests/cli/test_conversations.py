@@ -71,6 +71,7 @@ def test_json_lines_are_one_conversation_each() -> None:
         ("", "f: not JSON"),
         ("{", "f: not JSON"),
         ('[{"role": "user", "content": "a"}]\n{', "f:2: not JSON"),
+        ('[\n{"role": "user"}\n{"role": "user"}]', "f: not JSON: Expecting ',' delimiter: line 3"),
         ('"hello"', "f: must be a list of messages"),
         ("{}", "f: must be a list of messages"),
         ("[]", "f: messages is empty"),
