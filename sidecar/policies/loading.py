@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +137,7 @@ class _Loading:
     def __init__(self, known: Catalog | None) -> None:
         self._known_catalog = known
         self._files: list[str] = []
+        self._places: set[str] = set()
         self._catalogs: list[CatalogDraft] = []
         self._policies: list[PolicyDraft] = []
         self._findings: list[Finding] = []
@@ -164,7 +166,10 @@ class _Loading:
 
     def read(self, path: Path, instead: str) -> None:
         """`instead`: what to do where it is no regular file; empty: read it."""
-        file = str(path)
+        file, place = str(path), os.path.realpath(path)
+        if place in self._places:
+            return  # Named twice, as by itself and by its folder.
+        self._places.add(place)
         self._files.append(file)
         try:
             if instead and path.exists() and not path.is_file():

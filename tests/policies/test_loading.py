@@ -42,6 +42,18 @@ def policy_file(folder: Path, name: str = "example") -> Path:
     return path
 
 
+def test_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    path = policy_file(tmp_path)
+    (tmp_path / "catalog.yaml").write_bytes(CATALOG.read_bytes())
+    (tmp_path / "link.yaml").symlink_to(path)
+
+    found = load_policies([tmp_path, path, tmp_path / ".." / tmp_path.name / path.name])
+
+    assert not found.findings
+    assert found.files == (str(tmp_path / "catalog.yaml"), str(path))
+    assert list(found.records) == ["namespaces/default/policies/example"]
+
+
 def lines(path: Path) -> list[str]:
     return [str(finding) for finding in load_policies([CATALOG, path]).findings]
 
