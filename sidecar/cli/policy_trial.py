@@ -247,15 +247,23 @@ def _compare(
     with Trial(address, given_tls()) as trial:
         after = _side(paths, trial, "")
         before = _other(against or after.policy.resource_name, trial, after.policy.resource_name)
-        rows = [
-            Compared(n, case, _outcome(before, case, trial), _outcome(after, case, trial))
-            for n, case in enumerate(cases, 1)
-        ]
+        rows = [_compared(n, case, before, after, trial) for n, case in enumerate(cases, 1)]
     names = against or f"{before.policy.resource_name} of {address}", ", ".join(map(str, paths))
     if output == "text":
         print_compared(*names, rows)
     else:
         emit(compared_as_plain(*names, rows), output)
+
+
+def _compared(
+    number: int, conversation: Conversation, before: Side, after: Side, trial: Trial
+) -> Compared:
+    """Raises Failure."""
+    sides = (_outcome(side, conversation, trial) for side in (before, after))
+    try:
+        return Compared(number, conversation, *sides)
+    except Failure as failure:
+        raise Failure(f"conversation {number}: {failure}") from None
 
 
 def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:

@@ -805,9 +805,9 @@ async def test_what_no_routing_model_decides_is_told_apart(
         result = await beside(api, *arguments)
 
     assert ("0 of 2 conversations" in result.output) is (reason is Reason.NOTHING_TO_ROUTE)
-    assert ("routing model of the sidecar does not answer" in result.output) is (
-        reason is Reason.MODEL_UNAVAILABLE
-    )
+    assert (
+        "conversation 1: the routing model of the sidecar does not answer" in result.output
+    ) is (reason is Reason.MODEL_UNAVAILABLE)
 
 
 async def test_what_was_asked_before_keeps_no_route(tmp_path: Path) -> None:
