@@ -31,6 +31,11 @@ _LEFT_ALONE = [
         (">", r"[|>][-+0-9]*(#|\s*^---)"),
         # A key in a list, which one takes for text.
         ("?", r"[\[{,]\s*\?"),
+        # An anchor whose name goes on behind what ends it for libyaml.
+        ("&", r"&[\w-]+[?:%@`]"),
+        ("*", r"\*[\w-]+[?:%@`]"),
+        # A document of nothing but a tag.
+        ("!", r"^\s*!\s"),
     )
 ]
 """Where libyaml and ruamel.yaml have been seen to differ, and what else YAML 1.2 changed."""

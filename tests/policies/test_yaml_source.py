@@ -145,6 +145,9 @@ DOCUMENTS = st.lists(
 @example(">-\n\n---")
 @example(">-\n# c")
 @example("---\n...\n...\n")
+@example("a: &b:c text\n")
+@example("a: &b text\nd: [*b:c]\n")
+@example("a\n---\n!\n")
 # The same texts in every run: hundreds of thousands were tried before.
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_no_text_is_read_quickly_as_something_else(text: str) -> None:
