@@ -74,7 +74,9 @@ def _seed(store: PolicyStore, settings: Settings) -> None:
     found = load_policies(settings.policies.paths, pipes=False)
     if not found.valid:
         raise PolicySourceError(str(InvalidFilesError(found)))
-    attribution = Attribution("sidecar", f"from {', '.join(found.files)}"[:2000], now())
+    # Names of files need not be UTF-8.
+    files = ", ".join(found.files).encode(errors="backslashreplace").decode()
+    attribution = Attribution("sidecar", f"from {files}"[:2000], now())
     made = store.seed(found.catalog, found.policies, attribution)
     _log.info("policy store filled", changes=made)
 

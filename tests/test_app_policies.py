@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar, StartupError
+from sidecar.app_policies import open_policies
 from sidecar.cli.connection import connect_aio
 from sidecar.cli.tls_options import Tls
 from sidecar.config import SettingsError, load_settings
@@ -26,7 +29,7 @@ from sidecar.policies.stores import ChangeKind, open_store
 from tests.certificates import Authority
 from tests.grpc_api.standins import route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
-from tests.policies.stores.parts import CATALOG, name_of, policy, write
+from tests.policies.stores.parts import CATALOG, name_of, policy, write, write_files
 from tests.waiting import until
 
 
@@ -203,6 +206,20 @@ async def test_writes_can_be_switched_off(flags: Flags, tmp_path: Path) -> None:
                 await PolicyServiceStub(channel).UpdatePolicy(update("no"))
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     await sidecar.stop(0)
+
+
+def test_store_is_filled_from_files_whose_names_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / "policies"
+    write_files(folder, policy("default"))
+    (folder / "default-default.yaml").rename(folder / os.fsdecode(b"\xff.yaml"))
+    store = {"url": f"sqlite:{tmp_path / 'policies.db'}"}
+    flags: Flags = {"policies": {"paths": (folder,)}, "policy_store": store}
+
+    with closing(open_policies(load_settings(flags=flags, environ={}))) as filled:
+        made = filled.policy(name_of("default")).attribution
+
+    assert made is not None
+    assert made.message.endswith("/\\udcff.yaml")
 
 
 def test_store_that_cannot_be_reached_is_named_at_the_start(flags: Flags) -> None:
