@@ -143,11 +143,10 @@ class _Applying:
         wanted = dict(present.models if models is None else models)
         removed = {key: model for key, model in present.models.items() if key not in wanted}
         if self._dry_run and catalog_digest(wanted) != present.digest:
-            # The place could only check the policies if it had the new models.
             first = {**removed, **wanted} if files.policies else wanted
             made = self._catalog(first, present)
             yield made
-            yield from map(self._foreseen, files.policies)
+            yield from (self._tried(each, present.models) for each in files.policies)
             if files.policies and removed:
                 yield self._foreseen_removal(files, first, made.revision + 1)
             return
@@ -182,6 +181,19 @@ class _Applying:
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update(policy, note, self._dry_run, self._examples_pass)
         return Applied(name, self._tense("updated"), made.revision, _diff(present, policy))
+
+    def _tried(self, policy: Policy, known: Catalog) -> Applied:
+        """What would come of a policy, by the place if that knows its models."""
+        lists = (policy.default, *(route.models for route in policy.routes))
+        if all(entry.id in known for models in lists for entry in models.models):
+            return self._policy(policy)
+        if not self._examples_pass:
+            return self._foreseen(policy)
+        try:
+            return self._policy(policy)
+        except PlaceFailure as failure:
+            remedy = "apply the model catalog first, or leave out --require-examples-pass"
+            raise PlaceFailure(failure.code, f"{failure}; {remedy}") from None
 
     def _foreseen(self, policy: Policy) -> Applied:
         """What would come of a policy once the catalog is there."""

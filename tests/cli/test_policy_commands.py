@@ -835,6 +835,29 @@ async def test_examples_gate_what_is_applied(tmp_path: Path) -> None:
     assert f"{name_of('trial')}: created (revision 1)" in applied.stdout
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("acme/fast", "would not be routed as it says"),
+        ("acme/new", "apply the model catalog first"),
+    ],
+)
+async def test_dry_run_with_another_catalog_routes_the_examples(
+    tmp_path: Path, model: str, says: str
+) -> None:
+    file = tmp_path / "all.yaml"
+    new = replace(FAST, id="acme/new")
+    catalog = yaml_text(catalog_document([FAST, LARGE, new]))
+    file.write_text(f"{catalog}---\n{BILLING.replace('acme/fast', model)}")
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        foreseen = await beside(api, "apply", file, "--dry-run")
+        refused = await beside(api, "apply", file, "--dry-run", "--require-examples-pass")
+
+    assert f"{name_of('trial')}: would be created (revision 1)" in foreseen.stdout
+    assert refused.exit_code == 1
+    assert says in refused.stderr
+
+
 async def test_lint_names_what_is_doubtful(tmp_path: Path) -> None:
     file = tmp_path / "trial.yaml"
     models = [Model("acme/fast", "f", input_price=1.0, output_price=1.0)]
