@@ -37,7 +37,6 @@ from sidecar.core.policy import (
     Model,
     Policy,
     PolicyRecord,
-    catalog_digest,
 )
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.differences import catalog_diff, unified_diff
@@ -138,11 +137,11 @@ class _Applying:
 
     def all(self, files: PolicySet, models: Catalog | None) -> Iterator[Applied]:
         """Makes the changes, each when it is asked for. `models`: None leaves those of the place as
-        they are by then."""
+        they are by then; in which order they come says nothing."""
         present = self._place.catalog()
         wanted = dict(present.models if models is None else models)
         removed = {key: model for key, model in present.models.items() if key not in wanted}
-        if self._dry_run and catalog_digest(wanted) != present.digest:
+        if self._dry_run and wanted != present.models:
             first = {**removed, **wanted} if files.policies else wanted
             made = self._catalog(first, present)
             yield made
@@ -150,7 +149,7 @@ class _Applying:
             if files.policies and removed:
                 yield self._foreseen_removal(files, first, made.revision + 1)
             return
-        if not files.policies or catalog_digest(wanted) == present.digest:
+        if not files.policies or wanted == present.models:
             removed = {}
         # Models go last: policies that are about to change may still name them.
         yield self._catalog({**removed, **wanted}, present)
@@ -159,7 +158,7 @@ class _Applying:
             yield self._catalog(wanted, self._place.catalog())
 
     def _catalog(self, wanted: dict[str, Model], present: CatalogRecord) -> Applied:
-        if catalog_digest(wanted) == present.digest:
+        if wanted == present.models:
             return Applied("model catalog", "unchanged", present.revision)
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)

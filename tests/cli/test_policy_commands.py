@@ -92,6 +92,14 @@ def test_apply_creates_updates_and_leaves_alone(at: str, folder: Path) -> None:
     assert plain("get", "support", "--at", at)["policy"]["description"] == "second"
 
 
+def test_catalog_in_another_order_is_left_alone(at: str, folder: Path) -> None:
+    (folder / "catalog.yaml").write_text(yaml_text(catalog_document([LARGE, FAST])))
+
+    for dry_run in ((), ("--dry-run",)):
+        applied = done("apply", folder, "--at", at, *dry_run)
+        assert "model catalog: unchanged (revision 1)\n" in applied
+
+
 def test_policy_that_comes_by_a_pipe_is_applied(at: str, folder: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, edit(folder).read_bytes())
