@@ -22,7 +22,7 @@ from sidecar.policies.exchange.common import (
     provider_model_of,
     text_of,
 )
-from sidecar.policies.findings import member
+from sidecar.policies.findings import member, quoted
 
 _MILLION = 1_000_000
 _PRICES = {"input_price": "input_cost_per_token", "output_price": "output_cost_per_token"}
@@ -121,6 +121,11 @@ def write(content: Imported) -> Exported:
     catalog = content.catalog.values()
     sayable = {"upstream_model", "host", "capabilities", "prices", "context_window", "dialects"}
     catalog_losses(lost, catalog, sayable)
+    for model in catalog:
+        provider, slash, _ = model.upstream_model.partition("/")
+        if slash and not model.cluster:
+            path = f"models[{model.id}].upstream_model"
+            lost.key(path, f"{quoted(provider)} stands for the provider there; give a cluster")
     if content.policy is not None:
         lost.key("routes", "LiteLLM's file has models alone")
     document = {"model_list": [_written(model) for model in catalog]}

@@ -277,6 +277,18 @@ def test_model_of_a_known_provider_answers_its_apis(
     assert f"models[{made.id}].dialects: has no counterpart" in other.lost
 
 
+@pytest.mark.parametrize(("cluster", "told"), [("", True), ("vllm", False)])
+def test_name_with_a_slash_is_taken_for_a_provider_by_litellm(cluster: str, told: bool) -> None:
+    model = Model("a", "Qwen/Coder", cluster=cluster)
+
+    exported = FORMATS["litellm"].write(Imported({"a": model}))
+
+    said = 'models[a].upstream_model: has no counterpart; "Qwen" stands for the provider there'
+    assert any(line.startswith(said) for line in exported.lost) is told
+    again = FORMATS["litellm"].read(exported.text, "").catalog
+    assert (again == {"a": model}) is not told
+
+
 def test_owner_of_weights_says_nothing_of_apis() -> None:
     """HuggingChat's ids are repositories: whoever serves openai/gpt-oss-20b, it is not OpenAI."""
     route = {"name": "a", "description": "b", "primary_model": "openai/gpt-oss-20b"}
