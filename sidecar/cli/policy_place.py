@@ -29,6 +29,7 @@ from sidecar.policies.stores import (
     StoreUrlError,
     UnreadableRevisionError,
     WriteNote,
+    change_at,
     changes_following,
     name_of,
     open_store,
@@ -286,7 +287,7 @@ class StorePlace:
         try:
             if number is None:
                 number = self._store.last_change()
-            seen = self._change(number)
+            seen = change_at(self._store, number)
             limit = _AT_ONCE
             while True:
                 try:
@@ -297,8 +298,7 @@ class StorePlace:
                     limit = 1  # Those before it can be read.
                     continue
                 for change in changes:
-                    number = change.number
-                    seen = change if isinstance(self._store, PolicyHistory) else None
+                    number, seen = change.number, change
                     yield change
                 if len(changes) < limit:
                     self._store.wait(_LOOK_S)
@@ -313,16 +313,6 @@ class StorePlace:
 
     def close(self) -> None:
         self._store.close()
-
-    def _change(self, number: int) -> Change | None:
-        """The change with that number. None where there is none, it cannot be read, or where no
-        other can take its number, as of files."""
-        if not number or not isinstance(self._store, PolicyHistory):
-            return None
-        try:
-            return next(iter(self._store.changes_after(number - 1, 1)), None)
-        except SidecarError:
-            return None
 
     def _editing(self, name: str) -> PolicyEditing:
         store = self._store

@@ -17,7 +17,7 @@ from sidecar.grpc_api.convert.resource_names import ALL_NAMESPACES, namespace
 from sidecar.grpc_api.convert.violations import invalid
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.policy_access import PolicyAccess
-from sidecar.policies.stores import Change, UnreadableRevisionError, changes_following
+from sidecar.policies.stores import Change, UnreadableRevisionError, change_at, changes_following
 
 FROM_NOW = -1
 _AT_ONCE = 50
@@ -41,11 +41,12 @@ async def watch(
         after = request.after_change
         if after == FROM_NOW:
             after = await access.ask(lambda store: store.last_change())
+        sent = await access.ask(partial(change_at, number=after))
         # The caller learns that the call has been taken before there is anything to send. Not in
         # the task: gRPC does not remember metadata whose sending was cancelled, fails to send it
         # once more with the status, and the call never ends.
         await context.send_initial_metadata(())
-        sending = asyncio.create_task(_send(after, wanted, context, access))
+        sending = asyncio.create_task(_send(after, sent, wanted, context, access))
         ending = asyncio.create_task(ended.wait())
         try:
             await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -57,8 +58,10 @@ async def watch(
             await asyncio.gather(sending, ending, return_exceptions=True)
 
 
-async def _send(after: int, wanted: str, context: Context, access: PolicyAccess) -> None:
-    sent: Change | None = None
+async def _send(
+    after: int, sent: Change | None, wanted: str, context: Context, access: PolicyAccess
+) -> None:
+    """`sent`: as of `_following`."""
     while True:
         changes = await _following(after, sent, access)
         for change in changes:

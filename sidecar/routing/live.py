@@ -155,12 +155,12 @@ class LivePolicies:
                 await self._wait()
 
     async def beyond(self, number: int) -> None:
-        """Returns when a change with a greater number has been seen, and when the store has gone
-        back, as where a backup is restored: whoever waited until numbers that they know come again
-        would miss the changes that have them now."""
+        """Returns when a change with a greater number has been seen, and when the store has another
+        last one without, as where a backup is restored: whoever waited until numbers that they know
+        come again would miss the changes that have them now."""
         while (before := self._snapshot.change) <= number:
             await self._moved.wait()
-            if self._snapshot.change < before:
+            if self._snapshot.change <= before:
                 return
 
     async def settled(self) -> None:

@@ -138,6 +138,24 @@ async def test_change_that_has_the_number_of_one_that_was_sent_ends_the_stream(
     assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CHANGES_LOST")
 
 
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("after", [2, -1])
+async def test_database_that_was_replaced_before_anything_was_sent_ends_the_stream(
+    api: Stored, tmp_path: Path, more: bool, after: int
+) -> None:
+    """Whether it has more changes than the caller has seen or as many."""
+    async with watching(api, after=after) as watcher:
+        with sqlite3.connect(tmp_path / "policies.db") as database:
+            database.execute("UPDATE changes SET etag = '1-another' WHERE change = 2")
+        database.close()
+        if more:
+            write(api.store, ChangeKind.UPDATE, policy(description="third"))
+
+        error = await refused(watcher.end())
+
+    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CHANGES_LOST")
+
+
 async def test_drain_ends_the_stream_in_order(api: Stored) -> None:
     async with watching(api, after=2) as watcher:
         api.server.begin_drain()

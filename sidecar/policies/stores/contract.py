@@ -247,6 +247,14 @@ class PolicyFiles(Protocol):
         ...
 
 
+def change_at(store: PolicyStore, number: int) -> Change | None:
+    """The change of that number; None where there is none, or it cannot be read."""
+    try:
+        return next(iter(store.changes_after(number - 1, 1)), None) if number else None
+    except SidecarError:
+        return None
+
+
 def changes_following(
     store: PolicyStore, number: int, seen: Change | None, limit: int
 ) -> Sequence[Change]:
