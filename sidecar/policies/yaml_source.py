@@ -7,7 +7,9 @@ expand to.
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -345,9 +347,13 @@ class _Reader:
     def constructed(self, node: Any) -> object:
         """The value of a scalar that is no text."""
         try:
-            return self._constructor.construct_object(ScalarNode(node.tag, node.value))
+            value = self._constructor.construct_object(ScalarNode(node.tag, node.value))
         except (ValueError, KeyError, IndexError, YAMLError):
             return str(node.value)  # `!!int x`: the shape says what it should be.
+        if isinstance(value, int) and value.bit_length() >= sys.float_info.max_exp:
+            # Python does not print one of thousands of digits, and here it is too much anyway.
+            return math.inf if value > 0 else -math.inf
+        return value
 
     def _text(self, node: Any, path: str) -> str:
         text = str(node.value)

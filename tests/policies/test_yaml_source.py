@@ -163,6 +163,16 @@ def test_policies_as_people_write_them_are_read_quickly() -> None:
     assert [file.name for file in files if _quickly_read(file.read_text()) is None] == []
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0o" + "7" * 6000, "1" + "0" * 400])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_number_that_no_float_holds_is_infinite(number: str, sign: str) -> None:
+    """Python does not print whole numbers of more than 4300 digits, as errors would."""
+    (document,), findings = read_documents(f"a: {sign}{number}\n")
+
+    assert not findings
+    assert document.value == {"a": float(f"{sign}inf")}
+
+
 def test_tag_of_a_number_before_nothing_is_no_number() -> None:
     (document,), findings = read_documents("a: !!int ")
 
