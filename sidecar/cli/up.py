@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -16,11 +17,13 @@ from sidecar.cli.policy_options import place
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import ServerSettings, Settings, load_settings
+from sidecar.core.errors import SidecarError
 from sidecar.engines import EngineError, EngineInfo, read_engine
 from sidecar.engines.cpu import RUNTIME
 from sidecar.grpc_api.listening import is_loopback
 from sidecar.local.preflight import require
 from sidecar.policies import load_policies
+from sidecar.policies.stores import open_store
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -142,10 +145,21 @@ def with_console(settings: Settings) -> Settings:
 
 def check_policies(settings: Settings) -> None:
     """Before anything takes its time to start. Raises Failure once the findings are printed."""
+    if settings.policy_store.url and _has_policies(settings.policy_store.url):
+        return  # The files are not read any more.
     found = load_policies(settings.policies.paths, pipes=False)
     if not found.valid:
         print_findings(found, Console(stderr=True))
         raise Failure("the policies have errors; nothing was started")
+
+
+def _has_policies(url: str) -> bool:
+    """Raises Failure for a database that cannot be used."""
+    try:
+        with closing(open_store(url)) as store:
+            return bool(store.last_change())
+    except SidecarError as error:
+        raise Failure(f"policy_store.url: {error}") from None
 
 
 def chosen_engine(model: Path | None, settings: Settings, steps: Steps) -> EngineInfo:

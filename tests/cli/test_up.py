@@ -20,13 +20,14 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from sidecar.app_policies import open_policies
 from sidecar.cli import cli, stack
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
-from sidecar.cli.up import chosen_engine, with_console, with_policies
+from sidecar.cli.up import check_policies, chosen_engine, with_console, with_policies
 from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
@@ -385,6 +386,27 @@ def test_up_shows_what_is_wrong_with_policies_before_it_starts_anything(tmp_path
         f"{validated.stdout}Error: the policies have errors; nothing was started\n"
     )
     assert result.returncode == 1
+
+
+def test_up_looks_at_the_files_only_where_the_database_has_no_policies(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY)
+    store = {"url": f"sqlite:{tmp_path / 'policies.db'}"}
+    paths = {"paths": (path,)}
+    settings = load_settings(flags={"policies": paths, "policy_store": store}, environ={})
+    open_policies(settings).close()
+    path.write_text(POLICY.replace("[a/large]}", "[a/larger]}"))
+
+    check_policies(settings)
+    (tmp_path / "policies.db").unlink()
+    with pytest.raises(Failure, match="the policies have errors"):
+        check_policies(settings)
+
+
+def test_up_says_before_it_starts_anything_that_its_database_cannot_be_used(tmp_path: Path) -> None:
+    store = {"url": f"sqlite:{tmp_path / 'none' / 'policies.db'}"}
+    with pytest.raises(Failure, match=r"policy_store\.url: .*none is no folder"):
+        check_policies(load_settings(flags={"policy_store": store}, environ={}))
 
 
 def test_the_demo_shows_what_is_wrong_with_policies_before_it_starts_anything(
