@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from sidecar.cli.policy_place import Missing, PolicyPlace, open_place
 from sidecar.cli.policy_view import OUTPUTS
@@ -66,12 +67,20 @@ def in_utf8(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
+def _given_etag(context: click.Context, option: click.Parameter, value: str) -> str:
+    """As `in_utf8`; an empty one that was given is no condition, as a variable that is not set."""
+    source = context.get_parameter_source(option.name or "")
+    if not value and source is ParameterSource.COMMANDLINE:
+        raise click.BadParameter("is empty; leave it out to change whatever is there")
+    return in_utf8(context, option, value)
+
+
 def etag_option(command: F) -> F:
     """`--etag`: the condition of a change."""
     return click.option(
         "--etag",
         default="",
-        callback=in_utf8,
+        callback=_given_etag,
         help="Make the change only if this is the policy's present etag.",
     )(command)
 

@@ -206,6 +206,8 @@ def test(
     With --conversations, the one policy in the files is compared with another: which conversations
     would get another route or model. Exit status: 0.
     """
+    if against == "":
+        raise click.UsageError("--against is empty; name a policy or a file")
     if conversations is not None:
         _compare(paths, conversations, against, address, output)
         return

@@ -325,6 +325,8 @@ def test_watch_prints_changes_in_order(at: str) -> None:
         (("delete", "support", "--author", "a" * 201), 2, "--author must have at most 200"),
         (("delete", "support", "-m", "m" * 2001), 2, "--message must have at most 2000"),
         (("delete", "support", "-m", "half \udcff"), 2, "--message"),
+        (("delete", "support", "--etag", ""), 2, "'--etag': is empty; leave it out"),
+        (("rollback", "support", 1, "--etag", ""), 2, "'--etag': is empty; leave it out"),
         (("delete", "support", "--etag", "half \udcff"), 2, "'--etag': has a byte that is not"),
         (("list", "--filter", "author:\udcff"), 2, "'--filter': has a byte that is not"),
         (("export", "support", "--to", "plano", "-o", "/no/folder/x"), 1, "--out /no/folder/x: No"),
@@ -796,6 +798,13 @@ async def test_what_to_compare_with_that_is_too_long_is_told(
 
 def test_what_to_compare_with_takes_conversations(folder: Path) -> None:
     assert sidecar("test", folder, "--against", "support").exit_code == 2
+
+
+def test_what_to_compare_with_is_not_empty(folder: Path, conversations: Path) -> None:
+    result = sidecar("test", folder, "--conversations", conversations, "--against", "")
+
+    assert result.exit_code == 2
+    assert "--against is empty; " in result.stderr
 
 
 @pytest.mark.parametrize("reason", [Reason.NOTHING_TO_ROUTE, Reason.MODEL_UNAVAILABLE])
