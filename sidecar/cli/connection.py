@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import grpc
 
 from sidecar.cli.failures import Failure
 from sidecar.cli.tls_options import Tls
+from sidecar.grpc_api.listening import MAX_SOCKET_PATH
 from sidecar.grpc_api.pem import PemError, read_certificates, read_key_pair
 
 _NOT_OURS = ("http", "https", "grpc", "grpcs")
@@ -35,6 +37,14 @@ def _credentials(address: str, tls: Tls | None) -> grpc.ChannelCredentials | Non
         # gRPC would look for a host of that name.
         raise Failure(
             f"{address} is a URL; the address of a sidecar is host:port, {rest.rstrip('/')}"
+        )
+    if not address:
+        raise Failure("the address of the sidecar is empty; write it as host:port or unix:path")
+    path = address.removeprefix("unix:").removeprefix("//")
+    if address.startswith("unix:") and len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise Failure(
+            f"{address} is longer than the {MAX_SOCKET_PATH} bytes that the path of a Unix domain "
+            "socket can have; name it by a shorter one, such as a link"
         )
     if tls is None or address.startswith("unix:"):
         # A sidecar's Unix domain sockets are plaintext.

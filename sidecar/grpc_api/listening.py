@@ -17,7 +17,7 @@ import grpc
 SOCKET_MODE = 0o660
 """Owner and group: who may connect to a Unix domain socket decides who may ask."""
 
-_MAX_SOCKET_PATH = 107
+MAX_SOCKET_PATH = 107
 """Bytes; sun_path of unix(7) less the final zero."""
 
 
@@ -123,9 +123,9 @@ def bound_unix(path: Path) -> socket.socket:
 
 def check_unix(path: Path) -> None:
     """Raises ListenError if nothing can listen there now; removes a socket that was left."""
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise ListenError(
-            f"cannot listen on {path}: longer than {_MAX_SOCKET_PATH} bytes, the most that a Unix "
+            f"cannot listen on {path}: longer than {MAX_SOCKET_PATH} bytes, the most that a Unix "
             "domain socket can have; choose a shorter path"
         )
     if not path.parent.is_dir():

@@ -76,6 +76,8 @@ def test_help_lists_the_commands_without_importing_them() -> None:
         (["route", "a", "--timeout", "-1"], 2, "must be more than 0"),
         (["route", "a", "--timeout", "nan"], 2, "must be more than 0"),
         (["route", "a", "--timeout", "inf"], 2, "must be more than 0"),
+        (["route", "a", "--address", ""], 1, "the address of the sidecar is empty; write it as"),
+        (["policy", "list", "--at", f"unix:/{'a' * 107}"], 1, "is longer than the 107 bytes that"),
         (["route", "a", "--address", "http://a:1/"], 1, "http://a:1/ is a URL; the address of a"),
         (["route", "a\udcff"], 1, "Error: the text: holds half a character"),
         (["demo", "--conversations", sys.executable], 1, ": not UTF-8; save it in UTF-8"),
