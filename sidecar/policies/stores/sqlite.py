@@ -34,7 +34,7 @@ class SqliteStore(SqlStore):
     """
 
     def __init__(self, path: Path, make: bool = True) -> None:
-        if not make and os.path.isdir(path.absolute().parent) and not os.path.exists(path):
+        if not make and os.path.isdir(path.absolute().parent) and _kind(path) == 0:
             raise refusals.not_made(str(path), "there is no such file")
         engine = create_engine(
             URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MS / 1000}
@@ -68,7 +68,7 @@ class SqliteStore(SqlStore):
         # SQLite would make an empty one in its place.
         # Looked at once: another process may be making it.
         kind = _kind(self._path)
-        if kind in (stat.S_IFREG, stat.S_IFDIR):
+        if kind in (None, stat.S_IFREG, stat.S_IFDIR):
             return
         if kind:
             raise sqlite3.OperationalError("it is a pipe, a socket or a device")
@@ -88,7 +88,7 @@ class SqliteStore(SqlStore):
             return f"make room on the disk of {folder}"
         if os.path.isdir(self._path):
             return "it is a folder; name a file in it"
-        if _kind(self._path) not in (0, stat.S_IFREG):
+        if _kind(self._path) not in (0, None, stat.S_IFREG):
             return "name a regular file on a local disk"
         if not os.path.isdir(folder):
             return f"{folder} is no folder that this process can see; make it, or name another"
@@ -120,12 +120,14 @@ class MemoryStore(SqlStore):
         return "free some memory"
 
 
-def _kind(path: Path) -> int:
-    """0 where there is no file."""
+def _kind(path: Path) -> int | None:
+    """0 where there is no file, None where that cannot be told."""
     try:
         return stat.S_IFMT(path.stat().st_mode)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
+    except OSError:
+        return None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

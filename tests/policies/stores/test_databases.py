@@ -336,6 +336,15 @@ def test_store_that_cannot_be_opened_says_what_to_do(tmp_path: Path, url: str, s
     assert "try again" not in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [True, False])
+def test_file_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path: Path, make: bool) -> None:
+    """By rights, which a test that runs as root has all, or by its name."""
+    path = tmp_path / ("a" * 300)
+
+    with pytest.raises(SidecarError, match=r"unable to open database file; .*let this process"):
+        open_store(f"sqlite:{path}", make)
+
+
 def test_file_that_another_process_holds_is_to_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
