@@ -55,11 +55,13 @@ _LOOK_S = 0.5
 
 
 class PlaceFailure(Failure):
-    """What a place refused; `exit_code` says of which kind it is."""
+    """What a place refused; `exit_code` says of which kind it is. `unreadable`: a revision that it
+    cannot read, now or later."""
 
-    def __init__(self, code: ErrorCode | None, message: str) -> None:
+    def __init__(self, code: ErrorCode | None, message: str, unreadable: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.unreadable = unreadable
         status = _STATUSES.get(code, 1) if code is not None else UNREACHABLE
         # click declares it for the class, and reads it from the instance.
         self.exit_code = status  # type: ignore[misc]
@@ -309,7 +311,8 @@ class StorePlace:
                         stay = "; policies and models stay as they were"
                         tell(f"{found}{stay}" if found else "the files can be used again")
         except SidecarError as error:
-            raise ended(PlaceFailure(error.code, said(error)), number) from None
+            unreadable = isinstance(error, UnreadableRevisionError)
+            raise ended(PlaceFailure(error.code, said(error), unreadable), number) from None
 
     def close(self) -> None:
         self._store.close()
@@ -343,6 +346,8 @@ def ended(failure: PlaceFailure, seen: int | None) -> PlaceFailure:
     of the last one before the first; None if it is not known."""
     if seen is None or failure.exit_code != UNREACHABLE:
         return failure
+    if failure.unreadable:
+        return PlaceFailure(failure.code, f"{failure}; go on behind it with --after {seen + 1}")
     return PlaceFailure(failure.code, f"{failure}; go on with --after {seen}")
 
 

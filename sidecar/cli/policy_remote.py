@@ -18,7 +18,7 @@ from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
 from sidecar.grpc_api.convert.enums import CHANGE_KIND
 from sidecar.grpc_api.convert.policies import policy_to_proto, record_to_core
-from sidecar.policies.stores import Change, ChangeKind, WriteNote
+from sidecar.policies.stores import UNREADABLE, Change, ChangeKind, WriteNote
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -220,7 +220,7 @@ class SidecarPlace:
         lines = [status.message]
         if len(wrong.field_violations) > 1:
             lines += [f"  {each.field}: {each.description}" for each in wrong.field_violations]
-        return PlaceFailure(code, "\n".join(lines))
+        return PlaceFailure(code, "\n".join(lines), UNREADABLE in info.metadata)
 
 
 def _understood(read: Callable[[M], T], message: M) -> T:

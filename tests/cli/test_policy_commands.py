@@ -1103,3 +1103,4 @@ async def test_watch_prints_what_is_before_a_change_that_cannot_be_read(
     printed = re.findall(r"^(\d+)  (\w+) ", watched.stdout, re.MULTILINE)
     assert printed == [("1", "catalog"), ("2", "create")]
     assert f"{SUPPORT}, revision 2, cannot be read" in watched.stderr
+    assert watched.stderr.endswith("; go on behind it with --after 3\n")

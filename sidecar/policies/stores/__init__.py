@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar.policies.findings import quoted
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
+    UNREADABLE,
     CatalogWrite,
     Change,
     ChangeKind,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 __all__ = [
+    "UNREADABLE",
     "CatalogWrite",
     "Change",
     "ChangeKind",

@@ -123,11 +123,16 @@ class MovedError(Exception):
     """What a write was checked against has changed since; check it again."""
 
 
+UNREADABLE = "unreadable"
+"""Fact of such an error for programs: the revision, as `{name}@{revision}`."""
+
+
 class UnreadableRevisionError(SidecarError):
     """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
 
     def __init__(self, name: str, message: str, revision: int, etag: str, digest: str) -> None:
-        super().__init__(ErrorCode.STORE_UNAVAILABLE, message)
+        facts = {UNREADABLE: f"{name}@{revision}"}
+        super().__init__(ErrorCode.STORE_UNAVAILABLE, message, metadata=facts)
         self.name = name
         self.revision = revision
         self.etag = etag
