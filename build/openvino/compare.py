@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _REFERENCE = _ROOT / "triton_models/gpu/reference.py"
 sys.path.insert(0, str(_ROOT / "triton_models/cpu/tensorrt_llm/1"))
 
-from cpu_engine.decisions import Decider, Outcome  # noqa: E402  (found only now)
+from cpu_engine.decisions import Decider, Outcome, Undecided  # noqa: E402  (found only now)
 from cpu_engine.engine_files import open_engine  # noqa: E402
 from cpu_engine.forward import Forward  # noqa: E402
 from cpu_engine.prefix_cache import PrefixCache  # noqa: E402
@@ -204,7 +204,7 @@ def _reading(decider: Decider, question: Question) -> Reading:
         logits=True,
         label_ids=np.array(question.label_ids, np.int32),
     )
-    ((_, outcome),) = decider.decide([request])
+    ((_, outcome),) = decider.decide([Undecided(request)])
     if not isinstance(outcome, Outcome):
         raise EngineError(f"{question.id}: not answered: {outcome}")
     logits = tuple(float(logit) for logit in outcome.logits[0])

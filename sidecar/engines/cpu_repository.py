@@ -22,11 +22,9 @@ class CpuRepositoryOptions:
 
     Args:
         max_batch_size: requests that Triton hands over together.
-        max_queue_size: requests that wait; more are answered UNAVAILABLE. 0 sets no bound: each
-            sidecar bounds how many it asks at a time and takes them back when its budget is over.
-            With a bound, Triton does not take requests out of its queue while the model computes,
-            and sometimes overlooks what came meanwhile for 500 ms
-            (`default_wait_microseconds` of its dynamic_batch_scheduler.cc).
+        max_queue_size: requests that wait for the language model; more are answered UNAVAILABLE. 0
+            sets no bound: each sidecar bounds how many it asks at a time and takes them back when
+            its budget is over.
         prefix_cache_bytes: bound of the kept prefixes' keys and values.
         route_cache_bytes: bound of the kept states of routes, for a second opinion.
         max_pass_tokens: new tokens of one pass over the graph. Where the CPU computes as fast as it

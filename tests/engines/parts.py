@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from cpu_engine.decisions import Decider, Outcome
+from cpu_engine.decisions import Decider, Outcome, Result, Undecided
 from cpu_engine.engine_files import open_engine
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
@@ -58,9 +58,14 @@ def ask(
     )
 
 
+def results_of(decider: Decider, requests: Sequence[Asked]) -> list[Result]:
+    """Results as they come, without an encoder."""
+    return list(decider.decide([Undecided(asked) for asked in requests]))
+
+
 def outcomes(decider: Decider, requests: Sequence[Asked]) -> list[Outcome]:
     """Outcomes in the order of `requests`."""
-    results = {id(asked): result for asked, result in decider.decide(requests)}
+    results = {id(asked): result for asked, result in results_of(decider, requests)}
     ordered = [results[id(asked)] for asked in requests]
     assert all(isinstance(result, Outcome) for result in ordered), ordered
     return [result for result in ordered if isinstance(result, Outcome)]

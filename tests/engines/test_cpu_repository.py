@@ -52,12 +52,12 @@ def test_options_are_written(engines: Mapping[str, EngineInfo], tmp_path: Path) 
         threads=2,
     )
     assert config.max_batch_size == 3
-    assert config.dynamic_batching.default_queue_policy.max_queue_size == 5
     values = {name: parameter.string_value for name, parameter in config.parameters.items()}
     assert values == {
         "gpt_model_path": str(engines["llama"].path),
         "prefix_cache_bytes": "1000",
         "route_cache_bytes": "67108864",
+        "max_queue_size": "5",
         "max_pass_tokens": "77",
         "max_output_tokens": "256",
         "threads": "2",
@@ -124,7 +124,10 @@ def test_the_model_runs_without_the_sidecar(
     sources = list((tmp_path / "tensorrt_llm" / "1").rglob("*.py"))
     assert len(sources) > 5
     allowed = r"cpu_engine|numpy|openvino|triton_python_backend_utils|__future__"
-    standard = r"collections|dataclasses|hashlib|json|os|pathlib|re|shutil|sys|tempfile|time|typing"
+    standard = (
+        r"collections|dataclasses|hashlib|json|os|pathlib|re|shutil|sys|tempfile|threading|time|"
+        r"typing"
+    )
     for source in sources:
         for name in re.findall(r"^(?:from|import) ([\w]+)", source.read_text(), re.MULTILINE):
             assert re.fullmatch(f"{allowed}|{standard}", name), (source, name)

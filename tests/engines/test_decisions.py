@@ -12,7 +12,7 @@ from cpu_engine.vocabulary import Vocabulary
 
 from sidecar.engines import EngineInfo
 from tests.engines import reference
-from tests.engines.parts import ask, logits_of, new_decider, outcomes
+from tests.engines.parts import ask, logits_of, new_decider, outcomes, results_of
 from tests.engines.tiny_models import END_ID, LLAMA, tiny_tokenizer
 
 PREFIX = list(range(10, 60))
@@ -174,20 +174,20 @@ def test_text_and_label_requests_share_a_pass(decider: Decider, passes: Passes) 
 class TestCancelled:
     def test_before_anything_is_computed(self, decider: Decider, passes: Passes) -> None:
         gone = [ask(PREFIX, SUFFIX, is_cancelled=lambda: True) for _ in range(3)]
-        assert [type(result) for _, result in decider.decide(gone)] == [CancelledError] * 3
+        assert [type(result) for _, result in results_of(decider, gone)] == [CancelledError] * 3
         assert passes.since() == 0
 
     def test_one_of_several_costs_the_others_nothing(self, decider: Decider) -> None:
         gone = ask(PREFIX, SUFFIX, is_cancelled=lambda: True)
         stays = ask(PREFIX, SUFFIX)
-        results = dict(decider.decide([gone, stays]))
+        results = dict(results_of(decider, [gone, stays]))
         assert isinstance(results[gone], CancelledError)
         assert isinstance(results[stays], Outcome)
 
     def test_between_the_passes_of_a_text(self, decider: Decider, passes: Passes) -> None:
         checks = iter([False] * 4 + [True] * 100)
         gone = ask(PREFIX, SUFFIX, max_tokens=100, is_cancelled=lambda: next(checks))
-        ((_, result),) = decider.decide([gone])
+        ((_, result),) = results_of(decider, [gone])
         assert isinstance(result, CancelledError)
         assert 1 < passes.since() < 10
 
@@ -197,7 +197,7 @@ class TestCancelled:
         cut = new_decider(forwards["llama"], engines["llama"].tokenizer_path, max_pass_tokens=10)
         checks = iter([False, False, True, True, True])
         gone = ask(PREFIX, SUFFIX, is_cancelled=lambda: next(checks))
-        ((_, result),) = cut.decide([gone])
+        ((_, result),) = results_of(cut, [gone])
         assert isinstance(result, CancelledError)
         assert passes.since() == 2
 
@@ -207,7 +207,7 @@ class TestCancelled:
         cut = new_decider(forwards["llama"], engines["llama"].tokenizer_path, max_pass_tokens=10)
         checks = iter([False, False, False, True, True, True])
         gone = ask([], PREFIX, is_cancelled=lambda: next(checks))
-        ((_, result),) = cut.decide([gone])
+        ((_, result),) = results_of(cut, [gone])
         assert isinstance(result, CancelledError)
 
 
@@ -217,7 +217,7 @@ def test_a_refused_request_does_not_fail_the_others(
     wordless = Decider(forwards["llama"], decider._cache, None, 512)
     refused = ask(PREFIX, SUFFIX, max_tokens=9, literals=("a", "b"))
     stays = ask(PREFIX, SUFFIX)
-    results = dict(wordless.decide([refused, stays]))
+    results = dict(results_of(wordless, [refused, stays]))
     assert isinstance(results[refused], RefusedError)
     assert isinstance(results[stays], Outcome)
 

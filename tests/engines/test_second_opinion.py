@@ -6,16 +6,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cpu_engine.decisions import Decider
+from cpu_engine.decisions import Decider, Outcome, Undecided
 from cpu_engine.engine_files import open_engine
+from cpu_engine.first_look import FirstLook
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked, Enough, Opinion
@@ -39,7 +40,7 @@ from sidecar.engines.engine_directory import write_manifest
 from sidecar.evaluation.engine_temperature import write_temperature
 from tests.engines import second_opinion_reference as reference
 from tests.engines import tiny_adapter
-from tests.engines.parts import ask, outcomes
+from tests.engines.parts import ask
 from tests.engines.tiny_encoder import CLS, FUSION, REQUEST, ROUTES, SEP, TINY_ENCODER, TYPES
 from tests.engines.tiny_models import LLAMA
 
@@ -391,35 +392,61 @@ def asks_labels(enough: Enough | None) -> Asked:
     return replace(labels, log_probs=False, opinion=replace(opinion(), enough=enough))
 
 
-class TestDecider:
-    @pytest.fixture
-    def decider(self, second: SecondOpinion, forwards: Mapping[str, Forward]) -> Decider:
-        return Decider(forwards["llama"], PrefixCache(1 << 24), None, 512, second)
+@dataclass
+class Both:
+    """The two parts of a decision, one after the other."""
 
-    def test_adds_the_opinion_of_those_who_want_one(self, decider: Decider) -> None:
+    first_look: FirstLook
+    decider: Decider
+
+    def decide(self, requests: Sequence[Asked]) -> list[Outcome]:
+        """In the order of `requests`."""
+        seen = dict(self.first_look.look(requests))
+        outcomes = {asked: each for asked, each in seen.items() if isinstance(each, Outcome)}
+        left = [
+            Undecided(asked, None if isinstance(each, Outcome) else each)
+            for asked, each in seen.items()
+            if asked not in outcomes
+        ]
+        for asked, outcome in self.decider.decide(left):
+            assert isinstance(outcome, Outcome), outcome
+            outcomes[asked] = outcome
+        return [outcomes[asked] for asked in requests]
+
+
+class TestDecisions:
+    @pytest.fixture
+    def first_look(self, second: SecondOpinion) -> FirstLook:
+        return FirstLook(second)
+
+    @pytest.fixture
+    def both(self, first_look: FirstLook, forwards: Mapping[str, Forward]) -> Both:
+        return Both(first_look, Decider(forwards["llama"], PrefixCache(1 << 24), None, 512))
+
+    def test_adds_the_opinion_of_those_who_want_one(self, both: Both) -> None:
         with_opinion = replace(ask([10, 11], [12, 13]), opinion=opinion())
-        answered = outcomes(decider, [ask([10, 11], [14]), with_opinion])
+        answered = both.decide([ask([10, 11], [14]), with_opinion])
         assert answered[0].opinion is None
         assert answered[1].opinion is not None
         expected = ByHand().logits(REQUEST, TYPES)
         np.testing.assert_allclose(answered[1].opinion, expected, atol=1e-3)
 
-    def test_the_answer_has_a_row_of_logits(self, decider: Decider) -> None:
+    def test_the_answer_has_a_row_of_logits(self, both: Both) -> None:
         asked = replace(
             ask([10, 11], [12, 13]),
             opinion=opinion(),
             outputs=frozenset({"second_opinion_logits"}),
         )
-        tensors = to_tensors(asked, outcomes(decider, [asked])[0])
+        tensors = to_tensors(asked, both.decide([asked])[0])
         assert tensors["second_opinion_logits"].shape == (1, len(ROUTES) + 1)
         assert tensors["second_opinion_logits"].dtype == np.float32
 
     def test_an_encoder_that_is_enough_leaves_the_language_model_out(
-        self, decider: Decider, forwards: Mapping[str, Forward]
+        self, both: Both, forwards: Mapping[str, Forward]
     ) -> None:
         passes = forwards["llama"].passes
         asked = asks_labels(Enough(100.0, 0.0, 0.5))
-        (outcome,) = outcomes(decider, [asked])
+        (outcome,) = both.decide([asked])
         assert forwards["llama"].passes == passes
         tensors = to_tensors(replace(asked, outputs=LABEL_OUTPUTS), outcome)
         assert tensors["generation_logits"].shape == (1, 1, 0, len(ROUTES) + 1)
@@ -429,47 +456,35 @@ class TestDecider:
         np.testing.assert_allclose(tensors["second_opinion_logits"][0], expected, atol=1e-3)
 
     def test_an_encoder_asked_alone_answers_also_where_it_is_not_enough(
-        self, decider: Decider, forwards: Mapping[str, Forward]
+        self, both: Both, forwards: Mapping[str, Forward]
     ) -> None:
         passes = forwards["llama"].passes
         unsure = asks_labels(Enough(0.01, 0.0, 0.9))
         assert unsure.opinion is not None
         asked = replace(unsure, opinion=replace(unsure.opinion, alone=True))
-        (outcome,) = outcomes(decider, [asked])
+        (outcome,) = both.decide([asked])
         assert forwards["llama"].passes == passes
         tensors = to_tensors(replace(asked, outputs=LABEL_OUTPUTS), outcome)
         assert tensors["generation_logits"].shape == (1, 1, 0, len(ROUTES) + 1)
         expected = ByHand().logits(REQUEST, TYPES)
         np.testing.assert_allclose(tensors["second_opinion_logits"][0], expected, atol=1e-3)
 
-    def test_those_that_it_is_not_enough_for_are_decided_by_both(self, decider: Decider) -> None:
+    def test_those_that_it_is_not_enough_for_are_decided_by_both(self, both: Both) -> None:
         sure, unsure = asks_labels(Enough(100.0, 0.0, 0.5)), asks_labels(Enough(0.01, 0.0, 0.9))
         without = asks_labels(None)
-        answered = outcomes(decider, [unsure, sure, without])
+        answered = both.decide([unsure, sure, without])
         assert [len(outcome.logits) for outcome in answered] == [1, 0, 1]
         np.testing.assert_allclose(answered[0].logits, answered[2].logits, atol=1e-4)
 
-    def test_those_that_are_sure_wait_for_no_pass_over_another_policy(
-        self, decider: Decider, forwards: Mapping[str, Forward]
-    ) -> None:
-        passes = forwards["llama"].passes
-        both, sure = asks_labels(None), asks_labels(Enough(100.0, 0.0, 0.5))
-        other_policy = replace(sure, ids=ids((30, 31, 32)), prefix_length=2)
-        results = decider.decide([both, sure, other_policy])
-        first = [next(results)[0], next(results)[0]]
-        assert first == [sure, other_policy]
-        assert forwards["llama"].passes == passes
-        assert [asked for asked, _ in results] == [both]
-
     def test_those_that_are_sure_wait_for_no_routes_to_be_read(
-        self, decider: Decider, second: SecondOpinion
+        self, first_look: FirstLook, second: SecondOpinion
     ) -> None:
         sure = asks_labels(Enough(100.0, 0.0, 0.5))
         second.opinions([opinion()])
         new = Opinion(ids(REQUEST), ids(TYPES), (ids((CLS, 50, SEP)), *opinion().routes[1:]))
         cold = replace(sure, opinion=replace(new, enough=Enough(100.0, 0.0, 0.5)))
         passes = second._encoder.passes
-        results = decider.decide([cold, sure])
+        results = first_look.look([cold, sure])
         assert next(results)[0] is sure
         assert second._encoder.passes == passes + 1
         assert next(results)[0] is cold
@@ -492,4 +507,4 @@ class TestDecider:
     def test_without_encoder_there_is_none(self, forwards: Mapping[str, Forward]) -> None:
         decider = Decider(forwards["llama"], PrefixCache(1 << 24), None, 512)
         asked = replace(ask([10, 11], [12, 13]), opinion=opinion())
-        assert outcomes(decider, [asked])[0].opinion is None
+        assert Both(FirstLook(None), decider).decide([asked])[0].opinion is None

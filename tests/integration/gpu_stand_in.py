@@ -46,7 +46,9 @@ _OWN = {
 class TritonPythonModel(cpu_model.TritonPythonModel):
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        for name, value in _OWN.items():
+        policy = config["dynamic_batching"]["default_queue_policy"]
+        own = {**_OWN, "max_queue_size": policy.get("max_queue_size", 0)}
+        for name, value in own.items():
             config["parameters"][name] = {"string_value": str(value)}
         super().initialize({**args, "model_config": json.dumps(config)})
 '''

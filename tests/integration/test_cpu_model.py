@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.integration.model_client import (
     gone,
     status_of,
 )
+from tests.waiting import until
 
 PREFIX, SUFFIXES = reference.prompts(LLAMA.vocab)
 EXPECTED = json.loads((reference.FIXTURES / "llama.json").read_text())
@@ -264,6 +266,25 @@ async def test_more_than_the_queue_holds_is_unavailable(model: Client) -> None:
     await gone(running)
     for result in await asyncio.gather(*waiting):
         assert logits(result).shape == (LLAMA.vocab,)
+
+
+async def test_what_waits_is_told_as_tensorrt_llm_tells_it(
+    triton: TritonServer, model: Client
+) -> None:
+    """By which Triton is scaled: its own queue is empty meanwhile."""
+    running = await endless(model, SUFFIXES[1], ENDLESS)
+    waiting = [asyncio.create_task(model(label(PREFIX, suffix))) for suffix in SUFFIXES[:2]]
+    await until(lambda: waiting_requests(triton) == 2)
+    await gone(running)
+    await asyncio.gather(*waiting)
+    await until(lambda: waiting_requests(triton) == 0)
+
+
+def waiting_requests(triton: TritonServer) -> float:
+    with urllib.request.urlopen(triton.metrics_url) as answer:
+        text = answer.read().decode()
+    line = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="waiting",version="1"} '
+    return float(text.partition(line)[2].partition("\n")[0])
 
 
 async def test_the_answer_of_one_does_not_wait_for_a_longer_one(model: Client) -> None:

@@ -42,6 +42,7 @@ from sidecar.prompts.second_opinion import (
 from tests.engines import tiny_adapter
 from tests.engines.tiny_encoder import TINY_ENCODER
 from tests.engines.tiny_models import LLAMA
+from tests.integration.model_client import Client, endless, gone
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
 
 WORDS = ("parcel", "invoice", "music")
@@ -61,6 +62,8 @@ routes:
   - {name: music, description: songs, models: [m]}
 """
 TEXT = "where is it"
+ENDLESS = 30_000
+"""Answer tokens that take far longer than a test may."""
 
 
 def bytes_and_words() -> Tokenizer:
@@ -92,6 +95,9 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
     folder = tmp_path_factory.mktemp("engine")
     base = LLAMA.write(folder / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["max_position_embeddings"] = 2 * ENDLESS
+    (base / "config.json").write_text(json.dumps(config))
     (base / "tokenizer.json").write_text(bytes_and_words().to_str())
     encoder = TINY_ENCODER.write(folder / "encoder")
     section = TINY_ENCODER.write_second_opinion(folder / "adapter", encoder)
@@ -110,7 +116,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
 
 @pytest.fixture(scope="module")
 def triton(engine: EngineInfo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    options = CpuRepositoryOptions(threads=1, precision="f32")
+    options = CpuRepositoryOptions(threads=1, precision="f32", max_output_tokens=ENDLESS)
     folder = render_cpu_repository(engine.path, tmp_path_factory.mktemp("repo"), options=options)
     with TritonServer(folder, exit_timeout_s=0) as server:
         yield server
@@ -238,6 +244,21 @@ async def test_the_encoder_decides_alone_where_it_is_enough(
     assert all(isinstance(output, LabelLogits) for output in outputs)
     labels = [len(output.logits) for output in outputs if isinstance(output, LabelLogits)]
     assert labels == [0, len(WORDS) + 1, len(WORDS) + 1, 0]
+
+
+async def test_what_the_encoder_decides_waits_for_nothing_that_the_language_model_does(
+    triton: TritonServer, model: TritonModel, compiled: FusedPrompt
+) -> None:
+    client = Client(triton.grpc_address)
+    running = await endless(client, [5, 6], ENDLESS)
+    prompt = rendered(replace(compiled, enough=Enough(100.0, 0.0, 0.5)))
+    output = await model.infer(prompt, compiled.answer_form, 20)
+
+    assert isinstance(output, LabelLogits)
+    assert not output.logits
+    assert not running.done()
+    await gone(running)
+    await client.close()
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import triton_python_backend_utils as pb_utils
 # Triton imports this file by path and adds only the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cpu_engine.decisions import CancelledError, Decider, Outcome
+from cpu_engine.decisions import CancelledError, Decider, Outcome, Result, Undecided
 from cpu_engine.engine_files import SecondOpinionFacts, open_engine
-from cpu_engine.errors import RefusedError
+from cpu_engine.errors import RefusedError, UnavailableError, failure_of
+from cpu_engine.first_look import FirstLook
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked, Limits, OpinionLimits, read_request
 from cpu_engine.responses import to_tensors
 from cpu_engine.second_opinion import Encoder, SecondOpinion
+from cpu_engine.turns import TurnLimits, Turns
 from cpu_engine.vocabulary import Vocabulary
 
 
@@ -45,40 +47,69 @@ class TritonPythonModel:
             int(settings["max_output_tokens"]),
             OpinionLimits(second.vocab_size, second.max_tokens) if second else None,
         )
-        self._decider = Decider(
+        max_pass_tokens = int(settings["max_pass_tokens"])
+        decider = Decider(
             forward,
             PrefixCache(int(settings["prefix_cache_bytes"])),
             _vocabulary(engine.tokenizer_path),
-            int(settings["max_pass_tokens"]),
-            _second_opinion(second, settings) if second else None,
+            max_pass_tokens,
+        )
+        self._first_look = FirstLook(_second_opinion(second, settings) if second else None)
+        self._senders: dict[int, Any] = {}
+        self._turns = Turns(
+            decider,
+            TurnLimits(int(settings["max_queue_size"]), max_pass_tokens),
+            self._answer,
+            _log_failure,
+            _WaitingGauge(args["model_name"], args["model_version"]).set,
         )
 
+    def finalize(self) -> None:
+        """Refuse what still waits."""
+        self._turns.close()
+
     def execute(self, requests: list[Any]) -> None:
-        """Answer each request as soon as it is decided, not when the whole batch is."""
-        senders: dict[int, Any] = {}
-        asked_by_id: list[Asked] = []
+        """Answer what the encoder decides; the rest is answered by the language model's thread,
+        each as soon as it is decided."""
+        new: list[Asked] = []
         for request in requests:
             sender = request.get_response_sender()
             try:
                 asked = self._read(request)
             except RefusedError as refused:
-                _send(sender, _error(str(refused)))
+                _send(sender, _error(refused))
                 continue
-            senders[id(asked)] = sender
-            asked_by_id.append(asked)
-        self._answer(asked_by_id, senders)
+            self._senders[id(asked)] = sender
+            new.append(asked)
+        self._look(new)
 
-    def _answer(self, requests: list[Asked], senders: dict[int, Any]) -> None:
+    def _look(self, requests: list[Asked]) -> None:
+        left = {id(asked): asked for asked in requests}
         try:
-            for asked, result in self._decider.decide(requests):
-                _send(senders.pop(id(asked)), _response(asked, result))
+            for asked, seen in self._first_look.look(requests):
+                del left[id(asked)]
+                self._go_on(asked, seen)
         except Exception as error:  # one answer for every request, whatever happens
-            pb_utils.Logger.log_error(f"routing model: {type(error).__name__}: {error}")
-            for sender in senders.values():
-                _send(sender, _error(f"the routing model failed: {type(error).__name__}"))
+            _log_failure(error)
+            for asked in left.values():
+                self._answer((asked, failure_of(error)))
+
+    def _go_on(self, asked: Asked, seen: Outcome | Any) -> None:
+        if isinstance(seen, Outcome):
+            self._answer((asked, seen))
+            return
+        try:
+            self._turns.put(Undecided(asked, seen))
+        except UnavailableError as unavailable:
+            self._answer((asked, unavailable))
+
+    def _answer(self, result: Result) -> None:
+        asked, outcome = result
+        _send(self._senders.pop(id(asked)), _response(asked, outcome))
 
     def _read(self, request: Any) -> Asked:
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        # Copied: the memory is Triton's again once `execute` has returned.
+        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         return read_request(
             tensors, request.requested_output_names(), self._limits, request.is_cancelled
         )
@@ -101,21 +132,48 @@ def _vocabulary(path: Path) -> Vocabulary | None:
         return None
 
 
-def _response(asked: Asked, result: Outcome | RefusedError | CancelledError) -> Any:
-    if isinstance(result, CancelledError):
-        return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
-        )
-    if isinstance(result, RefusedError):
-        return _error(str(result))
+class _WaitingGauge:
+    """The metric by which TensorRT-LLM tells how many requests wait in it, of which Triton's own
+    queue says nothing (docs/user_guide/metrics.md of triton-inference-server/server)."""
+
+    def __init__(self, model: str, version: str) -> None:
+        try:
+            # Kept: Triton stops answering when a family goes while one of its metrics is there.
+            self._family = pb_utils.MetricFamily(
+                name="nv_trt_llm_request_metrics",
+                description="TRT LLM request metrics",
+                kind=pb_utils.MetricFamily.GAUGE,
+            )
+            labels = {"model": model, "version": version, "request_type": "waiting"}
+            self._gauge = self._family.Metric(labels=labels)
+        except pb_utils.TritonModelException:
+            # Triton was started without metrics.
+            self._gauge = None
+
+    def set(self, count: int) -> None:
+        if self._gauge is not None:
+            self._gauge.set(count)
+
+
+def _log_failure(error: Exception) -> None:
+    pb_utils.Logger.log_error(f"routing model: {type(error).__name__}: {error}")
+
+
+def _response(asked: Asked, result: Outcome | Exception) -> Any:
+    if not isinstance(result, Outcome):
+        return _error(result)
     tensors = [pb_utils.Tensor(name, values) for name, values in to_tensors(asked, result).items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _error(text: str) -> Any:
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL)
-    )
+def _error(error: Exception) -> Any:
+    code = pb_utils.TritonError.INTERNAL
+    if isinstance(error, CancelledError):
+        code = pb_utils.TritonError.CANCELLED
+    elif isinstance(error, UnavailableError):
+        code = pb_utils.TritonError.UNAVAILABLE
+    text = str(error) or "cancelled"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
 
 
 def _send(sender: Any, response: Any) -> None:

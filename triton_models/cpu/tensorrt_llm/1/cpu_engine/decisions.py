@@ -6,18 +6,17 @@ gone costs nothing more from the next pass on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from cpu_engine.answers import Answer, FreeAnswer, LabelAnswer, LiteralAnswer
-from cpu_engine.errors import RefusedError
+from cpu_engine.errors import RefusedError, UnavailableError
 from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Logits, Pass
 from cpu_engine.prefix_cache import PrefixCache
-from cpu_engine.requests import Asked, Opinion
-from cpu_engine.second_opinion import SecondOpinion
+from cpu_engine.requests import Asked
 from cpu_engine.vocabulary import Vocabulary
 
 
@@ -43,7 +42,19 @@ class Outcome:
 
 _NONE: Ints = np.zeros(0, np.int32)
 
-Result = tuple[Asked, Outcome | RefusedError | CancelledError]
+Result = tuple[Asked, Outcome | RefusedError | UnavailableError | CancelledError]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Undecided:
+    """A request for the language model.
+
+    Args:
+        opinion: [routes + 1] logits of the encoder; None where it was not asked.
+    """
+
+    asked: Asked
+    opinion: Floats | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +113,7 @@ def _agreement(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class Decider:
-    """The routing model. Not thread-safe."""
+    """The language model. Not thread-safe."""
 
     def __init__(
         self,
@@ -110,51 +121,35 @@ class Decider:
         cache: PrefixCache,
         vocabulary: Vocabulary | None,
         max_pass_tokens: int,
-        second_opinion: SecondOpinion | None = None,
     ) -> None:
         """
         Args:
             vocabulary: None if the tokenizer's tokens have no bytes; text answers are refused.
             max_pass_tokens: bound of one pass, which bounds its memory and how long a
                 cancellation waits.
-            second_opinion: None if the engine has no encoder; requests for its opinion get none.
         """
         self._forward = forward
         self._cache = cache
         self._vocabulary = vocabulary
         self._max_pass_tokens = max_pass_tokens
-        self._second_opinion = second_opinion
 
-    def decide(self, requests: Sequence[Asked]) -> Iterator[Result]:
-        """Results as they come, one for each request: first those that the encoder decides by
-        itself, since a pass over one policy's requests takes as long as many of them together."""
-        opinions: dict[int, Floats] = {}
-        undecided: list[Asked] = []
-        for asked, logits in self._opinions(requests):
-            outcome = self._by_encoder(asked, logits)
-            if outcome is not None:
-                yield asked, outcome
-                continue
-            undecided.append(asked)
-            if logits is not None:
-                opinions[id(asked)] = logits
-        for group in _by_prefix(undecided):
-            yield from self._decide_by_both(group, opinions)
+    def decide(self, requests: Sequence[Undecided]) -> Iterator[Result]:
+        """Results as they come, one for each request."""
+        for group in _by_prefix(requests):
+            yield from self._decide_group(group)
 
-    def _decide_by_both(
-        self, group: Sequence[Asked], opinions: Mapping[int, Floats]
-    ) -> Iterator[Result]:
+    def _decide_group(self, group: Sequence[Undecided]) -> Iterator[Result]:
         try:
-            prefix, reused = self._prefix(group)
+            prefix, reused = self._prefix([each.asked for each in group])
         except CancelledError as cancelled:
-            yield from ((asked, cancelled) for asked in group)
+            yield from ((each.asked, cancelled) for each in group)
             return
         waiting = list(group)
         while waiting:
             sequences: list[_Sequence] = []
             room = self._max_pass_tokens
-            while waiting and (not sequences or len(waiting[0].suffix) <= room):
-                asked = waiting.pop(0)
+            while waiting and (not sequences or len(waiting[0].asked.suffix) <= room):
+                asked, opinion = waiting[0].asked, waiting.pop(0).opinion
                 if asked.is_cancelled():
                     yield asked, CancelledError()
                     continue
@@ -163,43 +158,11 @@ class Decider:
                 except RefusedError as refused:
                     yield asked, refused
                     continue
-                sequence.outcome.opinion = opinions.get(id(asked))
+                sequence.outcome.opinion = opinion
                 sequences.append(sequence)
                 room -= len(sequence.pending)
             yield from self._answer(sequences, prefix)
-            reused = group[0].prefix_length
-
-    def _opinions(self, requests: Sequence[Asked]) -> Iterator[tuple[Asked, Floats | None]]:
-        """Every request with the encoder's logits; None where it is not asked."""
-        second = self._second_opinion
-        wanted: list[tuple[Asked, Opinion]] = []
-        routes: list[Opinion] = []
-        for asked in requests:
-            if second is None or asked.opinion is None or asked.is_cancelled():
-                yield asked, None
-            elif asked.opinion.has_request:
-                wanted.append((asked, asked.opinion))
-            else:
-                routes.append(asked.opinion)
-                yield asked, None
-        if second is None:
-            return
-        # Routes that have to be read first take longer than many requests.
-        held = [each for each in wanted if second.holds(each[1])]
-        for some in (held, [each for each in wanted if each not in held]):
-            given = second.opinions([opinion for _, opinion in some])
-            yield from zip((asked for asked, _ in some), given, strict=True)
-        for opinion in routes:
-            second.keep(opinion)
-
-    def _by_encoder(self, asked: Asked, logits: Floats | None) -> Outcome | None:
-        """What the encoder decides by itself; None if that is not enough and more is wanted."""
-        enough = asked.opinion.enough if asked.opinion else None
-        if asked.opinion is None or logits is None or enough is None:
-            return None
-        if not (enough.reached(logits) or asked.opinion.alone):
-            return None
-        return Outcome(self._new_answer(asked), 0, opinion=logits)
+            reused = group[0].asked.prefix_length
 
     def _begin(self, asked: Asked, reused: int, segment: int) -> _Sequence:
         outcome = Outcome(self._new_answer(asked), reused)
@@ -289,10 +252,10 @@ class Decider:
         return past
 
 
-def _by_prefix(requests: Sequence[Asked]) -> list[list[Asked]]:
-    groups: dict[bytes, list[Asked]] = {}
-    for asked in requests:
-        groups.setdefault(asked.prefix.tobytes(), []).append(asked)
+def _by_prefix(requests: Sequence[Undecided]) -> list[list[Undecided]]:
+    groups: dict[bytes, list[Undecided]] = {}
+    for each in requests:
+        groups.setdefault(each.asked.prefix.tobytes(), []).append(each)
     return list(groups.values())
 
 

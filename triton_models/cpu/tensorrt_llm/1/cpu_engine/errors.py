@@ -1,4 +1,4 @@
-"""The two ways in which a request or an engine is turned down."""
+"""How a request or an engine is turned down."""
 
 from __future__ import annotations
 
@@ -8,5 +8,14 @@ class RefusedError(Exception):
     answers its own parse errors: INTERNAL, with this text."""
 
 
+class UnavailableError(Exception):
+    """The model is busy, or going: answered UNAVAILABLE, as Triton answers for a full queue."""
+
+
 class EngineFilesError(Exception):
     """The engine directory cannot be served; the model does not load."""
+
+
+def failure_of(error: Exception) -> RefusedError:
+    """What is answered after an unexpected one, whose text may hold anything."""
+    return RefusedError(f"the routing model failed: {type(error).__name__}")

@@ -1,0 +1,121 @@
+"""The language model's thread: what waits for it, and whose turn is next.
+
+Requests are handed over by the thread that Triton calls, which is then free to ask the encoder
+about the next ones: what that decides waits for no pass of the language model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cpu_engine.decisions import Result, Undecided
+from cpu_engine.errors import UnavailableError, failure_of
+from cpu_engine.requests import Asked
+
+
+class LanguageModel(Protocol):
+    """See `Decider`."""
+
+    def decide(self, requests: Sequence[Undecided]) -> Iterator[Result]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """Args:
+    waiting: requests that may wait; 0: any number.
+    tokens: of one turn beyond the prefix; a request with more has a turn of its own.
+    """
+
+    waiting: int
+    tokens: int
+
+
+class Turns:
+    """Has `model` decide on a thread of its own. A turn is one policy's requests, that of the one
+    that waits longest, as many as one pass takes.
+
+    Args:
+        answer: told each result, once a request, on that thread.
+        failed: told what `answer` or `model` raised; the turn's requests are then refused.
+        waiting: told how many wait whenever that changes, on either thread, one at a time.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        limits: TurnLimits,
+        answer: Callable[[Result], None],
+        failed: Callable[[Exception], None],
+        waiting: Callable[[int], None],
+    ) -> None:
+        self._model = model
+        self._limits = limits
+        self._answer = answer
+        self._failed = failed
+        self._tell_waiting = waiting
+        self._waiting: list[tuple[bytes, Undecided]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="language-model", daemon=True)
+        self._thread.start()
+
+    def put(self, undecided: Undecided) -> None:
+        """Raises UnavailableError."""
+        limit = self._limits.waiting
+        with self._changed:
+            if limit and len(self._waiting) >= limit:
+                raise UnavailableError(f"Exceeds maximum queue size of {limit}")
+            self._waiting.append((undecided.asked.prefix.tobytes(), undecided))
+            self._tell_waiting(len(self._waiting))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends after the turn under way; what waits is refused."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        for _, undecided in self._waiting:
+            self._answer((undecided.asked, UnavailableError("the model is being unloaded")))
+
+    def _run(self) -> None:
+        while turn := self._next():
+            try:
+                self._decide(turn)
+            except Exception as error:  # of `answer`: without this thread nobody gets one any more
+                self._failed(error)
+
+    def _next(self) -> list[Undecided]:
+        """Nothing after the last turn."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return []
+            policy = self._waiting[0][0]
+            turn: list[Undecided] = []
+            others: list[tuple[bytes, Undecided]] = []
+            room = self._limits.tokens
+            for prefix, undecided in self._waiting:
+                tokens = len(undecided.asked.suffix)
+                if prefix == policy and (not turn or tokens <= room):
+                    turn.append(undecided)
+                    room -= tokens
+                else:
+                    others.append((prefix, undecided))
+            self._waiting = others
+            self._tell_waiting(len(others))
+        return turn
+
+    def _decide(self, turn: Sequence[Undecided]) -> None:
+        left: dict[int, Asked] = {id(each.asked): each.asked for each in turn}
+        try:
+            for asked, result in self._model.decide(turn):
+                del left[id(asked)]
+                self._answer((asked, result))
+        except Exception as error:  # one answer for every request, whatever happens
+            self._failed(error)
+            for asked in left.values():
+                self._answer((asked, failure_of(error)))
