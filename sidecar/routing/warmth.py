@@ -31,6 +31,10 @@ _REMEMBERED = 4096
 _LATE_IN_A_ROW = 3
 """Late decisions of one policy after which its prefix is computed again."""
 
+_SURELY_HELD_S = 3.0
+"""How long after a decision in time its prefix is surely there: what was used last goes last, when
+others have filled the memory, which takes a server longer. Late is then what a busy one is."""
+
 _AT_ONCE = 8
 """Prefixes that may be asked for at the same time, so that a flood of inline policies does not keep
 the model server from deciding."""
@@ -142,7 +146,7 @@ class Warmth:
         late = self._warm.get(digest)
         if late is None:
             return True
-        if began < late.next_from:
+        if began < late.next_from or self._clock() < late.held_until:
             return False
         late.in_a_row += 1
         late.next_from = began + apart_s
@@ -154,6 +158,7 @@ class Warmth:
     def in_time(self, compiled: CompiledPolicy) -> None:
         """A decision was not late, so its prefix is there now."""
         self._computed(compiled.ref.digest)
+        self._warm[compiled.ref.digest].held_until = self._clock() + _SURELY_HELD_S
 
     def holds(self, digest: str) -> bool:
         """True if the prefix of the policy with that digest was computed since the last outage."""
@@ -453,10 +458,12 @@ class Warmth:
 
 @dataclass(slots=True)
 class _Late:
-    """Late decisions of one policy, and when the next one must have begun to count."""
+    """Late decisions of one policy, when the next one must have begun to count, and until when none
+    counts."""
 
     in_a_row: int = 0
     next_from: float = -math.inf
+    held_until: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)

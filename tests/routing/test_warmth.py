@@ -19,7 +19,7 @@ from sidecar.core.model import (
 )
 from sidecar.inference.load import Load
 from sidecar.routing import Warmth
-from tests.doubles import StubModel, StubPrompt
+from tests.doubles import Clock, StubModel, StubPrompt
 from tests.routing.warming import NAMES, POLICIES, in_pieces, long_policy, settle, warmed, warmth
 
 
@@ -62,6 +62,8 @@ LATENESS = {
     "late twice": ("LL", True),
     "late three times in a row": ("LLL", False),
     "in time in between": ("LLTLL", True),
+    "in time not long before": ("TLLL", True),
+    "in time long before": ("T_LLL", False),
     "three that began together": ("L==", True),
     "three, two of which began together": ("L=L", True),
 }
@@ -71,14 +73,16 @@ LATENESS = {
 async def test_prefix_is_doubted_after_three_late_decisions_in_a_row(
     decisions: str, still_warm: bool
 ) -> None:
-    warm, model = warmth(), StubModel()
+    clock = Clock()
+    warm, model = warmth(clock=clock), StubModel()
     await warm.recover(model, only_late=False)
     began = 0.0
     for decision in decisions:
-        began += {"=": 0.1, "L": 0.3, "T": 0.3}[decision]
+        began += {"=": 0.1, "L": 0.3, "T": 0.3, "_": 0}[decision]
+        clock.now += 4 if decision == "_" else 0
         if decision == "T":
             warm.in_time(POLICIES["default"])
-        else:
+        elif decision != "_":
             warm.late(POLICIES["default"], began, apart_s=0.25)
 
     assert warm.is_warm(POLICIES["default"]) is still_warm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,8 +26,14 @@ def compiled(name: str) -> CompiledPolicy:
 POLICIES = {name: compiled(name) for name in NAMES}
 
 
-def warmth(busy: Callable[[], bool] = lambda: False, quiet_s: float = 0) -> Warmth:
-    return Warmth(lambda: list(POLICIES.values()), timeout_s=1, busy=busy, quiet_s=quiet_s)
+def warmth(
+    busy: Callable[[], bool] = lambda: False,
+    quiet_s: float = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Warmth:
+    return Warmth(
+        lambda: list(POLICIES.values()), timeout_s=1, busy=busy, quiet_s=quiet_s, clock=clock
+    )
 
 
 async def settle() -> None:
