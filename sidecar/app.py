@@ -190,7 +190,14 @@ def _target(
         WatchTimes(open_s=triton.breaker_probe_interval_ms / 1000),
         warmth.recover,
     )
-    return Target(address, model, warmth, load, encoder_lost, lambda: served.other_engine)
+    return Target(
+        address,
+        model,
+        warmth,
+        load,
+        encoder_lost=encoder_lost,
+        other_engine=lambda: served.other_engine,
+    )
 
 
 def _served(
@@ -254,7 +261,8 @@ def _second_opinion(
     fusion = Fusion(facts.language_model, facts.encoder, facts.other_bias, facts.temperature)
     enough = None
     if facts.alone_encoder > 0 and probability < 1:
-        enough = Enough(facts.alone_encoder, facts.alone_other_bias, probability)
+        in_place = min(settings.routing_model.encoder_in_place_from, probability)
+        enough = Enough(facts.alone_encoder, facts.alone_other_bias, probability, in_place)
     return lambda compiled, policy: with_second_opinion(compiled, policy, texts, fusion, enough)
 
 

@@ -354,10 +354,19 @@ class RoutingModelSettings(Section):
         "Probability from which on a routing model's sentence encoder decides by itself, which "
         "takes a CPU some milliseconds; the language model decides with it about the rest. 1: both "
         "always decide. Of use with the CPU engine of a model that has one, as ours. Where the "
-        "encoder is a model of its own, both always decide, but for policies whose prefix the "
-        "language model has not read yet.",
+        "encoder is a model of its own, both always decide, but where the language model cannot be "
+        "asked in time.",
         "probability",
         ge=0.5,
+        le=1.0,
+    )
+    encoder_in_place_from: float = setting(
+        0.5,
+        "Likewise, where the language model cannot be asked in time: it has not read the policy "
+        "yet, or too much is before this decision. At most `encoder_alone_from`; where that is 1, "
+        "the encoder never decides by itself.",
+        "probability",
+        ge=0.0,
         le=1.0,
     )
 

@@ -66,11 +66,17 @@ RouteTexts = tuple[tuple[int, ...], ...]
 class Enough:
     """When the sentence encoder decides by itself and the language model is not computed: one
     candidate's probability, the softmax of `factor` times the encoder's logits with `other_bias`
-    added to `other`, is `probability` or more."""
+    added to `other`, is `probability` or more.
+
+    Args:
+        in_place: likewise, where the language model cannot be asked in time; at most
+            `probability`. None: the same.
+    """
 
     factor: float
     other_bias: float
     probability: float
+    in_place: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +182,25 @@ class Answer:
 
 def is_sure(answer: Answer, prompt: Prompt) -> bool:
     """True if `answer`, of the sentence encoder alone, is one that it decides by itself."""
-    enough = prompt.second_opinion.enough if prompt.second_opinion is not None else None
-    if enough is None or not answer.candidates:
+    enough = _enough(prompt)
+    return enough is not None and _has(answer, enough.probability)
+
+
+def stands_in(answer: Answer, prompt: Prompt) -> bool:
+    """True if `answer`, of the sentence encoder alone, is good enough where the language model
+    cannot be asked in time."""
+    enough = _enough(prompt)
+    if enough is None:
         return False
-    return answer.candidates[0].probability >= enough.probability
+    return _has(answer, enough.probability if enough.in_place is None else enough.in_place)
+
+
+def _enough(prompt: Prompt) -> Enough | None:
+    return prompt.second_opinion.enough if prompt.second_opinion is not None else None
+
+
+def _has(answer: Answer, probability: float) -> bool:
+    return bool(answer.candidates) and answer.candidates[0].probability >= probability
 
 
 class CompiledPrompt(Protocol):

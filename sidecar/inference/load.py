@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sidecar.core.model import AnswerForm, LabelAnswer, Prompt
 
 PASS_TOKENS = 24
 """What a pass over the weights costs whatever it computes, in tokens of a prompt: on two CPU cores
 one token took 38 ms and sixty 138 (`build/openvino/measure.py`)."""
-
-ENCODER_TOKENS = 12
-"""What a pass of the sentence encoder alone costs, likewise: 30 ms."""
 
 _TEXT_PASSES = 8
 """Passes of a text answer: tokens of a route name and of what stands around it."""
@@ -36,8 +35,20 @@ def work_of(prompt: Prompt, answer_form: AnswerForm, cold_tokens: int = 0) -> fl
     return cold_tokens + len(prompt.suffix_ids) + PASS_TOKENS * passes
 
 
+@dataclass(slots=True)
+class Work:
+    """Something in flight.
+
+    Args:
+        by_language_model: False once it is known that the language model had nothing to compute:
+            its speed is not told by that, nor was it kept from anything else.
+    """
+
+    by_language_model: bool = True
+
+
 class Load:
-    """Work in flight at one model server and the time a token of it takes.
+    """What one model server's language model is working on and the time a token of it takes.
 
     Measured is the time between completions while there is work in flight, which is right for a
     server that computes one request after the other and for one that computes many at once: there
@@ -51,8 +62,8 @@ class Load:
         self._clock = clock
         self._in_flight = 0
         self._tokens = 0.0
-        # Since when the server has been busy with what completes next.
-        self._since = 0.0
+        # The time before has been counted, or is not to count.
+        self._counted = -math.inf
         self._measured: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
 
     @property
@@ -61,24 +72,25 @@ class Load:
         return self._in_flight
 
     @contextmanager
-    def working(self, tokens: float, measured: bool = True) -> Iterator[None]:
+    def working(self, tokens: float, measured: bool = True) -> Iterator[Work]:
         """Within the block the server works on `tokens`. What ends with an exception is not
-        measured: its time counts to what completes next, for the server may have spent it.
+        measured: its time counts to what was under way meanwhile, for the server may have spent it.
 
         Args:
             measured: False for what takes another time for a token than decisions do; its own does
                 not count to what completes next.
         """
-        if self._in_flight == 0:
-            self._since = self._clock()
+        work, began = Work(), self._clock()
         self._in_flight += 1
         self._tokens += tokens
         try:
-            yield
+            yield work
+            if not work.by_language_model:
+                return
             now = self._clock()
             if measured:
-                self._measured.append((now, now - self._since, tokens))
-            self._since = now
+                self._measured.append((now, now - max(began, self._counted), tokens))
+            self._counted = now
         finally:
             self._in_flight -= 1
             self._tokens -= tokens
@@ -99,4 +111,4 @@ class Load:
         """Drop what was measured: the server is another one now, or was held up. Nor does the time
         until now count to what completes next."""
         self._measured.clear()
-        self._since = self._clock()
+        self._counted = self._clock()

@@ -29,6 +29,7 @@ from sidecar.core.model import (
     by_language_model,
     encoder_alone,
     is_sure,
+    stands_in,
 )
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
@@ -339,10 +340,12 @@ class Router:
         prompt = self._render(walk)
         target = self._place(walk, prompt)
         if isinstance(target, Refusal):
-            refused = fallback(target.reason, target.detail)
-            if target.cold is None or (alone := encoder_alone(prompt)) is None:
-                return refused
-            return await self._by_encoder(walk, target.cold, alone) or refused
+            if target.encoder is not None and (alone := encoder_alone(prompt)) is not None:
+                outcome = await self._by_encoder(walk, target.encoder, alone)
+                if outcome is not None:
+                    why = f"{outcome.detail} By the encoder alone: {target.detail}"
+                    return replace(outcome, detail=why)
+            return fallback(target.reason, target.detail)
         self._waiting += 1
         step = _MODEL
         try:
@@ -359,8 +362,8 @@ class Router:
         return self._by_answer(walk, _prompt_of(walk).read(output))
 
     async def _by_encoder(self, walk: Walk, target: Target, prompt: Prompt) -> Outcome | None:
-        """What the encoder alone decides, which needs no prefix; None if it is not sure, or gave no
-        answer."""
+        """What the encoder alone decides, which needs no prefix; None if that is not good enough,
+        or it gave no answer."""
         self._waiting += 1
         try:
             output = await self._coalescer.join(
@@ -377,10 +380,11 @@ class Router:
             self._waiting -= 1
             walk.finish_step(_ENCODER)
         answer = _prompt_of(walk).read(output)
-        if not is_sure(answer, prompt):
+        if not stands_in(answer, prompt):
             return None
-        # An encoder that is apart never decides alone but here: later, both would be asked.
-        return self._by_answer(walk, answer, lasting=not target.model.encoder_apart)
+        # Later, both would be asked: about this, or about everything where the encoder is apart.
+        lasting = is_sure(answer, prompt) and not target.model.encoder_apart
+        return self._by_answer(walk, answer, lasting)
 
     def _by_answer(self, walk: Walk, answer: Answer, lasting: bool = True) -> Outcome:
         """`lasting`: the same would be answered at any other time."""

@@ -8,15 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.core.decision import Reason
-from sidecar.core.model import AnswerForm, InferenceError, InferenceFailure, ModelOutput, Prompt
+from sidecar.core.model import (
+    AnswerForm,
+    InferenceError,
+    InferenceFailure,
+    ModelOutput,
+    Prompt,
+    by_language_model,
+)
 from sidecar.inference.breaker import BreakerState
 from sidecar.inference.guarded import GuardedModel
-from sidecar.inference.load import ENCODER_TOKENS, Load
+from sidecar.inference.load import Load
 from sidecar.routing.registry import CompiledPolicy
 from sidecar.routing.warmth import Warmth
 
 _MARGIN = 1.25
 """Of the predicted wait: a mean is exceeded half of the time."""
+
+_ENCODER_SHARE = 0.25
+"""Of the time that is left, in which the encoder alone has to answer: where that takes longer there
+is too much work for it as well, and whoever waits keeps the others waiting."""
 
 _ELSEWHERE = frozenset(
     {InferenceFailure.UNAVAILABLE, InferenceFailure.ERROR, InferenceFailure.BREAKER_OPEN}
@@ -41,6 +52,7 @@ class Target:
     model: GuardedModel
     warmth: Warmth
     load: Load = field(default_factory=Load)
+    encoder_load: Load = field(default_factory=Load)
     encoder_lost: Callable[[], str | None] = lambda: None
     other_engine: Callable[[], str | None] = lambda: None
 
@@ -53,17 +65,18 @@ class Target:
         self, prompt: Prompt, answer_form: AnswerForm, tokens: float, timeout_s: float
     ) -> ModelOutput:
         """As `RoutingModel.infer`; `tokens` is what it costs."""
-        with self.load.working(tokens):
-            return await self.model.infer(prompt, answer_form, timeout_s)
+        with self.load.working(tokens) as work:
+            output = await self.model.infer(prompt, answer_form, timeout_s)
+            work.by_language_model = by_language_model(output)
+            return output
 
     async def ask_encoder(
         self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float
     ) -> ModelOutput:
-        """As `infer`, of the encoder alone."""
-        if self.model.encoder_apart:
-            # No work of the language model, whose speed is what the load measures.
+        """As `infer`, of the encoder alone, which waits for nothing that the language model
+        does."""
+        with self.encoder_load.working(1):
             return await self.model.infer(prompt, answer_form, timeout_s)
-        return await self.infer(prompt, answer_form, ENCODER_TOKENS, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +84,12 @@ class Refusal:
     """Why no server is asked.
 
     Args:
-        cold: has not read the policy's prefix; who needs none of it can be asked there.
+        encoder: where the encoder can be asked alone, in time, which needs no prefix.
     """
 
     reason: Reason
     detail: str
-    cold: Target | None = None
+    encoder: Target | None = None
 
 
 class Targets:
@@ -130,11 +143,12 @@ class Targets:
                 each.warmth.request(compiled, each.model)
         if not warm:
             refused = [each.warmth.refused(compiled) for each in closed]
+            encoder = _encoder_in_time(closed[0], within_s)
             if all(refused):
                 detail = f"The model server did not compute the policy's prefix: {refused[0]}"
-                return Refusal(Reason.MODEL_ERROR, detail, closed[0])
+                return Refusal(Reason.MODEL_ERROR, detail, encoder)
             detail = "The model server is computing the policy's prefix."
-            return Refusal(Reason.WARMING, detail, closed[0])
+            return Refusal(Reason.WARMING, detail, encoder)
         placed = self._soonest(warm, compiled, tokens, within_s)
         if isinstance(placed, Refusal) and self._affinity:
             self._spread(closed, compiled, tokens, within_s)
@@ -196,6 +210,7 @@ class Targets:
             Reason.OVERLOADED,
             f"{best.load.in_flight} calls are before this one, which would be answered in about "
             f"{wait_s * 1000:.0f} ms; {within_s * 1000:.0f} ms are left.",
+            _encoder_in_time(best, within_s),
         )
 
 
@@ -207,6 +222,12 @@ def takes_over(error: InferenceError) -> bool:
 def _in_time(target: Target, wait_s: float, within_s: float) -> bool:
     # An idle server is asked whatever was measured: else one bad measurement would keep it idle.
     return target.load.in_flight == 0 or wait_s * _MARGIN <= within_s
+
+
+def _encoder_in_time(target: Target, within_s: float) -> Target | None:
+    load = target.encoder_load
+    wait_s = load.wait_s(1) or 0.0
+    return target if load.in_flight == 0 or wait_s <= within_s * _ENCODER_SHARE else None
 
 
 def _rendezvous(policy: str, name: str) -> float:

@@ -73,6 +73,22 @@ def test_what_fails_is_not_measured_but_its_time_counts() -> None:
     assert waits(load, 100) == pytest.approx(2.0)
 
 
+def test_what_the_language_model_had_no_part_in_changes_no_prediction() -> None:
+    clock = Clock()
+    load = Load(clock)
+    with load.working(100):
+        clock.now += 0.1
+    with load.working(1000) as by_encoder:
+        # While it is not known who decides, it counts.
+        assert waits(load, 100) == pytest.approx(1.1)
+        clock.now += 5
+        with load.working(100):
+            clock.now += 0.1
+        by_encoder.by_language_model = False
+
+    assert waits(load, 100) == pytest.approx(0.1)
+
+
 def test_measurements_grow_old_and_can_be_forgotten() -> None:
     clock = Clock()
     load = Load(clock)

@@ -141,3 +141,46 @@ async def test_where_the_encoder_was_enough_the_step_says_so(with_encoder: World
         steps += [each.step for each in decision.steps if each.step in ("model", "encoder")]
 
     assert steps == ["encoder", "model"]
+
+
+@pytest.mark.parametrize(
+    ("enough", "opinion", "expected", "kept"),
+    [
+        (Enough(1.0, 0.0, 0.9, 0.5), (1.0, 19.0, 0.0), (Source.MODEL, "matched", "travel"), 2),
+        (Enough(1.0, 0.0, 0.9, 0.5), (8.0, 12.0, 0.0), (Source.MODEL, "matched", "travel"), 0),
+        (Enough(1.0, 0.0, 0.9, 0.5), (1.0, 2.0, 17.0), (Source.FALLBACK, "no_match", ""), 0),
+        (Enough(1.0, 0.0, 0.9, 0.5), (6.0, 9.0, 5.0), (Source.FALLBACK, "overloaded", ""), 0),
+        (Enough(1.0, 0.0, 0.9), (8.0, 12.0, 0.0), (Source.FALLBACK, "overloaded", ""), 0),
+    ],
+    ids=["sure", "good enough in its place", "none of the routes", "neither", "not in its place"],
+)
+async def test_what_the_language_model_has_no_time_for_the_encoder_decides_alone(
+    enough: Enough, opinion: tuple[float, ...], expected: tuple[Source, str, str], kept: int
+) -> None:
+    async with a_world(DecisionCache(100_000, 60), enough=enough) as world:
+        world.model.opinion = opinion
+        load = world.target.load
+        with load.working(1):
+            await asyncio.sleep(0.05)
+        with load.working(1_000_000):
+            decision = await world.router.decide(HELLO)
+
+    assert (decision.source, decision.reason.value, decision.route) == expected
+    assert [each.step for each in decision.steps if each.step in ("model", "encoder")] == [
+        "encoder"
+    ]
+    assert "calls are before this one" in decision.detail
+    assert len(world.cache) == kept
+
+
+async def test_an_encoder_with_too_much_to_do_is_not_asked_alone(with_encoder: World) -> None:
+    with_encoder.model.opinion = (1.0, 19.0, 0.0)
+    forget_prefix(with_encoder)
+    asked, load = with_encoder.model.calls, with_encoder.target.encoder_load
+    with load.working(1):
+        await asyncio.sleep(0.05)
+    with load.working(1_000):
+        decision = await with_encoder.router.decide(HELLO)
+
+    assert (decision.source, decision.reason) == (Source.FALLBACK, Reason.WARMING)
+    assert with_encoder.model.calls == asked

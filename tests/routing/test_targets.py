@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from sidecar.core.decision import PolicyName, PolicyRef, Reason, RoutingRequest
-from sidecar.core.model import InferenceError, InferenceFailure
+from sidecar.core.model import Enough, InferenceError, InferenceFailure, encoder_alone
 from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, Route, WeightedModel
 from sidecar.inference.breaker import BreakerState, CircuitBreaker
 from sidecar.inference.guarded import GuardedModel, WatchTimes
@@ -117,18 +117,20 @@ async def test_the_faster_server_is_asked_though_it_has_more_to_do() -> None:
             assert world.place() == "b"
 
 
-@pytest.mark.parametrize("apart", [True, False])
-async def test_an_encoder_of_its_own_does_not_count_as_work_of_the_language_model(
-    apart: bool,
+@pytest.mark.parametrize("by_encoder", [True, False])
+async def test_what_the_encoder_decides_does_not_count_as_work_of_the_language_model(
+    by_encoder: bool,
 ) -> None:
     async with two_servers() as world:
         first, _ = world.targets
-        world.models[0].encoder_apart = apart
-        prompt = StubPrompt(POLICY)
+        prompt = StubPrompt(POLICY, enough=Enough(1.0, 0.0, 0.9))
+        rendered = prompt.render(HELLO.conversation)
+        alone = encoder_alone(rendered)
+        assert alone is not None
         first.load.forget()
-        await first.ask_encoder(prompt.render(HELLO.conversation), prompt.answer_form, 1)
+        await first.infer(alone if by_encoder else rendered, prompt.answer_form, 10, 1)
 
-        assert (first.load.wait_s(10) is None) is apart
+        assert (first.load.wait_s(10) is None) is by_encoder
 
 
 async def test_no_server_that_can_make_it_is_overload() -> None:

@@ -75,7 +75,7 @@ def fused(case: Opinions, fusion: FusionFacts) -> NDArray[np.float64]:
 def encoder_alone(
     cases: Sequence[Opinions],
     fusion: FusionFacts,
-    probabilities: Sequence[float] = (0.8, 0.9, 0.95, 0.98),
+    probabilities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
 ) -> list[dict[str, float]]:
     """For probabilities from which on the encoder decides by itself: the share of cases that it
     decides, how many of these are right, how many would be by both, and how many of all are."""
