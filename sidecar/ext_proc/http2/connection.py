@@ -26,6 +26,9 @@ _FIRST_WINDOW = 65_535
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_CONTINUATIONS = 16
 """Frames of one header block after its first; so many bytes fit into four."""
+_MAX_KNOWN = 16
+"""Blocks of headers whose meaning is kept: as many as there are routes with metadata of their own,
+where these are few."""
 _WRITE_AHEAD = 256 * 1024
 _MAX_UNREAD = 4 * 1024 * 1024
 """Bytes of answers that wait for a caller who does not read them. Messages are held back long
@@ -408,19 +411,20 @@ class Connection(asyncio.Protocol):
 class _Headers:
     """Decodes the headers of requests.
 
-    Envoy sends the same with each, as numbers of its table alone: such a block changes nothing in
-    the table, so that the next one that is equal means the same.
+    Envoy sends the same with each request of a route: entries of the table, and the path, which it
+    leaves out of it. Such a block changes nothing in the table, so that an equal one means the same
+    for as long as no other has changed it.
     """
 
     def __init__(self) -> None:
         self._decoder = hpack.Decoder(_MAX_HEADER_BYTES)
-        self._last = b""
-        self._meaning: tuple[str, Metadata] = ("", ())
+        self._known: dict[bytes, tuple[str, Metadata]] = {}
 
     def decode(self, block: bytes) -> tuple[str, Metadata]:
         """Path, and what is no pseudo header. Raises Http2Error."""
-        if block == self._last and block:
-            return self._meaning
+        known = self._known.get(block)
+        if known is not None:
+            return known
         try:
             fields = [
                 (_text(name), _text(value)) for name, value in self._decoder.decode(block, raw=True)
@@ -429,10 +433,13 @@ class _Headers:
             why = "headers that cannot be decoded"
             raise Http2Error(frames.COMPRESSION_ERROR, why) from None
         path = next((value for name, value in fields if name == ":path"), "")
-        self._meaning = path, tuple([field for field in fields if not field[0].startswith(":")])
-        # From 0x81 to 0xfe: an index of one byte (RFC 7541, 6.1).
-        self._last = block if min(block, default=0) > 0x80 and max(block) < 0xFF else b""
-        return self._meaning
+        meaning = path, tuple([field for field in fields if not field[0].startswith(":")])
+        kept = frames.keeps_table(block)
+        if not kept or len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        if kept:
+            self._known[block] = meaning
+        return meaning
 
 
 def _text(data: bytes | str) -> str:

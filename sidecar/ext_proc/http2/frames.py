@@ -116,6 +116,38 @@ def unpadded(flags: int, payload: Payload) -> Payload:
     return payload[1 : len(payload) - payload[0]]
 
 
+def keeps_table(block: bytes) -> bool:
+    """Whether a block of headers, which can be decoded, leaves HPACK's table as it was: it has
+    neither fields that go into it (RFC 7541, 6.2.1) nor a size for it (6.3)."""
+    position = 0
+    while position < len(block):
+        first = block[position]
+        if first & 0x80:
+            _, position = _integer(block, position, 0x7F)
+        elif first & 0x60:
+            return False
+        else:
+            name, position = _integer(block, position, 0x0F)
+            # Without a number, the name stands there as well as the value.
+            for _ in range(1 if name else 2):
+                size, position = _integer(block, position, 0x7F)
+                position += size
+    return True
+
+
+def _integer(block: bytes, position: int, most: int) -> tuple[int, int]:
+    """The integer whose prefix has room for `most` (RFC 7541, 5.1), and where it ends."""
+    value = block[position] & most
+    position += 1
+    if value < most:
+        return value, position
+    shift = 0
+    while block[position] & 0x80:
+        value += (block[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return value + (block[position] << shift), position + 1
+
+
 def response_headers(stream: int) -> bytes:
     """What begins the answer to a call."""
     return frame(HEADERS, END_HEADERS, stream, _RESPONSE)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
+import hpack
 import pytest
 
 from sidecar.ext_proc.http2 import connection, frames, listener
@@ -162,6 +164,52 @@ async def test_equal_headers_mean_what_the_table_says_now(socket: Path) -> None:
         await until(lambda: len(handlers.seen) == 6)
 
         assert [dict(each)["x-team"] for each in handlers.seen] == list("aaabba")
+
+
+KEPT: Mapping[str, tuple[bytes, bool]] = {
+    "numbers": (b"\x83\xbf\xff\x00", True),
+    "a number of several bytes": (b"\xff\x80\x01\x83", True),
+    "a value of its own": (b"\x83\x04\x04/t.T\xbe", True),
+    "a value of its own, of a name with a large number": (b"\x0f\x2f\x02\x40\x40\x83", True),
+    "a name and a value of their own": (b"\x00\x01\x40\x01\x20\x83", True),
+    "a value that goes into no table": (b"\x14\x01\x40", True),
+    "a value for the table": (b"\x83\x44\x01/", False),
+    "a value for the table behind a long one": (b"\x04\x7f\x02" + b"/" * 129 + b"\x40", False),
+    "a size for the table": (b"\x20\x83", False),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_headers_that_leave_the_table_as_it_was(name: str) -> None:
+    block, kept = KEPT[name]
+
+    assert frames.keeps_table(block) is kept
+
+
+async def test_equal_headers_are_decoded_once(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    class Decoder(hpack.Decoder):
+        def decode(self, data: bytes, raw: bool = False) -> Any:
+            decoded.append(data)
+            return super().decode(data, raw)
+
+    monkeypatch.setattr(hpack, "Decoder", Decoder)
+    # As Envoy encodes them: the path has its number alone from the table, the rest is in it.
+    path = b"\x04\x08/t.T/One"
+    first, later = b"\x83\x40\x01a\x01b" + path, b"\x83\xbe" + path
+    async with listening(socket, Handlers()), raw(socket) as peer:
+        for number, block in enumerate([first, later, later, later]):
+            stream = 1 + 2 * number
+            peer.send(
+                frames.frame(frames.HEADERS, frames.END_HEADERS, stream, block),
+                data(stream, message(b"hello"), frames.END_STREAM),
+            )
+            assert await peer.trailers(stream) == "0"
+
+    assert [block for block in decoded if block.endswith(path)] == [first, later]
 
 
 async def test_pings_are_answered(socket: Path) -> None:
