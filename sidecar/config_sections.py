@@ -350,7 +350,7 @@ class RoutingModelSettings(Section):
         ge=64,
     )
     encoder_alone_from: float = setting(
-        0.9,
+        0.8,
         "Probability from which on a routing model's sentence encoder decides by itself, which "
         "takes a CPU some milliseconds; the language model decides with it about the rest. 1: both "
         "always decide. Of use with the CPU engine of a model that has one, as ours. Where the "
