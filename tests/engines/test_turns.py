@@ -172,6 +172,30 @@ def test_an_answer_that_cannot_be_sent_ends_nothing(
     assert answers.logged == ["MemoryError", "MemoryError", "ConnectionError", "MemoryError"]
 
 
+def test_a_count_that_cannot_be_told_keeps_nobody_from_an_answer(
+    model: HeldModel, answers: Answers
+) -> None:
+    def untold(count: int) -> None:
+        raise OSError("no shared memory is left")
+
+    turns = Turns(
+        model,
+        TurnLimits(waiting=0, tokens=6),
+        answers.take,
+        lambda error: answers.logged.append(type(error).__name__),
+        untold,
+    )
+    model.may_go_on.release(100)
+    asked = [ask([policy], [9]) for policy in (1, 2)]
+    for each in asked:
+        turns.put(Undecided(each))
+    answers.wait_for(2)
+    turns.close()
+
+    assert [each for each, _ in answers.given] == asked
+    assert answers.logged == ["OSError"] * 4
+
+
 def test_what_waits_when_the_model_is_unloaded_is_told(model: HeldModel, answers: Answers) -> None:
     turns = new_turns(model, answers, TurnLimits(waiting=0, tokens=6))
     running, waiting = ask([1], [1]), ask([2], [2])

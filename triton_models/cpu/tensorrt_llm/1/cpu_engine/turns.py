@@ -39,7 +39,7 @@ class Turns:
 
     Args:
         answer: told each result, once a request, on that thread.
-        failed: told what `answer` or `model` raised; the turn's requests are then refused.
+        failed: told what one of the others raised; a turn's requests are then refused.
         waiting: told how many wait whenever that changes, on either thread, one at a time.
     """
 
@@ -69,7 +69,7 @@ class Turns:
             if limit and len(self._waiting) >= limit:
                 raise UnavailableError(f"Exceeds maximum queue size of {limit}")
             self._waiting.append((undecided.asked.prefix.tobytes(), undecided))
-            self._tell_waiting(len(self._waiting))
+            self._tell()
             self._changed.notify()
 
     def close(self) -> None:
@@ -106,8 +106,14 @@ class Turns:
                 else:
                     others.append((prefix, undecided))
             self._waiting = others
-            self._tell_waiting(len(others))
+            self._tell()
         return turn
+
+    def _tell(self) -> None:
+        try:
+            self._tell_waiting(len(self._waiting))
+        except Exception as error:  # it would end the thread, or leave it asleep
+            self._failed(error)
 
     def _decide(self, turn: Sequence[Undecided]) -> None:
         left: dict[int, Asked] = {id(each.asked): each.asked for each in turn}
