@@ -95,6 +95,18 @@ class Load:
             self._in_flight -= 1
             self._tokens -= tokens
 
+    def late(self, began: float) -> None:
+        """A decision was given up. If nothing has come since it began, that time counts: a server
+        that became too slow for any would be judged by what it did before.
+
+        Args:
+            began: when the decision did, by the same clock.
+        """
+        now = self._clock()
+        if began >= self._counted:
+            self._measured.append((now, now - began, 0.0))
+            self._counted = now
+
     def wait_s(self, tokens: float) -> float | None:
         """Seconds until further `tokens` would be computed, after all that is in flight; None if
         nothing was measured lately."""
@@ -105,7 +117,8 @@ class Load:
             return None
         seconds = sum(took for _, took, _ in self._measured)
         done = sum(tokens for _, _, tokens in self._measured)
-        return (self._tokens + tokens) * seconds / done
+        # Where nothing came, these alone would have taken as long at least.
+        return (self._tokens + tokens) * seconds / (done or tokens)
 
     def forget(self) -> None:
         """Drop what was measured: the server is another one now, or was held up. Nor does the time

@@ -496,6 +496,7 @@ class Router:
             return
         apart_s = self._limits.budget_s * _APART_SHARE
         target.model.late(error, walk.started, apart_s)
+        target.load.late(walk.started)
         evicted = target.warmth.late(walk.compiled, walk.started, apart_s)
         if evicted and target.model.state is BreakerState.CLOSED:
             target.warmth.request(walk.compiled, target.model)

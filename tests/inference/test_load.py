@@ -73,6 +73,45 @@ def test_what_fails_is_not_measured_but_its_time_counts() -> None:
     assert waits(load, 100) == pytest.approx(2.0)
 
 
+def test_a_server_that_became_too_slow_is_not_judged_by_what_it_did_before() -> None:
+    clock = Clock()
+    load = Load(clock)
+    with load.working(100):
+        clock.now += 0.1
+    began = clock.now
+    with suppress(TimeoutError), load.working(100):
+        clock.now += 1
+        raise TimeoutError
+    load.late(began)
+    load.late(began + 0.5)  # of the same time
+
+    assert waits(load, 100) == pytest.approx(1.1)
+
+
+def test_a_server_from_which_nothing_came_is_too_slow_for_more() -> None:
+    clock = Clock()
+    load = Load(clock)
+    began = clock.now
+    clock.now += 1
+    load.late(began)
+    with load.working(100):
+        assert waits(load, 100) == pytest.approx(2)
+
+
+def test_what_is_late_where_others_were_not_tells_nothing_of_the_speed() -> None:
+    clock = Clock()
+    load = Load(clock)
+    began = clock.now
+    with suppress(TimeoutError), load.working(100):
+        with load.working(100):
+            clock.now += 0.1
+        clock.now += 1
+        raise TimeoutError
+    load.late(began)
+
+    assert waits(load, 100) == pytest.approx(0.1)
+
+
 def test_what_the_language_model_had_no_part_in_changes_no_prediction() -> None:
     clock = Clock()
     load = Load(clock)

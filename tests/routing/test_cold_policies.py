@@ -173,6 +173,25 @@ async def test_what_the_language_model_has_no_time_for_the_encoder_decides_alone
     assert len(world.cache) == kept
 
 
+async def test_of_a_language_model_that_became_too_slow_the_encoder_takes_over() -> None:
+    async with a_world(
+        DecisionCache(0, 60), budget_s=0.1, enough=Enough(1.0, 0.0, 0.9, 0.5)
+    ) as world:
+        world.model.opinion = (8.0, 12.0, 0.0)
+        await world.router.decide(HELLO)
+        world.model.slow = True
+        late = await world.router.decide(request(conversation=talk("one")))
+        waiting = asyncio.create_task(world.router.decide(request(conversation=talk("two"))))
+        await until(lambda: world.target.load.in_flight > 0)
+        world.model.slow = False
+        another = await world.router.decide(request(conversation=talk("three")))
+        await waiting
+
+    assert late.reason is Reason.DEADLINE_EXCEEDED
+    assert (another.source, another.route) == (Source.MODEL, "travel")
+    assert "By the encoder alone: 1 calls are before this one" in another.detail
+
+
 async def test_an_encoder_with_too_much_to_do_is_not_asked_alone(with_encoder: World) -> None:
     with_encoder.model.opinion = (1.0, 19.0, 0.0)
     forget_prefix(with_encoder)
