@@ -143,7 +143,7 @@ class Targets:
                 each.warmth.request(compiled, each.model)
         if not warm:
             refused = [each.warmth.refused(compiled) for each in closed]
-            encoder = _encoder_in_time(closed[0], within_s)
+            encoder = _encoder_in_time(closed, within_s)
             if all(refused):
                 detail = f"The model server did not compute the policy's prefix: {refused[0]}"
                 return Refusal(Reason.MODEL_ERROR, detail, encoder)
@@ -210,7 +210,7 @@ class Targets:
             Reason.OVERLOADED,
             f"{best.load.in_flight} calls are before this one, which would be answered in about "
             f"{wait_s * 1000:.0f} ms; {within_s * 1000:.0f} ms are left.",
-            _encoder_in_time(best, within_s),
+            _encoder_in_time((best, *able), within_s),
         )
 
 
@@ -224,10 +224,13 @@ def _in_time(target: Target, wait_s: float, within_s: float) -> bool:
     return target.load.in_flight == 0 or wait_s * _MARGIN <= within_s
 
 
-def _encoder_in_time(target: Target, within_s: float) -> Target | None:
-    load = target.encoder_load
-    wait_s = load.wait_s(1) or 0.0
-    return target if load.in_flight == 0 or wait_s <= within_s * _ENCODER_SHARE else None
+def _encoder_in_time(able: Sequence[Target], within_s: float) -> Target | None:
+    """The first of `able` whose encoder has time."""
+    for target in able:
+        load = target.encoder_load
+        if load.in_flight == 0 or (load.wait_s(1) or 0.0) <= within_s * _ENCODER_SHARE:
+            return target
+    return None
 
 
 def _rendezvous(policy: str, name: str) -> float:

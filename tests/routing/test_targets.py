@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -131,6 +131,29 @@ async def test_what_the_encoder_decides_does_not_count_as_work_of_the_language_m
         await first.infer(alone if by_encoder else rendered, prompt.answer_form, 10, 1)
 
         assert (first.load.wait_s(10) is None) is by_encoder
+
+
+@pytest.mark.parametrize("digest", ["", "cold"])
+async def test_the_encoder_is_asked_where_it_has_time(digest: str) -> None:
+    async with two_servers() as world:
+        compiled = world.registry.get(PolicyName())
+        if digest:
+            compiled = replace(compiled, ref=PolicyRef("", 0, digest))
+        first, second = world.targets
+        asked = []
+        with ExitStack() as calls:
+            for each, tokens in ((first, 10_000), (second, 1_000_000)):
+                with each.load.working(10), each.encoder_load.working(1):
+                    await asyncio.sleep(0.02)
+                calls.enter_context(each.load.working(tokens))
+            for busy in (None, first, second):
+                if busy is not None:
+                    calls.enter_context(busy.encoder_load.working(1_000))
+                refusal = world.targets.place(compiled, 10, 1)
+                assert isinstance(refusal, Refusal)
+                asked.append(refusal.encoder)
+
+        assert asked == [first, second, None]
 
 
 async def test_no_server_that_can_make_it_is_overload() -> None:
