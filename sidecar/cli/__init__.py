@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 
 import click
@@ -72,4 +73,15 @@ def main() -> None:
         if not is_expected(error):
             raise
         click.echo(f"Error: {error}", err=True)
+        _drop_unwritten()
         sys.exit(1)
+
+
+def _drop_unwritten() -> None:
+    """Of standard output what could not be written, as on a full disk: at its end Python tries it
+    once more, and fails in words and with a status of its own (docs.python.org, "Note on
+    SIGPIPE")."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

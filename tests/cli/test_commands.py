@@ -164,6 +164,8 @@ def test_a_disk_without_room_is_an_error_without_a_traceback() -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
+            # Unbuffered, nothing is left to be written in the end.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )
     assert (result.returncode, result.stderr) == (1, "Error: [Errno 28] No space left on device\n")
 
