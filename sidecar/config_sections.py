@@ -222,8 +222,8 @@ class RoutingSettings(Section):
     max_waiting: int = setting(
         64,
         "Decisions that may wait for the routing model at once. More are fallbacks with reason "
-        "`overloaded`, and so is, at once, what could not be answered within its budget by the "
-        "time that decisions took lately.",
+        "`overloaded`, and so is what the language model could not decide within the budget, by "
+        "the time that decisions took lately, unless the encoder alone decides it.",
         "decisions",
         ge=1,
     )

@@ -42,6 +42,8 @@ class Target:
 
     Args:
         name: its address.
+        load: of its language model, in tokens.
+        encoder_load: of its encoder where that is asked alone, in calls.
         encoder_lost: why decisions are made without its sentence encoder; empty if they are made
             with it; None where it has none of its own.
         other_engine: build id of the engine that it serves where the sidecar has read another;
