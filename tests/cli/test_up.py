@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -85,11 +85,21 @@ class Up:
     def children(self) -> dict[str, int]:
         """Pids of what it started, by a word of the command line."""
         found = {}
-        for name, word in {"Triton": "tritonserver", "the sidecar": "sidecar.cli"}.items():
-            for pid in children(self.process.pid):
-                if word in Path("/proc", str(pid), "cmdline").read_text(errors="replace"):
-                    found[name] = pid
+        for pid in children(self.process.pid):
+            with suppress(OSError):  # it has ended meanwhile
+                command = Path("/proc", str(pid), "cmdline").read_text(errors="replace")
+                for name, word in {"Triton": "tritonserver", "the sidecar": "sidecar.cli"}.items():
+                    if word in command:
+                        found[name] = pid
         return found
+
+    def child(self, name: str) -> int:
+        """Pid of what it started, once it has; bounded by the time limit of the test."""
+        while True:
+            # One look: at the moment of an exec(3) the kernel shows no command line.
+            if pid := self.children().get(name):
+                return pid
+            time.sleep(0.02)
 
 
 def _leftovers(pid: int) -> list[Path]:
@@ -256,8 +266,7 @@ def _check_all_stopped(up: Up, started: dict[str, int]) -> None:
 def test_up_can_be_interrupted_while_it_starts(policies: Path) -> None:
     with _started(policies, f"127.0.0.1:{free_ports(1)[0]}") as running:
         running.read_until("Preparing Triton")
-        _wait_for(lambda: "Triton" in running.children())
-        triton = running.children()["Triton"]
+        triton = running.child("Triton")
         running.process.send_signal(signal.SIGINT)
         assert "Traceback" not in running.rest()
         assert running.process.returncode == 130
@@ -438,8 +447,3 @@ def test_the_demo_prints_a_decision_by_the_model_for_every_conversation(
     assert "\x1b" not in result.stdout + result.stderr
     note = "has not been trained to route" in " ".join(result.stdout.split())
     assert note is not cpu_engine.router.trained
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    while not condition():  # bounded by the time limit of the test
-        time.sleep(0.02)
