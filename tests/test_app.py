@@ -28,7 +28,8 @@ from sidecar._generated.envoy.service.ext_proc.v3.external_processor_pb2_grpc im
 )
 from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
-from sidecar.app import Sidecar, StartupError
+from sidecar.app import Sidecar
+from sidecar.app_routing import StartupError
 from sidecar.engines import EngineInfo
 from sidecar.ext_proc.messages import BUFFERED
 from sidecar.ext_proc.service import SERVICE

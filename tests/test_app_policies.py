@@ -16,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
-from sidecar.app import Sidecar, StartupError
+from sidecar.app import Sidecar
 from sidecar.app_policies import open_policies
+from sidecar.app_routing import StartupError
 from sidecar.cli.connection import connect_aio
 from sidecar.cli.tls_options import Tls
 from sidecar.config import SettingsError, load_settings

@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 
 from sidecar import __version__
-from sidecar.app import build_routing
+from sidecar.app_routing import build_routing
 from sidecar.bench import cold, kinds, others, own, served, traffic
 from sidecar.bench.application import application
 from sidecar.bench.example_traffic import POLICY, ExampleTraffic

@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, policy_pb2_grpc, routing_pb2_grpc
-from sidecar.app import Routing, build_routing
 from sidecar.app_policies import begin_live, open_policies
+from sidecar.app_routing import Routing, build_routing
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.connection import connect_aio, no_answer
 from sidecar.cli.failures import Failure

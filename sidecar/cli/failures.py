@@ -19,7 +19,7 @@ def is_expected(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _OF_THE_MACHINE
     # Imported only now: they belong to parts that a command may not need.
-    from sidecar.app import StartupError
+    from sidecar.app_routing import StartupError
     from sidecar.config import SettingsError
     from sidecar.engines.errors import EngineError
     from sidecar.evaluation.cases import CaseError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.app import _conversation_tokens
+from sidecar.app_routing import _conversation_tokens
 from sidecar.config import Settings, load_settings
 from sidecar.engines import EngineError, EngineInfo, build_cpu_engine, load_engine
 from sidecar.engines.engine_directory import write_manifest

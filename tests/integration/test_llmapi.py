@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar._generated.llmrouter.v1 import decision_pb2
-from sidecar.app import StartupError
+from sidecar.app_routing import StartupError
 from sidecar.core.model import (
     InferenceError,
     InferenceFailure,
