@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -118,7 +119,8 @@ class StubPrompt:
     def render(self, conversation: Conversation) -> Prompt:
         shown = conversation.shown_to_router()
         second = SecondOpinionIds((1,), (0,), (), self.enough) if self.enough else None
-        asked = tuple(hash(m.text) % 1000 for m in shown)
+        # Not `hash`, which is another in each process: in some, two texts would be one.
+        asked = tuple(zlib.crc32(m.text.encode()) for m in shown)
         return Prompt(self.prefix_ids, asked, second_opinion=second)
 
     def read(self, output: ModelOutput) -> Answer:
