@@ -15,6 +15,7 @@ from sidecar.core.policy import Policy
 from sidecar.routing import DecisionCache
 from tests.doubles import talk
 from tests.routing.worlds import HELLO, POLICY, World, a_world, request
+from tests.virtual_time import keep_virtual_time
 from tests.waiting import until
 
 
@@ -173,7 +174,10 @@ async def test_what_the_language_model_has_no_time_for_the_encoder_decides_alone
     assert len(world.cache) == kept
 
 
-async def test_of_a_language_model_that_became_too_slow_the_encoder_takes_over() -> None:
+async def test_of_a_language_model_that_became_too_slow_the_encoder_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_virtual_time(monkeypatch)
     async with a_world(
         DecisionCache(0, 60), budget_s=0.1, enough=Enough(1.0, 0.0, 0.9, 0.5)
     ) as world:

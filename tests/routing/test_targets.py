@@ -214,6 +214,7 @@ async def test_the_server_that_answered_holds_the_prefix_and_not_the_one_that_fa
 async def test_a_policy_that_the_server_refuses_is_answered_so_and_harms_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    keep_virtual_time(monkeypatch)  # it is tried again after a second
     async with two_servers() as world:
         for model in world.models:
             monkeypatch.setattr(model, "warm", _refusing)
