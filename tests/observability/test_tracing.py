@@ -28,6 +28,7 @@ from sidecar.config import TracingSettings
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, Reason, RoutingRequest, StepTime
 from sidecar.ext_proc.messages import BUFFERED
+from sidecar.local import free_ports
 from sidecar.observability import tracing as tracing_module
 from sidecar.observability.decisions import DecisionSinks
 from sidecar.observability.metrics import Metrics
@@ -311,9 +312,7 @@ async def test_collector_that_comes_back_gets_what_waits(
     counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port = bound.getsockname()[1]
+    (port,) = free_ports(1)
     tracing = tracing_to(port, counted)
     tracing.record(REQUEST, decision())
     await asyncio.sleep(0.3)
