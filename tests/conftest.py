@@ -24,8 +24,13 @@ from sidecar.local import LocalError, PostgresServer, TritonServer, ports
 from sidecar.observability.logging import LogOptions, configure_logging, limit_libraries
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
-# ones.
-hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SIDECAR_PROVE"))
+# ones. How long one may take, or all of them to be drawn, depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=not os.environ.get("SIDECAR_PROVE"),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same")
 
 # pytest keeps what is logged during a test, also in tests that set no logging up themselves.

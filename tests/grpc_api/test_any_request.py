@@ -87,7 +87,7 @@ def outcome(message: routing_pb2.RouteRequest) -> RoutingRequest | SidecarError:
         return error
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(requests)
 def test_any_request_is_valid_or_refused_by_field(message: routing_pb2.RouteRequest) -> None:
     result = outcome(message)

@@ -140,7 +140,7 @@ async def test_batch_of_too_many_fields_in_policies_is_refused() -> None:
     assert "inline policies" in details
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=40))
 def test_any_bytes_are_counted(some: bytes) -> None:
     assert has_too_many(some * (200_000 // len(some)), BATCH) in (True, False)

@@ -149,7 +149,7 @@ DOCUMENTS = st.lists(
 @example("a: &b text\nd: [*b:c]\n")
 @example("a\n---\n!\n")
 # The same texts in every run: hundreds of thousands were tried before.
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, derandomize=True)
 def test_no_text_is_read_quickly_as_something_else(text: str) -> None:
     documents = _quickly_read(text)
     if documents is not None:
@@ -209,7 +209,7 @@ values = st.recursive(
 
 
 @given(kind=st.sampled_from(["Policy", "ModelCatalog"]), rest=st.dictionaries(keys, values))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_document_raises_and_what_is_refused_has_a_reason(
     kind: str, rest: dict[str, object]
 ) -> None:
@@ -259,7 +259,7 @@ policies = st.builds(
 
 
 @given(policies)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_valid_policy_written_as_yaml_reads_as_itself(policy: Policy) -> None:
     parsed = parse_policy_yaml(dumped(as_document(policy)), CATALOG)
     assert parsed.policy == policy

@@ -34,7 +34,7 @@ def accepts(guide: str, text: str) -> bool:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=6, unique=True), st.sampled_from(AnswerStyle), NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_guide_admits_its_answers_and_nothing_else(
     names: list[str], style: AnswerStyle, other: str
 ) -> None:
@@ -50,6 +50,6 @@ def test_a_guide_admits_its_answers_and_nothing_else(
 
 # Names of routes and answers have no control characters (sidecar/policies/rules.py).
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_without_control_characters_can_be_a_literal(text: str) -> None:
     assert accepts(literal_guide([text]), text)

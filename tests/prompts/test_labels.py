@@ -95,7 +95,7 @@ def test_hundreds_of_routes_without_a_word_get_one_each() -> None:
     assert len(set(labels.values())) == 600
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(policy=policies, data=st.data())
 def test_labels_are_unique_single_tokens_and_independent_of_order(
     policy: Policy, data: st.DataObject

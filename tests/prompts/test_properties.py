@@ -30,9 +30,7 @@ from tests.prompts.samples import (
 )
 from tests.prompts.vocabularies import qwen, smollm2
 
-# No deadline: the machine may be busy, and the first use of a vocabulary takes seconds.
 thorough = settings(
-    deadline=None,
     max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

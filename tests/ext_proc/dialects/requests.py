@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
@@ -15,8 +15,7 @@ RESPONSES = "/v1/responses"
 COMPLETIONS = "/v1/completions"
 MESSAGES = "/v1/messages"
 
-# Whether a busy machine is slow says nothing about the code.
-PROPERTY = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(max_examples=80)
 
 
 def head(path: str = CHAT, /, method: str = "POST", **headers: str) -> HttpHead:

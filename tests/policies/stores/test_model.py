@@ -200,7 +200,6 @@ def test_stores_do_not_diverge_from_the_model(postgres: PostgresServer) -> None:
         settings=settings(
             max_examples=200 if os.environ.get("SIDECAR_PROVE") else 6,
             stateful_step_count=12,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
