@@ -217,10 +217,12 @@ async def test_doubts_of_the_lint_are_warnings_with_their_place(
     assert price.startswith('"acme/fast": priced as of more than 180 days ago')
 
 
-async def test_age_from_which_prices_are_doubtful_is_set() -> None:
-    model = Model("acme/fast", "f", input_price=1.0, output_price=2.0, prices_as_of=today())
-    yesterday = replace(model, prices_as_of=today() - timedelta(days=2))
-    checked = registry(catalog={model.id: yesterday, "acme/large": replace(model, id="acme/large")})
+async def test_age_from_which_prices_are_doubtful_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = date(2026, 8, 21)
+    monkeypatch.setattr("sidecar.grpc_api.policy_validation.today", lambda: day)
+    model = Model("acme/fast", "f", input_price=1.0, output_price=2.0, prices_as_of=day)
+    older = replace(model, prices_as_of=day - timedelta(days=2))
+    checked = registry(catalog={model.id: older, "acme/large": replace(model, id="acme/large")})
     for days, doubted in ((1, True), (2, False)):
         options = ServerOptions(max_price_age_days=days)
         async with serving(registry_=checked, options=options) as (_, channel):
