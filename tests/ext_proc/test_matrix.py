@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import os
 import signal
+import socket
 import ssl
 import sys
 import zlib
@@ -26,6 +27,7 @@ from backports import zstd
 from sidecar.core.policy import Model
 from sidecar.engines import EngineInfo
 from sidecar.ext_proc.dialects import LlmDialects
+from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.local import ChildProcess, EnvoyServer, free_ports
 from tests.ext_proc.client import Answer, exchange, post
 from tests.ext_proc.gateway import Tls, gateway
@@ -76,6 +78,7 @@ routes:
   - {name: coding, description: Writing and reviewing code., models: [big/coder]}
 """
 JSON = {"host": "gateway", "content-type": "application/json"}
+OPTIONS = ExtProcOptions(waiting=Waiting(TIMEOUT_S))
 
 
 @dataclass
@@ -149,7 +152,12 @@ class Stage:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         log = self.fault_socket.with_suffix(".log")
         self.process = ChildProcess([sys.executable, *command], environment, log)
-        await until(self.fault_socket.exists)
+        await until(self._is_listened_to)
+
+    def _is_listened_to(self) -> bool:
+        """The socket's file is there a moment before."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.fault_socket)) == 0
 
     @property
     def _held_file(self) -> Path:
@@ -181,7 +189,7 @@ async def stage(
         router = StubRouter()
         router.catalog = {**CATALOG, "big/secure": Model("big/secure", "coder-1", cluster="secure")}
         service = await stack.enter_async_context(
-            service_on(folder / f"live{SOCKET}", None, router, LlmDialects())
+            service_on(folder / f"live{SOCKET}", OPTIONS, router, LlmDialects())
         )
         live = dict(zip(MODES, free_ports(len(MODES)), strict=True))
         faulty = dict(zip(MODES, free_ports(len(MODES)), strict=True))
