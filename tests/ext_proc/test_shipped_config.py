@@ -19,7 +19,7 @@ from sidecar.config import Settings, load_settings
 from sidecar.core.decision import RoutingRequest
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import LlmDialects
-from sidecar.ext_proc.options import OwnedHeader, Writing
+from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader, Waiting, Writing
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.local import EnvoyServer, GatewayOptions, adapted, free_ports, shipped_config
 from sidecar.policies import load_policies
@@ -39,6 +39,8 @@ KINDS = (
     ("s", "variants/full_duplex.yaml"),
     ("s", "variants/shadow.yaml"),
 )
+PATIENCE_S = 60.0
+"""In place of the seconds that Envoy waits in service: other tests compute beside these."""
 CREDENTIALS = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "mine"}
 
 
@@ -134,14 +136,16 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
         router.choose = by_text
         seen = SeenDialects()
         issued = Issued()
-        service = service_on(folder / "s", None, router, seen, issued=issued)
+        options = ExtProcOptions(waiting=Waiting(PATIENCE_S))
+        service = service_on(folder / "s", options, router, seen, issued=issued)
         await stack.enter_async_context(service)
         schemes = {"anthropic": "https"}
         ports = free_ports(len(KINDS))
         for port, (socket, variant) in zip(ports, KINDS, strict=True):
-            options = GatewayOptions(
+            gateway_options = GatewayOptions(
                 port=port,
                 sidecar=folder / socket,
+                message_timeout_s=PATIENCE_S,
                 variant=shipped_config(variant).read_text() if variant else "",
                 keys=keys,
                 providers={
@@ -151,7 +155,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
                 trusted_ca=FIXTURES / "tls_ca.pem",
                 access_log=folder / "access.log",
             )
-            server = EnvoyServer(adapted(shipped_config().read_text(), options))
+            server = EnvoyServer(adapted(shipped_config().read_text(), gateway_options))
             await stack.enter_async_context(server)
         alive, dead, full_duplex, shadow = ports
         log = folder / "access.log"
@@ -636,7 +640,8 @@ async def logged(gateway: Gateway, mark: str) -> dict[str, object]:
     async with asyncio.timeout(60):
         while True:
             if gateway.log.exists():
-                for line in gateway.log.read_text().splitlines():
+                # The last line may be there by half.
+                for line in gateway.log.read_text().split("\n")[:-1]:
                     entry: dict[str, object] = json.loads(line)
                     if mark in str(entry["path"]):
                         return entry
