@@ -2,7 +2,8 @@
 stands in the conversation.
 
 `pieces` in the conversation: the answer in two responses. `endless`: none until the request is
-cancelled; how many were is the probability's logarithm of `how many`. `broken`: an error."""
+cancelled; how many began, and how many were cancelled, is the probability's logarithm of `how many
+began` and of `how many ended`. `broken`: an error."""
 
 import json
 import re
@@ -17,7 +18,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        self._cancelled = 0
+        self._began = self._cancelled = 0
 
     def execute(self, requests):
         for request in requests:
@@ -33,6 +34,7 @@ class TritonPythonModel:
         assert tensors["exclude_input_in_output"]
         conversation = text.partition("<conversation>\n")[2].partition("\n</conversation>")[0]
         if "endless" in conversation:
+            self._began += 1
             while not sender.is_cancelled():
                 time.sleep(0.01)
             self._cancelled += 1
@@ -43,7 +45,8 @@ class TritonPythonModel:
             sender.send(pb_utils.InferenceResponse(error=error), FINAL)
             return
         answer = self._choose(sampling, conversation)
-        log_prob = float(self._cancelled) if "how many" in conversation else -0.25
+        counts = {"how many began": self._began, "how many ended": self._cancelled}
+        log_prob = float(counts.get(conversation, -0.25))
         if "pieces" in conversation:
             sender.send(self._response(answer[:6], -0.1))
             answer = answer[6:]
