@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from sidecar.cli.model import default_model
 from sidecar.engines import EngineInfo, render_cpu_repository
-from sidecar.local import LocalError, PostgresServer, TritonServer, ports
+from sidecar.local import LocalError, PostgresServer, TritonServer
 from sidecar.observability.logging import LogOptions, configure_logging, limit_libraries
+from tests.own_ports import draw_own_ports
 
 # The same examples in every run, so that a change is what makes a test fail; `make prove` draws new
 # ones. How long one may take, or all of them to be drawn, depends on what else the machine does.
@@ -57,20 +57,7 @@ LONGEST = (
 """What begins first, so that no worker is left with a long rest when the other is done."""
 
 
-def _draw_own_ports() -> None:
-    """Workers look for free ports at the same time: each among its own."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    draw = random.randint
-
-    def drawn(lowest: int, highest: int) -> int:
-        share = (highest - lowest + 1) // workers
-        return draw(lowest + worker * share, lowest + (worker + 1) * share - 1)
-
-    ports._draw = drawn
-
-
-_draw_own_ports()
+draw_own_ports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 PATIENT = """
 import sys
 from sidecar import config
@@ -19,11 +21,13 @@ def patient(file=None, flags=None, **others):
 config.load_settings = patient
 
 from sidecar.cli import main
+from tests.own_ports import draw_own_ports
 
+draw_own_ports(started=True)
 main()
 """
 
 
 def patient(budget_ms: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PATIENT, str(budget_ms), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

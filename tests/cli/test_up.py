@@ -36,6 +36,7 @@ from sidecar.local.process import children
 from tests.certificates import Authority
 from tests.cli.test_commands import sidecar
 
+ROOT = Path(__file__).parents[2]
 POLICY = """
 apiVersion: llmrouter.v1
 kind: ModelCatalog
@@ -55,7 +56,9 @@ routes:
 UP = """
 import signal
 from sidecar.cli import main
+from tests.own_ports import draw_own_ports
 signal.signal(signal.SIGINT, signal.default_int_handler)
+draw_own_ports(started=True)
 main()
 """
 CONVERSATION = json.dumps([{"role": "user", "content": "Fix this Python function, please."}])
@@ -120,6 +123,7 @@ def _started(policies: Path, address: str, *more: str) -> Iterator[Up]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=ROOT,
         env=environment,
     )
     try:
@@ -436,9 +440,10 @@ def test_the_demo_prints_a_decision_by_the_model_for_every_conversation(
     cpu_engine: EngineInfo,
 ) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "demo"],
+        [sys.executable, "-c", UP, "demo"],
         capture_output=True,
         text=True,
+        cwd=ROOT,
         env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
     )
     assert result.returncode == 0, result.stderr

@@ -26,6 +26,8 @@ START_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from sidecar.local import TritonServer
+from tests.own_ports import draw_own_ports
+draw_own_ports(started=True)
 server = TritonServer(Path(sys.argv[1]), exit_timeout_s=0)
 server.start()
 print(server.pid, flush=True)
@@ -188,7 +190,10 @@ def test_a_frozen_server_is_stopped() -> None:
 
 def test_a_server_ends_with_its_parent_and_the_next_start_clears_up(triton: TritonServer) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", START_AND_DIE, str(ECHO)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", START_AND_DIE, str(ECHO)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     output, _ = parent.communicate()
     assert parent.returncode == -signal.SIGKILL
