@@ -20,7 +20,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import ApiDialect, Catalog, Model
 from sidecar.ext_proc.envoy_socket import EnvoySocket
 from sidecar.ext_proc.issued import IssuedObserver
-from sidecar.ext_proc.options import ExtProcOptions
+from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import (
     Dialects,
     HttpHead,
@@ -46,6 +46,8 @@ CATALOG: Catalog = {
 
 
 ALONE = ".alone"
+PATIENT = ExtProcOptions(waiting=Waiting(message_timeout_s=60))
+"""Other tests compute beside these: a large body may not be read within the second of service."""
 
 
 class StubRouter:
@@ -156,7 +158,7 @@ async def service_on(
     library, but as the one for Envoy alone."""
     layers: list[Layer] = [Errors()] if tracing is None else [Errors(), tracing]
     router = router or StubRouter()
-    options = options or ExtProcOptions()
+    options = options or PATIENT
     drain = Drain()
     server = LayeredServer(
         grpc.aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]), layers

@@ -19,7 +19,7 @@ from sidecar.ext_proc.effect import Effect
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.routing import DecisionCache, Pins
-from tests.ext_proc.standins import StubRouter
+from tests.ext_proc.standins import PATIENT, StubRouter
 from tests.routing.worlds import CATALOG, World, a_world
 
 JSON = {"content-type": ("application/json",)}
@@ -58,7 +58,7 @@ CODE: dict[str, object] = {"model": "auto", "messages": [user("write code")]}
 
 
 def decider(router: StubRouter, dialects: LlmDialects | None = None) -> RequestDecider:
-    return RequestDecider(router, router, dialects or LlmDialects(), ExtProcOptions())
+    return RequestDecider(router, router, dialects or LlmDialects(), PATIENT)
 
 
 async def effect(made: RequestDecider, request: HttpRequest) -> Effect:
@@ -214,4 +214,4 @@ def routed(world: World) -> RequestDecider:
     class Models:
         catalog: Catalog = world.registry.catalog
 
-    return RequestDecider(world.router, Models(), LlmDialects(), ExtProcOptions())
+    return RequestDecider(world.router, Models(), LlmDialects(), PATIENT)

@@ -27,7 +27,6 @@ from backports import zstd
 from sidecar.core.policy import Model
 from sidecar.engines import EngineInfo
 from sidecar.ext_proc.dialects import LlmDialects
-from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.local import ChildProcess, EnvoyServer, free_ports
 from tests.ext_proc.client import Answer, exchange, post
 from tests.ext_proc.gateway import Tls, gateway
@@ -78,7 +77,6 @@ routes:
   - {name: coding, description: Writing and reviewing code., models: [big/coder]}
 """
 JSON = {"host": "gateway", "content-type": "application/json"}
-OPTIONS = ExtProcOptions(waiting=Waiting(TIMEOUT_S))
 
 
 @dataclass
@@ -189,7 +187,7 @@ async def stage(
         router = StubRouter()
         router.catalog = {**CATALOG, "big/secure": Model("big/secure", "coder-1", cluster="secure")}
         service = await stack.enter_async_context(
-            service_on(folder / f"live{SOCKET}", OPTIONS, router, LlmDialects())
+            service_on(folder / f"live{SOCKET}", None, router, LlmDialects())
         )
         live = dict(zip(MODES, free_ports(len(MODES)), strict=True))
         faulty = dict(zip(MODES, free_ports(len(MODES)), strict=True))

@@ -19,12 +19,12 @@ from sidecar.config import Settings, load_settings
 from sidecar.core.decision import RoutingRequest
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import LlmDialects
-from sidecar.ext_proc.options import ExtProcOptions, OwnedHeader, Waiting, Writing
+from sidecar.ext_proc.options import OwnedHeader, Writing
 from sidecar.ext_proc.request import HttpHead, HttpRequest, Passed, Understood
 from sidecar.local import EnvoyServer, GatewayOptions, adapted, free_ports, shipped_config
 from sidecar.policies import load_policies
 from tests.ext_proc.client import Answer, exchange, post
-from tests.ext_proc.standins import StubRouter, chat, service_on
+from tests.ext_proc.standins import PATIENT, StubRouter, chat, service_on
 from tests.ext_proc.upstream import Recorded, Upstream
 from tests.waiting import until
 
@@ -39,8 +39,6 @@ KINDS = (
     ("s", "variants/full_duplex.yaml"),
     ("s", "variants/shadow.yaml"),
 )
-PATIENCE_S = 60.0
-"""In place of the seconds that Envoy waits in service: other tests compute beside these."""
 CREDENTIALS = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "mine"}
 
 
@@ -136,16 +134,15 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
         router.choose = by_text
         seen = SeenDialects()
         issued = Issued()
-        options = ExtProcOptions(waiting=Waiting(PATIENCE_S))
-        service = service_on(folder / "s", options, router, seen, issued=issued)
+        service = service_on(folder / "s", None, router, seen, issued=issued)
         await stack.enter_async_context(service)
         schemes = {"anthropic": "https"}
         ports = free_ports(len(KINDS))
         for port, (socket, variant) in zip(ports, KINDS, strict=True):
-            gateway_options = GatewayOptions(
+            options = GatewayOptions(
                 port=port,
                 sidecar=folder / socket,
-                message_timeout_s=PATIENCE_S,
+                message_timeout_s=PATIENT.waiting.message_timeout_s,
                 variant=shipped_config(variant).read_text() if variant else "",
                 keys=keys,
                 providers={
@@ -155,7 +152,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
                 trusted_ca=FIXTURES / "tls_ca.pem",
                 access_log=folder / "access.log",
             )
-            server = EnvoyServer(adapted(shipped_config().read_text(), gateway_options))
+            server = EnvoyServer(adapted(shipped_config().read_text(), options))
             await stack.enter_async_context(server)
         alive, dead, full_duplex, shadow = ports
         log = folder / "access.log"
