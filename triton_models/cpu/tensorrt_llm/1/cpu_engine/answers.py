@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -101,11 +102,11 @@ class LiteralAnswer:
         self.log_probs: list[float] = []
         self.cum_log_prob = 0.0
         self.done = False
-        self._left = literals
+        self._left: Sequence[bytes] = literals
         self._vocabulary = vocabulary
         self._end_id = end_id
         self._max_tokens = max_tokens
-        self._options: dict[int, tuple[bytes, ...]] = {}
+        self._options: dict[int, list[bytes]] = {}
         self._follow_certain()
 
     def take(self, logits: Floats) -> None:
@@ -137,14 +138,14 @@ class LiteralAnswer:
                 return
             self._choose(next(iter(self._options)), 0.0)
 
-    def _allowed(self) -> dict[int, tuple[bytes, ...]]:
+    def _allowed(self) -> dict[int, list[bytes]]:
         """Allowed token -> what is then left of the literals that it agrees with."""
-        allowed: dict[int, tuple[bytes, ...]] = {}
+        allowed: dict[int, list[bytes]] = {}
         for literal in self._left:
             if not literal:
-                allowed[self._end_id] = ()
+                allowed[self._end_id] = []
             for piece, token in self._vocabulary.prefixes(literal):
-                allowed[token] = (*allowed.get(token, ()), literal[len(piece) :])
+                allowed.setdefault(token, []).append(literal[len(piece) :])
         return allowed
 
     def _choose(self, token: int, log_prob: float) -> None:
