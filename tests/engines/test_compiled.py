@@ -57,6 +57,17 @@ def test_what_a_killed_start_left_is_not_used(graph: Path, tmp_path: Path) -> No
     assert not compile_graph(graph, OPTIONS, folder).get_property("LOADED_FROM_CACHE")
 
 
+def test_what_another_start_takes_away_meanwhile_keeps_none_from_starting(
+    graph: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    # As a folder that is listed, and then gone.
+    (folder / "new-gone").symlink_to("nowhere")
+    compile_graph(graph, OPTIONS, folder)
+    assert compile_graph(graph, OPTIONS, folder).get_property("LOADED_FROM_CACHE")
+
+
 def test_a_folder_that_cannot_be_made_is_done_without(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     compiled = compile_graph(graph, OPTIONS, tmp_path / "file" / "kept")

@@ -62,10 +62,16 @@ def _put_in_place(new: Path, kept: Path) -> None:
         return
     new.chmod(0o755)
     for other in kept.parent.iterdir():
-        fresh = time.time() - other.stat().st_mtime < _ABANDONED_AFTER_S
-        if other != new and not (other.name.startswith("new-") and fresh):
+        if other != new and not (other.name.startswith("new-") and _is_fresh(other)):
             shutil.rmtree(other, ignore_errors=True)
     try:
         os.rename(new, kept)
     except OSError:  # another process was faster
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _is_fresh(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_S
+    except OSError:  # another process, which starts now as well, has taken it away
+        return True
