@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from cpu_engine.answers import FreeAnswer, LiteralAnswer
-from cpu_engine.decisions import CancelledError, Decider, Outcome
-from cpu_engine.errors import RefusedError
+from cpu_engine.decisions import Decider, Outcome
+from cpu_engine.errors import CancelledError, RefusedError
 from cpu_engine.forward import Forward
 from cpu_engine.vocabulary import Vocabulary
 

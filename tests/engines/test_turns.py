@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from cpu_engine.answers import FreeAnswer
 from cpu_engine.decisions import Outcome, Result, Undecided
-from cpu_engine.errors import RefusedError, UnavailableError
+from cpu_engine.errors import CancelledError, RefusedError, UnavailableError
 from cpu_engine.requests import Asked
 from cpu_engine.turns import TurnLimits, Turns
 
@@ -132,6 +132,32 @@ def test_what_exceeds_the_bound_is_unavailable(model: HeldModel, answers: Answer
     turns.close()
 
 
+@pytest.mark.parametrize("limit", [0, 3])
+def test_who_has_gone_waits_no_longer(model: HeldModel, answers: Answers, limit: int) -> None:
+    """The first ones, or where no room is left, whoever it is."""
+    turns = new_turns(model, answers, TurnLimits(waiting=limit, tokens=6))
+    gone: list[bool] = []
+    begun(turns, model, ask([1], [1]))
+    first, stays, last = (
+        ask([1], [2], is_cancelled=lambda: bool(gone)),
+        ask([1], [3]),
+        ask([1], [4], is_cancelled=lambda: bool(gone)),
+    )
+    for each in (first, stays, last):
+        turns.put(Undecided(each))
+    gone.append(True)
+    turns.put(Undecided(ask([1], [5])))
+    assert [(asked, type(why)) for asked, why in answers.given] == [(first, CancelledError)]
+    assert answers.waiting == [1, 0, 1, 2, 3, 3]
+
+    if limit:
+        turns.put(Undecided(ask([1], [6])))
+        assert answers.given[1][0] is last
+        assert answers.waiting[-1] == 3
+    model.may_go_on.release(100)
+    turns.close()
+
+
 def test_what_the_model_raises_is_answered_without_its_text_and_the_next_turn_goes_on(
     turns: Turns, model: HeldModel, answers: Answers
 ) -> None:
@@ -155,21 +181,27 @@ def test_what_the_model_raises_is_answered_without_its_text_and_the_next_turn_go
     assert answers.logged == ["MemoryError"]
 
 
-def test_an_answer_that_cannot_be_sent_ends_nothing(
-    turns: Turns, model: HeldModel, answers: Answers
+@pytest.mark.parametrize("raises_after", [None, 0], ids=["answered", "refused"])
+def test_an_answer_that_cannot_be_sent_is_no_matter_of_the_others(
+    turns: Turns, model: HeldModel, answers: Answers, raises_after: int | None
 ) -> None:
-    first, gone, later = (ask([1], [token]) for token in (1, 2, 3))
-    answers.unsendable, model.raises_after = gone, 0
-    begun(turns, model, first)
-    turns.put(Undecided(gone))
-    model.may_go_on.release(100)
-    answers.wait_for(1)
-    assert model.began.acquire(timeout=PATIENCE_S)
-    turns.put(Undecided(later))
+    running, unsendable, with_it, later = (ask([1], [token]) for token in (1, 2, 3, 4))
+    begun(turns, model, running)
+    answers.unsendable, model.raises_after = unsendable, raises_after
+    for each in (unsendable, with_it):
+        turns.put(Undecided(each))
+    model.may_go_on.release(2)
+    answers.wait_for(2)
+    model.raises_after = None
+    begun(turns, model, later)
+    model.may_go_on.release()
     answers.wait_for(1)
 
-    assert [asked for asked, _ in answers.given] == [first, later]
-    assert answers.logged == ["MemoryError", "MemoryError", "ConnectionError", "MemoryError"]
+    assert [asked for asked, _ in answers.given] == [running, with_it, later]
+    given = [type(result) for _, result in answers.given]
+    refused = raises_after is not None
+    assert given[1:] == [RefusedError if refused else Outcome, Outcome]
+    assert "ConnectionError" in answers.logged
 
 
 def test_a_count_that_cannot_be_told_keeps_nobody_from_an_answer(

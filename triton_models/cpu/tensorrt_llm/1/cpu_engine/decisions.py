@@ -13,15 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cpu_engine.answers import Answer, FreeAnswer, LabelAnswer, LiteralAnswer
-from cpu_engine.errors import RefusedError, UnavailableError
+from cpu_engine.errors import CancelledError, RefusedError
 from cpu_engine.forward import SHARED_SEGMENT, Floats, Forward, Ints, KeyValues, Logits, Pass
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked
 from cpu_engine.vocabulary import Vocabulary
-
-
-class CancelledError(Exception):
-    """The caller has gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +38,7 @@ class Outcome:
 
 _NONE: Ints = np.zeros(0, np.int32)
 
-Result = tuple[Asked, Outcome | RefusedError | UnavailableError | CancelledError]
+Result = tuple[Asked, Outcome | Exception]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

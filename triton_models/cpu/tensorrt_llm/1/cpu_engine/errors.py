@@ -12,6 +12,10 @@ class UnavailableError(Exception):
     """The model is busy, or going: answered UNAVAILABLE, as Triton answers for a full queue."""
 
 
+class CancelledError(Exception):
+    """The caller has gone."""
+
+
 class EngineFilesError(Exception):
     """The engine directory cannot be served; the model does not load."""
 

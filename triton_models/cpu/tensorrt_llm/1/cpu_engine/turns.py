@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
-from cpu_engine.decisions import Result, Undecided
-from cpu_engine.errors import UnavailableError, failure_of
+from cpu_engine.decisions import Outcome, Result, Undecided
+from cpu_engine.errors import CancelledError, UnavailableError, failure_of
 from cpu_engine.requests import Asked
 
 
@@ -64,13 +65,18 @@ class Turns:
 
     def put(self, undecided: Undecided) -> None:
         """Raises UnavailableError."""
-        limit = self._limits.waiting
         with self._changed:
-            if limit and len(self._waiting) >= limit:
-                raise UnavailableError(f"Exceeds maximum queue size of {limit}")
-            self._waiting.append((undecided.asked.prefix.tobytes(), undecided))
-            self._tell()
-            self._changed.notify()
+            gone = self._take_out_gone()
+            full = self._is_full
+            if not full:
+                self._waiting.append((undecided.asked.prefix.tobytes(), undecided))
+                self._changed.notify()
+            if gone or not full:
+                self._tell()
+        for each in gone:
+            self._give(each.asked, CancelledError())
+        if full:
+            raise UnavailableError(f"Exceeds maximum queue size of {self._limits.waiting}")
 
     def close(self) -> None:
         """Ends after the turn under way; what waits is refused."""
@@ -79,14 +85,26 @@ class Turns:
             self._changed.notify()
         self._thread.join()
         for _, undecided in self._waiting:
-            self._answer((undecided.asked, UnavailableError("the model is being unloaded")))
+            self._give(undecided.asked, UnavailableError("the model is being unloaded"))
+
+    @property
+    def _is_full(self) -> bool:
+        return 0 < self._limits.waiting <= len(self._waiting)
+
+    def _take_out_gone(self) -> list[Undecided]:
+        """Those whose callers have gone. Triton has to be asked about each, so only the first ones
+        are looked at, who have waited longest, and all where there is no room else."""
+        waiting = [each for _, each in self._waiting]
+        gone = list(takewhile(_has_gone, waiting))
+        if self._is_full and not gone:
+            gone = list(filter(_has_gone, waiting))
+        if gone:
+            self._waiting = [each for each in self._waiting if each[1] not in gone]
+        return gone
 
     def _run(self) -> None:
         while turn := self._next():
-            try:
-                self._decide(turn)
-            except Exception as error:  # of `answer`: without this thread nobody gets one any more
-                self._failed(error)
+            self._decide(turn)
 
     def _next(self) -> list[Undecided]:
         """Nothing after the last turn."""
@@ -120,8 +138,18 @@ class Turns:
         try:
             for asked, result in self._model.decide(turn):
                 del left[id(asked)]
-                self._answer((asked, result))
+                self._give(asked, result)
         except Exception as error:  # one answer for every request, whatever happens
             self._failed(error)
             for asked in left.values():
-                self._answer((asked, failure_of(error)))
+                self._give(asked, failure_of(error))
+
+    def _give(self, asked: Asked, result: Outcome | Exception) -> None:
+        try:
+            self._answer((asked, result))
+        except Exception as error:  # it is one caller's; the others wait for theirs
+            self._failed(error)
+
+
+def _has_gone(undecided: Undecided) -> bool:
+    return undecided.asked.is_cancelled()
