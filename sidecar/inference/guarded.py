@@ -135,6 +135,7 @@ class GuardedModel:
                 # An error may be that of one prefix; whether the server is broken, decisions tell.
                 self.record_failure(error)
             raise
+        self._answered = time.perf_counter()
 
     def late(self, error: InferenceError, began: float, apart_s: float) -> None:
         """Count a decision whose caller gave up on it, unless the server answered another

@@ -364,15 +364,25 @@ class Router:
     async def _by_encoder(self, walk: Walk, target: Target, prompt: Prompt) -> Outcome | None:
         """What the encoder alone decides, which needs no prefix; None if that is not good enough,
         or it gave no answer."""
+        timeout = max(walk.remaining_s, 0)
+
+        def late(asked: Target, error: InferenceError) -> None:
+            # Of one that is apart, `TritonOpinions` finds out itself.
+            if self._is_telling(timeout) and not asked.model.encoder_apart:
+                asked.model.late(error, walk.started, self._limits.budget_s * _APART_SHARE)
+
         self._waiting += 1
         try:
             output = await self._coalescer.join(
                 (*_flight_key(walk.compiled, prompt), _ENCODER),
                 target,
                 lambda: target.ask_encoder(
-                    prompt, _prompt_of(walk).answer_form, self._limits.budget_s
+                    prompt,
+                    _prompt_of(walk).answer_form,
+                    self._limits.budget_s * _SHARED_CALL_BUDGETS,
                 ),
-                max(walk.remaining_s, 0),
+                timeout,
+                late,
             )
         except InferenceError:
             return None
@@ -457,8 +467,7 @@ class Router:
             raise InferenceError(InferenceFailure.DEADLINE, "no time is left to ask the model")
 
         def late(asked: Target, error: InferenceError) -> None:
-            whole = self._limits.budget_s - self._limits.reserve_s
-            if timeout >= whole * _TELLING_SHARE:
+            if self._is_telling(timeout):
                 self._after_late(walk, asked, error)
 
         return await self._coalescer.join(
@@ -487,6 +496,11 @@ class Router:
         if by_language_model(output):
             target.warmth.in_time(compiled)
         return output
+
+    def _is_telling(self, timeout: float) -> bool:
+        """True if to be late after `timeout` says something about the model server."""
+        whole = self._limits.budget_s - self._limits.reserve_s
+        return timeout >= whole * _TELLING_SHARE
 
     def _after_late(self, walk: Walk, target: Target, error: InferenceError) -> None:
         """What a missed deadline says about the model server and about its memory of the policy."""
