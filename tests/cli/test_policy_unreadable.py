@@ -1,0 +1,87 @@
+"""What `sidecar policy` makes of policies that this version cannot read."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.core.policy import PolicyRecord
+from sidecar.grpc_api.convert.policies import record_to_proto
+from sidecar.policies.stores import ChangeKind
+from tests.cli.policy_commands import SUPPORT, beside, sidecar
+from tests.grpc_api.stored import stored
+from tests.policies.stores import parts
+from tests.policies.stores.parts import name_of, policy
+
+
+@pytest.mark.parametrize("arguments", [("get", "support"), ("list",)], ids=lambda each: each[0])
+async def test_policy_of_a_newer_sidecar_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def newer(record: PolicyRecord) -> policy_pb2.Policy:
+        message = record_to_proto(record)
+        message.pin = 9  # type: ignore[assignment]
+        return message
+
+    monkeypatch.setattr("sidecar.grpc_api.policy_service.record_to_proto", newer)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        result = await beside(api, *arguments)
+
+    assert result.exit_code == 1
+    assert "Error: this version cannot read what the sidecar sent" in result.stderr
+    assert "policy.pin: 9 is not a known value" in result.stderr
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_list_that_lacks_what_cannot_be_read_names_it_and_fails(
+    tmp_path: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    parts.write(store, ChangeKind.UPDATE, policy(description="second"))
+    file = tmp_path / "policies.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        newer = "UPDATE changes SET content = '17' WHERE name LIKE '%/support' AND revision = 2"
+        database.execute(newer)
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+        listed = await asyncio.to_thread(sidecar, "list", "--at", at)
+        history = await asyncio.to_thread(sidecar, "history", "support", "--at", at)
+
+    what = (SUPPORT, f"{SUPPORT}@2") if running else (f"{SUPPORT}, revision 2,",) * 2
+    assert (listed.exit_code, history.exit_code) == (1, 1)
+    assert f"Error: {what[0]} cannot be read" in listed.stderr
+    assert f"Error: {what[1]} cannot be read" in history.stderr
+    assert name_of("other") in listed.stdout
+    assert SUPPORT not in listed.stdout
+    assert [line.split()[0] for line in history.stdout.splitlines()] == ["REV", "1"]
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_policy_that_cannot_be_read_is_deleted_and_applied_anew(
+    tmp_path: Path, folder: Path, running: bool
+) -> None:
+    file = tmp_path / "policies.db"
+    # The default policy of the sidecar is not to be deleted.
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    parts.write_files(folder, policy("other"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("UPDATE changes SET content = '17' WHERE name LIKE '%/other'")
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+
+        async def run(*arguments: object) -> Result:
+            return await asyncio.to_thread(sidecar, *arguments, "--at", at)
+
+        deleted = await run("delete", "other")
+        applied = await run("apply", folder)
+
+    assert f"{name_of('other')}: deleted (revision 2)" in deleted.stdout
+    assert f"{name_of('other')}: created (revision 3)" in applied.stdout
