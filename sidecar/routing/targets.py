@@ -208,9 +208,11 @@ class Targets:
         )
         if _in_time(best, wait_s, within_s):
             return best
+        before = best.load.in_flight
         return Refusal(
             Reason.OVERLOADED,
-            f"{best.load.in_flight} calls are before this one, which would be answered in about "
+            f"{before} call{' is' if before == 1 else 's are'} before this one, which would be "
+            "answered in about "
             f"{wait_s * 1000:.0f} ms; {within_s * 1000:.0f} ms are left.",
             _encoder_in_time((best, *able), within_s),
         )

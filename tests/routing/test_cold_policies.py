@@ -170,7 +170,7 @@ async def test_what_the_language_model_has_no_time_for_the_encoder_decides_alone
     assert [each.step for each in decision.steps if each.step in ("model", "encoder")] == [
         "encoder"
     ]
-    assert "calls are before this one" in decision.detail
+    assert "1 call is before this one" in decision.detail
     assert len(world.cache) == kept
 
 
@@ -193,7 +193,7 @@ async def test_of_a_language_model_that_became_too_slow_the_encoder_takes_over(
 
     assert late.reason is Reason.DEADLINE_EXCEEDED
     assert (another.source, another.route) == (Source.MODEL, "travel")
-    assert "By the encoder alone: 1 calls are before this one" in another.detail
+    assert "By the encoder alone: 1 call is before this one" in another.detail
 
 
 async def test_an_encoder_with_too_much_to_do_is_not_asked_alone(with_encoder: World) -> None:
