@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sidecar.engines import (
     shipped_adapter,
     write_checkpoint,
 )
-from sidecar.engines.adapter import ID_RULE, is_model_id
+from sidecar.engines.adapter import ID_RULE, is_model_id, open_merged
 from sidecar.engines.cpu import RUNTIME
 from sidecar.engines.second_opinion import open_second_opinion
 from sidecar.engines.staging import remove_unfinished
@@ -177,8 +177,9 @@ def build(
             # Asks engines, and so needs much that the other commands do without.
             from sidecar.cli.model_trtllm import build_for_gpu
 
-            weights = _gpu_weights(recipe, report)
-            with _writing(folder):
+            weights = _gpu_weights(recipe, options.dry_run, report)
+            # A dry run has nothing to keep others from, nor to wait for.
+            with nullcontext() if options.dry_run else _writing(folder):
                 if build_for_gpu(weights, folder, options, report) is None:
                     return
         else:
@@ -340,13 +341,17 @@ def _write_checkpoint(recipe: Recipe, out: Path, report: Report) -> None:
         )
 
 
-def _gpu_weights(recipe: Recipe, report: Report) -> Weights:
-    """The recipe as a Hugging Face folder: its own, or one written with the adapter merged."""
+def _gpu_weights(recipe: Recipe, dry_run: bool, report: Report) -> Weights:
+    """The recipe as a Hugging Face folder: its own, or one written with the adapter merged, which a
+    dry run only names."""
     written = recipe.adapter is not None or not recipe.source.is_dir()
-    folder = recipe.source
+    folder, opened = recipe.source, None
     if written:
         folder = cache_dir() / "checkpoints" / recipe.model_id
-        _write_checkpoint(recipe, folder, report)
+        if dry_run:
+            opened = open_merged(recipe.source, recipe.adapter)
+        else:
+            _write_checkpoint(recipe, folder, report)
     return Weights(
         folder,
         recipe.model_id,
@@ -354,6 +359,7 @@ def _gpu_weights(recipe: Recipe, report: Report) -> Weights:
         recipe.trained,
         written,
         open_second_opinion(recipe.adapter, recipe.encoder),
+        opened,
     )
 
 

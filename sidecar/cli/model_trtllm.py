@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -22,6 +24,7 @@ from sidecar.engines.hf_source import open_hugging_face
 from sidecar.engines.trtllm import (
     BuildRequest,
     EngineLimits,
+    Plan,
     Precision,
     Toolchain,
     build_trtllm_engine,
@@ -53,7 +56,7 @@ def build_for_gpu(
     request, asked = _request(weights, out, options)
     tools = Toolchain(examples=options.examples)
     if options.dry_run:
-        _print_plan(request, tools)
+        _print_plan(request, plan_build(request, tools, weights.opened))
         return None
     if options.no_verify:
         report("not verified: the engine's decisions are not compared with those of the weights")
@@ -71,9 +74,10 @@ def _request(
     weights: Weights, out: Path, options: TrtllmOptions
 ) -> tuple[BuildRequest, Sequence[Asked]]:
     prompt_format = get_format(weights.prompt_format)
-    context = open_hugging_face(weights.folder).architecture.context_length
+    source = weights.opened or open_hugging_face(weights.folder)
+    context = source.architecture.context_length
     try:
-        tokenizer = HfTokenizer(weights.folder / "tokenizer.json")
+        tokenizer = _tokenizer(weights)
     except ValueError as error:
         raise EngineError(str(error)) from None
     limits = _limits(options, prompt_format, tokenizer, context)
@@ -99,6 +103,16 @@ def _request(
         questions=hashlib.sha256(repr([each.question for each in asked]).encode()).hexdigest(),
     )
     return request, asked
+
+
+def _tokenizer(weights: Weights) -> HfTokenizer:
+    """Raises ValueError."""
+    if weights.opened is None:
+        return HfTokenizer(weights.folder / "tokenizer.json")
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_text(json.dumps(weights.opened.tokenizer), encoding="utf-8")
+        return HfTokenizer(file)
 
 
 def _precision(weights: Weights, options: TrtllmOptions) -> Precision:
@@ -142,8 +156,8 @@ def _has_labels(prompt_format: PromptFormat, tokenizer: HfTokenizer) -> bool:
     return isinstance(compiled.answer_form, LabelAnswer)
 
 
-def _print_plan(request: BuildRequest, tools: Toolchain) -> None:
-    plan, limits = plan_build(request, tools), request.limits
+def _print_plan(request: BuildRequest, plan: Plan) -> None:
+    limits = request.limits
     for name, command in plan.commands.items():
         click.echo(f"# {name}\n{command}\n")
     sizes = plan.sizes

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from sidecar.engines.second_opinion import SecondOpinionSource
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.toolchain import Toolchain
+from sidecar.engines.weights import ModelSource
 
 _CASES = 1000
 _PATH = click.Path(path_type=Path)
@@ -125,6 +126,7 @@ class Weights:
     Args:
         written: by the sidecar, in float16.
         second_opinion: the sentence encoder that decides with it; None without one.
+        opened: what the folder would hold; None where it is there.
     """
 
     folder: Path
@@ -133,3 +135,4 @@ class Weights:
     trained: bool
     written: bool
     second_opinion: SecondOpinionSource | None = None
+    opened: ModelSource | None = None

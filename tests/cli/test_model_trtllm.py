@@ -174,7 +174,9 @@ def test_a_dry_run_prints_commands_and_sizes_and_needs_no_gpu(
     assert 1024 < longest < 2048
 
 
-def test_a_router_with_a_second_opinion_is_built_with_it(nvidia: Nvidia, tmp_path: Path) -> None:
+def test_a_router_with_a_second_opinion_is_built_with_it(
+    nvidia: Nvidia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = TINY_MODELS["llama"].write(tmp_path / "weights")
     (base / "tokenizer.json").write_text(qwen_tokenizer_text())
     encoder = TINY_ENCODER.write(tmp_path / "encoder")
@@ -187,9 +189,14 @@ def test_a_router_with_a_second_opinion_is_built_with_it(nvidia: Nvidia, tmp_pat
     command += ["--encoder", encoder, "--examples", nvidia.tools.examples, "--no-verify"]
     command += ["--max-prompt-tokens", "256", "--out", out_of(nvidia)]
 
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LLM_ROUTING_SIDECAR_CACHE", str(cache))
     planned = CliRunner().invoke(cli, [*map(str, command), "--dry-run"])
     assert planned.exit_code == 0, planned.exception
     assert "a sentence encoder, on the CPU" in planned.output
+    assert f"--model_dir {cache / 'checkpoints'}" in planned.output
+    # The merged weights are written by a build alone.
+    assert list(cache.iterdir()) == []
     built = CliRunner().invoke(cli, [str(word) for word in command])
     assert built.exit_code == 0, (built.output, built.exception)
 

@@ -4,7 +4,7 @@ NVIDIA's programs run as commands inside NVIDIA's container, with that container
 of theirs is imported here.
 """
 
-from sidecar.engines.trtllm.build import BuildRequest, build_trtllm_engine, plan_build
+from sidecar.engines.trtllm.build import BuildRequest, Plan, build_trtllm_engine, plan_build
 from sidecar.engines.trtllm.ensemble import EnsembleOptions, render_ensemble
 from sidecar.engines.trtllm.precision import Precision
 from sidecar.engines.trtllm.preflight import Machine, inspect_machine
@@ -21,6 +21,7 @@ __all__ = [
     "EnsembleOptions",
     "GpuRepositoryOptions",
     "Machine",
+    "Plan",
     "Precision",
     "Question",
     "Reading",

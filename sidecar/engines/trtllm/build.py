@@ -131,13 +131,16 @@ Verify = Callable[[Path, Path, Path, Report], Verification]
 """(engine directory, repository that serves it, folder for its files, report) -> outcome."""
 
 
-def plan_build(request: BuildRequest, tools: Toolchain) -> Plan:
+def plan_build(request: BuildRequest, tools: Toolchain, source: ModelSource | None = None) -> Plan:
     """The commands, without running anything.
+
+    Args:
+        source: what the request's folder would hold; None where it is there.
 
     Raises:
         EngineError: the source is not a model that can be built, or too short for the limits.
     """
-    return _plan(request, tools, _open(request))
+    return _plan(request, tools, _open(request) if source is None else source)
 
 
 def build_trtllm_engine(
