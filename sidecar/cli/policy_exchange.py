@@ -10,13 +10,18 @@ import click
 
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_options import at_option, place
-from sidecar.cli.policy_place import present, resource_name
+from sidecar.cli.policy_place import PolicyPlace, is_path, present, resource_name
 from sidecar.core.policy import ApiDialect
 from sidecar.policies import Severity, check_catalog, check_policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
 from sidecar.policies.exchange import FORMATS, Imported, UnreadableFileError
+from sidecar.policies.findings import quoted
+from sidecar.routing.registry import missing_models
 
 _OWNED = re.compile(r"(?P<kind>models|routes)\[(?P<owner>[^]]*)\]\.(?P<what>.*)")
+
+_TRIES = 3
+"""Of reading policy and catalog, which are two reads."""
 
 _FORMAT_HELP = "; ".join(f"{name}: {known.about}" for name, known in FORMATS.items())
 
@@ -37,6 +42,8 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
     What the file says and a policy cannot is named on standard error, and so is what has to be
     corrected before the result can be used.
     """
+    if out is not None and _is_read(out, file):
+        raise click.UsageError(f"--out {out} is the file that is imported; name another")
     try:
         text = file.read_text(encoding="utf-8")
         found = FORMATS[kind].read(text, name)
@@ -98,16 +105,41 @@ def export(name: str, kind: str, out: Path | None, at: str) -> None:
 
     What that file cannot say is named on standard error.
     """
+    if out is not None and is_path("--at", at) and _is_read(out, Path(at)):
+        raise click.UsageError(f"--out {out} is a file that --at names; name another")
     with place(at) as found:
-        models = found.catalog().models
-        policy = None if kind == "litellm" else present(found.get(resource_name(name)))
+        content = _present(found, name, kind)
     try:
-        written = FORMATS[kind].write(Imported(models, policy))
+        written = FORMATS[kind].write(content)
     except UnreadableFileError as error:
         raise Failure(str(error)) from None
     for line in grouped(written.lost):
         click.echo(line, err=True)
     _write(written.text, out)
+
+
+def _present(found: PolicyPlace, name: str, kind: str) -> Imported:
+    """Raises Failure."""
+    for _ in range(_TRIES):
+        models = found.catalog().models
+        if kind == "litellm":
+            return Imported(models)
+        policy = present(found.get(resource_name(name)))
+        lacking = missing_models(policy, models)
+        if not lacking:
+            return Imported(models, policy)
+        # Both were changed in between.
+    raise Failure(
+        f"{policy.resource_name} names the model {quoted(lacking[0])}, which the model catalog "
+        "lacks; apply a catalog that has it"
+    )
+
+
+def _is_read(out: Path, source: Path) -> bool:
+    """True if `out` is there and is the file, or one in the folder, `source`."""
+    if not out.exists():
+        return False
+    return out.samefile(source) or out.resolve().parent == source.resolve()
 
 
 def _write(text: str, out: Path | None) -> None:
