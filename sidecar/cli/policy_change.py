@@ -114,8 +114,11 @@ def _print_applied(each: Applied, dry_run: bool) -> None:
 
 def _read(paths: Sequence[Path], found: PolicyPlace) -> tuple[PolicySet, Catalog | None]:
     """What the files hold, and the catalog among them; None if there is none. Raises Failure."""
+    known, unread = _catalog_of(found)
     # Once: what comes by a pipe cannot be read again.
-    files = load_policies(paths, known=found.catalog().models)
+    files = load_policies(paths, known=None if unread is not None else known.models)
+    if unread is not None and not files.own_catalog:
+        raise unread
     with_catalog = files.own_catalog and bool(files.catalog)
     if not files.valid:
         print_findings(files, Console(stderr=True))
@@ -123,6 +126,17 @@ def _read(paths: Sequence[Path], found: PolicyPlace) -> tuple[PolicySet, Catalog
     if not with_catalog and not files.policies:
         raise Failure("the files hold no policy and no model catalog; nothing was changed")
     return files, files.catalog if with_catalog else None
+
+
+def _catalog_of(found: PolicyPlace) -> tuple[CatalogRecord, PlaceFailure | None]:
+    """The model catalog. One that cannot be read has no models, and why is told beside it: another
+    one may be put in its place. Raises PlaceFailure."""
+    try:
+        return found.catalog(), None
+    except PlaceFailure as failure:
+        if not failure.unreadable:
+            raise
+        return CatalogRecord({}, failure.unreadable), failure
 
 
 class _Applying:
@@ -138,7 +152,9 @@ class _Applying:
     def all(self, files: PolicySet, models: Catalog | None) -> Iterator[Applied]:
         """Makes the changes, each when it is asked for. `models`: None leaves those of the place as
         they are by then; in which order they come says nothing."""
-        present = self._place.catalog()
+        present, unread = _catalog_of(self._place)
+        if unread is not None and models is None:
+            raise unread
         wanted = dict(present.models if models is None else models)
         removed = {key: model for key, model in present.models.items() if key not in wanted}
         if self._dry_run and wanted != present.models:

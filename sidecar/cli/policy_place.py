@@ -55,10 +55,10 @@ _LOOK_S = 0.5
 
 
 class PlaceFailure(Failure):
-    """What a place refused; `exit_code` says of which kind it is. `unreadable`: a revision that it
-    cannot read, now or later."""
+    """What a place refused; `exit_code` says of which kind it is. `unreadable`: the revision that
+    it cannot read, now or later; 0 where that is not why."""
 
-    def __init__(self, code: ErrorCode | None, message: str, unreadable: bool = False) -> None:
+    def __init__(self, code: ErrorCode | None, message: str, unreadable: int = 0) -> None:
         super().__init__(message)
         self.code = code
         self.unreadable = unreadable
@@ -311,8 +311,7 @@ class StorePlace:
                         stay = "; policies and models stay as they were"
                         tell(f"{found}{stay}" if found else "the files can be used again")
         except SidecarError as error:
-            unreadable = isinstance(error, UnreadableRevisionError)
-            raise ended(PlaceFailure(error.code, said(error), unreadable), number) from None
+            raise ended(_failure(error), number) from None
 
     def close(self) -> None:
         self._store.close()
@@ -367,7 +366,12 @@ class failing:  # noqa: N801 -- reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, SidecarError):
-            raise PlaceFailure(error.code, said(error)) from None
+            raise _failure(error) from None
+
+
+def _failure(error: SidecarError) -> PlaceFailure:
+    revision = error.revision if isinstance(error, UnreadableRevisionError) else 0
+    return PlaceFailure(error.code, said(error), revision)
 
 
 def said(error: SidecarError) -> str:

@@ -220,7 +220,8 @@ class SidecarPlace:
         lines = [status.message]
         if len(wrong.field_violations) > 1:
             lines += [f"  {each.field}: {each.description}" for each in wrong.field_violations]
-        return PlaceFailure(code, "\n".join(lines), UNREADABLE in info.metadata)
+        _, _, revision = info.metadata.get(UNREADABLE, "").rpartition("@")
+        return PlaceFailure(code, "\n".join(lines), int(revision or 0))
 
 
 def _understood(read: Callable[[M], T], message: M) -> T:

@@ -20,6 +20,7 @@ from sidecar.policies.stores import (
     PolicyHistory,
     PolicyStore,
     PolicyWriting,
+    UnreadableRevisionError,
     read_only,
     refusals,
 )
@@ -79,12 +80,15 @@ class PolicyAccess:
 
     async def read(self, question: Callable[[PolicyStore], T]) -> T:
         """What the store says, or while it is away what it said last. Raises SidecarError
-        STORE_UNAVAILABLE about a policy that it did not have then."""
+        STORE_UNAVAILABLE about a policy that it did not have then, and for what cannot be read: an
+        earlier revision is not the present one."""
         why = self._policies.feed.away
         try:
             # A store that is known to be away is not asked: the answer would be late, and the same.
             if not why:
                 return await self._run(lambda: question(self._policies.store))
+        except UnreadableRevisionError:
+            raise
         except SidecarError as error:
             if error.code is not ErrorCode.STORE_UNAVAILABLE:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sidecar.core.errors import ErrorCode, FieldViolation, SidecarError
@@ -31,10 +31,14 @@ from sidecar.policies.stores.contract import (
     UnreadableRevisionError,
     WriteNote,
     blank_policy,
+    name_of,
 )
 
 _TRIES = 50
 """Of a write without an etag, while others write the same policy."""
+
+_AT_ONCE = 100
+"""Policies that are read together."""
 
 
 class WritableStore(PolicyStore, PolicyHistory, PolicyWriting, Protocol):
@@ -54,6 +58,16 @@ class RefusedPolicyError(SidecarError):
             [FieldViolation(each.path, each.message) for each in findings],
         )
         self.findings = findings
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a catalog is checked against. `change`: the last one in it."""
+
+    change: int
+    records: Mapping[str, PolicyRecord]
+    catalog_etag: str
+    catalog_revision: int
 
 
 class PolicyEditing:
@@ -153,21 +167,21 @@ class PolicyEditing:
     def update_catalog(
         self, models: tuple[Model, ...], note: WriteNote, validate_only: bool = False
     ) -> CatalogRecord:
-        """Replaces the catalog. Raises SidecarError POLICY_IN_USE if a policy names a model that
-        is not in it."""
+        """Replaces the catalog, also one that this version cannot read. Raises SidecarError
+        POLICY_IN_USE if a policy names a model that is not in it."""
         repeated = self._repeated(note)
         if isinstance(repeated, CatalogRecord):
             return repeated
         _refuse(check_catalog(models))
         catalog = {model.id: model for model in models}
         for _ in range(_TRIES):
-            snapshot = self._store.snapshot()
+            held = self._held()
             try:
-                _check_etag("the model catalog", note, snapshot.catalog.etag)
-                check_users(snapshot.records, catalog)
+                _check_etag("the model catalog", note, held.catalog_etag)
+                check_users(held.records, catalog)
                 if validate_only:
-                    return _as_if_catalog(catalog, snapshot.catalog.revision + 1, note)
-                made = self._store.write(CatalogWrite(catalog, note, snapshot.change)).record
+                    return _as_if_catalog(catalog, held.catalog_revision + 1, note)
+                made = self._store.write(CatalogWrite(catalog, note, held.change)).record
             except MovedError:
                 continue
             except SidecarError as error:
@@ -177,7 +191,21 @@ class PolicyEditing:
                 raise
             assert isinstance(made, CatalogRecord)
             return made
-        raise refusals.conflict("the model catalog", note.etag, self._store.catalog().etag)
+        raise refusals.conflict("the model catalog", note.etag, self._held().catalog_etag)
+
+    def _held(self) -> _Held:
+        try:
+            held = self._store.snapshot()
+            return _Held(held.change, held.records, held.catalog.etag, held.catalog.revision)
+        except UnreadableRevisionError as catalog:
+            etag, revision = catalog.etag, catalog.revision
+        # Asked first: a change of what is read next makes the write be checked again.
+        change, after = self._store.last_change(), ""
+        records: dict[str, PolicyRecord] = {}
+        while part := self._store.policies(None, after, _AT_ONCE):
+            records |= {name_of(each): each for each in part if isinstance(each, PolicyRecord)}
+            after = name_of(part[-1])
+        return _Held(change, records, etag, revision)
 
     def _policy(
         self,

@@ -14,7 +14,13 @@ import structlog
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.policies.rules import policy_errors
-from sidecar.policies.stores.contract import Change, PolicyStore, Snapshot, with_changes
+from sidecar.policies.stores.contract import (
+    Change,
+    PolicyStore,
+    Snapshot,
+    UnreadableRevisionError,
+    with_changes,
+)
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry, missing_models
 from sidecar.routing.warmth import WARMED_AT_RECOVERY
 
@@ -78,6 +84,7 @@ class LivePolicies:
         self._snapshot = Snapshot(0, CatalogRecord({}), {})
         self._refusals: dict[str, Refusal] = {}
         self._away = ""
+        self._held_up = ""
         self._wrong = ""
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
@@ -103,8 +110,8 @@ class LivePolicies:
     @property
     def problem(self) -> str:
         """Why what is in force may be out of date; empty if nothing is known to be wrong."""
-        if self._away or self._store.problem:
-            return self._away or self._store.problem
+        if wrong := self._away or self._held_up or self._store.problem:
+            return wrong
         refused = next(iter(self._refusals.values()), None)
         if refused is None:
             return ""
@@ -142,6 +149,8 @@ class LivePolicies:
                     await self._catch_up()
                 self._reached()
                 self._note_problem()
+            except UnreadableRevisionError as error:
+                self._hold_up(error.message)
             except SidecarError as error:
                 self._failed(error.message)
             except TimeoutError:
@@ -149,7 +158,7 @@ class LivePolicies:
             except Exception:
                 _log.exception("following the policy store failed")
                 self._failed("a defect; see the log")
-            if self._away:
+            if self._away or self._held_up:
                 await asyncio.sleep(_AGAIN_S)
             else:
                 await self._wait()
@@ -187,9 +196,9 @@ class LivePolicies:
             return await asyncio.get_running_loop().run_in_executor(self._asking, question)
 
     def _reached(self) -> None:
-        if self._away:
+        if self._away or self._held_up:
             _log.info("policy store is back")
-            self._away = ""
+            self._away = self._held_up = ""
 
     def _note_problem(self) -> None:
         """Tells whoever edits files what they got wrong, once."""
@@ -204,6 +213,13 @@ class LivePolicies:
         if not self._away:
             _log.warning("policy store is away; the policies in force stay", why=why)
         self._away = why
+
+    def _hold_up(self, why: str) -> None:
+        """A model catalog that cannot be read: no change is taken, but the store is there to be
+        asked, and to be given another one."""
+        if self._held_up != why:
+            _log.error("policy changes are held up; the policies in force stay", why=why)
+        self._away, self._held_up = "", why
 
     async def _catch_up(self) -> None:
         before = self._snapshot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from sidecar.policies.stores import ChangeKind
 from tests.cli.policy_commands import SUPPORT, beside, sidecar
 from tests.grpc_api.stored import stored
 from tests.policies.stores import parts
-from tests.policies.stores.parts import name_of, policy
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("arguments", [("get", "support"), ("list",)], ids=lambda each: each[0])
@@ -85,3 +87,39 @@ async def test_policy_that_cannot_be_read_is_deleted_and_applied_anew(
 
     assert f"{name_of('other')}: deleted (revision 2)" in deleted.stdout
     assert f"{name_of('other')}: created (revision 3)" in applied.stdout
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_catalog_that_cannot_be_read_is_replaced_by_another(
+    tmp_path: Path, folder: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    file = tmp_path / "policies.db"
+    alone = folder / "default-support.yaml"
+    new = replace(LARGE, upstream_model="large-2")
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+
+        async def run(*arguments: object) -> Result:
+            return await asyncio.to_thread(sidecar, *arguments, "--at", at)
+
+        parts.write_catalog(store, FAST, new)
+        with closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute("UPDATE changes SET content = '17' WHERE change = 3")
+        await until(lambda: "cannot be read" in api.live.problem)
+
+        read = await run("catalog")
+        refused = await run("apply", alone)
+        foreseen = await run("apply", folder, "--dry-run")
+        applied = await run("apply", folder)
+        await until(lambda: not api.live.problem)
+        served = api.live.snapshot.catalog
+
+    assert (read.exit_code, refused.exit_code) == (5, 5)
+    for result in (read, refused):
+        assert "modelCatalog, revision 2, cannot be read" in result.stderr
+        assert "or apply another model catalog" in result.stderr
+    assert "model catalog: would be updated (revision 3)" in foreseen.stdout, foreseen.output
+    assert "model catalog: updated (revision 3)" in applied.stdout, applied.output
+    assert f"{SUPPORT}: unchanged (revision 1)" in applied.stdout
+    assert (served.revision, served.models) == (3, CATALOG)

@@ -281,15 +281,15 @@ class SqlStore(abc.ABC):
         """What to do where the database cannot be opened; `error` is the driver's."""
 
 
-def _kept(read: Callable[[Row], R], row: Row) -> R:
-    """What a row holds. Raises UnreadableRevisionError."""
+def _kept(read: Callable[[Row], R], row: Row, instead: str = "") -> R:
+    """What a row holds. Raises UnreadableRevisionError. `instead`: what else to do."""
     try:
         return read(row)
     except UnreadableDocumentError as error:
         raise UnreadableRevisionError(
             row["name"],
             f"{row['name']}, revision {row['revision']}, cannot be read: {error}; if a newer "
-            "version wrote it, update this sidecar",
+            f"version wrote it, update this sidecar{instead}",
             row["revision"],
             row["etag"],
             row["digest"],
@@ -329,7 +329,9 @@ def _head(connection: Connection, name: str) -> RowMapping | None:
 
 def _catalog(connection: Connection) -> CatalogRecord:
     row = _head(connection, CATALOG_NAME)
-    return CatalogRecord(MappingProxyType({})) if row is None else _kept(catalog_record, row)
+    if row is None:
+        return CatalogRecord(MappingProxyType({}))
+    return _kept(catalog_record, row, ", or apply another model catalog")
 
 
 def _by_request(connection: Connection, request_id: str, digest: str) -> RowMapping | None:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import PolicyRecord
+from sidecar.core.policy import ModelList, Policy, PolicyRecord, WeightedModel
 from sidecar.local import PostgresServer
 from sidecar.policies.editing import PolicyEditing
 from sidecar.policies.stores import (
     ChangeKind,
+    Listed,
     StoreUrlError,
     UnreadableRevisionError,
     check_url,
@@ -34,7 +36,7 @@ from sidecar.policies.stores import (
 from sidecar.policies.stores.sql import SqlStore
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
-from tests.policies.stores.parts import name_of, policy, write
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy, write
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -193,6 +195,49 @@ def test_revision_that_cannot_be_read_can_be_rolled_back(url: str) -> None:
 
     assert (foreseen.revision, made.revision, made.policy.description) == (3, 3, "first")
     assert store.policy(name).policy == made.policy
+    store.close()
+
+
+def test_catalog_that_cannot_be_read_can_be_replaced(url: str) -> None:
+    store = parts.seeded(open_store(url), policy(), policy("other"))
+    etag = store.catalog().etag
+    changed(url, "UPDATE changes SET content = '17' WHERE name = 'modelCatalog'")
+    changed(url, "UPDATE changes SET content = '17' WHERE name LIKE '%/other'")
+    assert isinstance(store, SqlStore)
+    editing, both = PolicyEditing(store, lambda _: None), tuple(CATALOG.values())
+
+    with pytest.raises(SidecarError, match="etag"):
+        editing.update_catalog(both, parts.note(etag="1-x"))
+    with pytest.raises(SidecarError, match="would be wrong with this catalog"):
+        editing.update_catalog((FAST,), parts.note(etag=etag))
+    foreseen = editing.update_catalog(both, parts.note(etag=etag), validate_only=True)
+    made = editing.update_catalog(both, parts.note(etag=etag))
+
+    assert (foreseen.etag, made.etag) == (store.catalog().etag,) * 2
+    assert store.catalog().models == CATALOG
+    store.close()
+
+
+def test_catalog_that_cannot_be_read_is_not_replaced_unchecked(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy comes between the check and the write, and names a model that would go."""
+    only_large = ModelList((WeightedModel(LARGE.id),))
+    store = parts.seeded(open_store(url))
+    changed(url, "UPDATE changes SET content = '17' WHERE name = 'modelCatalog'")
+    assert isinstance(store, SqlStore)
+    list_ = store.policies
+
+    def meanwhile(*asked: Any) -> Sequence[Listed]:
+        found = list_(*asked)
+        monkeypatch.undo()
+        write(store, ChangeKind.CREATE, Policy("late", (), only_large))
+        return found
+
+    monkeypatch.setattr(store, "policies", meanwhile)
+
+    with pytest.raises(SidecarError, match="late would be wrong with this catalog"):
+        PolicyEditing(store, lambda _: None).update_catalog((FAST,), parts.note())
     store.close()
 
 
