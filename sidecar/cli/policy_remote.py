@@ -64,10 +64,12 @@ class SidecarPlace:
         )
         found: list[PolicyRecord] = []
         unreadable: list[str] = []
+        # Of a deleted policy that cannot be read nothing but its history is left.
+        command = "history" if deleted else "get"
         while True:
             page = self._call("ListPolicies", request, policy_pb2.ListPoliciesResponse.FromString)
             found += [_understood(record_to_core, each) for each in page.policies]
-            unreadable += map(_unreadable, page.unreachable)
+            unreadable += [_unreadable(name, command) for name in page.unreachable]
             if not page.next_page_token:
                 return Found(found, unreadable)
             request.page_token = page.next_page_token
@@ -233,12 +235,12 @@ def _understood(read: Callable[[M], T], message: M) -> T:
         raise PlaceFailure(error.code, text) from None
 
 
-def _unreadable(name: str) -> str:
+def _unreadable(name: str, command: str = "get") -> str:
     policy, _, revision = name.partition("@")
     option = f" --revision {revision}" if revision else ""
     return (
-        f"{name} cannot be read by the sidecar; `sidecar policy get {policy}{option}` says what is "
-        "wrong"
+        f"{name} cannot be read by the sidecar; `sidecar policy {command} {policy}{option}` says "
+        "what is wrong"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -87,6 +88,24 @@ async def test_policy_that_cannot_be_read_is_deleted_and_applied_anew(
 
     assert f"{name_of('other')}: deleted (revision 2)" in deleted.stdout
     assert f"{name_of('other')}: created (revision 3)" in applied.stdout
+
+
+async def test_what_is_said_of_deleted_policies_that_cannot_be_read_leads_to_why(
+    tmp_path: Path,
+) -> None:
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    parts.write(store, ChangeKind.DELETE, "other")
+    with closing(sqlite3.connect(tmp_path / "policies.db", isolation_level=None)) as database:
+        database.execute("UPDATE changes SET content = '17' WHERE name LIKE '%/other'")
+
+    async with stored(store) as api:
+        said, told = await beside(api, "list", "--deleted"), []
+        while (advised := re.search("`sidecar policy ([^`]*)`", said.stderr)) is not None:
+            said = await beside(api, *advised[1].split())
+            told.append(advised[1].split()[0])
+
+    assert told == ["history", "get"]
+    assert "other, revision 2, cannot be read: its content is no JSON" in said.stderr
 
 
 @pytest.mark.parametrize("running", [False, True])
