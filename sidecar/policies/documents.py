@@ -13,6 +13,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.emitter import Emitter
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.resolver import implicit_resolvers
 
 from sidecar.core.policy import (
     DEFAULT_SWITCH_CONFIDENCE,
@@ -88,6 +90,7 @@ def yaml_text(*documents: Mapping[str, object]) -> str:
     """The documents as YAML, keys in their order."""
     yaml = YAML()
     yaml.Emitter = _Emitter
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.width = _LINE_WIDTH
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -100,6 +103,33 @@ class _Emitter(Emitter):
     def write_double_quoted(self, text: str, split: bool = True) -> None:
         # Where it breaks the line at an escape it adds a space.
         super().write_double_quoted(text, split=False)
+
+
+_OF_1_1 = [
+    (firsts, expression)
+    for versions, tag, expression, firsts in implicit_resolvers
+    if (1, 1) in versions and tag.endswith((":bool", ":int", ":float"))
+]
+
+
+class _Representer(RoundTripRepresenter):
+    """What readers of YAML 1.1, which LiteLLM and Plano have, take for the same: `on`, `12:30` and
+    1e-06 are a boolean, a number and a text there."""
+
+    def represent_str(self, data: str) -> Any:
+        other = any(data[:1] in firsts and each.match(data) for firsts, each in _OF_1_1)
+        style = "'" if other and "\n" not in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    def represent_float(self, data: float) -> Any:
+        mantissa, e, exponent = repr(data).partition("e")
+        if not e or "." in mantissa:
+            return super().represent_float(data)
+        return self.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}.0e{exponent}")
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 def _said(findings: Iterable[Finding]) -> str:

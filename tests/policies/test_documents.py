@@ -7,6 +7,7 @@ import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from sidecar.core.policy import (
     Model,
@@ -26,6 +27,7 @@ from sidecar.policies.documents import (
     policy_from,
     yaml_text,
 )
+from sidecar.policies.yaml_source import read_documents
 from tests.policies.stores.parts import CATALOG, FAST, LARGE, policy
 
 
@@ -50,6 +52,18 @@ def test_sample_uses_every_field() -> None:
     assert {field.name for field in fields(Route)} <= used
     assert {field.name for field in fields(Model)} == unlike_default(LARGE)
     assert {field.name for field in fields(Policy)} == unlike_default(sample)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1e-06, 7.5e-07, 1e22, 3.0, "on", "Yes", "n", "12:30", "010", "1e-06", "2026-08-21", "on\n"],
+    ids=repr,
+)
+def test_yaml_says_the_same_to_readers_of_version_1_1(value: object) -> None:
+    text = yaml_text({"value": value})
+
+    assert yaml.safe_load(text) == {"value": value}
+    assert read_documents(text)[0][0].value == {"value": value}
 
 
 def test_policy_comes_back() -> None:
