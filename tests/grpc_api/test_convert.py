@@ -30,6 +30,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import (
     ApiDialect,
     Capability,
+    CatalogRecord,
     Model,
     ModelList,
     PinMode,
@@ -39,13 +40,18 @@ from sidecar.core.policy import (
     WeightedModel,
 )
 from sidecar.grpc_api.convert import enums
-from sidecar.grpc_api.convert.catalogs import models_to_proto
+from sidecar.grpc_api.convert.catalogs import (
+    catalog_record_to_core,
+    catalog_to_proto,
+    models_to_proto,
+)
 from sidecar.grpc_api.convert.decisions import decision_to_core, put_decision
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.convert.policies import policy_to_core, policy_to_proto, proto_path
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.convert.violations import Violations
 from sidecar.grpc_api.request_reader import Call, RequestReader
+from sidecar.policies import MAX_BYTES
 from tests.grpc_api.standins import FAST, LARGE, policy_message, registry, route_request, user
 
 SMALL = RequestLimits(max_messages=3, max_parts=5, max_content_bytes=200)
@@ -418,6 +424,16 @@ def test_policy_survives_the_wire() -> None:
 )
 def test_path_of_a_finding_is_spelled_as_in_the_message(yaml: str, proto: str) -> None:
     assert proto_path(yaml) == proto
+
+
+def test_catalog_that_is_larger_than_one_request_survives_the_wire() -> None:
+    """As several files make it."""
+    ids = [f"acme/{number:0120}" for number in range(4000)]
+    record = CatalogRecord({id: replace(LARGE, id=id) for id in ids}, 1, "1-x", "sha256:x")
+    message = catalog_to_proto(record)
+
+    assert message.ByteSize() > MAX_BYTES
+    assert catalog_record_to_core(message) == record
 
 
 def test_context_window_beyond_the_message_is_the_largest_it_can_hold() -> None:

@@ -32,6 +32,12 @@ def catalog_to_core(
     if size > MAX_BYTES:
         violations.add(path, f"has {size} bytes, more than the {MAX_BYTES} that are read")
         return ()
+    return _models_to_core(message, path, violations)
+
+
+def _models_to_core(
+    message: policy_pb2.ModelCatalog, path: str, violations: Violations
+) -> tuple[Model, ...]:
     return tuple(
         _model_to_core(model, f"{path}.models[{index}]", violations)
         for index, model in enumerate(message.models)
@@ -79,7 +85,8 @@ def catalog_record_to_core(message: policy_pb2.ModelCatalog) -> CatalogRecord:
     """The record that a sidecar sent. Raises SidecarError INVALID_POLICY for one that this version
     cannot read."""
     violations = Violations()
-    models = catalog_to_core(message, "model_catalog", violations)
+    # Of any size: files together may hold more than one request.
+    models = _models_to_core(message, "model_catalog", violations)
     violations.raise_if_any(ErrorCode.INVALID_POLICY)
     return CatalogRecord(
         {model.id: model for model in models},
