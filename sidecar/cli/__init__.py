@@ -65,8 +65,10 @@ def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Conversations may have letters that the terminal's encoding lacks.
-            stream.reconfigure(errors="replace")
+            # Conversations may have letters that the terminal's encoding lacks. A file's is UTF-8:
+            # a policy that was got is not applied with others in their place.
+            in_file = stream is sys.stdout and not stream.isatty()
+            stream.reconfigure(encoding="utf-8" if in_file else None, errors="replace")
     try:
         cli(prog_name="sidecar")
     except Exception as error:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sidecar.cli import cli
 from sidecar.config import ServerSettings
 from sidecar.local import CACHE_VARIABLE, LocalError, cache_dir, free_ports
+from tests.policies.stores import parts
 
 COMMANDS = ["demo", "eval", "model", "policy", "route", "serve", "settings", "up"]
 
@@ -155,6 +156,20 @@ def test_settings_in_force_can_be_used_as_a_file(tmp_path: Path) -> None:
     path.write_text(first.stdout)
     assert "decision_budget_ms" in first.stdout
     assert sidecar("settings", "--config", str(path)).stdout == first.stdout
+
+
+def test_a_policy_that_is_got_is_written_in_utf_8_wherever_it_is_run(tmp_path: Path) -> None:
+    parts.write_files(tmp_path, parts.policy())
+    command = [sys.executable, "-m", "sidecar.cli", "policy", "get", "support", "--at"]
+
+    result = subprocess.run(
+        [*command, str(tmp_path)],
+        capture_output=True,
+        # As by LANG=de_DE.
+        env=os.environ | {"PYTHONIOENCODING": "iso-8859-1"},
+    )
+
+    assert "“everything” with money; 金額" in result.stdout.decode()
 
 
 def test_a_disk_without_room_is_an_error_without_a_traceback() -> None:
