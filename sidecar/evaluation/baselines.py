@@ -99,13 +99,15 @@ def _best(case: Case, scores: Sequence[float]) -> tuple[str, float]:
 
 
 def _best_threshold(cases: Sequence[Case], best: Sequence[tuple[str, float]]) -> float:
-    """The value below which `other` is answered so that most cases are right."""
+    """The value below which `other` is answered so that most cases are right. Finite: JSON has no
+    other numbers."""
     ranked = sorted(zip(best, cases, strict=True), key=lambda each: each[0][1])
     right = sum(case.accepts(name) for (name, _), case in ranked)
-    most, threshold = right, -math.inf
+    most, threshold = right, ranked[0][0][1]
     for index, ((name, value), case) in enumerate(ranked):
         right += case.accepts(OTHER) - case.accepts(name)
-        following = ranked[index + 1][0][1] if index + 1 < len(ranked) else math.inf
+        last = index + 1 == len(ranked)
+        following = math.nextafter(value, math.inf) if last else ranked[index + 1][0][1]
         if right > most and following > value:
             most, threshold = right, following
     return threshold

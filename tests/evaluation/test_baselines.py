@@ -52,10 +52,19 @@ def test_other_is_answered_below_the_threshold_that_is_best() -> None:
     assert [o.right for o in found.outcomes] == [True] * 4
 
 
+@pytest.mark.parametrize("label", ["code", OTHER])
+def test_threshold_of_cases_with_one_right_answer_stands_in_json(label: str) -> None:
+    cases = [case(label, id="1"), case(label, id="2")]
+    found = best_route(cases, lambda c: [0.0, float(c.id), 0.0])
+    assert [o.answer for o in found.outcomes] == [label, label]
+    assert found.threshold is not None
+    assert math.isfinite(found.threshold)
+
+
 def test_no_threshold_is_better_than_one_that_costs() -> None:
     cases = [case("code", id="1"), case(OTHER, id="2")]
     found = best_route(cases, lambda c: [0.0, 0.1 if c.id == "1" else 0.9, 0.0])
-    assert found.threshold == -math.inf
+    assert found.threshold == 0.1
     assert [o.answer for o in found.outcomes] == ["code", "code"]
 
 
