@@ -45,7 +45,7 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
     if out is not None and _is_read(out, file):
         raise click.UsageError(f"--out {out} is the file that is imported; name another")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = FORMATS[kind].read(text, name)
     except (UnreadableFileError, UnicodeDecodeError) as error:
         raise Failure(f"{file}: {error}") from None

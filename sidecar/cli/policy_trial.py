@@ -163,11 +163,21 @@ def _settled(decision: Decision) -> bool:
     return heard(decision) or decision.reason is Reason.NOTHING_TO_ROUTE
 
 
-def _policies(paths: Sequence[Path], known: Catalog | None = None) -> PolicySet:
-    """Raises Failure. `known`: the catalog of files that have none."""
+def _policies(
+    paths: Sequence[Path], known: Catalog | None = None, output: str = "text"
+) -> PolicySet:
+    """Raises Failure.
+
+    Args:
+        known: the catalog of files that have none.
+        output: how programs are told what is wrong.
+    """
     found = load_policies(paths, known)
     if not found.valid:
-        print_findings(found, Console(stderr=True))
+        if output == "text":
+            print_findings(found, Console(stderr=True))
+        else:
+            emit(findings_as_plain(found.findings), output)
         raise Failure("the files have errors; nothing was tried")
     if not found.records:
         raise Failure("the files hold no policy")
@@ -348,7 +358,7 @@ def lint(
     """
     with ExitStack() as stack:
         trial = stack.enter_context(Trial(address, given_tls())) if by_model else None
-        found = _policies(paths, trial.catalog if trial is not None else None)
+        found = _policies(paths, trial.catalog if trial is not None else None, output)
         findings = list(found.findings)
         for name, record in found.records.items():
             more = list(lint_policy(record.policy, found.catalog, today(), max_price_age))

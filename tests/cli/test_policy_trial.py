@@ -16,7 +16,7 @@ from sidecar.core.policy import Capability, Model, PinMode, Policy
 from sidecar.policies.documents import catalog_document, yaml_text
 from sidecar.policies.stores import ChangeKind
 from sidecar.routing import PolicyRegistry
-from tests.cli.policy_commands import BILLING, beside, sidecar
+from tests.cli.policy_commands import BILLING, beside, edit, sidecar
 from tests.doubles import StubPrompt
 from tests.grpc_api.standins import decision
 from tests.grpc_api.stored import stored
@@ -243,6 +243,17 @@ async def test_lint_names_what_leaves_no_room_and_goes_on(
     assert [each["message"] for each in errors] == ["the routes take 600 tokens of 512"]
     assert asked.exit_code == 1
     assert any("no example reaches" in each["message"] for each in json.loads(asked.stdout))
+
+
+def test_lint_tells_programs_what_is_wrong(folder: Path) -> None:
+    file = edit(folder)
+    file.write_text(file.read_text().replace("acme/fast", "acme/fats"))
+
+    result = sidecar("lint", folder, "--output", "json")
+
+    assert result.exit_code == 1
+    assert {each["severity"] for each in json.loads(result.stdout)} == {"error"}
+    assert result.stderr == "Error: the files have errors; nothing was tried\n"
 
 
 @pytest.mark.parametrize(("limit", "old"), [([], True), (["--max-price-age", "100000"], False)])
