@@ -93,6 +93,11 @@ class PostgresStore(SqlStore):
             _cut_off(connection)
         super().close()
 
+    def _instead(self, error: BaseException | None) -> str:
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            return "name the server that takes writes, as by target_session_attrs=read-write"
+        return super()._instead(error)
+
     def _remedy(self, error: BaseException | None) -> str:
         if isinstance(error, errors.InsufficientPrivilege | errors.InvalidSchemaName):
             return "let its user make tables in the schema, and use them"

@@ -77,10 +77,10 @@ def changes_lost(number: int, why: str) -> SidecarError:
     )
 
 
-def unavailable(what: str, why: str) -> SidecarError:
+def unavailable(what: str, why: str, remedy: str) -> SidecarError:
     return SidecarError(
         ErrorCode.STORE_UNAVAILABLE,
-        f"the policy store {what} cannot be used now: {why}; try again",
+        f"the policy store {what} cannot be used now: {why}; {remedy}",
     )
 
 

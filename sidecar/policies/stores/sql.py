@@ -273,8 +273,12 @@ class SqlStore(abc.ABC):
 
     def _unavailable(self, why: str, error: BaseException | None = None) -> SidecarError:
         if self._opened:
-            return refusals.unavailable(self._what, why)
+            return refusals.unavailable(self._what, why, self._instead(error))
         return refusals.not_opened(self._what, why, self._remedy(error))
+
+    def _instead(self, error: BaseException | None) -> str:
+        """What to do where the database was opened, and fails now; `error` is the driver's."""
+        return "try again"
 
     @abc.abstractmethod
     def _remedy(self, error: BaseException | None) -> str:

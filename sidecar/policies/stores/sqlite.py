@@ -23,6 +23,12 @@ from sidecar.policies.stores.sql import SqlStore
 _BUSY_MS = 5_000
 """How long a writer waits for another process; a write takes milliseconds."""
 _AGAIN_S = 0.01
+_LASTING = {
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 class SqliteStore(SqlStore):
@@ -77,8 +83,12 @@ class SqliteStore(SqlStore):
         if not self._make:
             raise sqlite3.OperationalError("there is no such file")
 
+    def _instead(self, error: BaseException | None) -> str:
+        # Nothing that passes by itself.
+        return self._remedy(error) if _code(error) in _LASTING else super()._instead(error)
+
     def _remedy(self, error: BaseException | None) -> str:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code(error)
         folder = self._path.absolute().parent
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return "name another file, or put a sound database in its place"
@@ -118,6 +128,10 @@ class MemoryStore(SqlStore):
 
     def _remedy(self, error: BaseException | None) -> str:
         return "free some memory"
+
+
+def _code(error: BaseException | None) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _kind(path: Path) -> int | None:

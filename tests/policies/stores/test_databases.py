@@ -508,3 +508,20 @@ def test_closing_ends_what_waits_for_a_server_that_hangs(postgres: PostgresServe
         postgres.resume()
 
     assert outcome == [ErrorCode.STORE_UNAVAILABLE]
+
+
+def test_database_that_takes_no_writes_says_what_would(url: str) -> None:
+    """As a standby, or a file that was made read-only."""
+    store = parts.seeded(open_store(url), policy())
+    assert isinstance(store, SqlStore)
+    sqlite = url.startswith("sqlite:")
+    statement = "PRAGMA query_only = ON" if sqlite else "SET TRANSACTION READ ONLY"
+    event.listen(store._engine, "begin", lambda each: each.exec_driver_sql(statement))
+    remedy = "let this process write it" if sqlite else "name the server that takes writes"
+
+    with pytest.raises(SidecarError, match=f"cannot be used now: .*read-?only.*; .*{remedy}") as no:
+        write(store, ChangeKind.DELETE, "support")
+
+    assert "try again" not in str(no.value)
+    assert store.policy(name_of("support")).revision == 1
+    store.close()
