@@ -17,6 +17,10 @@ from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.health import ROUTING_MODEL
 
 
+class Unreached(Failure):
+    """Nobody has answered, or not in time."""
+
+
 class SidecarClient:
     """One connection. `address` is `host:port` or `unix:path`."""
 
@@ -55,7 +59,7 @@ class SidecarClient:
         try:
             answer = self._route(request_to_proto(request), timeout=self._timeout_s)
         except grpc.RpcError as error:
-            raise Failure(self._explained(cast(grpc.Call, error))) from None
+            raise self._failure(cast(grpc.Call, error)) from None
         return answer.decision
 
     def decides_by_model(self) -> bool:
@@ -67,11 +71,13 @@ class SidecarClient:
             return False
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
-    def _explained(self, error: grpc.Call) -> str:
+    def _failure(self, error: grpc.Call) -> Failure:
         code = error.code()
         if code is grpc.StatusCode.UNAVAILABLE:
             why = no_answer(self._address, self._tls, error.details())
-            return f"{why}; start one with `sidecar up`, or name another with --address"
+            return Unreached(f"{why}; start one with `sidecar up`, or name another with --address")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"the sidecar at {self._address} did not answer within {self._timeout_s:g} s"
-        return f"{error.details()} ({code.name})"
+            return Unreached(
+                f"the sidecar at {self._address} did not answer within {self._timeout_s:g} s"
+            )
+        return Failure(f"{error.details()} ({code.name})")

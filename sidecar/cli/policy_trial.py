@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
-from sidecar.cli.client import SidecarClient
+from sidecar.cli.client import SidecarClient, Unreached
 from sidecar.cli.conversations import read_case_file
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import finding_text, print_findings
@@ -28,7 +28,13 @@ from sidecar.cli.policy_compare import (
     print_compared,
 )
 from sidecar.cli.policy_options import output_option
-from sidecar.cli.policy_place import is_path, is_sidecar, present, resource_name
+from sidecar.cli.policy_place import (
+    PlaceFailure,
+    is_path,
+    is_sidecar,
+    present,
+    resource_name,
+)
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
@@ -123,7 +129,11 @@ class Trial:
         """The decision; asked again while the sidecar answers by fallback. Raises Failure."""
         request = RoutingRequest(conversation, policy=self._tried(policy))
         for attempt in range(_TRIES):
-            decision = decision_to_core(self._client.route(request))
+            try:
+                decision = decision_to_core(self._client.route(request))
+            except Unreached as failure:
+                # An outage is no example that has failed: its exit status is another.
+                raise PlaceFailure(None, failure.message) from None
             if _settled(decision) or attempt == _TRIES - 1:
                 return decision
             # The first time the routing model reads the policy, it may be late.
@@ -211,7 +221,7 @@ def test(
     """Route every example of the policies in files, as unit tests of their routes.
 
     Says which route takes each and how sure the routing model is. Exit status: 0 if each goes to
-    the route that has it, 1 if not.
+    the route that has it, 1 if not, 5 if the sidecar cannot be reached.
 
     With --conversations, the one policy in the files is compared with another: which conversations
     would get another route or model. Exit status: 0.
@@ -275,7 +285,8 @@ def _compared(
     try:
         return Compared(number, conversation, *sides)
     except Failure as failure:
-        raise Failure(f"conversation {number}: {failure}") from None
+        failure.message = f"conversation {number}: {failure}"
+        raise
 
 
 def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:

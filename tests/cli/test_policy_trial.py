@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cli.client import SidecarClient
+from sidecar.cli.tls_options import Tls
 from sidecar.core.decision import Reason, Source
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
@@ -63,6 +65,26 @@ async def test_examples_are_tests_of_their_routes(tmp_path: Path) -> None:
         ("billing", "billing", True),
         ("refunds", "billing", False),
     ]
+
+
+@pytest.mark.parametrize("compared", [False, True])
+async def test_sidecar_that_is_gone_meanwhile_is_no_example_that_failed(
+    tmp_path: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    more = ("--conversations", conversations, "--against", file) if compared else ()
+
+    def gone(address: str, timeout_s: float, tls: Tls | None) -> SidecarClient:
+        return SidecarClient("127.0.0.1:1", timeout_s, tls)
+
+    monkeypatch.setattr("sidecar.cli.policy_trial.SidecarClient", gone)
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        result = await beside(api, "test", file, *more)
+
+    assert result.exit_code == 5
+    assert "no sidecar answers at 127.0.0.1:1" in result.stderr
+    assert ("conversation 1: " in result.stderr) is compared
 
 
 def said(*texts: str, image: bool = False) -> str:
