@@ -87,7 +87,13 @@ def list_(namespace: str, text: str, deleted: bool, at: str, output: str) -> Non
 
 @click.command()
 @click.argument("name")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="At most so many of them.",
+)
 @at_option
 @output_option
 def history(name: str, limit: int, at: str, output: str) -> None:
