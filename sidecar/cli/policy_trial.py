@@ -284,9 +284,10 @@ def _compared(
     sides = (_outcome(side, conversation, trial) for side in (before, after))
     try:
         return Compared(number, conversation, *sides)
+    except PlaceFailure as failure:
+        raise PlaceFailure(failure.code, f"conversation {number}: {failure}") from None
     except Failure as failure:
-        failure.message = f"conversation {number}: {failure}"
-        raise
+        raise Failure(f"conversation {number}: {failure}") from None
 
 
 def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:
