@@ -25,6 +25,7 @@ _COMMANDS = {
     "import": "policy_exchange.import_",
     "lint": "policy_trial.lint",
     "list": "policy_read.list_",
+    "prune": "policy_change.prune",
     "rollback": "policy_change.rollback",
     "test": "policy_trial.test",
     "undelete": "policy_change.undelete",

@@ -1,4 +1,4 @@
-"""`sidecar policy apply|delete|undelete|rollback`."""
+"""`sidecar policy apply|delete|undelete|rollback|prune`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.findings_view import print_findings
+from sidecar.cli.findings_view import count, print_findings
 from sidecar.cli.policy_options import (
     NUMBER,
     at_option,
@@ -27,6 +27,7 @@ from sidecar.cli.policy_place import (
     Missing,
     PlaceFailure,
     PolicyPlace,
+    StorePlace,
     failing,
     resource_name,
 )
@@ -313,6 +314,30 @@ def rollback(
         note = note_of(author, message, etag)
         made = found.rollback(resource_name(name), revision, note, dry_run)
     _report(made, f"rolled back to revision {revision}", dry_run, output)
+
+
+@click.command()
+@click.option(
+    "--keep",
+    required=True,
+    type=NUMBER,
+    help="How many revisions of each stay, the latest; 1: the present ones alone.",
+)
+@at_option
+@output_option
+def prune(keep: int, at: str, output: str) -> None:
+    """Take old revisions of all policies, and of the model catalog, out of a database.
+
+    They cannot be shown or rolled back to any more.
+    """
+    with place(at) as found:
+        if not isinstance(found, StorePlace):
+            raise Failure("a running sidecar's history is not pruned; name its database with --at")
+        pruned = found.prune(keep)
+    if output == "text":
+        click.echo(f"{count(pruned, 'revision')} pruned")
+    else:
+        emit({"pruned": pruned}, output)
 
 
 def _report(made: PolicyRecord, what: str, dry_run: bool, output: str) -> None:

@@ -24,6 +24,7 @@ from sidecar.policies.stores import (
     Listed,
     PolicyFiles,
     PolicyHistory,
+    PolicyPruning,
     PolicyStore,
     PolicyWriting,
     StoreUrlError,
@@ -312,6 +313,13 @@ class StorePlace:
                         tell(f"{found}{stay}" if found else "the files can be used again")
         except SidecarError as error:
             raise ended(_failure(error), number) from None
+
+    def prune(self, keep: int) -> int:
+        """As `PolicyPruning`. Raises PlaceFailure."""
+        if not isinstance(self._store, PolicyPruning):
+            raise Failure("files have no history to prune; name a database with --at")
+        with failing():
+            return self._store.prune(keep)
 
     def close(self) -> None:
         self._store.close()

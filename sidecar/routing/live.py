@@ -350,7 +350,9 @@ class LivePolicies:
 
 
 def _is_in(change: Change, snapshot: Snapshot) -> bool:
-    """True if the snapshot holds what the change, its last one, has made."""
+    """True if the change is the last one of the snapshot, which holds what that has made."""
+    if change.number != snapshot.change:
+        return False
     if isinstance(change.record, CatalogRecord):
         return change.record == snapshot.catalog
     known = snapshot.records.get(change.record.policy.resource_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -12,10 +13,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.stores import ChangeKind
 from tests.cli.policy_commands import SUPPORT, beside, done, edit, only_fast, plain, sidecar
 from tests.grpc_api.stored import stored
 from tests.policies.stores import parts
 from tests.policies.stores.parts import CATALOG, FAST, policy
+from tests.waiting import until
 
 
 def test_history_tells_who_and_why(at: str, folder: Path) -> None:
@@ -296,3 +299,35 @@ async def test_against_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
         ["4", "rollback"],
     ]
     assert len(json.loads(catalog.output)["catalog"]["models"]) == len(CATALOG)
+
+
+async def test_history_is_pruned_beside_a_running_sidecar(tmp_path: Path, folder: Path) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    for description in ("second", "third"):
+        parts.write(store, ChangeKind.UPDATE, policy(description=description))
+    database = ("--at", f"sqlite:{tmp_path / 'policies.db'}")
+    async with stored(store) as api:
+        refused = await beside(api, "prune", "--keep", 1)
+        pruned = await asyncio.to_thread(sidecar, "prune", "--keep", 1, *database)
+        again = await asyncio.to_thread(
+            sidecar, "prune", "--keep", 1, "--output", "json", *database
+        )
+        await beside(api, "apply", edit(folder, "fourth"))
+        await until(lambda: api.live.snapshot.records[SUPPORT].policy.description == "fourth")
+        history = await beside(api, "history", "support", "--output", "json")
+        rolled = await beside(api, "rollback", "support", 1)
+
+    assert refused.exit_code == 1
+    assert "name its database with --at" in refused.stderr
+    assert pruned.stdout == "2 revisions pruned\n"
+    assert json.loads(again.stdout) == {"pruned": 0}
+    assert [each["revision"] for each in json.loads(history.stdout)] == [4, 3]
+    assert rolled.exit_code == 4
+    assert f"{SUPPORT}, revision 1, was pruned" in rolled.stderr
+
+
+def test_files_have_no_history_to_prune(folder: Path) -> None:
+    result = sidecar("prune", "--keep", 1, "--at", folder)
+
+    assert result.exit_code == 1
+    assert "files have no history to prune" in result.stderr

@@ -3,9 +3,10 @@
 Stores are synchronous and safe to use from several threads; who has an event loop calls them in a
 thread. Names are resource names, `namespaces/{namespace}/policies/{policy}`.
 
-A **change** is one accepted write. Changes of a store are numbered 1, 2, 3, … without a gap; the
-number is given under a lock in the transaction that writes, so that whoever has seen change n has
-seen all before it. Each makes exactly one revision of one policy, or of the model catalog.
+A **change** is one accepted write. Changes of a store are numbered 1, 2, 3, …, without a gap but
+for those that were pruned; the number is given under a lock in the transaction that writes, so that
+whoever has seen change n has seen all before it. Each makes exactly one revision of one policy, or
+of the model catalog.
 """
 
 from __future__ import annotations
@@ -244,6 +245,16 @@ class PolicyWriting(Protocol):
 
 
 @runtime_checkable
+class PolicyPruning(Protocol):
+    """A store whose history can be shortened."""
+
+    def prune(self, keep: int) -> int:
+        """Takes out what is not among the `keep` latest revisions of its policy, or of the model
+        catalog: 1 leaves the present ones. How many were taken out."""
+        ...
+
+
+@runtime_checkable
 class PolicyFiles(Protocol):
     """A store of files, which people edit."""
 
@@ -255,9 +266,10 @@ class PolicyFiles(Protocol):
 def change_at(store: PolicyStore, number: int) -> Change | None:
     """The change of that number; None where there is none, or it cannot be read."""
     try:
-        return next(iter(store.changes_after(number - 1, 1)), None) if number else None
+        found = next(iter(store.changes_after(number - 1, 1)), None) if number else None
     except SidecarError:
         return None
+    return found if found is not None and found.number == number else None
 
 
 def changes_following(
@@ -275,7 +287,7 @@ def changes_following(
 
 
 def with_changes(before: Snapshot, changes: Sequence[Change]) -> Snapshot:
-    """The snapshot after `changes`, which follow it without a gap."""
+    """The snapshot after `changes`, which are all that followed it."""
     records = dict(before.records)
     unreadable = dict(before.unreadable)
     catalog, number = before.catalog, before.change

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -215,6 +215,20 @@ class SqlStore(abc.ABC):
             connection.execute(update(state).values(last_change=len(rows)))
             self._announce(connection, len(rows))
         return len(rows)
+
+    def prune(self, keep: int) -> int:
+        """As `PolicyPruning`; of one policy after the other, so that no writer waits for long."""
+        joined = heads.join(changes, heads.c.change == changes.c.change)
+        present = select(changes.c.name, changes.c.revision).select_from(joined)
+        with self._reading() as connection:
+            longer = connection.execute(present.where(changes.c.revision > keep)).all()
+        pruned = 0
+        for name, revision in longer:
+            # Nothing of it is present: there can only be later ones by now.
+            old = (changes.c.name == name) & (changes.c.revision <= revision - keep)
+            with self._writing() as connection:
+                pruned += connection.execute(delete(changes).where(old)).rowcount
+        return pruned
 
     def _next_change(self, connection: Connection) -> int:
         counted = (

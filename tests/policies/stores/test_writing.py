@@ -19,10 +19,13 @@ from sidecar.policies.stores import (
     ChangeKind,
     MovedError,
     PolicyHistory,
+    PolicyPruning,
     PolicyStore,
     PolicyWrite,
     PolicyWriting,
     WriteNote,
+    change_at,
+    changes_following,
 )
 from tests.policies.stores.conftest import WRITABLE
 from tests.policies.stores.parts import (
@@ -392,3 +395,71 @@ def test_last_change_is_what_the_snapshot_has_of_it(make: MakeStore) -> None:
     (last,) = store.changes_after(snapshot.change - 1, 1)
 
     assert last.record in (snapshot.catalog, *snapshot.records.values())
+
+
+def with_history(make: MakeStore) -> PolicyStore:
+    """Changes 1 and 7 are the catalog's, 3 another policy's, 6 and 8 its deletion and its return;
+    the others `support`'s."""
+    store = make(FIRST, policy("zeta"))
+    write(store, UPDATE, SECOND)
+    write(store, UPDATE, policy(description="third"))
+    write(store, DELETE, "zeta")
+    write_catalog(store, LARGE, FAST)
+    write(store, UNDELETE, "zeta")
+    return store
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (1, {"support": [3], "zeta": [3], "catalog": [2]}),
+        (2, {"support": [3, 2], "zeta": [3, 2], "catalog": [2, 1]}),
+        (3, {"support": [3, 2, 1], "zeta": [3, 2, 1], "catalog": [2, 1]}),
+    ],
+)
+def test_latest_revisions_are_kept_and_the_others_pruned(
+    make: MakeStore, keep: int, kept: dict[str, list[int]]
+) -> None:
+    store = with_history(make)
+    assert isinstance(store, PolicyHistory)
+    assert isinstance(store, PolicyPruning)
+    before, made = store.snapshot(), store.last_change()
+
+    pruned = store.prune(keep)
+
+    assert pruned == made - sum(map(len, kept.values()))
+    assert store.snapshot() == before
+    for name in ("support", "zeta"):
+        listed = readable(store.revisions(name_of(name), None, 10))
+        assert [each.revision for each in listed] == kept[name]
+    changes = store.changes_after(0, 100)
+    catalogs = [each.record.revision for each in changes if each.kind is ChangeKind.CATALOG]
+    assert catalogs == sorted(kept["catalog"])
+    assert store.prune(keep) == 0
+    assert write(store, UPDATE, FIRST).number == made + 1
+
+
+def test_pruned_revision_is_told_from_one_that_has_never_been(make: MakeStore) -> None:
+    store = with_history(make)
+    assert isinstance(store, PolicyHistory)
+    assert isinstance(store, PolicyPruning)
+    store.prune(1)
+
+    for revision, why in ((1, "revision 1, was pruned"), (4, "has no revision 4")):
+        with pytest.raises(SidecarError, match=why) as caught:
+            store.revision(SUPPORT, revision)
+        assert caught.value.code is ErrorCode.REVISION_NOT_FOUND
+
+
+def test_whoever_has_seen_a_pruned_change_misses_none_that_follows(make: MakeStore) -> None:
+    store = with_history(make)
+    assert isinstance(store, PolicyPruning)
+    sent = change_at(store, 4)
+    store.prune(1)
+
+    assert change_at(store, 4) is None
+    following = changes_following(store, 4, None, 10)
+    assert [each.number for each in following] == [5, 7, 8]
+    with pytest.raises(SidecarError) as caught:
+        changes_following(store, 4, sent, 10)
+    assert caught.value.code is ErrorCode.CHANGES_LOST
