@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.core.policy import Catalog, Model, Policy
-from sidecar.policies.findings import Finding, closest, error, has_errors, quoted
+from sidecar.policies.findings import Finding, closest, error, has_errors, quoted, spelled
 from sidecar.policies.rules import check_catalog, check_policy, limited
 from sidecar.policies.schema import (
     API_VERSION,
@@ -116,7 +116,7 @@ def _version_findings(value: dict[str, object]) -> list[Finding]:
         return []
     if "apiVersion" not in value:
         return [error("apiVersion", f"missing; add `apiVersion: {API_VERSION}`")]
-    return [error("apiVersion", f"{quoted(str(version))} is not known; write {API_VERSION}")]
+    return [error("apiVersion", f"{spelled(str(version))} is not known; write {API_VERSION}")]
 
 
 def _kind_finding(value: dict[str, object]) -> Finding:
@@ -125,5 +125,5 @@ def _kind_finding(value: dict[str, object]) -> Finding:
         return error("kind", f"missing; add `kind: {kinds[0]}` or `kind: {kinds[1]}`")
     kind = str(value["kind"])
     if (meant := closest(kind, kinds)) is not None:
-        return error("kind", f"unknown kind {quoted(kind)}; did you mean {quoted(meant)}?")
-    return error("kind", f"unknown kind {quoted(kind)}; the kinds are {' and '.join(kinds)}")
+        return error("kind", f"unknown kind {spelled(kind)}; did you mean {quoted(meant)}?")
+    return error("kind", f"unknown kind {spelled(kind)}; the kinds are {' and '.join(kinds)}")

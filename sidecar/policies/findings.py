@@ -114,6 +114,13 @@ def quoted(value: str) -> str:
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in shown)
 
 
+def spelled(value: str) -> str:
+    """`quoted`, for names that are ASCII: of any other character, which may look like the one that
+    was meant, the number."""
+    other = next((char for char in value if not char.isascii()), None)
+    return quoted(value) if other is None else f"{quoted(value)} (with U+{ord(other):04X})"
+
+
 def closest(value: str, known: Iterable[str]) -> str | None:
     """The known spelling that `value` was probably meant to be."""
     spellings = {name.lower(): name for name in known}

@@ -30,6 +30,7 @@ from sidecar.policies.findings import (
     item,
     member,
     quoted,
+    spelled,
     warning,
 )
 
@@ -243,8 +244,8 @@ def _model_list_errors(owner: str, models: ModelList, catalog: Catalog | None) -
 
 def _unknown(what: str, name: str, known: Iterable[str], remedy: str) -> str:
     if (meant := closest(name, known)) is not None:
-        return f"unknown {what} {quoted(name)}; did you mean {quoted(meant)}?"
-    return f"unknown {what} {quoted(name)}; {remedy}"
+        return f"unknown {what} {spelled(name)}; did you mean {quoted(meant)}?"
+    return f"unknown {what} {spelled(name)}; {remedy}"
 
 
 def _label_errors(path: str, value: str) -> Iterator[Finding]:
@@ -258,7 +259,7 @@ def _label_errors(path: str, value: str) -> Iterator[Finding]:
     elif not _LABEL.fullmatch(value):
         yield error(
             path,
-            f"{quoted(value)} may have only lower-case letters, digits and inner hyphens, "
+            f"{spelled(value)} may have only lower-case letters, digits and inner hyphens, "
             "such as support or eu-support",
         )
 

@@ -47,6 +47,7 @@ from sidecar.policies.findings import (
     quoted,
     self_and_ancestors,
     shortened,
+    spelled,
 )
 
 API_VERSION = "llmrouter.v1"
@@ -396,8 +397,8 @@ def _keys_at(loc: tuple[int | str, ...], shape: type[S]) -> list[str]:
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
     if (meant := closest(key, known)) is not None:
-        return f"unknown key {quoted(key)}; did you mean {quoted(meant)}?"
-    return f"unknown key {quoted(key)}; the keys here are {', '.join(known)}"
+        return f"unknown key {spelled(key)}; did you mean {quoted(meant)}?"
+    return f"unknown key {spelled(key)}; the keys here are {', '.join(known)}"
 
 
 def _not_one_of(value: object, expected: str) -> str:
@@ -405,8 +406,8 @@ def _not_one_of(value: object, expected: str) -> str:
     if not isinstance(value, str):
         return f"must be one of {', '.join(choices)}, not {_described(value, '')}"
     if (meant := closest(value, choices)) is not None:
-        return f"{quoted(value)} is none of {', '.join(choices)}; did you mean {quoted(meant)}?"
-    return f"{quoted(value)} is none of {', '.join(choices)}; use one of them"
+        return f"{spelled(value)} is none of {', '.join(choices)}; did you mean {quoted(meant)}?"
+    return f"{spelled(value)} is none of {', '.join(choices)}; use one of them"
 
 
 _MAPPING = "a mapping"

@@ -171,6 +171,26 @@ models:
     }
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("name: e", "n\u0430me: e", '(with U+0430); did you mean "name"?'),
+        ("[openai/small, ", "[openai/sm\u0430ll, ", '(with U+0430); did you mean "openai/small"?'),
+        ("example", "ex\u0430mple", "(with U+0430) may have only lower-case letters"),
+        ("kind: Policy", "kind: P\u043elicy", '(with U+043E); did you mean "Policy"?'),
+        ("routes:", "pin: t\u0430sk\nroutes:", "(with U+0430) is none of"),
+    ],
+    ids=["key", "model", "name", "kind", "value"],
+)
+def test_letter_that_looks_like_another_is_told(
+    tmp_path: Path, written: str, instead: str, said: str
+) -> None:
+    path = policy_file(tmp_path)
+    path.write_text(path.read_text().replace(written, instead, 1))
+
+    assert any(said in line for line in lines(path))
+
+
 def test_declared_order_of_routes_and_models_is_kept(tmp_path: Path) -> None:
     names = ["zebra", "apple", "Mango", "banana"]
     path = tmp_path / "order.yaml"
