@@ -28,7 +28,7 @@ from sidecar.engines import EngineError, EngineInfo
 from sidecar.evaluation.asking import ask
 from sidecar.evaluation.baselines import Baseline, majority, word_overlap
 from sidecar.evaluation.calibration import NothingToFitError
-from sidecar.evaluation.cases import Case, CaseError, read_cases, sample
+from sidecar.evaluation.cases import Case, CaseError, case_files, read_cases, sample
 from sidecar.evaluation.engine_temperature import write_temperature
 from sidecar.evaluation.minilm import minilm
 from sidecar.evaluation.outcomes import Outcome
@@ -172,6 +172,7 @@ def evaluate(
         raise click.UsageError("give --model or --target, not both")
     if write and model is None:
         raise click.UsageError("--write-temperature needs --model, the engine to write to")
+    _check_outputs(paths, json_path, report_path)
     wanted = Wanted(
         cases=_cases(paths, limit),
         model=model,
@@ -203,6 +204,19 @@ def evaluate(
 
 eval = evaluate
 """The name by which the command line finds its commands."""
+
+
+def _check_outputs(paths: Sequence[Path], json_path: Path | None, report_path: Path | None) -> None:
+    """Raises UsageError where results would be written over the cases, or over each other."""
+    try:
+        taken = {file.resolve(): "the cases" for file in case_files(paths)}
+    except CaseError as error:
+        raise Failure(str(error)) from None
+    for option, path in (("--json", json_path), ("--report", report_path)):
+        if path is None or (path.exists() and not path.is_file()):
+            continue  # /dev/null takes both.
+        if (what := taken.setdefault(path.resolve(), option)) != option:
+            raise click.UsageError(f"{option} {path} would be written over {what}; name another")
 
 
 def _cases(paths: Sequence[Path], limit: int | None) -> list[Case]:

@@ -71,6 +71,25 @@ def cases(tmp_path: Path) -> Path:
     return write_cases(tmp_path / "mine.jsonl", lines())
 
 
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (["--json", "mine.jsonl"], "--json mine.jsonl would be written over the cases"),
+        (["--report", "./mine.jsonl"], "--report mine.jsonl would be written over the cases"),
+        (["--json", "x", "--report", "x"], "--report x would be written over --json"),
+    ],
+    ids=["json", "report", "each other"],
+)
+def test_results_are_not_written_over_what_is_read(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, outputs: list[str], says: str
+) -> None:
+    monkeypatch.chdir(cases.parent)
+    before = cases.read_bytes()
+    result = CliRunner().invoke(cli, ["eval", "--cases", ".", *outputs])
+    assert (result.exit_code, cases.read_bytes()) == (2, before)
+    assert f"{says}; name another" in result.stderr
+
+
 def test_a_run_measures_reports_and_leaves_nothing_behind(tmp_path: Path, cases: Path) -> None:
     results, report = tmp_path / "results.json", tmp_path / "report.html"
     arguments = ["eval", "--cases", str(cases), "--json", str(results), "--report", str(report)]
