@@ -6,6 +6,7 @@ change what is measured, and nobody would notice.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -174,8 +175,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _text(line, f"{path}:{number}")
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield number, _text(text, f"{path}:{number}")
     except (OSError, EOFError, zlib.error) as error:
         raise CaseError(f"{path}: cannot be read: {error}") from None
 

@@ -112,6 +112,11 @@ def test_folders_and_compressed_files_are_read(tmp_path: Path) -> None:
     assert [(c.file, c.id) for c in read_cases([tmp_path])] == [("b", "1"), ("a", "z")]
 
 
+def test_a_byte_order_mark_is_passed_over_as_in_a_file_of_conversations(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(line()).encode())
+    assert [each.id for each in read_cases([tmp_path])] == ["1"]
+
+
 def test_a_damaged_compressed_file_is_refused(tmp_path: Path) -> None:
     whole = gzip.compress(json.dumps(line()).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[:-12])
