@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 
-from sidecar.core.policy import Capability, Catalog, ModelList, Policy, Preference
+from sidecar.core.policy import Capability, Catalog, Model, ModelList, Policy, Preference
 from sidecar.policies.examples import ExampleResult
 from sidecar.policies.findings import Finding, item, member, quoted, warning
 from sidecar.policies.prices import MAX_AGE_DAYS, PriceAges, price_ages
@@ -45,6 +45,7 @@ def lint(
     found = list(_lint(policy, catalog))
     if today is not None:
         found += _dated(policy, price_ages(named, today, max_price_age_days), max_price_age_days)
+        found += _ahead(named, today)
     return tuple(found)
 
 
@@ -129,6 +130,18 @@ def _dated(policy: Policy, ages: PriceAges, max_age_days: int) -> Iterator[Findi
             "",
             f"{_some(undated)}: `cheapest` goes by prices of which the catalog does not say as of "
             "which day; put it into prices.as_of",
+        )
+
+
+def _ahead(models: Sequence[Model], today: date) -> Iterator[Finding]:
+    """Such prices would not be taken for old in time. It is tomorrow already in some places."""
+    tomorrow = today + timedelta(days=1)
+    ahead = [each.id for each in models if each.prices_as_of and each.prices_as_of > tomorrow]
+    if ahead:
+        yield warning(
+            "",
+            f"{_some(ahead)}: priced as of a day that is yet to come; put the day on which the "
+            "prices were looked up into the catalog's prices.as_of",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import Capability, Model, PinMode, Policy
 from sidecar.policies.documents import catalog_document, yaml_text
+from sidecar.policies.prices import today
 from sidecar.policies.stores import ChangeKind
 from sidecar.routing import PolicyRegistry
 from tests.cli.policy_commands import BILLING, beside, edit, sidecar
@@ -288,6 +289,20 @@ def test_lint_names_prices_that_are_old(tmp_path: Path, limit: list[str], old: b
     result = sidecar("lint", file, *limit)
 
     assert ('"acme/fast": priced as of more than 180 days ago' in result.output) is old
+
+
+@pytest.mark.parametrize(("days", "named"), [(1, False), (2, True), (3650, True)])
+def test_lint_names_prices_of_days_that_are_yet_to_come(
+    tmp_path: Path, days: int, named: bool
+) -> None:
+    file = tmp_path / "dated.yaml"
+    day = today() + timedelta(days=days)
+    models = [Model("acme/fast", "f", input_price=1.0, output_price=1.0, prices_as_of=day)]
+    file.write_text(yaml_text(catalog_document(models)) + "---\n" + BILLING)
+
+    result = sidecar("lint", file)
+
+    assert ('"acme/fast": priced as of a day that is yet to come' in result.output) is named
 
 
 @pytest.mark.parametrize(

@@ -117,13 +117,15 @@ def a_policy(preference: Preference) -> Policy:
 OLD = '"old": priced as of more than 90 days ago'
 UNDATED = '"dear": `cheapest` goes by prices of which the catalog does not say as of which day'
 
+AHEAD = '"new": priced as of a day that is yet to come'
+
 
 @pytest.mark.parametrize(
     ("preference", "today", "said"),
     [
         (Preference.CHEAPEST, TODAY, [OLD, UNDATED]),
         (Preference.DECLARED, TODAY, [OLD]),
-        (Preference.CHEAPEST, date(2013, 5, 1), [UNDATED]),
+        (Preference.CHEAPEST, date(2013, 5, 1), [UNDATED, AHEAD]),
         (Preference.CHEAPEST, None, []),
     ],
 )
