@@ -122,7 +122,7 @@ class SqlStore(abc.ABC):
             row = _head(connection, name)
         if row is None or _is_lost(row):
             raise refusals.not_found(name)
-        return _kept(policy_record, row)
+        return _kept(policy_record, row, ", or roll the policy back, or delete it")
 
     def policies(
         self, namespace: str | None, after: str, limit: int, deleted: bool = False

@@ -142,7 +142,7 @@ def test_policy_that_cannot_be_read_is_named_and_leaves_the_others(
     assert list(snapshot.records) == [name_of("other")]
     assert why in snapshot.unreadable[name_of("support")]
     says = f"support, revision 1, cannot be read.*{why}.*newer version"
-    with pytest.raises(SidecarError, match=says):
+    with pytest.raises(SidecarError, match=f"{says}.*, or roll the policy back, or delete it$"):
         store.policy(name_of("support"))
     other, support = store.policies(None, "", 10, deleted=True)
     assert isinstance(store, SqlStore)
