@@ -1,8 +1,8 @@
 """The tables of the SQL stores, and rows to records.
 
-Every accepted write is a row of `changes`, which is never changed afterwards; `heads` points at the
-present revision of each policy, `state` counts. Migrations are in `migrations`, and a test compares
-their result with these tables.
+Every accepted write is a row of `changes`, which is never changed afterwards until it is pruned;
+`heads` points at the present revision of each policy, `state` counts. Migrations are in
+`migrations`, and a test compares their result with these tables.
 """
 
 from __future__ import annotations
