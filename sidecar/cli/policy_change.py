@@ -32,6 +32,7 @@ from sidecar.cli.policy_place import (
     resource_name,
 )
 from sidecar.cli.policy_view import emit, print_diff
+from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import (
     Catalog,
     CatalogRecord,
@@ -186,17 +187,27 @@ class _Applying:
 
     def _policy(self, policy: Policy) -> Applied:
         name = policy.resource_name
-        present = self._present(name)
-        if present is None:
-            note = note_of(self._author, self._message)
-            made = self._place.create(policy, note, self._dry_run, self._examples_pass)
-            return Applied(name, self._tense("created"), made.revision)
+        present = self._record(name)
+        if present is None or present.deleted:
+            return self._created(policy)
         if present.digest == policy.digest():
             return Applied(name, "unchanged", present.revision)
         # The etag: what somebody else writes from now on is not overwritten unseen.
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update(policy, note, self._dry_run, self._examples_pass)
         return Applied(name, self._tense("updated"), made.revision, _diff(present, policy))
+
+    def _created(self, policy: Policy) -> Applied:
+        name = policy.resource_name
+        note = note_of(self._author, self._message)
+        try:
+            made = self._place.create(policy, note, self._dry_run, self._examples_pass)
+        except PlaceFailure as failure:
+            # One that cannot be undeleted is created anew.
+            if failure.code is ErrorCode.POLICY_EXISTS:
+                self._present(name)
+            raise
+        return Applied(name, self._tense("created"), made.revision)
 
     def _tried(self, policy: Policy, known: Catalog) -> Applied:
         """What would come of a policy, by the place if that knows its models."""
@@ -236,14 +247,17 @@ class _Applying:
         diff = catalog_diff(present, files.catalog, names)
         return Applied("model catalog", self._tense("updated"), revision, diff)
 
-    def _present(self, name: str) -> PolicyRecord | None:
+    def _record(self, name: str) -> PolicyRecord | None:
         try:
-            record = self._place.get(name)
+            return self._place.get(name)
         except PlaceFailure as failure:
             if failure.exit_code == NOT_FOUND:
                 return None
             raise
-        if record.deleted:
+
+    def _present(self, name: str) -> PolicyRecord | None:
+        record = self._record(name)
+        if record is not None and record.deleted:
             raise Failure(f"{name} was deleted; undelete it first")
         return record
 

@@ -94,14 +94,18 @@ class PolicyEditing:
         self._default = default
 
     def create(self, policy: Policy, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
-        """The first revision of a new policy."""
+        """The first revision of a new policy; or the next one of a deleted policy which cannot be
+        undeleted as it was, since models that it names have left the catalog."""
         name = policy.resource_name
 
         def plan() -> PolicyWrite:
             present = self._present(name)
-            if present is not None:
+            if present is None:
+                return self._checked(name, ChangeKind.CREATE, policy, note)
+            if not present.deleted or self._can_return(present.policy):
                 raise refusals.exists(name, present.deleted)
-            return self._checked(name, ChangeKind.CREATE, policy, note)
+            expecting = _expecting(note, present)
+            return self._checked(name, ChangeKind.UNDELETE, policy, expecting)
 
         return self._policy(plan, None, note, validate_only)
 
@@ -260,6 +264,9 @@ class PolicyEditing:
             if error.code is ErrorCode.POLICY_NOT_FOUND:
                 return None
             raise
+
+    def _can_return(self, policy: Policy) -> bool:
+        return next(policy_errors(policy, self._store.catalog().models), None) is None
 
     def _last(self, name: str) -> Listed | None:
         """The last revision; None if there has been no such policy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.policy import ModelList, Policy, WeightedModel
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, yaml_text
+from sidecar.policies.stores import ChangeKind
 from tests.cli.policy_commands import (
     BILLING,
     SUPPORT,
     beside,
     done,
     edit,
+    edited,
     only_fast,
     plain,
     sidecar,
@@ -225,3 +229,29 @@ async def test_dry_run_with_another_catalog_routes_the_examples(
     assert f"{name_of('trial')}: would be created (revision 1)" in foreseen.stdout
     assert refused.exit_code == 1
     assert says in refused.stderr
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_deleted_policy_whose_models_are_gone_is_applied_anew(
+    tmp_path: Path, folder: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy("other"), policy())
+    parts.write(store, ChangeKind.DELETE, "other")
+    parts.write(store, ChangeKind.UPDATE, policy_of_fast("support"))
+    parts.write_catalog(store, FAST)
+    file = folder / "other.yaml"
+    file.write_text(edited(policy_of_fast("other")))
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{tmp_path / 'policies.db'}"
+        refused = await asyncio.to_thread(sidecar, "undelete", "other", "--at", at)
+        foreseen = await asyncio.to_thread(sidecar, "apply", file, "--at", at, "--dry-run")
+        applied = await asyncio.to_thread(sidecar, "apply", file, "--at", at)
+
+    assert refused.exit_code == 1
+    assert 'unknown model "acme/large"' in refused.stderr
+    assert f"{name_of('other')}: would be created (revision 3)\n" in foreseen.stdout
+    assert f"{name_of('other')}: created (revision 3)\n" in applied.stdout
+
+
+def policy_of_fast(name: str) -> Policy:
+    return Policy(name, (), ModelList((WeightedModel(FAST.id),)))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import Policy, PolicyRecord
+from sidecar.core.policy import Model, ModelList, Policy, PolicyRecord, WeightedModel
 from sidecar.policies.editing import PolicyEditing, WritableStore
 from sidecar.policies.stores import (
     CatalogWrite,
@@ -463,3 +463,27 @@ def test_whoever_has_seen_a_pruned_change_misses_none_that_follows(make: MakeSto
     with pytest.raises(SidecarError) as caught:
         changes_following(store, 4, sent, 10)
     assert caught.value.code is ErrorCode.CHANGES_LOST
+
+
+@pytest.mark.parametrize("catalog", [(FAST,), (FAST, LARGE)], ids=["without", "with"])
+def test_deleted_policy_whose_models_are_gone_is_created_anew(
+    make: MakeStore, catalog: tuple[Model, ...]
+) -> None:
+    """It cannot be undeleted, and nothing else would give its name back."""
+    store = cast(WritableStore, make(FIRST))
+    editing = PolicyEditing(store, lambda _: None)
+    write(store, DELETE, "support")
+    write_catalog(store, *catalog)
+    new = Policy("support", (), ModelList((WeightedModel(FAST.id),)))
+
+    if LARGE in catalog:
+        with pytest.raises(SidecarError, match="was deleted; undelete it"):
+            editing.create(new, note())
+        return
+    with pytest.raises(SidecarError, match="unknown model"):
+        editing.undelete(SUPPORT, note())
+    foreseen = editing.create(new, note(), validate_only=True)
+    made = editing.create(new, note())
+
+    assert (foreseen.revision, made.revision, made.policy, made.deleted) == (3, 3, new, False)
+    assert store.policy(SUPPORT) == made

@@ -138,7 +138,8 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreatePolicy(self, request, context):
-        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one.
+        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one that can be
+        undeleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

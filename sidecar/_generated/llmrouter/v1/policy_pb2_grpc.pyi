@@ -32,7 +32,9 @@ class PolicyServiceStub:
     not a failed call.
     """
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreatePolicyRequest, _policy_pb2.Policy]
-    """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one."""
+    """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one that can be
+    undeleted.
+    """
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdatePolicyRequest, _policy_pb2.Policy]
     """Makes the next revision of a policy. ABORTED if its etag is not the one that was sent."""
     DeletePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeletePolicyRequest, _policy_pb2.Policy]
@@ -98,7 +100,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.CreatePolicyRequest,
         context: _aio.ServicerContext[_policy_pb2.CreatePolicyRequest, _abc.Awaitable[_policy_pb2.Policy]],
     ) -> _abc.Awaitable[_policy_pb2.Policy]:
-        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one."""
+        """Adds a policy. ALREADY_EXISTS if there is one of that name, or a deleted one that can be
+        undeleted.
+        """
 
     @_abc_1.abstractmethod
     def UpdatePolicy(
