@@ -95,14 +95,14 @@ class PolicyEditing:
 
     def create(self, policy: Policy, note: WriteNote, validate_only: bool = False) -> PolicyRecord:
         """The first revision of a new policy; or the next one of a deleted policy which cannot be
-        undeleted as it was, since models that it names have left the catalog."""
+        undeleted as it was, since it names models that have left the catalog, or is too large."""
         name = policy.resource_name
 
         def plan() -> PolicyWrite:
             present = self._present(name)
             if present is None:
                 return self._checked(name, ChangeKind.CREATE, policy, note)
-            if not present.deleted or self._can_return(present.policy):
+            if not present.deleted or self._can_return(present, note):
                 raise refusals.exists(name, present.deleted)
             expecting = _expecting(note, present)
             return self._checked(name, ChangeKind.UNDELETE, policy, expecting)
@@ -265,8 +265,14 @@ class PolicyEditing:
                 return None
             raise
 
-    def _can_return(self, policy: Policy) -> bool:
-        return next(policy_errors(policy, self._store.catalog().models), None) is None
+    def _can_return(self, deleted: PolicyRecord, note: WriteNote) -> bool:
+        try:
+            self._checked(deleted.policy.resource_name, ChangeKind.UNDELETE, deleted.policy, note)
+        except SidecarError as error:
+            if error.code not in (ErrorCode.INVALID_POLICY, ErrorCode.POLICY_TOO_LARGE):
+                raise
+            return False
+        return True
 
     def _last(self, name: str) -> Listed | None:
         """The last revision; None if there has been no such policy."""

@@ -487,3 +487,21 @@ def test_deleted_policy_whose_models_are_gone_is_created_anew(
 
     assert (foreseen.revision, made.revision, made.policy, made.deleted) == (3, 3, new, False)
     assert store.policy(SUPPORT) == made
+
+
+def test_deleted_policy_that_is_too_large_by_now_is_created_anew(make: MakeStore) -> None:
+    """As where a routing model with a shorter prompt has come."""
+    store = cast(WritableStore, make(FIRST))
+    write(store, DELETE, "support")
+
+    def compiled(content: Policy) -> None:
+        if content.routes:
+            raise SidecarError(ErrorCode.POLICY_TOO_LARGE, "the routes take 600 tokens of 512")
+
+    editing = PolicyEditing(store, compiled)
+    new = replace(FIRST, routes=())
+
+    with pytest.raises(SidecarError, match="600 tokens"):
+        editing.undelete(SUPPORT, note())
+
+    assert editing.create(new, note()).policy == new
