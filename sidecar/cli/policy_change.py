@@ -203,10 +203,13 @@ class _Applying:
         try:
             made = self._place.create(policy, note, self._dry_run, self._examples_pass)
         except PlaceFailure as failure:
-            # One that cannot be undeleted is created anew.
-            if failure.code is ErrorCode.POLICY_EXISTS:
-                self._present(name)
-            raise
+            if failure.code is not ErrorCode.POLICY_EXISTS:
+                raise
+            # Deleted, but it can be undeleted; or somebody was faster.
+            present = self._present(name)
+            if present is None or present.digest != policy.digest():
+                raise PlaceFailure(ErrorCode.POLICY_CONFLICT, failure.message) from None
+            return Applied(name, "unchanged", present.revision)
         return Applied(name, self._tense("created"), made.revision)
 
     def _tried(self, policy: Policy, known: Catalog) -> Applied:

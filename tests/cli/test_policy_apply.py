@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.policy import ModelList, Policy, WeightedModel
+from sidecar.core.policy import ModelList, Policy, PolicyRecord, WeightedModel
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, yaml_text
-from sidecar.policies.stores import ChangeKind
+from sidecar.policies.stores import ChangeKind, refusals
+from sidecar.policies.stores.sqlite import SqliteStore
 from tests.cli.policy_commands import (
     BILLING,
     SUPPORT,
@@ -229,6 +230,26 @@ async def test_dry_run_with_another_catalog_routes_the_examples(
     assert f"{name_of('trial')}: would be created (revision 1)" in foreseen.stdout
     assert refused.exit_code == 1
     assert says in refused.stderr
+
+
+@pytest.mark.parametrize(("same", "status"), [(True, 0), (False, 3)])
+def test_policy_that_somebody_else_creates_meanwhile_is_theirs(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch, same: bool, status: int
+) -> None:
+    file = folder / "default-support.yaml" if same else edit(folder)
+
+    def not_yet(store: SqliteStore, name: str) -> PolicyRecord:
+        monkeypatch.undo()
+        raise refusals.not_found(name)
+
+    monkeypatch.setattr(SqliteStore, "policy", not_yet)
+
+    result = sidecar("apply", file, "--at", at)
+
+    assert result.exit_code == status
+    assert (f"{SUPPORT}: unchanged (revision 1)" in result.stdout) is same
+    assert (f"{SUPPORT} exists already" in result.stderr) is not same
+    assert plain("get", "support", "--at", at)["revision"] == 1
 
 
 @pytest.mark.parametrize("running", [False, True])
