@@ -16,7 +16,9 @@ from sidecar.policies.documents import catalog_document, policy_document, yaml_t
 from sidecar.policies.stores import Change
 
 OUTPUTS = ("text", "json", "yaml")
-_NO_TERMINAL = 400
+_NO_TERMINAL = 1000
+_SHOWN_CHARS = 300
+"""Of who, when and why, in a table; all of it is in the output for programs."""
 
 
 def emit(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], output: str) -> None:
@@ -98,7 +100,7 @@ def print_policies(records: Sequence[PolicyRecord]) -> None:
             _plain(record.policy.resource_name + (" (deleted)" if record.deleted else "")),
             str(record.revision),
             str(len(record.policy.routes)),
-            _plain(by_line(record.attribution)),
+            _plain(_short(by_line(record.attribution))),
             record.digest.removeprefix("sha256:")[:12],
         )
     _wide().print(table)
@@ -113,7 +115,7 @@ def print_history(records: Sequence[PolicyRecord]) -> None:
         table.add_row(
             str(record.revision) + (" (deleted)" if record.deleted else ""),
             str(record.change or ""),
-            _plain(by_line(record.attribution)),
+            _plain(_short(by_line(record.attribution))),
             record.digest.removeprefix("sha256:")[:12],
         )
     _wide().print(table)
@@ -136,6 +138,12 @@ def print_change(change: Change) -> None:
         f"{change.number}  {change.kind.value:<8} {name}, revision {record.revision}  "
         f"{' '.join(by_line(record.attribution).split())}".rstrip()
     )
+
+
+def _short(text: str) -> str:
+    """In one line, whatever the message of the change."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}…"
 
 
 def _plain(text: str) -> Text:

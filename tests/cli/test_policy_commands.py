@@ -34,6 +34,18 @@ def test_history_tells_who_and_why(at: str, folder: Path) -> None:
     assert "grace (claimed): clearer" in done("history", "support", "--at", at)
 
 
+@pytest.mark.parametrize("command", [("history", "support"), ("list",)], ids=lambda each: each[0])
+def test_change_is_a_line_of_a_table_whatever_its_message(
+    at: str, folder: Path, command: tuple[str, ...]
+) -> None:
+    done("apply", edit(folder), "--at", at, "-m", "first line\nand " + "more " * 300)
+
+    lines = done(*command, "--at", at).splitlines()
+
+    assert len(lines) == (3 if command[0] == "history" else 2)
+    assert "(claimed): first line and more" in lines[1]
+
+
 @pytest.mark.parametrize("name", ["\udcff", "two\nlines"])
 def test_login_name_that_no_place_keeps_is_left_out(
     at: str, monkeypatch: pytest.MonkeyPatch, name: str
@@ -314,6 +326,7 @@ async def test_history_is_pruned_beside_a_running_sidecar(tmp_path: Path, folder
         )
         await beside(api, "apply", edit(folder, "fourth"))
         await until(lambda: api.live.snapshot.records[SUPPORT].policy.description == "fourth")
+        await api.live.settled()
         history = await beside(api, "history", "support", "--output", "json")
         rolled = await beside(api, "rollback", "support", 1)
 
