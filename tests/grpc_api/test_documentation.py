@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,34 @@ def test_limits_in_the_api_are_those_of_the_code(file: str, said: str) -> None:
     text = (PROTO / f"{file}.proto").read_text()
 
     assert said in " ".join(text.replace("//", " ").split())
+
+
+def logged() -> Iterator[tuple[str, str]]:
+    """Each entry that the code logs, and its level."""
+    for path in (ROOT / "sidecar").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="_log"), attr=level),
+                    args=[ast.Constant(value=str(entry)), *_],
+                ):
+                    yield entry, "error" if level == "exception" else level
+
+
+def test_every_entry_of_the_log_is_listed_with_its_level() -> None:
+    table = TEXT[TEXT.index("| Entry | Level | |") : TEXT.index("`policy_digest` tells")]
+    listed = {
+        name: level
+        for names, level in re.findall(r"^\| (`.*?`) \| (.*?) \|", table, re.MULTILINE)
+        for name in re.findall("`(.*?)`", names)
+    }
+    found = set()
+    for entry, level in logged():
+        # What follows the dots is left out of the page.
+        names = [name for name in listed if fnmatchcase(entry, name.replace("…", "*"))]
+        assert names, entry
+        assert level in listed[names[0]], entry
+        found.update(names)
+
+    # That one is made for each decision, by a name of its own.
+    assert set(listed) - found == {"decision"}
