@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -206,5 +208,14 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
     default = stack.plaintext_address == ServerSettings().grpc_address
     at = "" if default else f" --address {stack.plaintext_address}"
-    lines.append(f"Ready. Try: sidecar route 'Why does my loop never end?'{at}. Ctrl-C stops all.")
+    lines.append(
+        f"Ready. Try: {own_name()} route 'Why does my loop never end?'{at}. Ctrl-C stops all."
+    )
     click.echo("\n".join(lines))
+
+
+def own_name() -> str:
+    """What the reader types for this program: `make up` starts one that is not in the shell's
+    search path."""
+    started = sys.argv[0]
+    return started if Path(started).name == "sidecar" and not shutil.which("sidecar") else "sidecar"

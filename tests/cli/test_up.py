@@ -27,7 +27,7 @@ from sidecar.cli.failures import Failure
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls
-from sidecar.cli.up import check_policies, chosen_engine, with_console, with_policies
+from sidecar.cli.up import check_policies, chosen_engine, own_name, with_console, with_policies
 from sidecar.config import load_settings
 from sidecar.engines import EngineInfo
 from sidecar.grpc_api.health import ROUTING_MODEL
@@ -452,3 +452,23 @@ def test_the_demo_prints_a_decision_by_the_model_for_every_conversation(
     assert "\x1b" not in result.stdout + result.stderr
     note = "has not been trained to route" in " ".join(result.stdout.split())
     assert note is not cpu_engine.router.trained
+
+
+@pytest.mark.parametrize(
+    ("started", "installed", "said"),
+    [
+        (".venv/bin/sidecar", False, ".venv/bin/sidecar"),
+        (".venv/bin/sidecar", True, "sidecar"),
+        ("/src/sidecar/cli/__main__.py", False, "sidecar"),
+    ],
+    ids=["make up", "in the path", "as a module"],
+)
+def test_what_to_try_can_be_typed_as_it_is_printed(
+    started: str, installed: bool, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "up"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if installed:
+        (tmp_path / "sidecar").touch(0o755)
+
+    assert own_name() == said
