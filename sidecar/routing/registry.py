@@ -205,10 +205,10 @@ class PolicyRegistry:
             found = self._in_force.named[resource]
             return _with(found, self._prompts.get(found.ref.digest))
         except KeyError:
-            known = ", ".join(sorted(self._in_force.named)[:10]) or "none"
+            known = ", ".join(sorted(self._in_force.named)[:10])
+            others = f"the first of those loaded: {known}" if known else "make one: none is loaded"
             raise SidecarError(
-                ErrorCode.POLICY_NOT_FOUND,
-                f"there is no policy {resource}; the first of those loaded: {known}",
+                ErrorCode.POLICY_NOT_FOUND, f"there is no policy {resource}; {others}"
             ) from None
 
     async def ready(self, compiled: CompiledPolicy, within_s: float) -> CompiledPolicy | None:

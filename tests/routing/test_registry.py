@@ -67,6 +67,11 @@ def test_unknown_policy_names_those_there_are() -> None:
     assert caught.value.code is ErrorCode.POLICY_NOT_FOUND
 
 
+def test_unknown_policy_where_there_are_none_says_what_to_do() -> None:
+    with pytest.raises(SidecarError, match="/policies/main; make one: none is loaded$"):
+        registry(Compiler()).get(PolicyName("main"))
+
+
 def test_a_named_policy_that_is_too_large_is_refused_at_once() -> None:
     with pytest.raises(SidecarError) as caught:
         registry(Compiler(), POLICY, replace(POLICY, name="huge"))
