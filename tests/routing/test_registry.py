@@ -68,7 +68,7 @@ def test_unknown_policy_names_those_there_are() -> None:
 
 
 def test_unknown_policy_where_there_are_none_says_what_to_do() -> None:
-    with pytest.raises(SidecarError, match="/policies/main; make one: none is loaded$"):
+    with pytest.raises(SidecarError, match=r"/policies/main; make one: none is loaded$"):
         registry(Compiler()).get(PolicyName("main"))
 
 
