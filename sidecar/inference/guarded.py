@@ -179,6 +179,7 @@ class GuardedModel:
             return
         self._breaker.recovering()
         await self._recover(self._model, self._breaker.only_late)
+        self._answered = time.perf_counter()
         self._breaker.close()
         _log.info("routing model answers")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 
@@ -74,6 +75,18 @@ async def test_an_outage_that_a_call_noticed_is_looked_into_at_once() -> None:
     await guard.close()
 
     assert states == [BreakerState.RECOVERING] * 2
+
+
+async def test_what_is_late_from_before_an_outage_says_nothing_of_a_server_that_is_back() -> None:
+    breaker = CircuitBreaker(failures=3)
+    guard = GuardedModel(StubModel(), breaker, WatchTimes(), recover)
+    began = time.perf_counter()
+    guard.start()
+    await until(lambda: guard.state is BreakerState.CLOSED)
+    for number in range(3):
+        guard.late(InferenceError(InferenceFailure.DEADLINE, "late"), began, apart_s=0)
+        assert guard.state is BreakerState.CLOSED, number
+    await guard.close()
 
 
 @pytest.mark.parametrize(
