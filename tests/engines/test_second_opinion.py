@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,12 @@ import numpy.typing as npt
 import pytest
 from cpu_engine.decisions import Decider, Outcome, Undecided
 from cpu_engine.engine_files import open_engine
-from cpu_engine.first_look import FirstLook
+from cpu_engine.first_look import FirstLook, Seen
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked, Enough, Opinion
 from cpu_engine.responses import to_tensors
-from cpu_engine.second_opinion import Encoder, SecondOpinion
+from cpu_engine.second_opinion import Encoded, Encoder, SecondOpinion
 
 from sidecar.engines import (
     BaseFacts,
@@ -181,11 +184,11 @@ class TestNumbers:
         routes = tuple(map(ids, reference.ROUTES))
         wanted = [Opinion(ids(text), ids(types), routes) for text, types in reference.REQUESTS]
         expected = json.loads(reference.FIXTURE.read_text())["logits"]
-        np.testing.assert_allclose(second.opinions(wanted), expected, atol=2e-3)
+        np.testing.assert_allclose(list(second.opinions(wanted)), expected, atol=2e-3)
 
     def test_do_not_depend_on_what_is_computed_along(self, second: SecondOpinion) -> None:
         others = [opinion((CLS, 50, 51, SEP)), opinion((CLS, *range(60, 90), SEP))]
-        together = second.opinions([others[0], opinion(), others[1]])
+        together = list(second.opinions([others[0], opinion(), others[1]]))
         (alone,) = second.opinions([opinion()])
         np.testing.assert_allclose(together[1], alone, atol=1e-4)
         assert np.abs(together[0] - together[1]).max() > 0.01
@@ -206,24 +209,58 @@ class TestNumbers:
 
 
 class TestRoutes:
+    def test_of_a_large_policy_are_read_in_passes_that_others_come_between(
+        self, engine: EngineInfo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        second = new_second_opinion(engine)
+        list(second.opinions([opinion()]))
+        who: list[str] = []
+        run_pass, began = Encoder._run_pass, threading.Event()
+
+        def noted(self: Encoder, texts: Sequence[Any]) -> Any:
+            began.set()
+            time.sleep(0.005)
+            who.append(threading.current_thread().name)
+            return run_pass(self, texts)
+
+        monkeypatch.setattr(Encoder, "_run_pass", noted)
+        many = tuple(ids((CLS, *range(4, 34), SEP, n)) for n in range(200))
+        found: dict[bytes, Encoded] = {}
+
+        def read() -> None:
+            while second.read(many, found) is None:
+                pass
+
+        reader = threading.Thread(target=read, name="reader")
+        reader.start()
+        began.wait(30)
+        before = len(who)
+        list(second.opinions([opinion()]))
+        asked_at = who.index("MainThread")
+        reader.join(60)
+
+        assert asked_at - before <= 2
+        assert who.count("reader") > 40
+        assert len(found) == len(many)
+
     def test_are_computed_once(self, second: SecondOpinion) -> None:
-        second.opinions([opinion()])
+        list(second.opinions([opinion()]))
         passes = second._encoder.passes
-        second.opinions([opinion()])
+        list(second.opinions([opinion()]))
         assert second._encoder.passes == passes + 1
 
     def test_a_new_one_is_computed_alone(self, second: SecondOpinion) -> None:
-        second.opinions([opinion()])
+        list(second.opinions([opinion()]))
         new = (*ROUTES, (CLS, 77, SEP))
         (logits,) = second.opinions([opinion(routes=new)])
         assert len(logits) == 5
         assert len(second._held) == 4
 
-    def test_are_kept_by_a_warming_call(self, second: SecondOpinion) -> None:
-        nothing = ids(())
-        second.keep(Opinion(nothing, nothing, opinion().routes))
+    def test_that_are_read_before_are_not_read_again(self, second: SecondOpinion) -> None:
+        assert second.read(opinion().routes, {}) is None
+        assert second.holds(opinion().routes)
         passes = second._encoder.passes
-        second.opinions([opinion()])
+        list(second.opinions([opinion()]))
         assert second._encoder.passes == passes + 1
 
     def test_are_bounded_in_bytes(self, engine: EngineInfo) -> None:
@@ -233,6 +270,8 @@ class TestRoutes:
         assert len(small._held) < len(ROUTES)
         (unbounded,) = new_second_opinion(engine).opinions([opinion()])
         np.testing.assert_allclose(bounded, unbounded, atol=1e-5)
+        # What came last is there all the same.
+        assert small.holds(opinion().routes)
 
 
 def test_the_engine_says_what_it_is_made_of(engine: EngineInfo, folder: Path) -> None:
@@ -392,16 +431,31 @@ def asks_labels(enough: Enough | None) -> Asked:
     return replace(labels, log_probs=False, opinion=replace(opinion(), enough=enough))
 
 
+Later = Queue[tuple[Asked, Seen | Exception]]
+
+
+def new_first_look(second: SecondOpinion | None, later: Later) -> FirstLook:
+    def failed(error: Exception) -> None:
+        raise error
+
+    return FirstLook(second, lambda asked, seen: later.put((asked, seen)), failed)
+
+
 @dataclass
 class Both:
     """The two parts of a decision, one after the other."""
 
     first_look: FirstLook
     decider: Decider
+    later: Later
 
     def decide(self, requests: Sequence[Asked]) -> list[Outcome]:
         """In the order of `requests`."""
         seen = dict(self.first_look.look(requests))
+        while len(seen) < len(requests):
+            asked, each = self.later.get(timeout=30)
+            assert not isinstance(each, Exception), each
+            seen[asked] = each
         outcomes = {asked: each for asked, each in seen.items() if isinstance(each, Outcome)}
         left = [
             Undecided(asked, None if isinstance(each, Outcome) else each)
@@ -416,12 +470,19 @@ class Both:
 
 class TestDecisions:
     @pytest.fixture
-    def first_look(self, second: SecondOpinion) -> FirstLook:
-        return FirstLook(second)
+    def later(self) -> Later:
+        return Queue()
 
     @pytest.fixture
-    def both(self, first_look: FirstLook, forwards: Mapping[str, Forward]) -> Both:
-        return Both(first_look, Decider(forwards["llama"], PrefixCache(1 << 24), None, 512))
+    def first_look(self, second: SecondOpinion, later: Later) -> Iterator[FirstLook]:
+        first_look = new_first_look(second, later)
+        yield first_look
+        first_look.close()
+
+    @pytest.fixture
+    def both(self, first_look: FirstLook, forwards: Mapping[str, Forward], later: Later) -> Both:
+        decider = Decider(forwards["llama"], PrefixCache(1 << 24), None, 512)
+        return Both(first_look, decider, later)
 
     def test_adds_the_opinion_of_those_who_want_one(self, both: Both) -> None:
         with_opinion = replace(ask([10, 11], [12, 13]), opinion=opinion())
@@ -476,18 +537,42 @@ class TestDecisions:
         assert [len(outcome.logits) for outcome in answered] == [1, 0, 1]
         np.testing.assert_allclose(answered[0].logits, answered[2].logits, atol=1e-4)
 
-    def test_those_that_are_sure_wait_for_no_routes_to_be_read(
+    def test_who_is_in_the_first_pass_waits_for_no_second_one(
         self, first_look: FirstLook, second: SecondOpinion
     ) -> None:
+        list(second.opinions([opinion()]))
+        passes = second._encoder.passes
+        long = opinion((CLS, *range(4, 104), SEP))
+        two = [replace(ask([10, 11], [12, n]), opinion=long) for n in (13, 14)]
+        results = first_look.look(two)
+        assert next(results)[0] is two[0]
+        assert second._encoder.passes == passes + 1
+        assert next(results)[0] is two[1]
+        assert second._encoder.passes == passes + 2
+
+    def test_those_that_are_sure_wait_for_no_routes_to_be_read(
+        self, first_look: FirstLook, second: SecondOpinion, later: Later
+    ) -> None:
         sure = asks_labels(Enough(100.0, 0.0, 0.5))
-        second.opinions([opinion()])
+        list(second.opinions([opinion()]))
         new = Opinion(ids(REQUEST), ids(TYPES), (ids((CLS, 50, SEP)), *opinion().routes[1:]))
         cold = replace(sure, opinion=replace(new, enough=Enough(100.0, 0.0, 0.5)))
         passes = second._encoder.passes
         results = first_look.look([cold, sure])
         assert next(results)[0] is sure
         assert second._encoder.passes == passes + 1
-        assert next(results)[0] is cold
+        assert not list(results)
+        assert later.get(timeout=30)[0] is cold
+
+    def test_routes_that_are_only_to_be_kept_are_read_first(
+        self, first_look: FirstLook, second: SecondOpinion, later: Later
+    ) -> None:
+        nothing = ids(())
+        warming = replace(ask([10, 11], [11]), opinion=Opinion(nothing, nothing, opinion().routes))
+        assert list(first_look.look([warming])) == []
+        assert later.get(timeout=30) == (warming, None)
+        assert second.holds(opinion().routes)
+        assert list(first_look.look([warming])) == [(warming, None)]
 
     @pytest.mark.parametrize(
         ("enough", "reached"),
@@ -507,4 +592,5 @@ class TestDecisions:
     def test_without_encoder_there_is_none(self, forwards: Mapping[str, Forward]) -> None:
         decider = Decider(forwards["llama"], PrefixCache(1 << 24), None, 512)
         asked = replace(ask([10, 11], [12, 13]), opinion=opinion())
-        assert Both(FirstLook(None), decider).decide([asked])[0].opinion is None
+        both = Both(new_first_look(None, Queue()), decider, Queue())
+        assert both.decide([asked])[0].opinion is None

@@ -18,7 +18,14 @@ from cpu_engine.second_opinion import Encoder, SecondOpinion
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.model import Enough, InferenceError, LabelLogits, Prompt, SecondOpinionIds
+from sidecar.core.model import (
+    Enough,
+    InferenceError,
+    LabelAnswer,
+    LabelLogits,
+    Prompt,
+    SecondOpinionIds,
+)
 from sidecar.engines import (
     CpuRepositoryOptions,
     EngineInfo,
@@ -40,7 +47,7 @@ from sidecar.prompts.second_opinion import (
     with_second_opinion,
 )
 from tests.engines import tiny_adapter
-from tests.engines.tiny_encoder import TINY_ENCODER
+from tests.engines.tiny_encoder import CLS, SEP, TINY_ENCODER
 from tests.engines.tiny_models import LLAMA
 from tests.integration.model_client import Client, endless, gone
 from tests.integration.running_sidecar import decides_by_model, request, sidecar_on
@@ -259,6 +266,27 @@ async def test_what_the_encoder_decides_waits_for_nothing_that_the_language_mode
     assert not running.done()
     await gone(running)
     await client.close()
+
+
+async def test_what_the_encoder_decides_waits_for_no_other_policy_s_routes_to_be_read(
+    model: TritonModel, compiled: FusedPrompt
+) -> None:
+    await model.warm(compiled.prefix_ids, 20, compiled.route_texts)
+    prompt = rendered(replace(compiled, enough=Enough(100.0, 0.0, 0.5)))
+    assert prompt.second_opinion is not None
+    many = tuple((CLS, *(4 + n // 50**at % 50 for at in range(30)), SEP) for n in range(3000))
+    large = replace(prompt, second_opinion=replace(prompt.second_opinion, routes=many, alone=True))
+    form = LabelAnswer((5,) * (len(many) + 1))
+    reading = asyncio.create_task(model.infer(large, form, 120))
+    await asyncio.sleep(0.3)
+    output = await model.infer(prompt, compiled.answer_form, 20)
+
+    assert isinstance(output, LabelLogits)
+    assert not output.logits
+    assert not reading.done()
+    outcome = await reading
+    assert isinstance(outcome, LabelLogits)
+    assert len(outcome.second_opinion or ()) == len(many) + 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_engine.requests import Opinion, OpinionLimits
+from cpu_engine.route_reader import RouteReader
+from cpu_engine.second_opinion import Encoded, Policy, Routes
 
 MODEL = Path(__file__).parents[3] / "triton_models/gpu/second_opinion/1/model.py"
 
@@ -19,20 +22,23 @@ MODEL = Path(__file__).parents[3] / "triton_models/gpu/second_opinion/1/model.py
 class Encoder:
     """Gives each request the number of its tokens."""
 
-    def __init__(self, fault: str = "") -> None:
+    def __init__(self, held: bool, fault: str = "") -> None:
+        self.held = held
         self.fault = fault
 
-    def holds(self, opinion: Opinion) -> bool:
-        return True
+    def holds(self, routes: Routes) -> bool:
+        return self.held
 
-    def keep(self, opinion: Opinion) -> None:
-        if self.fault == "keep":
+    def read(self, routes: Routes, found: dict[bytes, Encoded]) -> Policy:
+        if self.fault == "read":
             raise RuntimeError
+        nothing = np.zeros(0, np.float32)
+        return Policy(nothing, nothing, np.zeros(0, np.int32), nothing)
 
-    def opinions(self, wanted: Sequence[Opinion]) -> list[Any]:
+    def opinions(self, wanted: Sequence[Opinion], policy: Policy | None = None) -> Iterator[Any]:
         if self.fault == "opinions":
             raise RuntimeError
-        return [np.array([len(each.request_ids)], np.float32) for each in wanted]
+        return (np.array([len(each.request_ids)], np.float32) for each in wanted)
 
 
 class Sender:
@@ -40,10 +46,12 @@ class Sender:
 
     def __init__(self) -> None:
         self.answer: Any = None
+        self.answered = threading.Event()
 
     def send(self, response: SimpleNamespace, flags: int) -> None:
         assert self.answer is None, "answered twice"
         self.answer = response.error or response.output_tensors[0].values.tolist()
+        self.answered.set()
 
 
 def request(tokens: int) -> SimpleNamespace:
@@ -90,18 +98,26 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
+FAILED = ["the routing model failed: RuntimeError"] * 4
+
+
 @pytest.mark.parametrize(
-    ("fault", "answers"),
+    ("held", "fault", "answers"),
     [
-        ("", [[], [3.0], [], [2.0]]),
-        ("opinions", ["the encoder failed: RuntimeError"] * 4),
-        ("keep", ["the encoder failed: RuntimeError"] * 4),
+        (True, "", [[], [3.0], [], [2.0]]),
+        (False, "", [[], [3.0], [], [2.0]]),
+        (True, "opinions", FAILED),
+        (False, "opinions", FAILED),
+        (False, "read", FAILED),
     ],
 )
 def test_every_request_is_answered_once_whatever_fails(
-    model: Any, fault: str, answers: list[object]
+    model: Any, held: bool, fault: str, answers: list[object]
 ) -> None:
-    model._second = Encoder(fault)
+    encoder: Any = Encoder(held, fault)
+    model._second, model._reader = encoder, RouteReader(encoder, lambda error: None)
     requests = [request(tokens) for tokens in (0, 3, 0, 2)]
     model.execute(requests)
+    assert all(each.sender.answered.wait(30) for each in requests)
+    model.finalize()
     assert [each.sender.answer for each in requests] == answers

@@ -12,10 +12,10 @@ import triton_python_backend_utils as pb_utils
 # Triton imports this file by path and adds only the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cpu_engine.decisions import CancelledError, Decider, Outcome, Result, Undecided
+from cpu_engine.decisions import Decider, Outcome, Result, Undecided
 from cpu_engine.engine_files import SecondOpinionFacts, open_engine
-from cpu_engine.errors import RefusedError, UnavailableError, failure_of
-from cpu_engine.first_look import FirstLook
+from cpu_engine.errors import CancelledError, RefusedError, UnavailableError, failure_of
+from cpu_engine.first_look import FirstLook, Seen
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
 from cpu_engine.requests import Asked, Limits, OpinionLimits, read_request
@@ -54,7 +54,7 @@ class TritonPythonModel:
             _vocabulary(engine.tokenizer_path),
             max_pass_tokens,
         )
-        self._first_look = FirstLook(_second_opinion(second, settings) if second else None)
+        encoder = _second_opinion(second, settings) if second else None
         self._senders: dict[int, Any] = {}
         self._turns = Turns(
             decider,
@@ -63,14 +63,16 @@ class TritonPythonModel:
             _log_failure,
             _WaitingGauge(args["model_name"], args["model_version"]).set,
         )
+        self._first_look = FirstLook(encoder, self._go_on, _log_failure)
 
     def finalize(self) -> None:
         """Refuse what still waits."""
+        self._first_look.close()
         self._turns.close()
 
     def execute(self, requests: list[Any]) -> None:
-        """Answer what the encoder decides; the rest is answered by the language model's thread,
-        each as soon as it is decided."""
+        """Answer what the encoder decides by routes that it has read; the rest is answered by other
+        threads, each as soon as it is decided."""
         new: list[Asked] = []
         for request in requests:
             sender = request.get_response_sender()
@@ -94,8 +96,8 @@ class TritonPythonModel:
             for asked in left.values():
                 self._answer((asked, failure_of(error)))
 
-    def _go_on(self, asked: Asked, seen: Outcome | Any) -> None:
-        if isinstance(seen, Outcome):
+    def _go_on(self, asked: Asked, seen: Seen | Exception) -> None:
+        if isinstance(seen, Outcome | Exception):
             self._answer((asked, seen))
             return
         try:

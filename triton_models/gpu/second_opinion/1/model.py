@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ sys.path[:0] = [
 ]
 
 from cpu_engine.engine_files import open_second_opinion
-from cpu_engine.errors import RefusedError
+from cpu_engine.errors import CancelledError, RefusedError, UnavailableError, failure_of
 from cpu_engine.requests import Opinion, OpinionLimits, read_opinion
+from cpu_engine.route_reader import Reader, RouteReader
 from cpu_engine.second_opinion import Encoder, SecondOpinion
 
 _OUTPUT = "second_opinion_logits"
@@ -45,63 +47,72 @@ class TritonPythonModel:
         self._limits = OpinionLimits(facts.vocab_size, facts.max_tokens)
         self._second = SecondOpinion(encoder, facts.scales, int(settings["route_cache_bytes"]))
         self._second.warm_up()
+        self._reader = RouteReader(self._second, _log_failure)
+
+    def finalize(self) -> None:
+        """Refuse what waits for routes."""
+        self._reader.close()
 
     def execute(self, requests: list[Any]) -> None:
-        """Answer first those whose routes are held: to read routes takes longer than many
-        requests do."""
-        wanted: list[tuple[Any, Opinion]] = []
+        """Answer those whose routes are held; the others are answered by the thread that reads
+        them."""
+        held: list[tuple[Any, Opinion]] = []
         for request in requests:
             sender = request.get_response_sender()
             try:
-                wanted.append((sender, self._read(request)))
-            except (RefusedError, _CancelledError) as error:
-                _fail(sender, error)
-        held = [each for each in wanted if self._second.holds(each[1])]
-        new = [each for each in wanted if each not in held]
+                opinion = self._read(request)
+            except (RefusedError, CancelledError) as error:
+                _give(sender, error)
+                continue
+            if self._second.holds(opinion.routes):
+                held.append((sender, opinion))
+            else:
+                self._reader.put(Reader(opinion, request.is_cancelled, partial(_give, sender)))
         self._answer(held)
-        self._answer(new)
 
-    def _answer(self, wanted: list[tuple[Any, Opinion]]) -> None:
+    def _answer(self, held: list[tuple[Any, Opinion]]) -> None:
+        left = dict(held)
         try:
-            asked = [opinion for _, opinion in wanted if opinion.has_request]
-            given = iter(self._second.opinions(asked))
-            for _, opinion in wanted:
-                if not opinion.has_request:
-                    self._second.keep(opinion)
+            given = self._second.opinions([each for each in left.values() if each.has_request])
+            for sender, opinion in held:
+                logits = next(given) if opinion.has_request else None
+                del left[sender]
+                _give(sender, logits)
         except Exception as error:  # one answer for every request, whatever happens
-            pb_utils.Logger.log_error(f"second opinion: {type(error).__name__}: {error}")
-            for sender, _ in wanted:
-                _fail(sender, RefusedError(f"the encoder failed: {type(error).__name__}"))
-            return
-        for sender, opinion in wanted:
-            _send(sender, next(given) if opinion.has_request else np.zeros(0, np.float32))
+            _log_failure(error)
+            for sender in left:
+                _give(sender, failure_of(error))
 
     def _read(self, request: Any) -> Opinion:
         if request.is_cancelled():
-            raise _CancelledError
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            raise CancelledError
+        # Copied: the memory is Triton's again once `execute` has returned.
+        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         opinion = read_opinion(tensors, self._limits)
         if opinion is None:
             raise RefusedError("second_opinion_route_ids is not present in the request")
         return opinion
 
 
-class _CancelledError(Exception):
-    """The caller has gone."""
+def _log_failure(error: Exception) -> None:
+    pb_utils.Logger.log_error(f"second opinion: {type(error).__name__}: {error}")
 
 
-def _send(sender: Any, logits: Any) -> None:
-    tensor = pb_utils.Tensor(_OUTPUT, logits[None])
-    sender.send(
-        pb_utils.InferenceResponse(output_tensors=[tensor]),
-        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-    )
+def _give(sender: Any, given: Any) -> None:
+    """`given`: logits, None where nothing was asked, or why there are none."""
+    if isinstance(given, Exception):
+        response = pb_utils.InferenceResponse(error=_error(given))
+    else:
+        logits = np.zeros(0, np.float32) if given is None else given
+        tensor = pb_utils.Tensor(_OUTPUT, logits[None])
+        response = pb_utils.InferenceResponse(output_tensors=[tensor])
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _fail(sender: Any, error: Exception) -> None:
-    cancelled = isinstance(error, _CancelledError)
-    code = pb_utils.TritonError.CANCELLED if cancelled else pb_utils.TritonError.INTERNAL
-    sender.send(
-        pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error) or "cancelled", code)),
-        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-    )
+def _error(error: Exception) -> Any:
+    code = pb_utils.TritonError.INTERNAL
+    if isinstance(error, CancelledError):
+        code = pb_utils.TritonError.CANCELLED
+    elif isinstance(error, UnavailableError):
+        code = pb_utils.TritonError.UNAVAILABLE
+    return pb_utils.TritonError(str(error) or "cancelled", code)

@@ -8,8 +8,10 @@ request's, weighted (late interaction, arXiv 2004.12832). See the sidecar's
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +21,22 @@ import openvino as ov
 from cpu_engine.forward import Floats, Ints
 from cpu_engine.requests import Opinion
 
-_PASS_TOKENS = 512
-"""Of one pass over the graph: attention within it costs the square of its length."""
+_PASS_TOKENS = 128
+"""Of one pass over the graph, which is waited for by everyone in it and who comes after it. On two
+CPU cores more cost no less for each."""
 
 Text = tuple[Ints, Ints]
 """Ids and types."""
 
+Routes = tuple[Ints, ...]
+
+Key = tuple[bytes, ...]
+"""What tells routes of one policy from those of another."""
+
 
 class Encoder:
-    """The compiled graph. Not thread-safe: one pass at a time."""
+    """The compiled graph. Of two threads that use it neither waits for more than one pass of the
+    other."""
 
     def __init__(self, graph: Path, *, threads: int = 0, precision: str = "") -> None:
         """See `Forward`. It compiles in a fraction of its time, so nothing is kept of it."""
@@ -38,14 +47,25 @@ class Encoder:
             options["INFERENCE_PRECISION_HINT"] = precision
         compiled = ov.Core().compile_model(graph, "CPU", options)
         self._request = compiled.create_infer_request()
+        self._next, self._pass = threading.Lock(), threading.Lock()
         self.passes = 0
 
-    def run(self, texts: Sequence[Text]) -> list[tuple[Floats, Floats]]:
-        """States [tokens, hidden] and heads [tokens, 3] of each text."""
-        encoded: list[tuple[Floats, Floats]] = []
+    def run(self, texts: Sequence[Text]) -> Iterator[tuple[Floats, Floats]]:
+        """States [tokens, hidden] and heads [tokens, 3] of each text, pass by pass."""
         for batch in _batches(texts):
-            encoded += self._run_pass(batch)
-        return encoded
+            with self._turn():
+                encoded = self._run_pass(batch)
+            yield from encoded
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # One lock alone may go to the thread that has just released it, again and again.
+        with self._next:
+            self._pass.acquire()
+        try:
+            yield
+        finally:
+            self._pass.release()
 
     def _run_pass(self, texts: Sequence[Text]) -> list[tuple[Floats, Floats]]:
         lengths = [len(ids) for ids, _ in texts]
@@ -66,7 +86,7 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
+class Encoded:
     """A text.
 
     Args:
@@ -85,34 +105,40 @@ class _Encoded:
 
 
 class RouteStates:
-    """Encoded routes by their ids; least recently used first out, bounded in bytes."""
+    """Encoded routes by their ids; least recently used first out, bounded in bytes. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self._entries: OrderedDict[bytes, _Encoded] = OrderedDict()
+        self._entries: OrderedDict[bytes, Encoded] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, ids: Ints) -> _Encoded | None:
+    def get(self, ids: Ints) -> Encoded | None:
         key = ids.tobytes()
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
         return entry
 
-    def put(self, ids: Ints, entry: _Encoded) -> None:
-        """Hold `entry`, which was not held; what exceeds the bound goes, oldest first."""
-        self._entries[ids.tobytes()] = entry
-        self.nbytes += entry.nbytes
-        while self.nbytes > self.max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self.nbytes -= dropped.nbytes
+    def put(self, ids: Ints, entry: Encoded) -> None:
+        """Hold `entry`, unless it is held; what exceeds the bound goes, oldest first."""
+        key = ids.tobytes()
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = entry
+            self.nbytes += entry.nbytes
+            while self.nbytes > self.max_bytes:
+                _, dropped = self._entries.popitem(last=False)
+                self.nbytes -= dropped.nbytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Policy:
+class Policy:
     """Routes of one policy, side by side.
 
     Args:
@@ -129,7 +155,7 @@ class _Policy:
 
 
 class SecondOpinion:
-    """Compares requests with routes. Not thread-safe."""
+    """Compares requests with routes. One thread may ask while another has routes read."""
 
     def __init__(
         self, encoder: Encoder, scales: tuple[float, float, float], max_route_bytes: int
@@ -143,30 +169,65 @@ class SecondOpinion:
         self._scales = scales
         self._held = RouteStates(max_route_bytes)
         # Requests of one policy mostly follow each other.
-        self._last: tuple[tuple[bytes, ...], _Policy] | None = None
+        self._last: tuple[Key, Policy] | None = None
 
     def warm_up(self) -> None:
         """Compute something, so that the first caller does not wait for memory to be laid out."""
         zeros = np.zeros(_PASS_TOKENS // 2, np.int32)
-        self._encoder.run([(zeros, zeros)])
+        list(self._encoder.run([(zeros, zeros)] * 2))
 
-    def keep(self, opinion: Opinion) -> None:
-        """Compute what is not held of the routes."""
-        self._routes(opinion)
+    def holds(self, routes: Routes) -> bool:
+        """True if nothing of the routes is to be read."""
+        held = all(self._held.get(ids) is not None for ids in routes)
+        return held or self._latest(routes) is not None
 
-    def holds(self, opinion: Opinion) -> bool:
-        """True if all of the routes are held."""
-        return all(self._held.get(ids) is not None for ids in opinion.routes)
+    def opinions(self, wanted: Sequence[Opinion], policy: Policy | None = None) -> Iterator[Floats]:
+        """Logits [routes + 1] of each request, the last of them for `other`, as they come.
 
-    def opinions(self, wanted: Sequence[Opinion]) -> list[Floats]:
-        """Logits [routes + 1] of each request, the last of them for `other`."""
+        Args:
+            policy: of all of them; None: each one's is put together, what is not held read first.
+        """
         encoded = self._encoder.run([(each.request_ids, each.request_types) for each in wanted])
-        return [
-            self._logits(states, heads, self._policy(each))
-            for each, (states, heads) in zip(wanted, encoded, strict=True)
-        ]
+        for each, (states, heads) in zip(wanted, encoded, strict=True):
+            yield self._logits(states, heads, policy or self._policy(each.routes))
 
-    def _logits(self, states: Floats, heads: Floats, policy: _Policy) -> Floats:
+    def read(self, routes: Routes, found: dict[bytes, Encoded]) -> Policy | None:
+        """Read some of those that are not held, in one pass; None until nothing is left.
+
+        Args:
+            found: what was so far, since all need not be held at the same time; added to.
+        """
+        new = self._not_held(routes, found)
+        if not new:
+            policy = _side_by_side([found[ids.tobytes()] for ids in routes])
+            self._last = key_of(routes), policy
+            return policy
+        encoded = self._encoder.run([(ids, np.zeros_like(ids)) for ids in new.values()])
+        for (key, ids), (states, heads) in zip(new.items(), encoded, strict=True):
+            found[key] = entry = _encoded(states, heads[:, 1])
+            self._held.put(ids, entry)
+        return None
+
+    def _not_held(self, routes: Routes, found: dict[bytes, Encoded]) -> dict[bytes, Ints]:
+        """As many as one pass reads; what is held is added to `found`."""
+        new: dict[bytes, Ints] = {}
+        room = _PASS_TOKENS
+        for ids in routes:
+            key = ids.tobytes()
+            if key in found or key in new:
+                continue
+            # For another policy it may have been read meanwhile.
+            held = self._held.get(ids)
+            if held is not None:
+                found[key] = held
+            elif new and len(ids) > room:
+                break
+            else:
+                new[key] = ids
+                room -= len(ids)
+        return new
+
+    def _logits(self, states: Floats, heads: Floats, policy: Policy) -> Floats:
         request = _encoded(states, heads[:, 0])
         alike = request.states @ policy.states.T
         nearest_in_route = np.maximum.reduceat(alike, policy.starts, axis=1)
@@ -179,35 +240,36 @@ class SecondOpinion:
         )
         return np.append(logits, heads[:, 2].mean()).astype(np.float32)
 
-    def _policy(self, opinion: Opinion) -> _Policy:
-        key = tuple(ids.tobytes() for ids in opinion.routes)
-        if self._last is None or self._last[0] != key:
-            routes = self._routes(opinion)
-            lengths = [len(route.weights) for route in routes]
-            policy = _Policy(
-                states=np.concatenate([route.states for route in routes]),
-                weights=np.concatenate([route.weights for route in routes]),
-                starts=np.cumsum([0, *lengths[:-1]], dtype=np.int32),
-                means=np.stack([route.mean for route in routes]),
-            )
-            self._last = key, policy
-        return self._last[1]
+    def _policy(self, routes: Routes) -> Policy:
+        policy = self._latest(routes)
+        found: dict[bytes, Encoded] = {}
+        while policy is None:
+            policy = self.read(routes, found)
+        return policy
 
-    def _routes(self, opinion: Opinion) -> list[_Encoded]:
-        found = {ids.tobytes(): self._held.get(ids) for ids in opinion.routes}
-        new = {ids.tobytes(): ids for ids in opinion.routes if found[ids.tobytes()] is None}
-        texts = [(ids, np.zeros_like(ids)) for ids in new.values()]
-        for ids, (states, heads) in zip(new.values(), self._encoder.run(texts), strict=True):
-            found[ids.tobytes()] = entry = _encoded(states, heads[:, 1])
-            self._held.put(ids, entry)
-        routes = [found[ids.tobytes()] for ids in opinion.routes]
-        return [route for route in routes if route is not None]
+    def _latest(self, routes: Routes) -> Policy | None:
+        last = self._last
+        return last[1] if last is not None and last[0] == key_of(routes) else None
 
 
-def _encoded(states: Floats, gate: Floats) -> _Encoded:
+def key_of(routes: Routes) -> Key:
+    return tuple(ids.tobytes() for ids in routes)
+
+
+def _side_by_side(routes: Sequence[Encoded]) -> Policy:
+    lengths = [len(route.weights) for route in routes]
+    return Policy(
+        states=np.concatenate([route.states for route in routes]),
+        weights=np.concatenate([route.weights for route in routes]),
+        starts=np.cumsum([0, *lengths[:-1]], dtype=np.int32),
+        means=np.stack([route.mean for route in routes]),
+    )
+
+
+def _encoded(states: Floats, gate: Floats) -> Encoded:
     mean = states.mean(axis=0)
     weights = np.exp(gate - gate.max())
-    return _Encoded(
+    return Encoded(
         states / np.linalg.norm(states, axis=1, keepdims=True),
         mean / np.linalg.norm(mean),
         weights / weights.sum(),
