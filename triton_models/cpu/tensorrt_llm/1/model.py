@@ -81,6 +81,10 @@ class TritonPythonModel:
             except RefusedError as refused:
                 _send(sender, _error(refused))
                 continue
+            except Exception as error:  # it must not fail those that came with it
+                _log_failure(error)
+                _send(sender, _error(failure_of(error)))
+                continue
             self._senders[id(asked)] = sender
             new.append(asked)
         self._look(new)
@@ -107,7 +111,12 @@ class TritonPythonModel:
 
     def _answer(self, result: Result) -> None:
         asked, outcome = result
-        _send(self._senders.pop(id(asked)), _response(asked, outcome))
+        sender = self._senders.pop(id(asked))
+        try:
+            _send(sender, _response(asked, outcome))
+        except Exception as error:  # as of one too large for what memory Triton shares
+            _log_failure(error)
+            _send(sender, _error(failure_of(error)))
 
     def _read(self, request: Any) -> Asked:
         # Copied: the memory is Triton's again once `execute` has returned.
