@@ -170,7 +170,9 @@ def _text_of(result: InferResult) -> str:
 
 def _log_prob_of(result: InferResult) -> float | None:
     total = _read(result, "cumulative_logprob")
-    return float(total.reshape(-1)[0]) if total is not None and total.size == 1 else None
+    if total is None or total.size != 1 or total.dtype.kind != "f":
+        return None
+    return float(total.reshape(-1)[0])
 
 
 def _read(result: InferResult, name: str) -> npt.NDArray[np.generic] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sidecar.core.model import InferenceError, InferenceFailure, Prompt, TextAnswer
+from sidecar.core.model import InferenceError, InferenceFailure, Prompt, TextAnswer, TextOutput
 from sidecar.inference.triton import TritonTarget
 from sidecar.inference.triton_text import TritonTextModel
 from tests.fake_triton import FakeTriton, Tensors, serving
@@ -47,3 +47,14 @@ async def test_bad_answer_is_a_model_error(answer: Tensors, raw: bytes) -> None:
         await model.close()
 
     assert caught.value.failure is InferenceFailure.ERROR
+
+
+async def test_a_probability_that_is_no_number_is_none() -> None:
+    answer = {"text_output": TEXT, "cumulative_logprob": np.array([b"certain"], object)}
+    async with serving(FakeTriton(answer, raw=b"\x07\x00\x00\x00certain")) as fake:
+        model = TritonTextModel(TritonTarget(fake.address, "text", 2, 2, 300), Letters())
+        output = await model.infer(Prompt((1,), (2,)), TextAnswer("", 4), 60)
+        await model.close()
+
+    assert isinstance(output, TextOutput)
+    assert output.log_probs == ()
