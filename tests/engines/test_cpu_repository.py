@@ -125,8 +125,8 @@ def test_the_model_runs_without_the_sidecar(
     assert len(sources) > 5
     allowed = r"cpu_engine|numpy|openvino|triton_python_backend_utils|__future__"
     standard = (
-        r"collections|dataclasses|hashlib|json|os|pathlib|re|shutil|sys|tempfile|threading|time|"
-        r"typing"
+        r"collections|contextlib|dataclasses|functools|hashlib|itertools|json|os|pathlib|re|shutil|"
+        r"sys|tempfile|threading|time|typing"
     )
     for source in sources:
         for name in re.findall(r"^(?:from|import) ([\w]+)", source.read_text(), re.MULTILINE):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from cpu_engine.decisions import Decider, Outcome, Undecided
 from cpu_engine.engine_files import open_engine
+from cpu_engine.errors import CancelledError
 from cpu_engine.first_look import FirstLook, Seen
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
@@ -208,6 +209,13 @@ class TestNumbers:
         np.testing.assert_allclose(together[60:63], few[:3], atol=1e-4)
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
 class TestRoutes:
     def test_of_a_large_policy_are_read_in_passes_that_others_come_between(
         self, engine: EngineInfo, monkeypatch: pytest.MonkeyPatch
@@ -215,16 +223,15 @@ class TestRoutes:
         second = new_second_opinion(engine)
         list(second.opinions([opinion()]))
         who: list[str] = []
-        run_pass, began = Encoder._run_pass, threading.Event()
+        run_pass, may_go_on = Encoder._run_pass, threading.Event()
 
         def noted(self: Encoder, texts: Sequence[Any]) -> Any:
-            began.set()
-            time.sleep(0.005)
             who.append(threading.current_thread().name)
+            assert may_go_on.wait(30)
             return run_pass(self, texts)
 
         monkeypatch.setattr(Encoder, "_run_pass", noted)
-        many = tuple(ids((CLS, *range(4, 34), SEP, n)) for n in range(200))
+        many = tuple(ids((CLS, *range(4, 34), SEP, n)) for n in range(100))
         found: dict[bytes, Encoded] = {}
 
         def read() -> None:
@@ -232,15 +239,17 @@ class TestRoutes:
                 pass
 
         reader = threading.Thread(target=read, name="reader")
+        asker = threading.Thread(target=lambda: list(second.opinions([opinion()])), name="asker")
         reader.start()
-        began.wait(30)
-        before = len(who)
-        list(second.opinions([opinion()]))
-        asked_at = who.index("MainThread")
+        wait_until(lambda: who == ["reader"])
+        asker.start()
+        wait_until(second._encoder._next.locked)
+        may_go_on.set()
         reader.join(60)
+        asker.join(60)
 
-        assert asked_at - before <= 2
-        assert who.count("reader") > 40
+        assert who[:3] == ["reader", "asker", "reader"]
+        assert len(who) > 30
         assert len(found) == len(many)
 
     def test_are_computed_once(self, second: SecondOpinion) -> None:
@@ -451,9 +460,10 @@ class Both:
 
     def decide(self, requests: Sequence[Asked]) -> list[Outcome]:
         """In the order of `requests`."""
-        seen = dict(self.first_look.look(requests))
-        while len(seen) < len(requests):
-            asked, each = self.later.get(timeout=30)
+        seen: dict[Asked, Seen] = {}
+        looked = list(self.first_look.look(requests))
+        for number in range(len(requests)):
+            asked, each = looked[number] if number < len(looked) else self.later.get(timeout=30)
             assert not isinstance(each, Exception), each
             seen[asked] = each
         outcomes = {asked: each for asked, each in seen.items() if isinstance(each, Outcome)}
@@ -563,6 +573,15 @@ class TestDecisions:
         assert second._encoder.passes == passes + 1
         assert not list(results)
         assert later.get(timeout=30)[0] is cold
+
+    def test_who_has_gone_waits_for_nothing(
+        self, first_look: FirstLook, second: SecondOpinion
+    ) -> None:
+        gone = replace(asks_labels(None), is_cancelled=lambda: True)
+        ((asked, seen),) = first_look.look([gone])
+        assert asked is gone
+        assert isinstance(seen, CancelledError)
+        assert second._encoder.passes == 0
 
     def test_routes_that_are_only_to_be_kept_are_read_first(
         self, first_look: FirstLook, second: SecondOpinion, later: Later

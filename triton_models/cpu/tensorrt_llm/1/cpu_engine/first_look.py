@@ -9,6 +9,7 @@ import numpy as np
 
 from cpu_engine.answers import FreeAnswer
 from cpu_engine.decisions import Outcome
+from cpu_engine.errors import CancelledError
 from cpu_engine.forward import Floats
 from cpu_engine.requests import Asked, Opinion
 from cpu_engine.route_reader import Reader, RouteReader
@@ -43,15 +44,17 @@ class FirstLook:
         if self._reader is not None:
             self._reader.close()
 
-    def look(self, requests: Sequence[Asked]) -> Iterator[tuple[Asked, Seen]]:
+    def look(self, requests: Sequence[Asked]) -> Iterator[tuple[Asked, Seen | CancelledError]]:
         """Those that do not wait for routes to be read; not for two threads."""
         second, reader = self._second, self._reader
         wanted: list[tuple[Asked, Opinion]] = []
         to_be_read: list[tuple[Asked, Opinion]] = []
         for asked in requests:
             opinion = asked.opinion
-            if second is None or opinion is None or asked.is_cancelled():
+            if second is None or opinion is None:
                 yield asked, None
+            elif asked.is_cancelled():
+                yield asked, CancelledError()
             elif not second.holds(opinion.routes):
                 to_be_read.append((asked, opinion))
             elif opinion.has_request:
