@@ -49,8 +49,8 @@ second argument is True if the server was only late, so that its caches can be t
 
 @dataclass(frozen=True, slots=True)
 class WatchTimes:
-    """Seconds between checks of readiness while the model answers and while it does not, and how
-    long one check may take."""
+    """Seconds between checks of readiness while the model answers and while it, or the last check,
+    does not, and how long one check may take."""
 
     closed_s: float = 1.0
     open_s: float = 0.1
@@ -164,14 +164,16 @@ class GuardedModel:
 
     async def _keep_watch(self) -> None:
         while True:
+            failed = False
             try:
                 await self._look()
             except InferenceError as error:
+                failed = True
                 self.record_failure(error)
             except Exception:
                 # The watch is what ends an outage: it must outlive any defect.
                 _log.exception("model watch failed")
-            await self._sleep()
+            await self._sleep(failed)
 
     async def _look(self) -> None:
         await self._model.check_ready(self._times.check_s)
@@ -183,11 +185,11 @@ class GuardedModel:
         self._breaker.close()
         _log.info("routing model answers")
 
-    async def _sleep(self) -> None:
-        closed = self._breaker.state is BreakerState.CLOSED
+    async def _sleep(self, failed: bool) -> None:
+        calm = self._breaker.state is BreakerState.CLOSED and not failed
         self._wake.clear()
         try:
-            async with asyncio.timeout(self._times.closed_s if closed else self._times.open_s):
+            async with asyncio.timeout(self._times.closed_s if calm else self._times.open_s):
                 await self._wake.wait()
         except TimeoutError:
             pass

@@ -77,6 +77,16 @@ async def test_an_outage_that_a_call_noticed_is_looked_into_at_once() -> None:
     assert states == [BreakerState.RECOVERING] * 2
 
 
+async def test_an_outage_that_the_watch_notices_is_made_sure_of_at_once() -> None:
+    model, breaker = StubModel(), CircuitBreaker(failures=3)
+    model.frozen = True
+    breaker.close()
+    guard = GuardedModel(model, breaker, WatchTimes(3600, open_s=0.005, check_s=0.01), recover)
+    guard.start()
+    await until(lambda: guard.state is BreakerState.OPEN)
+    await guard.close()
+
+
 async def test_what_is_late_from_before_an_outage_says_nothing_of_a_server_that_is_back() -> None:
     breaker = CircuitBreaker(failures=3)
     guard = GuardedModel(StubModel(), breaker, WatchTimes(), recover)

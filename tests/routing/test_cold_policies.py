@@ -217,15 +217,15 @@ async def test_an_encoder_with_too_much_to_do_is_not_asked_alone(with_encoder: W
 async def test_a_server_that_does_not_answer_under_cold_policies_is_given_up(
     apart: bool, warming: bool, given_up: bool
 ) -> None:
-    async with a_world(DecisionCache(0, 60), budget_s=0.08, enough=Enough(1.0, 0.0, 0.9)) as world:
+    async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
         forget_prefix(world)
         world.model.encoder_apart, world.model.slow = apart, True
         # Others' prefixes are, and this one's never.
         world.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
-        for number in range(4):
+        for number in range(6):
             deciding = world.router.decide(request(conversation=talk(str(number))))
             late = asyncio.create_task(deciding)
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.05)
             if warming:
                 await world.guard.warm((9,), 1)
             await late
@@ -234,14 +234,14 @@ async def test_a_server_that_does_not_answer_under_cold_policies_is_given_up(
 
 
 async def test_a_question_that_is_asked_again_and_again_counts_as_every_other_late_one() -> None:
-    async with a_world(DecisionCache(0, 60), budget_s=0.08, enough=Enough(1.0, 0.0, 0.9)) as world:
+    async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
         forget_prefix(world)
         world.model.slow = True
         world.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
         asking = []
         for _ in range(10):
             asking.append(asyncio.create_task(world.router.decide(HELLO)))
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.075)
             await world.guard.warm((9,), 1)
         await asyncio.gather(*asking)
 
