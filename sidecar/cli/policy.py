@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from sidecar.cli.findings_view import print_findings
+from sidecar.cli.policy_files import PolicyPath
 from sidecar.cli.policy_view import emit
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.findings import findings_as_plain
@@ -65,7 +66,7 @@ def policy() -> None:
     nargs=-1,
     required=True,
     metavar="PATH...",
-    type=click.Path(exists=True, readable=True, path_type=Path),
+    type=PolicyPath(),
 )
 @click.option(
     "--output",
@@ -77,8 +78,8 @@ def policy() -> None:
 def validate(paths: tuple[Path, ...], output: str) -> None:
     """Check policy and model catalog files.
 
-    PATH is a file, or a folder of *.yaml and *.yml files. Name the model catalog and the policies
-    that use it together.
+    PATH is a file, a folder of *.yaml and *.yml files, or - for standard input. Name the model
+    catalog and the policies that use it together.
 
     Exit code: 0 without errors (warnings allowed), 1 with errors, 2 if a path cannot be read.
     """

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import count, print_findings
+from sidecar.cli.policy_files import PolicyPath
 from sidecar.cli.policy_options import (
     NUMBER,
     at_option,
@@ -66,7 +67,7 @@ class Applied:
     nargs=-1,
     required=True,
     metavar="PATH...",
-    type=click.Path(exists=True, path_type=Path),
+    type=PolicyPath(),
 )
 @at_option
 @note_options
@@ -87,7 +88,8 @@ def apply(
     examples_pass: bool,
     output: str,
 ) -> None:
-    """Create or update the policies, and replace the model catalog, that files or folders hold.
+    """Create or update the policies, and replace the model catalog, that files or folders hold, or
+    standard input where PATH is -.
 
     Policies that are the same already are left alone, and so are those that no file names. Each is
     a change by itself; when one is refused, those before it stay, and are printed.

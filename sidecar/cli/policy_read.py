@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from sidecar.cli.failures import Failure
+from sidecar.cli.policy_files import PolicyPath
 from sidecar.cli.policy_options import NUMBER, at_option, in_utf8, output_option, place
 from sidecar.cli.policy_place import (
     NOT_FOUND,
@@ -139,8 +140,9 @@ def catalog(at: str, output: str) -> None:
 @click.option("--to", "newer", type=NUMBER, help="Revision; without it the present one.")
 @click.option(
     "--file",
-    type=click.Path(exists=True, path_type=Path),
-    help="Compare the present revision with the policy in this file or folder instead.",
+    type=PolicyPath(),
+    help="Compare the present revision with the policy in this file or folder instead; - for "
+    "standard input.",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if there is a difference.")
 @at_option

@@ -27,6 +27,7 @@ from sidecar.cli.policy_compare import (
     outcome_of,
     print_compared,
 )
+from sidecar.cli.policy_files import PolicyPath
 from sidecar.cli.policy_options import output_option
 from sidecar.cli.policy_place import (
     PlaceFailure,
@@ -78,7 +79,7 @@ _paths = click.argument(
     nargs=-1,
     required=True,
     metavar="PATH...",
-    type=click.Path(exists=True, path_type=Path),
+    type=PolicyPath(),
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,29 @@ def test_policy_that_comes_by_a_pipe_is_applied(at: str, folder: Path) -> None:
     os.close(reading)
 
     assert f"{SUPPORT}: updated (revision 2)\n" in applied
+
+
+@pytest.mark.parametrize("command", ["apply", "diff", "validate", "lint"])
+def test_policy_comes_by_standard_input(at: str, folder: Path, command: str) -> None:
+    """As `policy get` writes it."""
+    arguments = {
+        "apply": ["apply", "-", "--at", at],
+        "diff": ["diff", "support", "--file", "-", "--at", at],
+    }.get(command, [command, str(folder / "catalog.yaml"), "-"])
+    told = {
+        "apply": f"{SUPPORT}: updated (revision 2)\n",
+        "diff": "+description: second\n",
+        "validate": f"ok {SUPPORT}: 2 routes",
+        "lint": "/dev/stdin",
+    }[command]
+
+    result = subprocess.run(
+        [sys.executable, "-m", "sidecar.cli", "policy", *arguments],
+        input=edit(folder).read_bytes(),
+        capture_output=True,
+    )
+
+    assert told in result.stdout.decode(), result.stderr.decode()
 
 
 def test_dry_run_shows_the_difference_and_changes_nothing(at: str, folder: Path) -> None:
