@@ -31,8 +31,6 @@ _KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
 """While a call goes on: who watches has no deadline, and a sidecar whose machine or network is gone
 says nothing. Sidecars disconnect who pings more often than every five seconds."""
 
-_UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
 
 class SidecarPlace:
     """PolicyService at `address`: `host:port` or `unix:path`."""
@@ -206,7 +204,13 @@ class SidecarPlace:
         call = cast(grpc.Call, error)
         status = rpc_status.from_call(call)
         if status is None:
-            if call.code() in _UNREACHED:
+            if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return PlaceFailure(
+                    None,
+                    f"the sidecar at {self._address} did not answer in time; what it was asked to "
+                    "change may have been changed or not",
+                )
+            if call.code() is grpc.StatusCode.UNAVAILABLE:
                 why = no_answer(self._address, self._tls, call.details())
                 return PlaceFailure(
                     None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,25 @@ def test_place_that_cannot_be_reached(place: str, status: int) -> None:
 
     assert result.exit_code == status
     assert result.output.startswith("Error: ")
+
+
+async def test_sidecar_that_is_late_is_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.cli.policy_options._TIMEOUT_S", 0.5)
+    store = parts.sqlite(tmp_path, policy("other"), policy())
+    last_change = store.last_change
+
+    def late() -> int:
+        time.sleep(1)
+        return last_change()
+
+    async with stored(store) as api:
+        monkeypatch.setattr(store, "last_change", late)
+        result = await beside(api, "list")
+
+    assert result.exit_code == 5
+    assert "did not answer in time; what it was asked to change may" in result.stderr
 
 
 @pytest.mark.parametrize(
