@@ -85,7 +85,7 @@ class PolicyPlace(Protocol):
 
     def history(self, name: str, limit: int) -> Found: ...
 
-    def catalog(self) -> CatalogRecord: ...
+    def catalog(self, revision: int = 0) -> CatalogRecord: ...
 
     def create(
         self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False
@@ -247,9 +247,16 @@ class StorePlace:
                 return Found([self._store.policy(name)])
             return _found(self._store.revisions(name, None, limit))
 
-    def catalog(self) -> CatalogRecord:
+    def catalog(self, revision: int = 0) -> CatalogRecord:
         with failing():
-            return self._store.catalog()
+            if not revision:
+                return self._store.catalog()
+            if isinstance(self._store, PolicyHistory):
+                return self._store.catalog_revision(revision)
+            present = self._store.catalog()
+            if revision != present.revision:
+                raise refusals.no_history("the model catalog")
+            return present
 
     def create(
         self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False

@@ -116,15 +116,20 @@ def _fail_for(unreadable: Sequence[str]) -> None:
 
 
 @click.command()
+@click.option(
+    "--revision",
+    type=NUMBER,
+    help="An earlier revision; without it the present one.",
+)
 @at_option
 @output_option
-def catalog(at: str, output: str) -> None:
+def catalog(revision: int | None, at: str, output: str) -> None:
     """Print the model catalog.
 
     As text it is YAML that `apply` takes.
     """
     with place(at) as found:
-        record = found.catalog()
+        record = found.catalog(revision or 0)
     if output != "text":
         emit(described_catalog(record), output)
         return

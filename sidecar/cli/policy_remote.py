@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.connection import connect, no_answer
+from sidecar.cli.failures import Failure
 from sidecar.cli.policy_place import Found, PlaceFailure, ended, said
 from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode, SidecarError
@@ -86,8 +87,14 @@ class SidecarPlace:
                 return Found(found[:limit], unreadable)
             request.page_token = page.next_page_token
 
-    def catalog(self) -> CatalogRecord:
-        return self._catalog("GetModelCatalog", policy_pb2.GetModelCatalogRequest())
+    def catalog(self, revision: int = 0) -> CatalogRecord:
+        request = policy_pb2.GetModelCatalogRequest(revision=revision)
+        record = self._catalog("GetModelCatalog", request)
+        if revision not in (0, record.revision):
+            raise Failure(
+                "the sidecar is older and gives the present model catalog alone; update it"
+            )
+        return record
 
     def create(
         self, policy: Policy, note: WriteNote, dry_run: bool, examples_pass: bool = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import PolicyRecord
+from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.grpc_api.context import Context
 from sidecar.grpc_api.protocols import ChangeFeed, PolicyRegistry
 from sidecar.policies.editing import PolicyEditing, WritableStore
@@ -165,3 +165,9 @@ class _OnlyPresent:
 
     def revisions(self, name: str, before: int | None, limit: int) -> Sequence[PolicyRecord]:
         return [self._store.policy(name)][:limit] if before is None else []
+
+    def catalog_revision(self, revision: int) -> CatalogRecord:
+        present = self._store.catalog()
+        if revision != present.revision:
+            raise refusals.no_history("the model catalog")
+        return present

@@ -53,8 +53,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         context: Context,
     ) -> policy_pb2.Policy:
         policy_name(request.name, "name")
-        if request.revision < 0:
-            raise invalid("revision", f"{request.revision} is negative; send 0 for the present one")
+        _check_revision(request.revision)
         if request.revision:
             return await self._access.history(
                 request.name,
@@ -155,12 +154,23 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
     async def GetModelCatalog(  # noqa: N802
         self, request: policy_pb2.GetModelCatalogRequest, context: Context
     ) -> policy_pb2.ModelCatalog:
+        _check_revision(request.revision)
+        if request.revision:
+            return await self._access.history(
+                "the model catalog",
+                lambda store: catalog_to_proto(store.catalog_revision(request.revision)),
+            )
         return await self._access.read(lambda store: catalog_to_proto(store.catalog()))
 
     async def UpdateModelCatalog(  # noqa: N802
         self, request: policy_pb2.UpdateModelCatalogRequest, context: Context
     ) -> policy_pb2.ModelCatalog:
         return await self._writes.update_catalog(request, context)
+
+
+def _check_revision(revision: int) -> None:
+    if revision < 0:
+        raise invalid("revision", f"{revision} is negative; send 0 for the present one")
 
 
 def _listed(store: PolicyStore, wanted: str, after: str, deleted: bool) -> Iterator[Listed]:

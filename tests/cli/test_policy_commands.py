@@ -7,10 +7,12 @@ import json
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from ruamel.yaml import YAML
 
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
@@ -18,7 +20,7 @@ from sidecar.policies.stores import ChangeKind
 from tests.cli.policy_commands import SUPPORT, beside, done, edit, only_fast, plain, sidecar
 from tests.grpc_api.stored import stored
 from tests.policies.stores import parts
-from tests.policies.stores.parts import CATALOG, FAST, policy
+from tests.policies.stores.parts import CATALOG, FAST, LARGE, policy
 from tests.waiting import until
 
 
@@ -364,3 +366,45 @@ def test_files_have_no_history_to_prune(folder: Path) -> None:
 
     assert result.exit_code == 1
     assert "files have no history to prune" in result.stderr
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_earlier_catalog_is_printed_as_apply_takes_it(tmp_path: Path, running: bool) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    parts.write_catalog(store, FAST, LARGE, replace(FAST, id="acme/new"))
+    file = tmp_path / "earlier.yaml"
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{tmp_path / 'policies.db'}"
+
+        async def run(*arguments: object) -> Result:
+            return await asyncio.to_thread(sidecar, *arguments, "--at", at)
+
+        earlier = await run("catalog", "--revision", 1)
+        file.write_text(earlier.stdout[earlier.stdout.index("# model catalog") :])
+        applied = await run("apply", file)
+        missing = await run("catalog", "--revision", 9)
+        present = store.catalog()
+
+    assert "# model catalog, revision 1\n" in earlier.stdout
+    assert "model catalog: updated (revision 3)\n" in applied.stdout
+    assert present.models == CATALOG
+    assert missing.exit_code == 4
+    assert "the model catalog has no revision 9; its revisions are 1 to 3" in missing.stderr
+
+
+async def test_earlier_catalog_of_a_sidecar_that_knows_none_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    parts.write_catalog(store, FAST, LARGE, replace(FAST, id="acme/new"))
+    monkeypatch.setattr(store, "catalog_revision", lambda _: store.catalog())
+    async with stored(store) as api:
+        result = await beside(api, "catalog", "--revision", 1)
+
+    assert result.exit_code == 1
+    assert "gives the present model catalog alone" in result.stderr
+
+
+def test_files_have_the_present_catalog_alone(folder: Path) -> None:
+    assert sidecar("catalog", "--revision", 1, "--at", folder).exit_code == 0
+    assert sidecar("catalog", "--revision", 2, "--at", folder).exit_code == 4

@@ -380,6 +380,18 @@ REFUSED: dict[str, tuple[str, Any, str, tuple[str, ...]]] = {
         "INVALID_REQUEST",
         ("revision",),
     ),
+    "negative revision of the catalog": (
+        "GetModelCatalog",
+        policy_pb2.GetModelCatalogRequest(revision=-1),
+        "INVALID_REQUEST",
+        ("revision",),
+    ),
+    "no such revision of the catalog": (
+        "GetModelCatalog",
+        policy_pb2.GetModelCatalogRequest(revision=9),
+        "REVISION_NOT_FOUND",
+        (),
+    ),
     "filter": (
         "ListPolicies",
         policy_pb2.ListPoliciesRequest(parent="namespaces/-", filter="colour:red"),

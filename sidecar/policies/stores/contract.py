@@ -215,6 +215,10 @@ class PolicyHistory(Protocol):
         POLICY_NOT_FOUND."""
         ...
 
+    def catalog_revision(self, revision: int) -> CatalogRecord:
+        """Raises SidecarError REVISION_NOT_FOUND."""
+        ...
+
 
 @runtime_checkable
 class PolicyWriting(Protocol):

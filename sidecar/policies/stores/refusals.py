@@ -51,10 +51,12 @@ def no_revision(name: str, revision: int, last: int) -> SidecarError:
     if 0 < revision <= last:
         return SidecarError(
             ErrorCode.REVISION_NOT_FOUND,
-            f"{name}, revision {revision}, was pruned; `sidecar policy history` gives those there "
-            "are",
+            f"{name}, revision {revision}, was pruned; name a later one",
         )
-    kept = "its only one is 1" if last == 1 else f"its revisions are 1 to {last}"
+    if last == 0:
+        kept = "there has been none"
+    else:
+        kept = "its only one is 1" if last == 1 else f"its revisions are 1 to {last}"
     return SidecarError(ErrorCode.REVISION_NOT_FOUND, f"{name} has no revision {revision}; {kept}")
 
 

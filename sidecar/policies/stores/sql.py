@@ -177,6 +177,19 @@ class SqlStore(abc.ABC):
             rows = connection.execute(query).mappings().all()
         return [_listed(row) for row in rows]
 
+    def catalog_revision(self, revision: int) -> CatalogRecord:
+        """As `PolicyHistory`."""
+        query = select(changes).where(
+            changes.c.name == CATALOG_NAME, changes.c.revision == revision
+        )
+        with self._reading() as connection:
+            head = _head(connection, CATALOG_NAME)
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            last = 0 if head is None else head["revision"]
+            raise refusals.no_revision("the model catalog", revision, last)
+        return _kept(catalog_record, row)
+
     # --- Writing ----------------------------------------------------------------------------------
 
     def made_by(self, request_id: str, request_digest: str) -> Change | None:

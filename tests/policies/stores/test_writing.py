@@ -451,6 +451,20 @@ def test_pruned_revision_is_told_from_one_that_has_never_been(make: MakeStore) -
         assert caught.value.code is ErrorCode.REVISION_NOT_FOUND
 
 
+def test_earlier_catalogs_are_kept_until_they_are_pruned(make: MakeStore) -> None:
+    store = with_history(make)
+    assert isinstance(store, PolicyHistory)
+    assert isinstance(store, PolicyPruning)
+
+    assert list(store.catalog_revision(1).models) == [FAST.id, LARGE.id]
+    assert store.catalog_revision(2) == store.catalog()
+    store.prune(1)
+    for revision, why in ((1, "revision 1, was pruned"), (3, "has no revision 3")):
+        with pytest.raises(SidecarError, match=f"the model catalog.* {why}") as caught:
+            store.catalog_revision(revision)
+        assert caught.value.code is ErrorCode.REVISION_NOT_FOUND
+
+
 def test_whoever_has_seen_a_pruned_change_misses_none_that_follows(make: MakeStore) -> None:
     store = with_history(make)
     assert isinstance(store, PolicyPruning)
