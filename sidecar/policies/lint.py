@@ -15,6 +15,7 @@ from sidecar.core.policy import Capability, Catalog, Model, ModelList, Policy, P
 from sidecar.policies.examples import ExampleResult
 from sidecar.policies.findings import Finding, item, member, quoted, warning
 from sidecar.policies.prices import MAX_AGE_DAYS, PriceAges, price_ages
+from sidecar.policies.rules import limited
 
 _ALIKE = 0.6
 """Share of common words from which two descriptions count as alike."""
@@ -36,29 +37,33 @@ def lint(
     today: date | None = None,
     max_price_age_days: int = MAX_AGE_DAYS,
 ) -> tuple[Finding, ...]:
-    """Everything doubtful that can be seen without a routing model.
+    """What is doubtful, as far as it can be seen without a routing model; the first
+    `MAX_FINDINGS`, since each of hundreds of routes can be like every other.
 
     Args:
         today: to tell how old prices are; None: that is left out.
     """
+    return limited(_lint(policy, catalog, today, max_price_age_days))
+
+
+def _lint(
+    policy: Policy, catalog: Catalog, today: date | None, max_price_age_days: int
+) -> Iterator[Finding]:
+    """First those of which there can be but few."""
     named = [catalog[id] for id in _named(policy) if id in catalog]
-    found = list(_lint(policy, catalog))
-    if today is not None:
-        found += _dated(policy, price_ages(named, today, max_price_age_days), max_price_age_days)
-        found += _ahead(named, today)
-    return tuple(found)
-
-
-def _lint(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
-    yield from _alike(policy)
     yield from _unpriced(policy, catalog)
     yield from _unplaced(policy, catalog)
     yield from _untested(policy)
+    if today is not None:
+        ages = price_ages(named, today, max_price_age_days)
+        yield from _dated(policy, ages, max_price_age_days)
+        yield from _ahead(named, today)
     yield from _lacking("default", policy.default, catalog)
     for index, route in enumerate(policy.routes):
         yield from _lacking(item("routes", index), route.models, catalog)
         if route.domain == "" and route.min_confidence and policy.actions_of(route.name):
             yield from _unreachable_domain(policy, index)
+    yield from _alike(policy)
 
 
 def _alike(policy: Policy) -> Iterator[Finding]:

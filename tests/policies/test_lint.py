@@ -1,0 +1,32 @@
+"""What is doubtful about a policy as a whole; that of single facts is tested with these."""
+
+from __future__ import annotations
+
+from sidecar.core.policy import Model, ModelList, Policy, Route, WeightedModel
+from sidecar.policies.lint import lint
+from sidecar.policies.rules import MAX_FINDINGS
+
+CATALOG = {"m": Model("m", "m-1")}
+MODELS = ModelList((WeightedModel("m"),))
+
+
+def like_each_other(count: int) -> Policy:
+    described = "Invoices, charges, payments and refunds, about order number"
+    routes = tuple(Route(f"r{n}", f"{described} {n}.", MODELS) for n in range(count))
+    return Policy("p", routes, MODELS)
+
+
+def test_routes_that_are_like_each_other_are_named() -> None:
+    alike = [each.path for each in lint(like_each_other(3), CATALOG) if "in common" in each.message]
+
+    assert alike == [f"routes[{n}].description" for n in (1, 2, 2)]
+
+
+def test_of_hundreds_of_routes_like_each_other_the_first_are_named() -> None:
+    """In the API they are an answer, which must not become too large."""
+    findings = lint(like_each_other(500), CATALOG)
+
+    assert len(findings) == MAX_FINDINGS + 1
+    assert findings[-1].message.startswith("more than 50 findings")
+    # What is said once of the whole policy is not lost among them.
+    assert any("no price in the catalog" in each.message for each in findings)
