@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,6 +40,9 @@ _TRIES = 50
 
 _AT_ONCE = 100
 """Policies that are read together."""
+
+_SAID = 5
+"""Of what is wrong with one policy, so that others are named as well."""
 
 
 class WritableStore(PolicyStore, PolicyHistory, PolicyWriting, Protocol):
@@ -347,11 +351,7 @@ def _refuse(findings: tuple[Finding, ...]) -> None:
 
 def check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
     """Raises SidecarError POLICY_IN_USE if one of the policies would be wrong with this catalog."""
-    broken = [
-        FieldViolation(name, f"{finding.path}: {finding.message}")
-        for name, record in records.items()
-        for finding in limited(_made_wrong(record.policy, catalog))
-    ]
+    broken = [FieldViolation(each.path, each.message) for each in limited(_users(records, catalog))]
     if broken:
         raise SidecarError(
             ErrorCode.POLICY_IN_USE,
@@ -359,6 +359,13 @@ def check_users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> None:
             "the policies first",
             broken,
         )
+
+
+def _users(records: Mapping[str, PolicyRecord], catalog: Catalog) -> Iterator[Finding]:
+    """What is wrong with which policy, as the finding's path."""
+    for name, record in records.items():
+        for found in itertools.islice(_made_wrong(record.policy, catalog), _SAID):
+            yield replace(found, path=name, message=f"{found.path}: {found.message}")
 
 
 def _made_wrong(policy: Policy, catalog: Catalog) -> Iterator[Finding]:

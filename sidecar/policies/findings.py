@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -123,6 +124,13 @@ def spelled(value: str) -> str:
 
 def closest(value: str, known: Iterable[str]) -> str | None:
     """The known spelling that `value` was probably meant to be."""
+    return _closest(value, tuple(known))
+
+
+# A model that has left the catalog is missed by thousands of routes, and to compare its name with
+# all others takes a millisecond.
+@functools.lru_cache(128)
+def _closest(value: str, known: tuple[str, ...]) -> str | None:
     spellings = {name.lower(): name for name in known}
     match = difflib.get_close_matches(value.lower(), spellings, n=1, cutoff=0.6)
     return spellings[match[0]] if match else None
