@@ -391,7 +391,10 @@ def _failure(error: SidecarError) -> PlaceFailure:
 
 def said(error: SidecarError) -> str:
     """The text of an error, with all the wrong fields it names."""
-    lines = [error.message]
-    if len(error.violations) > 1:
-        lines += [f"  {each.field}: {each.description}" for each in error.violations]
-    return "\n".join(lines)
+    return with_fields(error.message, [(e.field, e.description) for e in error.violations])
+
+
+def with_fields(message: str, wrong: Sequence[tuple[str, str]]) -> str:
+    """`message`, and below it what is wrong with each field, if that is more than one."""
+    lines = [f"  {': '.join(filter(None, each))}" for each in wrong] if len(wrong) > 1 else []
+    return "\n".join([message, *lines])

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from sidecar._generated.llmrouter.v1 import policy_pb2
 from sidecar.cli.connection import connect, no_answer
 from sidecar.cli.failures import Failure
-from sidecar.cli.policy_place import Found, PlaceFailure, ended, said
+from sidecar.cli.policy_place import Found, PlaceFailure, ended, said, with_fields
 from sidecar.cli.tls_options import Tls
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
@@ -230,11 +230,9 @@ class SidecarPlace:
             detail.Unpack(info)
             detail.Unpack(wrong)
         code = ErrorCode.__members__.get(info.reason, ErrorCode.INTERNAL)
-        lines = [status.message]
-        if len(wrong.field_violations) > 1:
-            lines += [f"  {each.field}: {each.description}" for each in wrong.field_violations]
+        fields = [(each.field, each.description) for each in wrong.field_violations]
         _, _, revision = info.metadata.get(UNREADABLE, "").rpartition("@")
-        return PlaceFailure(code, "\n".join(lines), int(revision or 0))
+        return PlaceFailure(code, with_fields(status.message, fields), int(revision or 0))
 
 
 def _understood(read: Callable[[M], T], message: M) -> T:

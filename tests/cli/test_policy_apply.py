@@ -136,6 +136,24 @@ def test_dry_run_refuses_to_take_a_model_from_another_policy(at: str, folder: Pa
     assert f"{name_of('other')} would be wrong with this catalog" in dry.stderr
 
 
+@pytest.mark.parametrize("running", [False, True])
+async def test_what_is_not_shown_of_a_refusal_is_a_line_like_the_others(
+    tmp_path: Path, folder: Path, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy(), *(policy(f"p{number}") for number in range(20)))
+    file = folder / "catalog.yaml"
+    file.write_text(yaml_text(catalog_document([FAST])))
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{tmp_path / 'policies.db'}"
+        result = await asyncio.to_thread(sidecar, "apply", file, "--at", at)
+
+    assert result.exit_code == 1
+    named = [each for each in result.stderr.splitlines() if each.startswith("  ")]
+    assert len(named) > 5
+    assert not [each for each in named if each.startswith("  :")]
+    assert "more" in named[-1]
+
+
 def test_policy_alone_leaves_a_catalog_that_changes_while_it_is_read(
     at: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
