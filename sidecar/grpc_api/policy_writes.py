@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -185,7 +185,8 @@ class PolicyWrites:
     async def _routed(self, example: Example, policy: Policy) -> ExampleResult:
         """What becomes of an example; asked again where the routing model, which reads the policy
         for the first time, was late."""
-        request = RoutingRequest(example.conversation, policy=policy)
+        # By itself: what was tried before must not keep its route.
+        request = RoutingRequest(example.conversation, policy=policy, trial=True)
         for attempt in range(_TRIES):
             result = result_of(example, await self._router.decide(request))
             if result.decided or attempt == _TRIES - 1:
@@ -212,16 +213,28 @@ class PolicyWrites:
             if not result.decided:
                 break  # Nor will the others be, and each would be waited for.
         if failed:
-            count = len(failed)
             raise SidecarError(
                 ErrorCode.EXAMPLES_FAILED,
-                f"{count} example{'s' if count > 1 else ''} of the policy would not be routed as "
-                "it says; change the descriptions, or leave out require_examples_pass",
+                _failure(failed),
                 [
                     FieldViolation(f"policy.{proto_path(each.example.path)}", each.said)
                     for each in failed
                 ],
             )
+
+
+def _failure(failed: Sequence[ExampleResult]) -> str:
+    if not failed[-1].decided:
+        return (
+            f"the routing model does not answer ({failed[-1].reason}), so that examples of the "
+            "policy could not be routed; send it again when it does, or leave out "
+            "require_examples_pass"
+        )
+    count = len(failed)
+    return (
+        f"{count} example{'s' if count > 1 else ''} of the policy would not be routed as it says; "
+        "change the descriptions, or leave out require_examples_pass"
+    )
 
 
 def _etag_of(name: str) -> Callable[[PolicyStore], str]:

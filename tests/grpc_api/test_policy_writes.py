@@ -18,7 +18,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
-from sidecar.core.decision import RoutingRequest
+from sidecar.core.decision import Reason, RoutingRequest, Source
 from sidecar.core.policy import Policy
 from sidecar.policies.stores import (
     CatalogWrite,
@@ -30,7 +30,7 @@ from sidecar.policies.stores import (
 )
 from tests.grpc_api.policy_calls import NAME, NEW, NOTE, create, get, policy, update
 from tests.grpc_api.refusals import refused
-from tests.grpc_api.standins import StandInRouter
+from tests.grpc_api.standins import StandInRouter, decision
 from tests.grpc_api.stored import Stored, stored
 from tests.policies.stores import parts
 from tests.waiting import until
@@ -601,6 +601,37 @@ async def test_examples_gate_a_write_if_they_are_to(tmp_path: Path, route: str) 
             assert "invoice" not in error.text
             assert api.store.last_change() == 2
     assert [request.conversation.messages[0].text for request in asked] == ["where is my invoice?"]
+
+
+async def test_examples_are_tried_again_whatever_the_policy_pins(tmp_path: Path) -> None:
+    """What was tried first, as by validate_only, keeps no route."""
+    content = policy(examples=["where is my invoice?"])
+    content.pin = policy_pb2.PIN_MODE_CONVERSATION
+    asked: list[RoutingRequest] = []
+    router = StandInRouter()
+    router.behavior = lambda request: _note(asked, request)
+    async with stored(parts.sqlite(tmp_path, parts.policy()), router) as api:
+        made = await api.policies.CreatePolicy(create(policy=content, require_examples_pass=True))
+
+    assert [each.trial for each in asked] == [True]
+    assert made.pin == policy_pb2.PIN_MODE_CONVERSATION
+
+
+async def test_examples_that_no_routing_model_decides_do_not_blame_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.grpc_api.policy_writes._AGAIN_S", 0.0)
+    away = Reason.MODEL_UNAVAILABLE
+    fallen = replace(decision(), route="", source=Source.FALLBACK, reason=away, confidence=None)
+    monkeypatch.setattr("tests.grpc_api.standins.decision", lambda request: fallen)
+    content = policy(examples=["where is my invoice?"])
+    async with stored(parts.sqlite(tmp_path, parts.policy())) as api:
+        call = api.policies.CreatePolicy(create(policy=content, require_examples_pass=True))
+        error = await refused(call)
+
+    assert error.reason == "EXAMPLES_FAILED"
+    assert "the routing model does not answer (model_unavailable)" in error.text
+    assert "descriptions" not in error.text
 
 
 async def _note(asked: list[RoutingRequest], request: RoutingRequest) -> None:
