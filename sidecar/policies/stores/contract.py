@@ -254,7 +254,8 @@ class PolicyPruning(Protocol):
 
     def prune(self, keep: int) -> int:
         """Takes out what is not among the `keep` latest revisions of its policy, or of the model
-        catalog: 1 leaves the present ones. How many were taken out."""
+        catalog: 1 leaves the present ones. Nothing where the present one cannot be read: it may
+        have to be rolled back. How many were taken out."""
         ...
 
 

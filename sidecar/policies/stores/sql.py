@@ -232,13 +232,14 @@ class SqlStore(abc.ABC):
     def prune(self, keep: int) -> int:
         """As `PolicyPruning`; of one policy after the other, so that no writer waits for long."""
         joined = heads.join(changes, heads.c.change == changes.c.change)
-        present = select(changes.c.name, changes.c.revision).select_from(joined)
+        present = select(changes).select_from(joined).where(changes.c.revision > keep)
         with self._reading() as connection:
-            longer = connection.execute(present.where(changes.c.revision > keep)).all()
+            longer = connection.execute(present).mappings().all()
         pruned = 0
-        for name, revision in longer:
+        for row in filter(_is_readable, longer):
             # Nothing of it is present: there can only be later ones by now.
-            old = (changes.c.name == name) & (changes.c.revision <= revision - keep)
+            last = row["revision"] - keep
+            old = (changes.c.name == row["name"]) & (changes.c.revision <= last)
             with self._writing() as connection:
                 pruned += connection.execute(delete(changes).where(old)).rowcount
         return pruned
@@ -333,6 +334,14 @@ def _is_lost(head: Row) -> bool:
     if not head["deleted"]:
         return False
     return isinstance(_listed(head), UnreadableRevisionError)
+
+
+def _is_readable(row: Row) -> bool:
+    try:
+        change_of(row)
+    except UnreadableDocumentError:
+        return False
+    return True
 
 
 def _listed(row: Row) -> Listed:

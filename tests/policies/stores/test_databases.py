@@ -525,3 +525,17 @@ def test_database_that_takes_no_writes_says_what_would(url: str) -> None:
     assert "try again" not in str(no.value)
     assert store.policy(name_of("support")).revision == 1
     store.close()
+
+
+def test_history_of_what_cannot_be_read_is_not_pruned(url: str) -> None:
+    store = parts.seeded(open_store(url), policy(), policy("other"))
+    for name in ("support", "other"):
+        write(store, ChangeKind.UPDATE, policy(name, "second"))
+    changed(url, "UPDATE changes SET content = '17' WHERE name LIKE '%/support' AND revision = 2")
+    assert isinstance(store, SqlStore)
+
+    assert store.prune(1) == 1
+    assert [each.revision for each in store.revisions(name_of("other"), None, 9)] == [2]
+    editing = PolicyEditing(store, lambda _: None)
+    assert editing.rollback(name_of("support"), 1, parts.note()).policy == policy()
+    store.close()
