@@ -55,7 +55,7 @@ class PostgresStore(SqlStore):
         address = make_url(url)
         engine = create_engine(
             address.set(drivername="postgresql+psycopg"),
-            connect_args=_CONNECT,
+            connect_args=_arguments(address),
             # Connections that a restart of the server has cut are found before they are used.
             pool_pre_ping=True,
             pool_size=4,
@@ -67,7 +67,8 @@ class PostgresStore(SqlStore):
         self._connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
         event.listen(engine, "connect", lambda connection, _: self._connections.add(connection))
         super().__init__(engine, _shown(address))
-        _, self._target = engine.dialect.create_connect_args(engine.url)
+        _, target = engine.dialect.create_connect_args(engine.url)
+        self._target = {**target, **_arguments(address)}
         self._writer = engine.execution_options(isolation_level="READ COMMITTED", writes=True)
         self._listener: psycopg.Connection[Any] | None = None
         self._closed = threading.Event()
@@ -109,7 +110,7 @@ class PostgresStore(SqlStore):
     def _listening(self) -> psycopg.Connection[Any]:
         if self._listener is None or self._listener.closed:
             # As the engine does, which has a spelling of its own for several hosts.
-            listener = psycopg.connect(autocommit=True, **{**self._target, **_CONNECT})
+            listener = psycopg.connect(autocommit=True, **self._target)
             listener.execute(f"LISTEN {_CHANNEL}")
             self._connections.add(listener)
             self._listener = listener
@@ -127,6 +128,14 @@ class PostgresStore(SqlStore):
             text("SELECT pg_notify(:channel, :number)"),
             {"channel": _CHANNEL, "number": str(number)},
         )
+
+
+def _arguments(address: URL) -> dict[str, Any]:
+    """How to connect. What the address says of it counts more; of `options` the last one does."""
+    given: dict[str, Any] = {key: address.query[key] for key in _CONNECT if key in address.query}
+    if "options" in given:
+        given["options"] = f"{_CONNECT['options']} {given['options']}"
+    return {**_CONNECT, **given}
 
 
 def _cut_off(connection: psycopg.Connection[Any]) -> None:

@@ -33,6 +33,7 @@ from sidecar.policies.stores import (
     migrations,
     open_store,
 )
+from sidecar.policies.stores.postgres import PostgresStore
 from sidecar.policies.stores.sql import SqlStore
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
@@ -539,3 +540,21 @@ def test_history_of_what_cannot_be_read_is_not_pruned(url: str) -> None:
     editing = PolicyEditing(store, lambda _: None)
     assert editing.rollback(name_of("support"), 1, parts.note()).policy == policy()
     store.close()
+
+
+def test_what_the_address_says_of_the_connection_counts(postgres: PostgresServer) -> None:
+    """In another schema tables would be made, and policies missed, without a word."""
+    parts.empty_tables(postgres.url)
+    more = "application_name=mine&options=-csearch_path%3Dpublic%2Cmine%20-clock_timeout%3D7s"
+    address = f"{postgres.url}?{more}"
+    store = open_store(address)
+    assert isinstance(store, PostgresStore)
+    shown = ("application_name", "search_path", "lock_timeout", "statement_timeout")
+
+    with store._engine.connect() as connection:
+        asked = [connection.execute(text(f"SHOW {each}")).scalar() for each in shown]
+    listened = [store._listening().execute(f"SHOW {each}").fetchone() for each in shown]
+    store.close()
+
+    assert asked == ["mine", "public,mine", "7s", "10s"]
+    assert listened == [(each,) for each in asked]
