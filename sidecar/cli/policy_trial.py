@@ -40,7 +40,7 @@ from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.config import ServerSettings
-from sidecar.core.conversation import Conversation
+from sidecar.core.conversation import Conversation, Role
 from sidecar.core.decision import Decision, Reason, RoutingRequest
 from sidecar.core.policy import Catalog, ModelList, PinMode, Policy, WeightedModel
 from sidecar.grpc_api.convert.decisions import decision_to_core
@@ -292,7 +292,19 @@ def _compared(
 
 
 def _outcome(side: Side, conversation: Conversation, trial: Trial) -> Outcome:
-    return outcome_of(side, conversation, trial.answer(side.policy, conversation))
+    asked = _deciding(side.policy, conversation)
+    return outcome_of(side, conversation, trial.answer(side.policy, asked))
+
+
+def _deciding(policy: Policy, conversation: Conversation) -> Conversation:
+    """What is decided by in service: where a task keeps its route, not by what the answering model
+    writes between its tool calls."""
+    messages = conversation.messages
+    said = [each.role is Role.USER and bool(each.text or each.images) for each in messages]
+    turns = [number for number, by_user in enumerate(said, 1) if by_user]
+    if policy.pin is PinMode.OFF or not turns:
+        return conversation
+    return Conversation(messages[: turns[-1]])
 
 
 def _other(against: str, trial: Trial, name: str) -> Side:

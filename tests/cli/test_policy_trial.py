@@ -157,6 +157,26 @@ async def test_conversations_of_any_kind_find_a_model_that_can_take_them(
         assert {acting.id, seeing.id} <= named
 
 
+@pytest.mark.parametrize(("pin", "read"), [("", 1), ("pin: task\n", 1), ("pin: off\n", 3)])
+async def test_what_decides_in_service_decides_conversations_of_agents(
+    tmp_path: Path, pin: str, read: int
+) -> None:
+    file, conversations = tmp_path / "trial.yaml", tmp_path / "agent.json"
+    file.write_text(pin + BILLING)
+    call = {"id": "1", "function": {"name": "read", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Why was I charged twice?"},
+        {"role": "assistant", "content": "I look into the code.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "def main"},
+    ]
+    conversations.write_text(json.dumps(messages))
+    async with stored(parts.sqlite(tmp_path, policy())) as api:
+        await beside(api, "test", file, "--conversations", conversations, "--against", file)
+        asked = [len(request.conversation.messages) for request in api.router.requests]
+
+    assert asked == [read, read]
+
+
 async def test_only_one_policy_can_be_compared(tmp_path: Path, conversations: Path) -> None:
     file = tmp_path / "two.yaml"
     file.write_text(BILLING + "---\n" + BILLING.replace("name: trial", "name: another"))
