@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 
 import grpc_tools
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.rpc import error_details_pb2
 from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parent
@@ -34,11 +36,17 @@ IMPORT = re.compile(r"^(from|import) (llmrouter|envoy)\b", re.MULTILINE)
 
 
 def generate(out: Path) -> None:
-    """Writes the Python package and the descriptor set (imports and comments included) to `out`."""
+    """Writes the Python package and the descriptor set (imports, comments and the details of errors
+    included) to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         described = (f"--descriptor_set_out={fresh / DESCRIPTOR_SET}", "--include_imports")
         run_protoc(fresh, "llmrouter", *described, "--include_source_info")
+        # No file of ours imports them: they come with the status.
+        details = FileDescriptorSet()
+        error_details_pb2.DESCRIPTOR.CopyToProto(details.file.add())
+        with (fresh / DESCRIPTOR_SET).open("ab") as file:
+            file.write(details.SerializeToString(deterministic=True))
         run_protoc(fresh, "envoy")
         for path in sorted(fresh.rglob("*.py*")):
             path.write_text(own_imports(path.read_text()))
