@@ -105,6 +105,19 @@ def test_policies_are_read_in_turn_and_each_once(
     assert encoder.steps == [1, 2, 1, 1, 1]
 
 
+def test_the_answer_comes_in_the_turn_in_which_the_last_route_is_read(
+    reader: RouteReader, encoder: HeldEncoder, given: Queue[Given]
+) -> None:
+    reader.put(wants(given, "large", policy=1, routes=9))
+    assert encoder.began.acquire(timeout=PATIENCE_S)
+    told_after: Queue[int] = Queue()
+    small = wants(given, "small", policy=2, routes=1)
+    reader.put(Reader(small.opinion, lambda: False, lambda _: told_after.put(len(encoder.steps))))
+    encoder.may_go_on.release(100)
+
+    assert told_after.get(timeout=PATIENCE_S) == 2
+
+
 def test_who_only_wants_them_read_is_told_nothing(
     reader: RouteReader, encoder: HeldEncoder, given: Queue[Given]
 ) -> None:

@@ -101,6 +101,7 @@ class RouteReader:
         if reading.policy is None:
             routes = reading.readers[0].opinion.routes
             reading.policy = self._second.read(routes, reading.found)
+        if reading.policy is None:
             return
         some = reading.readers[:_AT_ONCE]
         asked = [each for each in some if each.opinion.has_request and not each.is_cancelled()]

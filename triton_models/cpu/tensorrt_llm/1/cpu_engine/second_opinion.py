@@ -198,15 +198,16 @@ class SecondOpinion:
             found: what was so far, since all need not be held at the same time; added to.
         """
         new = self._not_held(routes, found)
-        if not new:
-            policy = _side_by_side([found[ids.tobytes()] for ids in routes])
-            self._last = key_of(routes), policy
-            return policy
         encoded = self._encoder.run([(ids, np.zeros_like(ids)) for ids in new.values()])
         for (key, ids), (states, heads) in zip(new.items(), encoded, strict=True):
             found[key] = entry = _encoded(states, heads[:, 1])
             self._held.put(ids, entry)
-        return None
+        key_of_all = key_of(routes)
+        if not found.keys() >= set(key_of_all):
+            return None
+        policy = _side_by_side([found[key] for key in key_of_all])
+        self._last = key_of_all, policy
+        return policy
 
     def _not_held(self, routes: Routes, found: dict[bytes, Encoded]) -> dict[bytes, Ints]:
         """As many as one pass reads; what is held is added to `found`."""
@@ -220,9 +221,7 @@ class SecondOpinion:
             held = self._held.get(ids)
             if held is not None:
                 found[key] = held
-            elif new and len(ids) > room:
-                break
-            else:
+            elif not new or len(ids) <= room:
                 new[key] = ids
                 room -= len(ids)
         return new
