@@ -367,8 +367,11 @@ class Router:
         timeout = max(walk.remaining_s, 0)
 
         def late(asked: Target, error: InferenceError) -> None:
+            if not self._is_telling(timeout):
+                return
+            asked.encoder_load.late(walk.started)
             # Of one that is apart, `TritonOpinions` finds out itself.
-            if self._is_telling(timeout) and not asked.model.encoder_apart:
+            if not asked.model.encoder_apart:
                 asked.model.late(error, walk.started, self._limits.budget_s * _APART_SHARE)
 
         self._waiting += 1

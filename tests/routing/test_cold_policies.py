@@ -246,3 +246,23 @@ async def test_a_question_that_is_asked_again_and_again_counts_as_every_other_la
         await asyncio.gather(*asking)
 
         assert not world.router.degraded
+
+
+async def test_of_an_encoder_that_became_too_slow_one_at_a_time_waits() -> None:
+    async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
+        world.model.opinion = (1.0, 19.0, 0.0)
+        forget_prefix(world)
+        world.warmth.request = lambda compiled, model: None  # type: ignore[method-assign]
+        in_time = await world.router.decide(HELLO)
+        world.model.slow = True
+        await world.router.decide(request(conversation=talk("late")))
+        await until(lambda: world.target.encoder_load.in_flight == 0)
+        waiting = asyncio.create_task(world.router.decide(request(conversation=talk("one"))))
+        await until(lambda: world.target.encoder_load.in_flight > 0)
+        calls = world.model.calls
+        another = await world.router.decide(request(conversation=talk("another")))
+        await waiting
+
+    assert in_time.route == "travel"
+    assert another.reason is Reason.WARMING
+    assert world.model.calls == calls
