@@ -329,8 +329,8 @@ Other variables are no settings: `SIDECAR_ADDRESS` is the sidecar that `sidecar 
 `sidecar policy` ask, `SIDECAR_TLS_CA`, `SIDECAR_TLS_CERTIFICATE`, `SIDECAR_TLS_KEY` and
 `SIDECAR_TLS_SERVER_NAME` are how they and `sidecar eval --target` reach one by TLS (their options
 `--tls-…`), `LLM_ROUTING_SIDECAR_CACHE` is the folder of what is fetched and built, else
-`~/.cache/llm-routing-sidecar`. Logs and sockets of what runs are in it as well, or in the folder
-for temporary files where its path is long or has blanks.
+`llm-routing-sidecar` in `XDG_CACHE_HOME` or `~/.cache`. Logs and sockets of what runs are in it as
+well, or in the folder for temporary files where its path is long or has blanks.
 """
 
 
