@@ -59,8 +59,10 @@ async def http() -> AsyncIterator[ClientSession]:
     await server.stop(0)
 
 
-async def _post(http: ClientSession, path: str, body: Any, kind: str) -> tuple[int, Any]:
-    headers = {"content-type": kind}
+async def _post(
+    http: ClientSession, path: str, body: Any, kind: str, host: str = "localhost"
+) -> tuple[int, Any]:
+    headers = {"content-type": kind, "host": host}
     async with http.post(path, data=json.dumps(body), headers=headers) as response:
         text = await response.text()
     return response.status, json.loads(text) if text.startswith("{") else text
@@ -124,3 +126,15 @@ async def test_nothing_else_gets_to_the_sidecar(http: ClientSession, path: str, 
     status, _ = await _post(http, path, ASKED, kind)
 
     assert status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1:8080", 200), ("localhost:8080", 200), ("elsewhere.example:8080", 404)],
+)
+async def test_only_by_the_names_of_this_machine(
+    http: ClientSession, host: str, expected: int
+) -> None:
+    status, _ = await _post(http, f"{ROUTING}/Route", ASKED, "application/json", host)
+
+    assert status == expected
