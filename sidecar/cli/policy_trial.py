@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.config import ServerSettings
 from sidecar.core.conversation import Conversation, Role
 from sidecar.core.decision import Decision, Reason, RoutingRequest
-from sidecar.core.policy import Catalog, ModelList, PinMode, Policy, WeightedModel
+from sidecar.core.policy import Catalog, Model, ModelList, PinMode, Policy, WeightedModel
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.policies import Finding, PolicySet, Severity, load_policies
 from sidecar.policies.examples import ExampleResult, examples_of, heard, result_of
@@ -102,9 +103,9 @@ class Trial:
             self._place.close()
             raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
         # Which models a route has does not matter to the routing model, and the sidecar may not
-        # know those of the file. One for each set of capabilities: without any that can take a
-        # conversation there would be no route.
-        able = {model.capabilities: model.id for model in models.values()}
+        # know those of the file. One for each set of capabilities, that with the most room: without
+        # any that can take a conversation there would be no route.
+        able = {each.capabilities: each.id for each in sorted(models.values(), key=_room)}
         self._models = ModelList(tuple(map(WeightedModel, able.values())))
         self.catalog = models
         self._client = SidecarClient(address, _TIMEOUT_S, tls)
@@ -167,6 +168,10 @@ class Trial:
             result_of(example, self.decide(policy, example.conversation))
             for example in examples_of(policy)
         ]
+
+
+def _room(model: Model) -> float:
+    return math.inf if model.context_window is None else model.context_window
 
 
 def _settled(decision: Decision) -> bool:

@@ -157,6 +157,22 @@ async def test_conversations_of_any_kind_find_a_model_that_can_take_them(
         assert {acting.id, seeing.id} <= named
 
 
+async def test_conversations_of_any_length_find_a_model_that_can_take_them(
+    tmp_path: Path, conversations: Path
+) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    short = [replace(FAST, id=f"acme/{n}", context_window=n) for n in (100, 900_000, 200)]
+    parts.write_catalog(store, FAST, LARGE, *short, replace(LARGE, id="acme/l", context_window=9))
+    file = tmp_path / "trial.yaml"
+    file.write_text(BILLING)
+    async with stored(store) as api:
+        await beside(api, "test", file, "--conversations", conversations, "--against", file)
+        (tried, *_) = [request.policy for request in api.router.requests]
+
+    assert isinstance(tried, Policy)
+    assert {entry.id for entry in tried.default.models} == {FAST.id, LARGE.id}
+
+
 @pytest.mark.parametrize(("pin", "read"), [("", 1), ("pin: task\n", 1), ("pin: off\n", 3)])
 async def test_what_decides_in_service_decides_conversations_of_agents(
     tmp_path: Path, pin: str, read: int
