@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -158,8 +159,7 @@ async def running_sidecar(address: str, tls: Tls | None = None) -> AsyncIterator
     """The sidecar at `address`, with its own budget.
 
     Raises:
-        Failure: it does not answer, its routing model does not, or it has no policy, which names a
-            model to use.
+        Failure: it does not answer, its routing model does not, or it has no model to route to.
     """
     async with connect_aio(address, tls) as channel:
         routing: routing_pb2_grpc.RoutingServiceStub = routing_pb2_grpc.RoutingServiceStub(channel)
@@ -198,16 +198,20 @@ async def _until_deciding(address: str, tls: Tls | None) -> None:
 
 
 async def _some_model(channel: grpc.aio.Channel, address: str, tls: Tls | None) -> str:
-    """A model of the sidecar's catalog, which cannot be listed, by way of a policy."""
+    """The model of the sidecar's catalog with the most room: no case is to be too long for it."""
     stub: policy_pb2_grpc.PolicyServiceStub = policy_pb2_grpc.PolicyServiceStub(channel)
-    request = policy_pb2.ListPoliciesRequest(parent="namespaces/-", page_size=1)
+    request = policy_pb2.GetModelCatalogRequest()
     try:
-        listed = await stub.ListPolicies(request, timeout=_CALL_TIMEOUT_S)
+        catalog = await stub.GetModelCatalog(request, timeout=_CALL_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise _unreachable(address, tls, error) from None
-    if not listed.policies:
-        raise Failure(f"the sidecar at {address} has no policy, and so no model to route to")
-    return str(listed.policies[0].default_models.models[0].model)
+    if not catalog.models:
+        raise Failure(f"the sidecar at {address} has no model catalog; apply one first")
+    return max(catalog.models, key=_room).id
+
+
+def _room(model: policy_pb2.CatalogModel) -> float:
+    return model.context_window if model.HasField("context_window") else math.inf
 
 
 def _unreachable(address: str, tls: Tls | None, error: grpc.aio.AioRpcError) -> Failure:

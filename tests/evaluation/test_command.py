@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from sidecar.app import Sidecar
 from sidecar.cli import cli
 from sidecar.cli.eval_progress import Progress
-from sidecar.cli.eval_targets import Target, local_router, running_sidecar
+from sidecar.cli.eval_targets import Target, _some_model, local_router, running_sidecar
 from sidecar.cli.failures import Failure
 from sidecar.config import load_settings
 from sidecar.core.conversation import Conversation, Message, Role
@@ -28,10 +28,13 @@ from sidecar.evaluation.asking import Decide, ask
 from sidecar.evaluation.cases import Case, read_cases
 from sidecar.evaluation.outcomes import Outcome
 from sidecar.local import LocalError, TritonServer, cache_dir
+from sidecar.policies.stores import ChangeKind
 from tests.cli.test_commands import sidecar
 from tests.evaluation.making import case, line, outcome, write_cases
 from tests.evaluation.test_asking import DECISION
+from tests.grpc_api.stored import stored
 from tests.integration.running_sidecar import POLICIES
+from tests.policies.stores import parts
 
 UNCLEAR = ("There is a problem with the service you gave me.", "And what about the other one?")
 """So that the temperature has decisions to be fitted to: the encoder is not sure of them by itself,
@@ -239,6 +242,18 @@ def test_what_cannot_be_written_costs_nothing_else(
     assert "turn accuracy" in done.output
     assert "Error: /dev/full: cannot be written: No space left on device" in done.output
     assert "hello \\ud83d" in report.read_text()
+
+
+async def test_cases_are_routed_to_the_model_with_the_most_room(tmp_path: Path) -> None:
+    """Else a long case would find no model, and count as wrong."""
+    store = parts.sqlite(tmp_path, parts.policy())
+    narrow = [replace(parts.LARGE, id=f"acme/{n}", context_window=n) for n in (900, 900_000)]
+    async with stored(store) as api:
+        parts.write_catalog(store, parts.LARGE, parts.FAST, *narrow)
+        assert await _some_model(api.channel, "a:1", None) == parts.FAST.id
+        parts.write(store, ChangeKind.DELETE, "support")
+        parts.write_catalog(store, parts.LARGE, *narrow)
+        assert await _some_model(api.channel, "a:1", None) == "acme/900000"
 
 
 async def test_an_address_where_nothing_listens_is_said() -> None:
