@@ -278,9 +278,12 @@ class LivePolicies:
         }
         self._registry.put_catalog(models, kept=lacking)
         for name, missing in lacking.items():
-            # Until it is looked at again, below, and perhaps for longer.
-            revision = after.records[name].revision if name in after.records else 0
-            self._refuse(name, revision, f"the model {missing[0]!r} has left the catalog")
+            # Until it is looked at again, below, and perhaps for longer. Of one that was deleted or
+            # changed as well there is nothing to tell.
+            present = after.records.get(name)
+            if present is not None and missing_models(present.policy, models):
+                why = f"the model {missing[0]!r} has left the catalog"
+                self._refuse(name, present.revision, why)
 
     def _take_away(self, name: str, revision: int) -> None:
         """`revision`: the one that deleted it; 0 if that is not known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
-from sidecar.core.policy import Policy
+from sidecar.core.policy import ModelList, Policy, WeightedModel
 from sidecar.policies.stores import Change, ChangeKind, FileStore, PolicyStore, Snapshot
 from sidecar.routing import CompiledPolicy, PolicyRegistry
 from sidecar.routing.live import LivePolicies
@@ -70,7 +70,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-async def running(store: PolicyStore) -> AsyncIterator[World]:
+async def running(store: PolicyStore) -> AsyncGenerator[World, None]:
     registry = PolicyRegistry(
         (), {}, compile_prompt, default_policy=PolicyName("support"), max_prompt_tokens=512
     )
@@ -508,3 +508,28 @@ async def test_file_that_was_replaced_by_one_with_as_many_changes_is_followed(
     (tmp_path / "backup" / "policies.db").replace(tmp_path / "policies.db")
 
     await until(lambda: world.in_force() == "restored")
+
+
+async def test_what_changed_together_with_the_catalog_is_not_refused_on_the_way(
+    tmp_path: Path,
+) -> None:
+    """A model goes, and the policies that named it were deleted or changed before."""
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    following = running(store)
+    world = await anext(following)
+    seen = store.last_change
+    # All three come with one look.
+    store.last_change = lambda: 3  # type: ignore[method-assign]
+    write(store, ChangeKind.DELETE, "other")
+    models = ModelList((WeightedModel(FAST.id),))
+    write(store, ChangeKind.UPDATE, Policy("support", (), models, description="fast"))
+    write_catalog(store, FAST)
+
+    with capture_logs() as logged:
+        store.last_change = seen  # type: ignore[method-assign]
+        await until(lambda: world.in_force() == "fast")
+        await world.until_seen()
+    await following.aclose()
+
+    assert [each["event"] for each in logged] == ["policy removed", "policy in force"]
+    assert not world.live.refusals
