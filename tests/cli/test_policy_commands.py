@@ -222,6 +222,7 @@ def test_place_that_is_none_is_named(
         ("delete", "support"),
         ("undelete", "support"),
         ("rollback", "support", 1),
+        ("prune", "--keep", 1),
     ],
 )
 def test_database_without_policies_is_named_and_left_as_it_is(
