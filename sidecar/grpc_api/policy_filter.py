@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 from sidecar.core.policy import PolicyRecord
@@ -12,6 +13,11 @@ MAX_FILTER = 500
 _TERM = re.compile(r'(?:[^\s"]|"[^"]*")+')
 
 Matches = Callable[[PolicyRecord], bool]
+
+
+def _composed(text: str) -> str:
+    """Letters with accents can be written in two ways that look alike."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _route(name: str) -> Matches:
@@ -27,18 +33,21 @@ def _model(model: str) -> Matches:
 
 
 def _author(author: str) -> Matches:
+    wanted = _composed(author)
+
     def wrote(record: PolicyRecord) -> bool:
-        return record.attribution is not None and record.attribution.author == author
+        return record.attribution is not None and _composed(record.attribution.author) == wanted
 
     return wrote
 
 
 def _words(text: str) -> Matches:
-    wanted = text.casefold()
+    wanted = _composed(text).casefold()
 
     def says(record: PolicyRecord) -> bool:
         policy = record.policy
-        return wanted in policy.resource_name or wanted in policy.description.casefold()
+        described = _composed(policy.description).casefold()
+        return wanted in policy.resource_name or wanted in described
 
     return says
 

@@ -562,12 +562,13 @@ async def test_examples_are_routed_when_their_models_are_in_force(
         ('route:"code review" author:"grace hopper"', ["spaced"]),
         ('"two words"', ["spaced"]),
         ('"words two"', []),
+        ('author:"grace hopper" cafe\u0301', ["spaced"]),
     ],
 )
 async def test_filter(api: Stored, text: str, names: list[str]) -> None:
     await api.policies.CreatePolicy(create())
     if '"' in text:
-        spaced = parts.policy("spaced", "has two words")
+        spaced = parts.policy("spaced", "has two words, caf\u00e9")
         routes = (replace(spaced.routes[0], name="code review"),)
         note = parts.note("grace hopper")
         parts.write(api.store, ChangeKind.CREATE, replace(spaced, routes=routes), note)
