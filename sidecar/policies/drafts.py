@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.core.policy import Catalog, Model, Policy
 from sidecar.policies.findings import Finding, closest, error, has_errors, quoted, spelled
-from sidecar.policies.rules import check_catalog, check_policy, limited
+from sidecar.policies.rules import MAX_FINDINGS, check_catalog, check_policy, limited
 from sidecar.policies.schema import (
     API_VERSION,
     CatalogShape,
@@ -45,7 +45,7 @@ class PolicyDraft:
         findings = [*self.read.findings, *self.read.without_consequences(ruled)]
         if has_errors(findings):
             findings = [finding for finding in findings if has_errors([finding])]
-        return tuple(placed(limited(findings), self.document, self.file))
+        return _first_placed(findings, self.document, self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,22 @@ def placed(findings: Iterable[Finding], document: Document, file: str) -> list[F
     ]
 
 
+def _first_placed(
+    findings: Iterable[Finding], document: Document, file: str
+) -> tuple[Finding, ...]:
+    """As `placed`, of the first; that there are more is said behind them, whoever sorts them."""
+    found = placed(limited(findings), document, file)
+    if len(found) > MAX_FINDINGS:
+        found[-1] = replace(found[-1], line=max(each.line for each in found))
+    return tuple(found)
+
+
 def _policy_draft(
     value: dict[str, object], document: Document, file: str, findings: list[Finding]
 ) -> PolicyDraft | tuple[Finding, ...]:
     read = read_shape(value, PolicyShape, findings)
     if read.shape is None:
-        return tuple(placed(limited(read.findings), document, file))
+        return _first_placed(read.findings, document, file)
     return PolicyDraft(
         read.shape.to_core(),
         replace(document, value=None),
@@ -104,10 +114,10 @@ def _catalog_draft(
 ) -> CatalogDraft | tuple[Finding, ...]:
     read = read_shape(value, CatalogShape, findings)
     if read.shape is None:
-        return tuple(placed(limited(read.findings), document, file))
+        return _first_placed(read.findings, document, file)
     models = read.shape.to_core()
-    found = limited([*read.findings, *read.without_consequences(check_catalog(models))])
-    return CatalogDraft(models, document, file, tuple(placed(found, document, file)))
+    found = [*read.findings, *read.without_consequences(check_catalog(models))]
+    return CatalogDraft(models, document, file, _first_placed(found, document, file))
 
 
 def _version_findings(value: dict[str, object]) -> list[Finding]:
