@@ -184,7 +184,8 @@ class _Applying:
         made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
         what = "updated" if present.revision else "created"
         names = (f"model catalog@{present.revision}", "model catalog in the files")
-        diff = catalog_diff(present.models, wanted, names)
+        # Shown in a dry run alone, and slow to make of thousands.
+        diff = catalog_diff(present.models, wanted, names) if self._dry_run else ""
         return Applied("model catalog", self._tense(what), made.revision, diff)
 
     def _policy(self, policy: Policy) -> Applied:
@@ -197,7 +198,8 @@ class _Applying:
         # The etag: what somebody else writes from now on is not overwritten unseen.
         note = note_of(self._author, self._message, present.etag)
         made = self._place.update(policy, note, self._dry_run, self._examples_pass)
-        return Applied(name, self._tense("updated"), made.revision, _diff(present, policy))
+        diff = _diff(present, policy) if self._dry_run else ""
+        return Applied(name, self._tense("updated"), made.revision, diff)
 
     def _created(self, policy: Policy) -> Applied:
         name = policy.resource_name

@@ -95,6 +95,21 @@ def test_dry_run_shows_the_difference_and_changes_nothing(at: str, folder: Path)
     assert plain("get", "support", "--at", at)["revision"] == 1
 
 
+def test_difference_that_is_not_shown_is_not_made(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than all the rest, of each of thousands of policies."""
+    for name in ("unified_diff", "catalog_diff"):
+        monkeypatch.delattr(f"sidecar.cli.policy_change.{name}")
+    file = folder / "catalog.yaml"
+    file.write_text(file.read_text().replace("input: 0.5", "input: 0.6"))
+    edit(folder)
+
+    applied = done("apply", folder, "--at", at)
+
+    assert applied.count("updated (revision 2)") == 2
+
+
 def test_dry_run_shows_what_would_become_of_the_catalog(at: str, folder: Path) -> None:
     file = folder / "catalog.yaml"
     file.write_text(file.read_text().replace("input: 0.5", "input: 0.6"))
