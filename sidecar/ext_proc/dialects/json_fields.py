@@ -9,6 +9,7 @@ stands: a search for the key's text would have to know strings, escapes and nest
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -16,6 +17,13 @@ import numpy as np
 
 _BOM = b"\xef\xbb\xbf"
 _ABSENT = msgspec.Raw(b"")
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_MAX_SURROGATES = 128 * 1024
+"""That are looked at in a body: each takes a microsecond, and others wait for their turn."""
+_LOW = b"cdefCDEF"
+_BACKSLASH = ord("\\")
+_REPLACEMENT = rb"\ufffd"
 
 _SEARCHED_BYTES = 8 * 1024
 """Of a body, in which to search twice for a value takes less than to ask where it stands."""
@@ -54,6 +62,37 @@ class FieldReader:
         values = msgspec.structs.astuple(self._decoder.decode(text))
         named = zip(self._names, values, strict=True)
         return {name: value for name, value in named if value is not _ABSENT}
+
+
+def without_lone_surrogates(body: bytes) -> bytes | None:
+    """`body` with U+FFFD in place of escapes that are half a character, as clients write them who
+    have cut a text within an emoji; None if it has none, or too many. JSON allows them (RFC 8259,
+    8.2), msgspec does not. All else stands where it stood."""
+    lone: list[int] = []
+    high: int | None = None
+    for number, found in enumerate(_SURROGATE.finditer(body)):
+        if number == _MAX_SURROGATES:
+            return None
+        at = begin = found.start()
+        while begin > 0 and body[begin - 1] == _BACKSLASH:
+            begin -= 1
+        if (at - begin) % 2:
+            # The backslash is the second one of an escape.
+            continue
+        low = body[at + 3] in _LOW
+        if low and high is not None and at - high == len(_REPLACEMENT):
+            high = None
+            continue
+        lone += [each for each in (high, at if low else None) if each is not None]
+        high = None if low else at
+    if high is not None:
+        lone.append(high)
+    if not lone:
+        return None
+    mended = bytearray(body)
+    for at in lone:
+        mended[at : at + len(_REPLACEMENT)] = _REPLACEMENT
+    return bytes(mended)
 
 
 def splice(body: bytes, at: tuple[int, int], value: str) -> bytes:

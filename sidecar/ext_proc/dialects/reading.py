@@ -20,7 +20,13 @@ from sidecar.ext_proc.dialects import (
 )
 from sidecar.ext_proc.dialects.decoding import TooLargeError, UndecodableError, decode
 from sidecar.ext_proc.dialects.harness import HarnessText
-from sidecar.ext_proc.dialects.json_fields import FieldReader, Fields, NotJsonError, span
+from sidecar.ext_proc.dialects.json_fields import (
+    FieldReader,
+    Fields,
+    NotJsonError,
+    span,
+    without_lone_surrogates,
+)
 from sidecar.ext_proc.dialects.keys import bounded_key, conversation_key
 from sidecar.ext_proc.dialects.options import BY_SHAPE, DialectOptions
 from sidecar.ext_proc.dialects.parts import (
@@ -136,7 +142,7 @@ class LlmDialects:
         if _commas(body) > _MAX_COMMAS:
             return Passed(PassReason.UNKNOWN_SHAPE, f"the body has more than {_MAX_COMMAS} commas")
         try:
-            fields = self._fields.read(body)
+            fields, body = self._read_fields(body)
         except msgspec.ValidationError:
             return Passed(PassReason.UNKNOWN_SHAPE, "the body is no JSON object")
         except NotJsonError:
@@ -151,6 +157,18 @@ class LlmDialects:
             return Passed(PassReason.UNKNOWN_SHAPE, "a field is not of the type that the API has")
         except NotJsonError:
             return Passed(PassReason.MALFORMED_BODY, "the body has text that is not UTF-8")
+
+    def _read_fields(self, body: bytes) -> tuple[Fields, bytes]:
+        """The fields, and the body that they are of. Raises as `FieldReader.read`."""
+        try:
+            return self._fields.read(body), body
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            mended = without_lone_surrogates(body)
+            if mended is None:
+                raise
+            return self._fields.read(mended), mended
 
     def _understood(
         self, dialect: ApiDialect, path: str, fields: Fields, body: bytes, plain: bytes | None

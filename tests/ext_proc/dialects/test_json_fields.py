@@ -16,6 +16,7 @@ from sidecar.ext_proc.dialects.json_fields import (
     span,
     splice,
     with_first,
+    without_lone_surrogates,
 )
 from tests.ext_proc.dialects.requests import PROPERTY
 
@@ -202,3 +203,41 @@ def test_a_value_is_a_view_of_the_body() -> None:
     start, end = span(body, read_fields(body)["model"])
 
     assert body[start:end] == b'"auto"'
+
+
+LONE: dict[str, tuple[bytes, bytes | None]] = {
+    "none": (rb'"a\n\u00e9"', None),
+    "a pair": (rb'"\ud83d\ude00"', None),
+    "the first half": (rb'"a\ud83d"', rb'"a\ufffd"'),
+    "the second half": (rb'"\uDE00a"', rb'"\ufffda"'),
+    "the first half before a pair": (rb'"\ud83d\uD83D\uDE00"', rb'"\ufffd\uD83D\uDE00"'),
+    "the second half behind a pair": (rb'"\ud83d\ude00\ude00"', rb'"\ud83d\ude00\ufffd"'),
+    "halves apart": (rb'"\ud83d \ude00"', rb'"\ufffd \ufffd"'),
+    "an escaped backslash": (rb'"\\ud83d"', None),
+    "behind an escaped backslash": (rb'"\\\ud83d"', rb'"\\\ufffd"'),
+    "a half behind an escaped one": (rb'"\\ud83d\ude00"', rb'"\\ud83d\ufffd"'),
+}
+
+
+@pytest.mark.parametrize(("text", "mended"), LONE.values(), ids=LONE.keys())
+def test_halves_of_characters_are_replaced_where_they_stand(
+    text: bytes, mended: bytes | None
+) -> None:
+    assert without_lone_surrogates(text) == mended
+
+
+def test_no_more_halves_than_are_looked_at_in_time() -> None:
+    assert without_lone_surrogates(rb"\ud83d" * 200_000) is None
+
+
+@PROPERTY
+@given(st.lists(st.sampled_from(["\ud83d", "\ude00", "\\", "ud83d", '"', "a"]), max_size=12))
+def test_text_with_halves_of_characters_is_the_same_otherwise(parts: list[str]) -> None:
+    text = "".join(parts)
+    body = json.dumps(text).encode()
+
+    mended = without_lone_surrogates(body) or body
+
+    expected = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert msgspec.json.decode(mended) == expected
+    assert len(mended) == len(body)

@@ -297,6 +297,17 @@ def test_conversation_key(path: str, body: dict[str, object], key: str) -> None:
     assert understood({"messages": [], **body}, path).conversation_key == key
 
 
+def test_text_that_was_cut_within_a_character_is_read() -> None:
+    body = rb'{"user":"\ude00","model":"auto","messages":[{"role":"user","content":"Hi \ud83d"}]}'
+
+    read = DIALECTS.read(HttpRequest(head(), body))
+
+    assert isinstance(read, Understood)
+    assert read.conversation.messages[0].text == "Hi \ufffd"
+    assert read.model_at is not None
+    assert splice(body, read.model_at, "m") == body.replace(b'"auto"', b'"m"')
+
+
 def test_configured_field_is_the_conversation_key() -> None:
     fields = {ApiDialect.OPENAI_CHAT: ("metadata.thread", "prompt_cache_key")}
     dialects = LlmDialects(DialectOptions(key_fields=fields))
