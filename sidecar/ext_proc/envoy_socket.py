@@ -45,7 +45,8 @@ class EnvoySocket:
         check = health_pb2.HealthCheckRequest
         methods = {
             f"{SERVICE}/Process": Method(self._service.Process, pb.ProcessingRequest, True),
-            f"{_HEALTH}/Check": Method(health.Check, check),
+            # Refused, it would tell Envoy to send no requests at all, for there are many.
+            f"{_HEALTH}/Check": Method(health.Check, check, always=True),
             f"{_HEALTH}/Watch": Method(health.Watch, check),
         }
         self._listener = Listener(methods, layers, self._max_calls, self._max_message_bytes)

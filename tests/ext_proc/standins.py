@@ -153,6 +153,7 @@ async def service_on(
     latencies: LatencyObserver | None = None,
     issued: IssuedObserver | None = None,
     tracing: Tracing | None = None,
+    max_calls: int = 1000,
 ) -> AsyncIterator[RunningService]:
     """Serves until the end of the block; a socket whose name ends with `ALONE` not by gRPC's
     library, but as the one for Envoy alone."""
@@ -176,7 +177,7 @@ async def service_on(
     health = HealthService((SERVICE,), drain)
     add_HealthServicer_to_server(health, server)
     health.serve()
-    envoy_socket = EnvoySocket(service, socket, 1000, 16 * 1024 * 1024)
+    envoy_socket = EnvoySocket(service, socket, max_calls, 16 * 1024 * 1024)
     if socket.suffix == ALONE:
         await envoy_socket.start(bound_unix(socket), health, layers)
     else:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from sidecar._generated.envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from sidecar._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -26,7 +28,7 @@ from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, Mode
 from sidecar.ext_proc.options import ExtProcOptions, Waiting
 from sidecar.ext_proc.request import HttpRequest, Passed, PassReason, Understood
-from sidecar.ext_proc.service import ExtProcService
+from sidecar.ext_proc.service import SERVICE, ExtProcService
 from sidecar.grpc_api.listening import ListenError, bound_unix
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.grpc_api.wire import MAX_FIELDS
@@ -411,6 +413,21 @@ async def test_only_responses_that_a_provider_keeps_are_watched(
             await until(lambda: noting.watched > 0)
 
     assert noting.watched == watched
+
+
+async def test_health_is_told_however_many_calls_there_are(tmp_path: Path) -> None:
+    """Without an answer Envoy would send no requests at all."""
+    path = tmp_path / f"s{ALONE}"
+    # A connection of its own, as that of Envoy's health check is.
+    apart = [("grpc.use_local_subchannel_pool", 1)]
+    async with service_on(path, max_calls=1) as service, stream(service) as envoy:
+        await envoy.say(request_headers(JSON))
+        await envoy.hear()
+        async with grpc.aio.insecure_channel(f"unix:{path}", options=apart) as channel:
+            health: Any = HealthStub(channel)
+            answer = await health.Check(HealthCheckRequest(service=SERVICE), timeout=60)
+
+    assert answer.status == HealthCheckResponse.SERVING
 
 
 async def test_socket_that_a_successor_has_opened_meanwhile_stays(tmp_path: Path) -> None:

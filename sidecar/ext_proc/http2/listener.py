@@ -38,11 +38,13 @@ class Method:
     behavior: returns what it has not written itself; None: nothing.
     request: type of the messages that come.
     streaming: the behavior reads the messages itself.
+    always: taken however many calls there are.
     """
 
     behavior: Behavior
     request: type[Message]
     streaming: bool = False
+    always: bool = False
 
 
 class Listener:
@@ -118,7 +120,7 @@ class Listener:
         behavior = self._behaviors.get(path)
         if behavior is None:
             return _number(grpc.StatusCode.UNIMPLEMENTED), "no such method on this socket"
-        if self._calls >= self.max_calls:
+        if self._calls >= self.max_calls and not self._methods[path].always:
             return _number(grpc.StatusCode.RESOURCE_EXHAUSTED), "too many calls at once"
         self._calls += 1
         try:
