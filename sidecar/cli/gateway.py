@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.cli.failures import Failure
+from sidecar.config import Settings
 from sidecar.core.policy import Model
 from sidecar.grpc_api.listening import ListenError, check_tcp
 from sidecar.local import (
@@ -92,12 +93,15 @@ def misplaced(models: Iterable[Model]) -> Iterator[str]:
 class LocalGateway:
     """Envoy with the shipped configuration."""
 
-    def __init__(self, wish: GatewayWish, sidecar: Path, message_timeout_s: float) -> None:
+    def __init__(self, wish: GatewayWish, sidecar: Path, settings: Settings) -> None:
+        section = settings.ext_proc
         variant = f"variants/{wish.variant}.yaml" if wish.variant else ""
         options = GatewayOptions(
             port=wish.port,
             sidecar=sidecar,
-            message_timeout_s=message_timeout_s,
+            message_timeout_s=section.message_timeout_ms / 1000,
+            max_message_timeout_s=section.max_message_timeout_ms / 1000,
+            buffer_bytes=min(section.max_body_bytes, settings.server.max_message_bytes),
             keys=wish.keys,
             providers=wish.providers,
             variant=shipped_config(variant).read_text(encoding="utf-8") if variant else "",

@@ -190,8 +190,7 @@ class LocalStack:
     def _start_gateway(self, wish: GatewayWish) -> LocalGateway:
         socket = self._settings.ext_proc.uds_path
         assert socket is not None, "given when a gateway was wanted"
-        timeout_s = self._settings.ext_proc.message_timeout_ms / 1000
-        gateway = LocalGateway(wish, socket, timeout_s)
+        gateway = LocalGateway(wish, socket, self._settings)
         gateway.start()
         return gateway
 

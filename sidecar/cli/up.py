@@ -27,6 +27,8 @@ from sidecar.local.preflight import require
 from sidecar.policies import load_policies
 from sidecar.policies.stores import open_store
 
+_NEEDED = {"header_prefix": "x-llm-", "clear_route_cache": True, "dynamic_metadata": True}
+"""Without these all requests would arrive at Envoy's default provider, with another one's model."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -114,6 +116,19 @@ def check_gateway(gateway: GatewayWish, settings: Settings) -> None:
     """Before anything takes its time to start. Raises Failure."""
     if not settings.ext_proc.enabled:
         raise Failure("--envoy needs the setting ext_proc.enabled, which is off")
+    for key, needed in _NEEDED.items():
+        if gateway.variant != "shadow" and getattr(settings.ext_proc, key) != needed:
+            raise Failure(
+                f"--envoy runs the shipped configuration, which needs ext_proc.{key} as it is by "
+                "default; leave it out, or run an Envoy of your own (docs/ext-proc.md)"
+            )
+    missing = {"model", "cluster"}.difference(settings.ext_proc.headers)
+    if missing and gateway.variant != "shadow":
+        raise Failure(
+            "--envoy runs the shipped configuration, which routes by headers that "
+            f"ext_proc.headers leaves out: {', '.join(sorted(missing))}; add them, or run an Envoy "
+            "of your own (docs/ext-proc.md)"
+        )
     for key in ("grpc_address", "http_address"):
         if getattr(settings.server, key).endswith(f":{gateway.port}"):
             raise Failure(

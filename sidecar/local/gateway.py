@@ -18,6 +18,7 @@ _FOLDERS = (
     Path(__file__).resolve().parents[1] / "_envoy",
 )
 _SIDECAR = "llm_router"
+_BUFFER = "per_connection_buffer_limit_bytes"
 _EXT_PROC = "envoy.filters.http.ext_proc"
 _INJECTOR = "envoy.filters.http.credential_injector"
 _PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -31,6 +32,8 @@ class GatewayOptions:
         port: that clients speak to, on the loopback interface.
         sidecar: socket of the sidecar.
         message_timeout_s: how long Envoy waits for the sidecar; None: as shipped.
+        max_message_timeout_s: how long the sidecar can make it wait; 0: no longer than that.
+        buffer_bytes: longest body that Envoy buffers, if that is more than as shipped.
         keys: folder with a file for each cluster that has a key; None, or a file that is not there
             or empty: requests go to that provider without one.
         providers: cluster -> URL to be used instead of the real provider.
@@ -42,6 +45,8 @@ class GatewayOptions:
     port: int
     sidecar: Path
     message_timeout_s: float | None = None
+    max_message_timeout_s: float = 0.0
+    buffer_bytes: int = 0
     keys: Path | None = None
     providers: Mapping[str, str] = field(default_factory=dict)
     trusted_ca: Path | None = None
@@ -74,6 +79,9 @@ def adapted(shipped: str, options: GatewayOptions) -> str:
     for name in options.providers:
         if name not in clusters:
             raise LocalError(f"there is no cluster {name!r}; there are {', '.join(clusters)}")
+    for each in (*resources["listeners"], *resources["clusters"]):
+        if (shipped_bytes := each.get(_BUFFER)) is not None:
+            each[_BUFFER] = max(shipped_bytes, options.buffer_bytes)
     for listener in resources["listeners"]:
         _adapt_listener(listener, options)
     keys = read_keys(options.keys, clusters) if options.keys is not None else {}
@@ -110,6 +118,8 @@ def _adapt_listener(listener: dict[str, Any], options: GatewayOptions) -> None:
         filter_config = each["typed_config"]
         if "message_timeout" in filter_config and options.message_timeout_s is not None:
             filter_config["message_timeout"] = f"{options.message_timeout_s:g}s"
+            if options.max_message_timeout_s > options.message_timeout_s:
+                filter_config["max_message_timeout"] = f"{options.max_message_timeout_s:g}s"
     if options.access_log is not None:
         for log in manager["access_log"]:
             log["typed_config"] = _file_log(log["typed_config"], options.access_log)

@@ -34,6 +34,27 @@ def test_envoy_needs_the_service_that_it_asks() -> None:
         check_gateway(GatewayWish(free_ports(1)[0]), settings)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("header_prefix", "x-our-"),
+        ("clear_route_cache", False),
+        ("dynamic_metadata", False),
+        ("headers", ["route", "model"]),
+    ],
+)
+def test_setting_that_the_shipped_configuration_is_not_made_for_is_refused(
+    key: str, value: object
+) -> None:
+    settings = load_settings(flags={"ext_proc": {key: value}}, environ={})
+    port = free_ports(1)[0]
+
+    with pytest.raises(Failure, match=rf"ext_proc\.{key}"):
+        check_gateway(GatewayWish(port), settings)
+    # In the shadow nothing is done to requests.
+    check_gateway(GatewayWish(port, variant="shadow"), settings)
+
+
 @pytest.mark.parametrize("key", ["grpc_address", "http_address"])
 def test_port_of_the_sidecar_is_not_envoys(key: str) -> None:
     settings = load_settings(environ={})

@@ -32,6 +32,26 @@ def test_port_socket_and_timeout_are_those_that_were_asked_for(tmp_path: Path) -
     assert '"message_timeout": "2.5s"' in text
 
 
+def test_envoy_waits_as_long_as_the_sidecar_may_ask_it_to(tmp_path: Path) -> None:
+    longer = json.dumps(made(tmp_path, message_timeout_s=1, max_message_timeout_s=3))
+    alike = json.dumps(made(tmp_path, message_timeout_s=1, max_message_timeout_s=1))
+
+    assert '"max_message_timeout": "3s"' in longer
+    assert "max_message_timeout" not in alike
+
+
+@pytest.mark.parametrize(("asked", "buffered"), [(1024, 12_582_912), (20_000_000, 20_000_000)])
+def test_bodies_that_the_sidecar_reads_are_buffered(
+    tmp_path: Path, asked: int, buffered: int
+) -> None:
+    resources = made(tmp_path, buffer_bytes=asked)
+
+    key = "per_connection_buffer_limit_bytes"
+    assert resources["listeners"][0][key] == buffered
+    assert cluster(resources, "mistral")[key] == buffered
+    assert key not in cluster(resources, "llm_router")
+
+
 def test_key_is_read_without_the_newline_that_editors_add(tmp_path: Path) -> None:
     (tmp_path / "openai").write_text("sk-1\n")
 
