@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 import pytest_asyncio
@@ -292,6 +294,68 @@ async def test_access_log_tells_route_model_source_and_decision(gateway: Gateway
     assert entry["request_id"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/files"), ("GET", "/v1/files/file_1?x"), ("GET", "/v1/skills")],
+)
+async def test_other_requests_of_anthropics_api_reach_anthropic(
+    gateway: Gateway, method: str, path: str
+) -> None:
+    """Whose clients say so in each of them; OpenAI has paths that are called the same."""
+    gateway.issued.clear()
+    headers = {"host": "gateway", "anthropic-version": "2023-06-01", "connection": "close"}
+
+    answer = await exchange(gateway.alive, method, path, headers | {"content-length": "0"})
+
+    name, request = gateway.reached()
+    assert (name, request.headers["x-api-key"]) == ("anthropic", "key-of-anthropic")
+    if path == "/v1/files":
+        await until(lambda: bool(gateway.issued))
+        assert [each[0] for each in gateway.issued] == [answer.json["id"]]
+        assert CATALOG[gateway.issued[0][2]].cluster == "anthropic"
+
+
+async def test_client_of_http_1_0_is_routed(gateway: Gateway) -> None:
+    """As nginx is one unless told otherwise."""
+    body = chat("openai/gpt-5.5")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.alive)
+    head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(b"POST /v1/chat/completions HTTP/1.0\r\n" + head.encode() + body)
+    answer = await reader.read()
+    writer.close()
+
+    assert answer.partition(b"\r\n")[0].endswith(b" 200 OK")
+    assert gateway.reached()[1].model == "gpt-5.5"
+
+
+async def test_as_many_headers_as_envoy_takes_by_itself_are_no_reason_to_fail(
+    gateway: Gateway,
+) -> None:
+    """The sidecar's are counted with those of the client, and too many are answered with 500."""
+    many = {f"x-header-{number}": "value" for number in range(95)}
+
+    answer = await post(gateway.alive, chat("openai/gpt-5.5"), headers=many)
+
+    assert answer.status == 200
+    assert gateway.reached()[1].model == "gpt-5.5"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/files", "/v1/embeddings"])
+@pytest.mark.parametrize("life", ["alive", "dead", "full_duplex"])
+async def test_body_beyond_the_buffer_goes_on_where_no_llm_is_asked(
+    gateway: Gateway, life: str, path: str
+) -> None:
+    body = b'{"requests": ["%b"]}' % (b"x" * 13_000_000)
+
+    await post(getattr(gateway, life), body, path=path)
+
+    name, request = gateway.reached()
+    assert name == ("anthropic" if "messages" in path else "openai")
+    assert request.body == body
+    if life != "dead":
+        assert request.headers["x-llm-reason"] == "not_an_llm_request"
+
+
 # --- What the client sees -------------------------------------------------------------------------
 
 
@@ -502,6 +566,19 @@ async def test_auto_in_a_chunked_body_becomes_the_default_model(gateway: Gateway
     assert request.body == body.replace(b'"auto"', b'"gpt-5.4-mini"')
 
 
+@pytest.mark.parametrize("kind", ["Application/JSON; charset=utf-8", None])
+async def test_auto_becomes_the_default_model_of_what_the_sidecar_would_read(
+    gateway: Gateway, kind: str | None
+) -> None:
+    body = chat("hello")
+    headers = {"host": "gateway", "content-length": str(len(body)), "connection": "close"}
+    headers |= {} if kind is None else {"content-type": kind}
+
+    await exchange(gateway.dead, "POST", "/v1/chat/completions", headers, [body])
+
+    assert gateway.reached()[1].model == "gpt-5.4-mini"
+
+
 TRICKY = [
     b'{"messages":[{"role":"user","content":"say \\"model\\": \\"auto\\""}],"model":"%s"}',
     b'{"tools":[{"f":{"model":"auto"}}],"messages":[],"model" :\n "%s"}',
@@ -641,6 +718,18 @@ async def test_timeouts_and_limits_agree_with_the_default_settings() -> None:
     budget = ours.message_timeout_ms - ours.margin_ms
     assert budget >= settings.routing.decision_budget_ms
     assert f"per_connection_buffer_limit_bytes: {ours.max_body_bytes}" in text
+    assert f"length > {ours.max_body_bytes}\n" in text
+
+
+async def test_answer_is_awaited_for_longer_than_the_sdks_do() -> None:
+    """At once or as a stream: Envoy ends neither what a model thinks about nor what goes on."""
+    text = shipped_config().read_text()
+    (idle,) = re.findall(r" stream_idle_timeout: (\d+)s\n", text)
+
+    for theirs in (openai.DEFAULT_TIMEOUT, anthropic.DEFAULT_TIMEOUT):
+        assert int(idle) > (theirs.read or 0) > 0
+    route_timeouts = re.findall(r"auto_host_rewrite: true\n(?: *#.*\n)? *timeout: (\w+)\n", text)
+    assert route_timeouts == ["0s"] * text.count("auto_host_rewrite: true")
 
 
 async def logged(gateway: Gateway, mark: str) -> dict[str, object]:
