@@ -90,22 +90,28 @@ def misplaced(models: Iterable[Model]) -> Iterator[str]:
             )
 
 
+def options_of(wish: GatewayWish, sidecar: Path, settings: Settings) -> GatewayOptions:
+    """What the settings say twice, once to the sidecar and once to Envoy, included."""
+    section = settings.ext_proc
+    variant = f"variants/{wish.variant}.yaml" if wish.variant else ""
+    return GatewayOptions(
+        port=wish.port,
+        sidecar=sidecar,
+        message_timeout_s=section.message_timeout_ms / 1000,
+        max_message_timeout_s=section.max_message_timeout_ms / 1000,
+        buffer_bytes=min(section.max_body_bytes, settings.server.max_message_bytes),
+        aliases=tuple(each.partition("=")[0] for each in section.aliases),
+        keys=wish.keys,
+        providers=wish.providers,
+        variant=shipped_config(variant).read_text(encoding="utf-8") if variant else "",
+    )
+
+
 class LocalGateway:
     """Envoy with the shipped configuration."""
 
     def __init__(self, wish: GatewayWish, sidecar: Path, settings: Settings) -> None:
-        section = settings.ext_proc
-        variant = f"variants/{wish.variant}.yaml" if wish.variant else ""
-        options = GatewayOptions(
-            port=wish.port,
-            sidecar=sidecar,
-            message_timeout_s=section.message_timeout_ms / 1000,
-            max_message_timeout_s=section.max_message_timeout_ms / 1000,
-            buffer_bytes=min(section.max_body_bytes, settings.server.max_message_bytes),
-            keys=wish.keys,
-            providers=wish.providers,
-            variant=shipped_config(variant).read_text(encoding="utf-8") if variant else "",
-        )
+        options = options_of(wish, sidecar, settings)
         config = adapted(shipped_config().read_text(encoding="utf-8"), options)
         self._envoy = EnvoyServer(config)
 

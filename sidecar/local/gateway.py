@@ -18,6 +18,7 @@ _FOLDERS = (
     Path(__file__).resolve().parents[1] / "_envoy",
 )
 _SIDECAR = "llm_router"
+_ALIASES = "local ALIASES = {auto = true}"
 _BUFFER = "per_connection_buffer_limit_bytes"
 _EXT_PROC = "envoy.filters.http.ext_proc"
 _INJECTOR = "envoy.filters.http.credential_injector"
@@ -34,6 +35,7 @@ class GatewayOptions:
         message_timeout_s: how long Envoy waits for the sidecar; None: as shipped.
         max_message_timeout_s: how long the sidecar can make it wait; 0: no longer than that.
         buffer_bytes: longest body that Envoy buffers, if that is more than as shipped.
+        aliases: names in place of a model that ask for routing; None: as shipped.
         keys: folder with a file for each cluster that has a key; None, or a file that is not there
             or empty: requests go to that provider without one.
         providers: cluster -> URL to be used instead of the real provider.
@@ -47,6 +49,7 @@ class GatewayOptions:
     message_timeout_s: float | None = None
     max_message_timeout_s: float = 0.0
     buffer_bytes: int = 0
+    aliases: tuple[str, ...] | None = None
     keys: Path | None = None
     providers: Mapping[str, str] = field(default_factory=dict)
     trusted_ca: Path | None = None
@@ -120,9 +123,29 @@ def _adapt_listener(listener: dict[str, Any], options: GatewayOptions) -> None:
             filter_config["message_timeout"] = f"{options.message_timeout_s:g}s"
             if options.max_message_timeout_s > options.message_timeout_s:
                 filter_config["max_message_timeout"] = f"{options.max_message_timeout_s:g}s"
+    if options.aliases is not None:
+        _set_aliases(manager, options.aliases)
     if options.access_log is not None:
         for log in manager["access_log"]:
             log["typed_config"] = _file_log(log["typed_config"], options.access_log)
+
+
+def _set_aliases(manager: dict[str, Any], aliases: Iterable[str]) -> None:
+    """Where front ends find them, and where they become a model without the sidecar."""
+    owner = {"object": "model", "created": 0, "owned_by": _SIDECAR}
+    listed = json.dumps({"object": "list", "data": [{"id": name, **owner} for name in aliases]})
+    routes = manager["route_config"]
+    # Envoy refuses longer answers of its own than this, which is 4 KiB unless set.
+    routes["max_direct_response_body_size_bytes"] = max(4096, len(listed))
+    for route in routes["virtual_hosts"][0]["routes"]:
+        if "direct_response" in route:
+            route["direct_response"]["body"]["inline_string"] = listed
+    table = ", ".join(f"[{json.dumps(name, ensure_ascii=False)}] = true" for name in aliases)
+    for each in manager["http_filters"]:
+        if (code := each["typed_config"].get("default_source_code")) is not None:
+            code["inline_string"] = code["inline_string"].replace(
+                _ALIASES, f"local ALIASES = {{{table}}}"
+            )
 
 
 def _file_log(log: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.gateway import GatewayWish, misplaced
+from sidecar.cli.gateway import GatewayWish, misplaced, options_of
 from sidecar.cli.up import EXAMPLES, check_gateway
 from sidecar.config import load_settings
 from sidecar.core.policy import Model
@@ -53,6 +53,22 @@ def test_setting_that_the_shipped_configuration_is_not_made_for_is_refused(
         check_gateway(GatewayWish(port), settings)
     # In the shadow nothing is done to requests.
     check_gateway(GatewayWish(port, variant="shadow"), settings)
+
+
+def test_envoy_is_told_what_the_settings_say_to_the_sidecar(tmp_path: Path) -> None:
+    given = {
+        "message_timeout_ms": 2000,
+        "max_message_timeout_ms": 3000,
+        "max_body_bytes": 14_000_000,
+        "aliases": ["auto", "cheap=travel"],
+    }
+    settings = load_settings(flags={"ext_proc": given}, environ={})
+
+    options = options_of(GatewayWish(1), tmp_path, settings)
+
+    assert (options.message_timeout_s, options.max_message_timeout_s) == (2, 3)
+    assert options.buffer_bytes == 14_000_000
+    assert options.aliases == ("auto", "cheap")
 
 
 @pytest.mark.parametrize("key", ["grpc_address", "http_address"])

@@ -52,6 +52,31 @@ def test_bodies_that_the_sidecar_reads_are_buffered(
     assert key not in cluster(resources, "llm_router")
 
 
+def test_names_that_ask_for_routing_are_listed_and_become_a_model(tmp_path: Path) -> None:
+    given = ("smart", 'say "cheap"', *(f"alias-{number}" for number in range(100)))
+    (listener,) = made(tmp_path, aliases=given)["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+
+    routes = manager["route_config"]
+    (text,) = (
+        route["direct_response"]["body"]["inline_string"]
+        for route in routes["virtual_hosts"][0]["routes"]
+        if "direct_response" in route
+    )
+    assert tuple(each["id"] for each in json.loads(text)["data"]) == given
+    assert routes["max_direct_response_body_size_bytes"] >= len(text)
+    (lua,) = (each for each in manager["http_filters"] if each["name"].endswith(".lua"))
+    code = lua["typed_config"]["default_source_code"]["inline_string"]
+    assert 'local ALIASES = {["smart"] = true, ["say \\"cheap\\""] = true, ' in code
+    assert "auto = true" not in code
+
+
+def test_names_that_ask_for_routing_are_as_shipped_unless_given(tmp_path: Path) -> None:
+    text = json.dumps(made(tmp_path))
+
+    assert "local ALIASES = {auto = true}" in text
+
+
 def test_key_is_read_without_the_newline_that_editors_add(tmp_path: Path) -> None:
     (tmp_path / "openai").write_text("sk-1\n")
 
