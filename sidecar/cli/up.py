@@ -122,7 +122,7 @@ def check_gateway(gateway: GatewayWish, settings: Settings) -> None:
                 f"--envoy runs the shipped configuration, which needs ext_proc.{key} as it is by "
                 "default; leave it out, or run an Envoy of your own (docs/ext-proc.md)"
             )
-    missing = {"model", "cluster"}.difference(settings.ext_proc.headers)
+    missing = {"model", "cluster", "fallbacks"}.difference(settings.ext_proc.headers)
     if missing and gateway.variant != "shadow":
         raise Failure(
             "--envoy runs the shipped configuration, which routes by headers that "

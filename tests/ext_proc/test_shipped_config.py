@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.config import Settings, load_settings
-from sidecar.core.decision import RoutingRequest
+from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.policy import ApiDialect
 from sidecar.ext_proc.dialects import LlmDialects
 from sidecar.ext_proc.options import OwnedHeader, Writing
@@ -525,6 +525,32 @@ async def test_last_failure_is_the_clients_when_all_fail(
 
     assert answer.status == 503
     assert sum(len(up.requests) for up in gateway.providers.values()) == 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_failure_is_the_clients_where_there_is_nothing_else_to_try(
+    gateway: Gateway,
+    failing: Callable[[str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    """Its SDK knows when to try again; the provider may have answered, and asks for it."""
+    decide = gateway.router.decide
+
+    async def alone(request: RoutingRequest) -> Decision:
+        return replace(await decide(request), fallbacks=())
+
+    monkeypatch.setattr(gateway.router, "decide", alone)
+    failing("mistral", status)
+    failing("openai", status)
+
+    answer = await post(gateway.alive, chat("mistral/mistral-large-2512"))
+    assert answer.status == status
+    assert gateway.reached()[0] == "mistral"
+
+    answer = await post(gateway.dead, chat("hello"))
+    assert answer.status == status
+    assert gateway.reached()[0] == "openai"
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
