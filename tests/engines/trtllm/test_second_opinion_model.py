@@ -121,3 +121,17 @@ def test_every_request_is_answered_once_whatever_fails(
     assert all(each.sender.answered.wait(30) for each in requests)
     model.finalize()
     assert [each.sender.answer for each in requests] == answers
+
+
+def test_a_request_that_cannot_be_read_fails_none_that_came_with_it(model: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    encoder: Any = Encoder(held=True)
+    model._second, model._reader = encoder, RouteReader(encoder, lambda error: None)
+    broken, sound = request(3), request(2)
+    broken.inputs = fail
+    model.execute([broken, sound])
+    model.finalize()
+
+    assert [each.sender.answer for each in (broken, sound)] == [FAILED[0], [2.0]]

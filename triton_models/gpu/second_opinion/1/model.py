@@ -64,6 +64,10 @@ class TritonPythonModel:
             except (RefusedError, CancelledError) as error:
                 _give(sender, error)
                 continue
+            except Exception as error:  # it must not fail those that came with it
+                _log_failure(error)
+                _give(sender, failure_of(error))
+                continue
             if self._second.holds(opinion.routes):
                 held.append((sender, opinion))
             else:
