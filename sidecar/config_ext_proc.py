@@ -78,7 +78,9 @@ KeyFields = Annotated[
     tuple[Annotated[str, AfterValidator(_key_field)], ...], BeforeValidator(listed)
 ]
 Harness = Annotated[tuple[Annotated[str, AfterValidator(_harness)], ...], BeforeValidator(listed)]
-Owned = Literal["route", "model", "cluster", "fallbacks", "decision-id", "source", "reason"]
+Owned = Literal[
+    "route", "model", "cluster", "fallbacks", "decision-id", "source", "reason", "confidence"
+]
 
 
 class ExtProcSettings(Section):
@@ -159,7 +161,7 @@ class ExtProcSettings(Section):
         "x-llm-", "Begins the names of the headers that only the sidecar sets.", min_length=1
     )
     headers: Annotated[tuple[Owned, ...], BeforeValidator(listed)] = setting(
-        ("route", "model", "cluster", "fallbacks", "decision-id", "source", "reason"),
+        ("route", "model", "cluster", "fallbacks", "decision-id", "source", "reason", "confidence"),
         "Those that are set; all of them are removed from what clients send.",
     )
     rewrite_model: bool = setting(

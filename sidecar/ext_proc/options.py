@@ -26,6 +26,8 @@ class OwnedHeader(StrEnum):
     """Which step decided (`model`, `cache`, `pin`, `override`, `fallback`), or `none`."""
     REASON = "reason"
     """Why it decided so, or why nothing was decided."""
+    CONFIDENCE = "confidence"
+    """Calibrated probability of the routing model's answer; removed where there is none."""
 
 
 NO_DECISION = "none"

@@ -96,6 +96,7 @@ def _rewritten(decision: Decision, request: HttpRequest, understood: Understood)
 
 
 def _headers(decision: Decision) -> dict[OwnedHeader, str]:
+    sure = decision.confidence
     return {
         OwnedHeader.ROUTE: decision.route,
         OwnedHeader.MODEL: decision.model.id,
@@ -103,6 +104,7 @@ def _headers(decision: Decision) -> dict[OwnedHeader, str]:
         OwnedHeader.FALLBACKS: ",".join(model.id for model in decision.fallbacks),
         OwnedHeader.SOURCE: decision.source.value,
         OwnedHeader.REASON: decision.reason.value,
+        OwnedHeader.CONFIDENCE: "" if sure is None else f"{sure:.2f}",
     }
 
 

@@ -13,7 +13,7 @@ from tests.ext_proc.client import HOST
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HTTP_FILTERS = f"{_TYPES}.filters.http"
 
-OWNED = ("route", "model", "cluster", "fallbacks", "decision-id", "source", "reason")
+OWNED = ("route", "model", "cluster", "fallbacks", "decision-id", "source", "reason", "confidence")
 
 
 @dataclass(frozen=True)

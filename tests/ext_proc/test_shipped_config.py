@@ -402,6 +402,7 @@ async def test_response_tells_the_decision(
             "x-llm-decision-id": f"d-{model}",
             "x-llm-source": "model",
             "x-llm-reason": "matched",
+            "x-llm-confidence": "0.50",
         },
     )
     assert owned(answer).items() <= request.headers.items()
@@ -415,7 +416,8 @@ async def test_response_of_envoy_itself_tells_the_decision(
 
     answer = await post(gateway.alive, chat("lost"))
 
-    assert (answer.status, answer.headers.get("x-llm-model")) == (503, "lost")
+    told = [answer.headers.get(f"x-llm-{name}") for name in ("model", "confidence")]
+    assert (answer.status, told) == (503, ["lost", "0.50"])
 
 
 @pytest.mark.usefixtures("spoofing")

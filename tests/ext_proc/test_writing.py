@@ -47,6 +47,7 @@ def test_all_headers_of_a_decision() -> None:
         "x-llm-decision-id": "d-big/coder",
         "x-llm-source": "model",
         "x-llm-reason": "matched",
+        "x-llm-confidence": "0.50",
     }
 
 
@@ -62,13 +63,14 @@ def test_only_a_response_that_is_the_models_answer_is_timed(awaited: bool, timed
 
 
 def test_owned_headers_without_a_value_are_removed_not_set_empty() -> None:
-    decision = replace(DECISION, route="", fallbacks=())
+    decision = replace(DECISION, route="", fallbacks=(), confidence=None)
     understood = Understood(ApiDialect.OPENAI_CHAT, "auto", TALK, model_at=model_at(BODY))
 
     done = writer().decided(decision, HttpRequest(HEAD, BODY), understood).whole()
 
-    assert set(done.remove) == {"x-llm-route", "x-llm-fallbacks"}
-    assert not {"x-llm-route", "x-llm-fallbacks"} & dict(done.headers).keys()
+    empty = {"x-llm-route", "x-llm-fallbacks", "x-llm-confidence"}
+    assert set(done.remove) == empty
+    assert not empty & dict(done.headers).keys()
 
 
 def test_only_chosen_headers_are_set_and_all_are_removed() -> None:
@@ -217,6 +219,7 @@ def test_passed_request_says_why_and_loses_what_only_the_sidecar_sets() -> None:
         "x-llm-cluster",
         "x-llm-fallbacks",
         "x-llm-decision-id",
+        "x-llm-confidence",
     }
     assert done.body is None
     assert done.reroute
