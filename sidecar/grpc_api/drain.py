@@ -48,12 +48,10 @@ class Drain:
         """Returns when no call is in flight."""
         await self._idle.wait()
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> AbstractContextManager[None]:
         """Within the block a call is in flight. Raises SidecarError DRAINING for a new one."""
         self.raise_if_begun()
-        with self.work():
-            yield
+        return self._work
 
     def work(self) -> AbstractContextManager[None]:
         """As `call`, for what is taken until the very end."""
