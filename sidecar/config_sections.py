@@ -113,9 +113,10 @@ class ServerSettings(Section):
     )
     max_concurrent_calls: int = setting(
         1000,
-        "gRPC calls served at once, streams included. More are RESOURCE_EXHAUSTED.",
+        "gRPC calls served at once, streams included and health not. More are RESOURCE_EXHAUSTED.",
         "calls",
         ge=1,
+        le=2**30,
     )
     policy_metadata: MetadataKey = setting(
         "x-llm-policy",

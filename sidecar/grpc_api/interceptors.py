@@ -323,6 +323,39 @@ class DrainRefusal:
 _API = "llmrouter."
 
 
+class CallLimit:
+    """Refuses calls beyond so many at once, on all connections.
+
+    Health is neither counted nor refused: a caller whose checks fail takes the whole sidecar for
+    dead, where it has just as much to do as it can.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._running = 0
+
+    def put_around(self, behavior: Behavior, method: str) -> Behavior:
+        if method.startswith(_HEALTH):
+            return behavior
+
+        async def limited(request: Any, context: Context) -> Any:
+            if self._running >= self._most:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"server.max_concurrent_calls ({self._most}) are being served; try again later",
+                )
+            self._running += 1
+            try:
+                return await behavior(request, context)
+            finally:
+                self._running -= 1
+
+        return limited
+
+
+_HEALTH = "grpc.health."
+
+
 def _ids(context: Context) -> dict[str, str]:
     sent: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():

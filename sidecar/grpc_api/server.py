@@ -30,6 +30,7 @@ from sidecar.grpc_api.deciding import Deciding
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import HealthService
 from sidecar.grpc_api.interceptors import (
+    CallLimit,
     CallLog,
     CallMetrics,
     CallObserver,
@@ -64,6 +65,10 @@ clients with a usual keepalive of ten seconds (https://github.com/grpc/grpc/blob
 _MAX_POLICY_REQUEST_BYTES = 2 * MAX_BYTES
 """Of what is decoded: twice a policy or a catalog, so that a large one is told what it is."""
 
+_BESIDES = 1000
+"""Calls beyond the most that are served: health checks, and requests on their way in, which gRPC
+alone sees. Its own limit knows no methods, so that health would be refused by it, too."""
+
 _REFUSING_S = 0.1
 """How long new calls are refused before the connections are closed."""
 
@@ -80,7 +85,8 @@ class ServerOptions:
         tls: of the address; None: plaintext, as on the socket.
         socket: path of a Unix domain socket, besides the address; None for none.
         max_message_bytes: of a message in either direction.
-        max_concurrent_calls: calls served at once; more are RESOURCE_EXHAUSTED.
+        max_concurrent_calls: calls served at once, besides those of health; more are
+            RESOURCE_EXHAUSTED.
         selection: of the policy, by a call's metadata, for requests that name none.
         max_price_age_days: prices that were looked up longer ago are doubtful.
         budget: of a decision, which reading its request is part of.
@@ -165,13 +171,15 @@ class GrpcServer:
         self._health = HealthService(names, self._drain)
         self._following: asyncio.Task[None] | None = None
         self._grace_ended = asyncio.Event()
-        self._layers = (*_layers(observer, self._drain), *layers)
+        common, most = _layers(observer, self._drain), options.max_concurrent_calls
+        self._layers = (*common, *layers)
+        limit = () if most is None else (CallLimit(most),)
         self._server = LayeredServer(
             grpc.aio.server(
                 options=_channel_options(options),
-                maximum_concurrent_rpcs=options.max_concurrent_calls,
+                maximum_concurrent_rpcs=most and most + _BESIDES,
             ),
-            self._layers,
+            (*common, *limit, *layers),
             _refusals(options.limits, mounted),
         )
         reader = RequestReader(registry, options.limits, options.selection, options.budget)

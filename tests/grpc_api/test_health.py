@@ -8,10 +8,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.grpc_api.drain import Drain
 from sidecar.grpc_api.health import ROUTING_MODEL, HealthService
-from sidecar.grpc_api.server import POLICIES, ROUTING, GrpcServer
-from tests.grpc_api.standins import StandInRouter
+from sidecar.grpc_api.server import POLICIES, ROUTING, GrpcServer, ServerOptions
+from tests.grpc_api.standins import Gate, StandInRouter, route_request, serving
+from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -102,6 +104,25 @@ async def test_watcher_that_leaves_does_not_take_the_others_with_it(
     server.begin_drain()
 
     assert (await staying.read()).status == NOT_SERVING
+
+
+async def test_health_is_answered_at_the_limit_of_calls_and_not_counted(
+    router: StandInRouter,
+) -> None:
+    router.behavior = Gate()
+    async with serving(router, options=ServerOptions(max_concurrent_calls=1)) as (_, channel):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        before = health.Watch(asking(""))
+        assert (await before.read()).status == SERVING
+        call = RoutingServiceStub(channel).Route(route_request())
+        await until(lambda: router.running == 1)
+
+        answer = await health.Check(asking(""))
+        within = health.Watch(asking(""))
+
+        assert answer.status == (await within.read()).status == SERVING
+        for each in (call, before, within):
+            each.cancel()
 
 
 async def test_unknown_service_is_watched_as_unknown(health: Any) -> None:

@@ -159,16 +159,19 @@ async def test_cancelled_batch_cancels_all_its_decisions(
 
 
 async def test_calls_beyond_the_limit_are_resource_exhausted(router: StandInRouter) -> None:
-    router.behavior = Gate()
+    router.behavior = gate = Gate()
     async with serving(router, options=ServerOptions(max_concurrent_calls=1)) as (_, channel):
         stub = RoutingServiceStub(channel)
         first = stub.Route(route_request())
         await until(lambda: router.running == 1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Route(route_request())
-        first.cancel()
+        gate.open()
+        await first
+        assert (await stub.Route(route_request())).decision.route == "billing"
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "server.max_concurrent_calls (1)" in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize(
