@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,7 +117,7 @@ def _post(url: str, path: str, body: str, headers: Mapping[str, str]) -> tuple[i
         connection.request("POST", path, body.encode(), dict(headers))
         answer = connection.getresponse()
         return answer.status, answer.read().decode(errors="replace")
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise Failure(f"no answer from Envoy at {url}: {error}") from None
     finally:
         connection.close()
