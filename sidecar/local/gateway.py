@@ -19,6 +19,7 @@ _FOLDERS = (
 )
 _SIDECAR = "llm_router"
 _ALIASES = "local ALIASES = {auto = true}"
+_MODELS = "/v1/models"
 _BUFFER = "per_connection_buffer_limit_bytes"
 _EXT_PROC = "envoy.filters.http.ext_proc"
 _INJECTOR = "envoy.filters.http.credential_injector"
@@ -138,7 +139,7 @@ def _set_aliases(manager: dict[str, Any], aliases: Iterable[str]) -> None:
     # Envoy refuses longer answers of its own than this, which is 4 KiB unless set.
     routes["max_direct_response_body_size_bytes"] = max(4096, len(listed))
     for route in routes["virtual_hosts"][0]["routes"]:
-        if "direct_response" in route:
+        if route["match"].get("path") == _MODELS:
             route["direct_response"]["body"]["inline_string"] = listed
     table = ", ".join(f"[{json.dumps(name, ensure_ascii=False)}] = true" for name in aliases)
     for each in manager["http_filters"]:

@@ -464,6 +464,23 @@ async def test_other_requests_for_models_go_on(gateway: Gateway, method: str, pa
     assert gateway.reached()[0] == "openai"
 
 
+@pytest.mark.parametrize("path", ["/v1/realtime?model=gpt-realtime", "/v1/responses"])
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_websocket_is_refused_with_what_to_do_instead(
+    gateway: Gateway, kind: str, path: str
+) -> None:
+    asked = len(gateway.seen.asked)
+    upgrade = {"host": "gateway", "connection": "Upgrade", "upgrade": "WebSocket"}
+    upgrade |= {"sec-websocket-version": "13", "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
+
+    answer = await exchange(getattr(gateway, kind), "GET", path, upgrade)
+
+    assert (answer.status, answer.headers["content-type"]) == (426, "application/json")
+    assert "Use HTTP" in answer.json["error"]["message"]
+    assert len(gateway.seen.asked) == asked
+    assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
+
+
 # --- Failover -------------------------------------------------------------------------------------
 
 

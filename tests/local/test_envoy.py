@@ -58,11 +58,12 @@ def test_names_that_ask_for_routing_are_listed_and_become_a_model(tmp_path: Path
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
 
     routes = manager["route_config"]
-    (text,) = (
+    refusal, text = (
         route["direct_response"]["body"]["inline_string"]
         for route in routes["virtual_hosts"][0]["routes"]
         if "direct_response" in route
     )
+    assert "WebSocket" in refusal
     assert tuple(each["id"] for each in json.loads(text)["data"]) == given
     assert routes["max_direct_response_body_size_bytes"] >= len(text)
     (lua,) = (each for each in manager["http_filters"] if each["name"].endswith(".lua"))
