@@ -664,6 +664,20 @@ async def test_compressed_body_goes_on_as_it_came(gateway: Gateway) -> None:
     assert gateway.reached()[1].body == b"compressed"
 
 
+@pytest.mark.parametrize(("chunked", "status"), [(False, 200), (True, 413)])
+async def test_body_beyond_the_buffer_goes_on_as_it_came_if_it_says_so_before(
+    gateway: Gateway, chunked: bool, status: int
+) -> None:
+    """Whether `auto` stands in a body without a length shows only when it has been read."""
+    body = chat("hello", model="gpt-5.5", size=13_000_000)
+    half = len(body) // 2
+
+    answer = await post(gateway.dead, body, chunks=[body[:half], body[half:]] if chunked else None)
+
+    assert answer.status == status
+    assert chunked or gateway.reached()[1].body == body
+
+
 async def test_access_log_tells_the_default_model(gateway: Gateway) -> None:
     await post(gateway.dead, chat("hello"), path="/v1/chat/completions?default")
     gateway.reached()
