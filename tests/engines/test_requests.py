@@ -109,6 +109,8 @@ class TestAccepted:
         ({"request_output_len": [[0]]}, "request_output_len"),
         ({"request_output_len": [[17]]}, "request_output_len"),
         ({"input_ids": [[5] * 64], "input_lengths": [[64]]}, "context"),
+        ({"end_id": [[320]]}, r"end_id is 320; must be 0\.\.319, or -1"),
+        ({"end_id": [[-2]]}, "end_id is -2"),
         ({"beam_width": [[2]]}, "beam_width"),
         ({"num_return_sequences": [[2]]}, "num_return_sequences"),
         ({"runtime_top_k": [[5]]}, "runtime_top_k"),

@@ -170,7 +170,7 @@ def read_request(
         ids=ids,
         prefix_length=_prefix_length(tensors, len(ids)),
         max_tokens=max_tokens,
-        end_id=_integer(tensors, "end_id", default=-1),
+        end_id=_end_id(tensors, limits.vocab_size),
         literals=literals,
         log_probs=_flag(tensors, "return_log_probs"),
         logits=logits,
@@ -208,6 +208,13 @@ def _prompt(tensors: Tensors, limits: Limits) -> Ints:
     if prompt.min() < 0 or prompt.max() >= limits.vocab_size:
         raise RefusedError(f"input_ids must be 0..{limits.vocab_size - 1}")
     return prompt
+
+
+def _end_id(tensors: Tensors, vocab_size: int) -> int:
+    end_id = _integer(tensors, "end_id", default=-1)
+    if not -1 <= end_id < vocab_size:
+        raise RefusedError(f"end_id is {end_id}; must be 0..{vocab_size - 1}, or -1 for none")
+    return end_id
 
 
 def _prefix_length(tensors: Tensors, length: int) -> int:
