@@ -3,19 +3,24 @@ tests/integration/test_gpu_repository.py."""
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from text_routing import WrongInputError, read_conversation, read_policy
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from sidecar.core.conversation import Message, Role
+from sidecar.core.model import Answer, LabelAnswer, Prompt
 from sidecar.engines.trtllm import EnsembleOptions, build_trtllm_engine
 from sidecar.engines.trtllm.ensemble import render_ensemble_config
 from tests.engines.trtllm.conftest import Nvidia, request_for
@@ -105,3 +110,72 @@ def test_a_conversation_that_cannot_be_read_is_refused(
 ) -> None:
     with pytest.raises(WrongInputError, match=problem):
         read_conversation(text, messages)
+
+
+class Response:
+    """As of the model `tensorrt_llm`."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = {name: SimpleNamespace(as_numpy=lambda v=v: v) for name, v in given.items()}
+
+    def has_error(self) -> bool:
+        return False
+
+
+def request(policy: str) -> SimpleNamespace:
+    texts = {"text_input": "hi", "policy": policy}
+    inputs = [
+        SimpleNamespace(
+            name=lambda name=name: name,
+            as_numpy=lambda text=text: np.array([[text.encode()]], object),
+        )
+        for name, text in texts.items()
+    ]
+    return SimpleNamespace(inputs=lambda: inputs, is_cancelled=lambda: False)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Policies are known by their names; the language model answers without logits at first."""
+    responses = [Response({}), Response({"generation_logits": np.zeros((1, 1, 1, 9))})]
+
+    async def ask() -> Response:
+        return responses.pop(0)
+
+    utils: Any = ModuleType("triton_python_backend_utils")
+    utils.Tensor = lambda name, values: values
+    utils.InferenceRequest = lambda **asked: SimpleNamespace(async_exec=ask)
+    utils.InferenceResponse = lambda output_tensors=(), error="": error or "answered"
+    utils.TritonError = lambda text, code: f"{code}: {text}"
+    utils.TritonError.INTERNAL, utils.TritonError.INVALID_ARG = "INTERNAL", "INVALID_ARG"
+    utils.get_output_tensor_by_name = lambda response, name: response.given.get(name)
+    utils.Logger = SimpleNamespace(log_error=lambda text: None)
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("ensemble_model", COMMITTED.parent / "1/model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def compiled(policy: str) -> SimpleNamespace:
+        if policy != "known":
+            raise WrongInputError("policy: is not known")
+        return SimpleNamespace(
+            answer_form=LabelAnswer((3, 4)),
+            render=lambda conversation: Prompt((1,), (2,)),
+            read=lambda output: Answer("travel"),
+        )
+
+    made = module.TritonPythonModel()
+    made._router = SimpleNamespace(compiled=compiled, end_id=0, pad_id=0)
+    return made
+
+
+def test_what_fails_one_request_is_its_answer_and_no_other_s(model: Any) -> None:
+    requests = [request(policy) for policy in ("known", "none", "known")]
+    assert asyncio.run(model.execute(requests)) == [
+        "INTERNAL: the ensemble failed: AttributeError",
+        "INVALID_ARG: policy: is not known",
+        "answered",
+    ]

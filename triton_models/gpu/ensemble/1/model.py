@@ -38,14 +38,21 @@ class TritonPythonModel:
         return await asyncio.gather(*map(self._answer, requests))
 
     async def _answer(self, request: Any) -> Any:
-        if request.is_cancelled():
-            return _error("cancelled", pb_utils.TritonError.CANCELLED)
         try:
-            tensors = {each.name(): _text(each) for each in request.inputs()}
-            conversation = read_conversation(tensors.get("text_input"), tensors.get("messages"))
-            compiled = self._router.compiled(tensors["policy"])
+            if request.is_cancelled():
+                return _error("cancelled", pb_utils.TritonError.CANCELLED)
+            return await self._route(request)
         except WrongInputError as error:
             return _error(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # it must not fail those that came with it
+            kind = type(error).__name__
+            pb_utils.Logger.log_error(f"ensemble: {kind}: {error}")
+            return _error(f"the ensemble failed: {kind}", pb_utils.TritonError.INTERNAL)
+
+    async def _route(self, request: Any) -> Any:
+        tensors = {each.name(): _text(each) for each in request.inputs()}
+        conversation = read_conversation(tensors.get("text_input"), tensors.get("messages"))
+        compiled = self._router.compiled(tensors["policy"])
         form = compiled.answer_form
         response = await self._request(compiled.render(conversation), form).async_exec()
         if response.has_error():
