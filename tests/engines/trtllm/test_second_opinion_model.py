@@ -42,14 +42,17 @@ class Encoder:
 
 
 class Sender:
-    """As Triton's: what was answered once is not answered again."""
+    """As Triton's: what was answered once is not answered again, and memory can be short."""
 
     def __init__(self) -> None:
         self.answer: Any = None
         self.answered = threading.Event()
+        self.short = False
 
     def send(self, response: SimpleNamespace, flags: int) -> None:
         assert self.answer is None, "answered twice"
+        if self.short and not response.error:
+            raise MemoryError
         self.answer = response.error or response.output_tensors[0].values.tolist()
         self.answered.set()
 
@@ -82,8 +85,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     utils.InferenceResponse = lambda output_tensors=(), error="": SimpleNamespace(
         output_tensors=output_tensors, error=error
     )
-    utils.TritonError = lambda text, code: text
-    utils.TritonError.INTERNAL = utils.TritonError.CANCELLED = 0
+    utils.TritonError = lambda text, code: f"{code}: {text}"
+    for code in ("INTERNAL", "CANCELLED", "UNAVAILABLE"):
+        setattr(utils.TritonError, code, code)
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     utils.Logger = SimpleNamespace(log_error=lambda text: None)
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
@@ -98,7 +102,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-FAILED = ["the routing model failed: RuntimeError"] * 4
+FAILED = ["INTERNAL: the routing model failed: RuntimeError"] * 4
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,32 @@ def test_a_request_that_cannot_be_read_fails_none_that_came_with_it(model: Any) 
     model.finalize()
 
     assert [each.sender.answer for each in (broken, sound)] == [FAILED[0], [2.0]]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_answer_that_cannot_be_sent_fails_none_that_came_with_it(model: Any, held: bool) -> None:
+    encoder: Any = Encoder(held)
+    model._second, model._reader = encoder, RouteReader(encoder, lambda error: None)
+    large, sound = request(3), request(2)
+    large.sender.short = True
+    model.execute([large, sound])
+    assert all(each.sender.answered.wait(30) for each in (large, sound))
+    model.finalize()
+
+    failed = "INTERNAL: the routing model failed: MemoryError"
+    assert [each.sender.answer for each in (large, sound)] == [failed, [2.0]]
+
+
+def test_a_caller_who_has_gone_and_a_model_that_goes_have_codes_of_their_own(model: Any) -> None:
+    encoder: Any = Encoder(held=False)
+    model._second, model._reader = encoder, RouteReader(encoder, lambda error: None)
+    gone, late = request(3), request(2)
+    gone.is_cancelled = lambda: True
+    model.finalize()
+    model.execute([gone, late])
+    model.finalize()
+
+    assert [each.sender.answer for each in (gone, late)] == [
+        "CANCELLED: cancelled",
+        "UNAVAILABLE: the model is being unloaded",
+    ]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cpu_engine.decisions import Decider, Outcome, Result, Undecided
 from cpu_engine.engine_files import SecondOpinionFacts, open_engine
-from cpu_engine.errors import CancelledError, RefusedError, UnavailableError, failure_of
+from cpu_engine.errors import RefusedError, UnavailableError, code_of, failure_of
 from cpu_engine.first_look import FirstLook, Seen
 from cpu_engine.forward import Forward
 from cpu_engine.prefix_cache import PrefixCache
@@ -178,13 +178,8 @@ def _response(asked: Asked, result: Outcome | Exception) -> Any:
 
 
 def _error(error: Exception) -> Any:
-    code = pb_utils.TritonError.INTERNAL
-    if isinstance(error, CancelledError):
-        code = pb_utils.TritonError.CANCELLED
-    elif isinstance(error, UnavailableError):
-        code = pb_utils.TritonError.UNAVAILABLE
-    text = str(error) or "cancelled"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
+    code = getattr(pb_utils.TritonError, code_of(error))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
 def _send(sender: Any, response: Any) -> None:

@@ -25,7 +25,7 @@ sys.path[:0] = [
 ]
 
 from cpu_engine.engine_files import open_second_opinion
-from cpu_engine.errors import CancelledError, RefusedError, UnavailableError, failure_of
+from cpu_engine.errors import CancelledError, RefusedError, code_of, failure_of
 from cpu_engine.requests import Opinion, OpinionLimits, read_opinion
 from cpu_engine.route_reader import Reader, RouteReader
 from cpu_engine.second_opinion import Encoder, SecondOpinion
@@ -104,19 +104,22 @@ def _log_failure(error: Exception) -> None:
 
 def _give(sender: Any, given: Any) -> None:
     """`given`: logits, None where nothing was asked, or why there are none."""
-    if isinstance(given, Exception):
-        response = pb_utils.InferenceResponse(error=_error(given))
-    else:
-        logits = np.zeros(0, np.float32) if given is None else given
-        tensor = pb_utils.Tensor(_OUTPUT, logits[None])
-        response = pb_utils.InferenceResponse(output_tensors=[tensor])
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    try:
+        _send(sender, _error(given) if isinstance(given, Exception) else _response(given))
+    except Exception as error:  # as of one too large for what memory Triton shares
+        _log_failure(error)
+        _send(sender, _error(failure_of(error)))
+
+
+def _response(given: Any) -> Any:
+    logits = np.zeros(0, np.float32) if given is None else given
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(_OUTPUT, logits[None])])
 
 
 def _error(error: Exception) -> Any:
-    code = pb_utils.TritonError.INTERNAL
-    if isinstance(error, CancelledError):
-        code = pb_utils.TritonError.CANCELLED
-    elif isinstance(error, UnavailableError):
-        code = pb_utils.TritonError.UNAVAILABLE
-    return pb_utils.TritonError(str(error) or "cancelled", code)
+    code = getattr(pb_utils.TritonError, code_of(error))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def _send(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

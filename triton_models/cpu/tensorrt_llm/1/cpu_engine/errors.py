@@ -15,6 +15,9 @@ class UnavailableError(Exception):
 class CancelledError(Exception):
     """The caller has gone."""
 
+    def __str__(self) -> str:
+        return "cancelled"
+
 
 class EngineFilesError(Exception):
     """The engine directory cannot be served; the model does not load."""
@@ -23,3 +26,10 @@ class EngineFilesError(Exception):
 def failure_of(error: Exception) -> RefusedError:
     """What is answered after an unexpected one, whose text may hold anything."""
     return RefusedError(f"the routing model failed: {type(error).__name__}")
+
+
+def code_of(error: Exception) -> str:
+    """Of those in Triton's `TritonError`, the one that it is answered with."""
+    if isinstance(error, CancelledError):
+        return "CANCELLED"
+    return "UNAVAILABLE" if isinstance(error, UnavailableError) else "INTERNAL"
