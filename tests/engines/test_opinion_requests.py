@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_engine.errors import RefusedError
-from cpu_engine.requests import Asked, Enough, Limits, OpinionLimits, read_request
+from cpu_engine.requests import (
+    MAX_ROUTE_TOKENS,
+    Asked,
+    Enough,
+    Limits,
+    OpinionLimits,
+    read_request,
+)
 
+from sidecar.policies.rules import MAX_ROUTES
+from sidecar.prompts.second_opinion import ROUTE_TOKENS
 from tests.engines.tiny_encoder import CLS, REQUEST, ROUTES, TINY_ENCODER, TYPES
 from tests.engines.tiny_models import LLAMA
 
@@ -121,9 +130,18 @@ def test_requests_are_not_read_by_an_engine_without_encoder() -> None:
         ({"request_types": (2,) * 8}, "request_types must be 0..1"),
         ({"request_ids": (120,) * 8}, "request_ids must be 0..119"),
         ({"route_ids": (-1,) * 13}, "route_ids must be 0..119"),
+        (
+            {"route_ids": (1,) * 131073, "route_lengths": (1,) * 131073},
+            "second_opinion_route_ids has 131073 tokens; must have 131072 at most",
+        ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_requests_that_are_malformed_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(RefusedError, match=message.replace(".", r"\.")):
         read(**changes)
+
+
+def test_the_largest_policy_is_no_more_than_is_read() -> None:
+    begin_and_end = 2
+    assert MAX_ROUTES * (ROUTE_TOKENS + begin_and_end) <= MAX_ROUTE_TOKENS

@@ -38,6 +38,10 @@ _FIXED: Mapping[str, float] = {
 
 _OPINION = "second_opinion_"
 
+MAX_ROUTE_TOKENS = 1 << 17
+"""Of one policy's routes, whose states are held as long as they are read: 200 MB where a state has
+384 numbers. Policies have fewer (`MAX_ROUTES` and `ROUTE_TOKENS` of the sidecar)."""
+
 _RETENTION = tuple(f"retention_token_range_{name}" for name in ("starts", "ends", "priorities"))
 
 
@@ -276,6 +280,10 @@ def read_opinion(tensors: Tensors, limits: OpinionLimits | None) -> Opinion | No
     if limits is None or not names:
         return None
     ids, lengths = (_integers(tensors, f"{_OPINION}route_{part}") for part in ("ids", "lengths"))
+    if len(ids) > MAX_ROUTE_TOKENS:
+        raise RefusedError(
+            f"{_OPINION}route_ids has {len(ids)} tokens; must have {MAX_ROUTE_TOKENS} at most"
+        )
     _check_texts(f"{_OPINION}route_lengths", lengths, limits)
     if lengths.sum() != len(ids):
         raise RefusedError(
