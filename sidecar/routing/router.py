@@ -136,7 +136,7 @@ class Router:
         self._routing_model = routing_model
         self._spell = spell
         self._coalescer: Coalescer[Target] = Coalescer()
-        # Not asyncio's own threads: others wait there for a store that is away.
+        # One, and not asyncio's own: policies are compiled there.
         self._hashing = ThreadPoolExecutor(1, "hash-conversation")
         self._waiting = 0
         self._watching = False

@@ -145,7 +145,9 @@ def _vocabulary(path: Path) -> Vocabulary | None:
 
 class _WaitingGauge:
     """The metric by which TensorRT-LLM tells how many requests wait in it, of which Triton's own
-    queue says nothing (docs/user_guide/metrics.md of triton-inference-server/server)."""
+    queue says nothing (docs/user_guide/metrics.md of triton-inference-server/server). Here those
+    for the language model: who waits for routes to be read would not be helped by another server,
+    which has to read them, too."""
 
     def __init__(self, model: str, version: str) -> None:
         try:

@@ -1,6 +1,6 @@
 """The thread that reads routes.
 
-Those of a policy with a thousand take seconds, and what the encoder is asked under other policies
+Those of a policy with hundreds take seconds, and what the encoder is asked under other policies
 must not wait for them.
 """
 
