@@ -2,6 +2,10 @@ import pytest
 from cpu_engine.errors import RefusedError
 from cpu_engine.grammar import read_literals
 
+from sidecar.policies.rules import MAX_ROUTE_NAME, MAX_ROUTES
+from sidecar.prompts.answers import literal_guide
+from sidecar.prompts.arch_router import AnswerStyle
+
 
 @pytest.mark.parametrize(
     ("guide", "literals"),
@@ -63,3 +67,24 @@ def test_refusals_do_not_repeat_the_guide() -> None:
         read_literals('root ::= "secret" secret')
     assert "secret" not in str(refused.value)
     assert "character 17" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        ('root ::= "' + "a" * 1025 + '"', "at character 9 has 1025 bytes; must have 1024 at most"),
+        ('root ::= "a" | "' + "\u00e4" * 513 + '"', "at character 15 has 1026 bytes"),
+        ('root ::= "a"' + ' | "a"' * 50_000, "has 300012 characters; must have 262144 at most"),
+    ],
+    ids=["literal", "bytes", "guide"],
+)
+def test_refuses_what_takes_long_to_spell(guide: str, message: str) -> None:
+    with pytest.raises(RefusedError, match=message):
+        read_literals(guide)
+
+
+def test_reads_the_names_of_the_largest_policy() -> None:
+    # Nothing grows more, as JSON and then as a literal, than a backslash.
+    names = [f"{number:04}".ljust(MAX_ROUTE_NAME, "\\") for number in range(MAX_ROUTES)]
+    guide = literal_guide([AnswerStyle.JSON.write(name) for name in names])
+    assert len(read_literals(guide)) == MAX_ROUTES

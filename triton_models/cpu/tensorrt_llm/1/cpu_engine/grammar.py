@@ -19,14 +19,22 @@ _SEPARATOR = re.compile(r"\s*\|\s*")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _PLAIN = {'"': '"', "\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
 
+MAX_CHARACTERS, MAX_LITERAL_BYTES = 1 << 18, 1 << 10
+"""Of a guide and of one of its literals, which hold up whatever else is decided while they are read
+and spelled. Those of the largest policy are smaller."""
+
 
 def read_literals(guide: str) -> tuple[bytes, ...]:
     """The literals of a guide in UTF-8, in order, without repetitions.
 
     Raises:
-        RefusedError: the guide is anything but such an alternation. The text gives the position,
-            not the content.
+        RefusedError: the guide is anything but such an alternation, or too large. The text gives
+            the position, not the content.
     """
+    if len(guide) > MAX_CHARACTERS:
+        raise RefusedError(
+            f"guided_decoding_guide has {len(guide)} characters; must have {MAX_CHARACTERS} at most"
+        )
     rule = _RULE.match(guide)
     if rule is None:
         raise RefusedError('guided_decoding_guide must begin with "root ::= "')
@@ -69,8 +77,14 @@ def _unescape(body: str, position: int) -> bytes:
         raise RefusedError(f"guided_decoding_guide: empty literal at character {position}")
     # A code point beyond U+FFFF is written as two \u escapes, a surrogate pair.
     try:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16").encode()
+        literal = text.encode("utf-16", "surrogatepass").decode("utf-16").encode()
     except UnicodeDecodeError as error:
         raise RefusedError(
             f"guided_decoding_guide: lone surrogate in the literal at character {position}"
         ) from error
+    if len(literal) > MAX_LITERAL_BYTES:
+        raise RefusedError(
+            f"guided_decoding_guide: the literal at character {position} has {len(literal)} bytes; "
+            f"must have {MAX_LITERAL_BYTES} at most"
+        )
+    return literal
