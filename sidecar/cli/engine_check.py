@@ -15,6 +15,7 @@ from sidecar.cli.engine_questions import Asked
 from sidecar.core.decision import Candidate
 from sidecar.core.model import InferenceError, LabelLogits, ModelOutput
 from sidecar.engines import EngineError, read_engine
+from sidecar.engines.triton_models import triton_models
 from sidecar.engines.trtllm import Reading, Toolchain, compare
 from sidecar.engines.trtllm.build import Verification
 from sidecar.engines.trtllm.commands import Command
@@ -67,7 +68,7 @@ class EngineCheck:
 
     def _reference(self, work: Path, report: Report) -> Path:
         out = work / "reference.jsonl"
-        script = gpu_script("reference.py")
+        script = triton_models() / "gpu" / "reference.py"
         argv = [self.tools.python, str(script), "--model-dir", str(self.model.resolve())]
         argv += ["--questions", str(work / "questions.jsonl"), "--out", str(out)]
         run_command(Command(tuple(argv), (out,)), work / "reference.log", report)
@@ -78,7 +79,8 @@ class EngineCheck:
     ) -> tuple[list[Reading], list[ModelOutput]]:
         ports = free_ports(3)
         # By its path: the launcher does not search PATH.
-        argv = [shutil.which(self.tools.python) or self.tools.python, str(gpu_script("serve.py"))]
+        script = triton_models() / "gpu" / "serve.py"
+        argv = [shutil.which(self.tools.python) or self.tools.python, str(script)]
         argv += ["--engine", str(engine), "--repository", str(repository)]
         # What is compared with the weights is the language model.
         argv += ["--language-model-alone"]
@@ -115,16 +117,6 @@ class EngineCheck:
             raise EngineError(f"the engine did not answer: {error}") from None
         finally:
             await model.close()
-
-
-def gpu_script(name: str) -> Path:
-    """A script that runs in NVIDIA's container without the sidecar's packages."""
-    here = Path(__file__).resolve().parents[1]
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    for root in (here / "_triton_models", here.parent / "triton_models"):
-        if (root / "gpu" / name).is_file():
-            return root / "gpu" / name
-    raise EngineError(f"{here.parent / 'triton_models'}: missing; reinstall the sidecar")
 
 
 async def _ready(model: TritonModel, process: ChildProcess) -> None:

@@ -11,6 +11,7 @@ from string import Template
 from sidecar.engines.cpu_quota import threads_within_quota
 from sidecar.engines.engine_directory import GRAPH_VERSION, compiled_folder, read_engine
 from sidecar.engines.errors import EngineError
+from sidecar.engines.triton_models import triton_models
 
 MODEL_NAME = "tensorrt_llm"
 """The name that TensorRT-LLM's own repository uses, so that only the address differs."""
@@ -72,7 +73,7 @@ def render_cpu_repository(
             path cannot stand in config.pbtxt.
     """
     info = read_engine(engine)
-    source = _template_folder()
+    source = triton_models() / "cpu" / MODEL_NAME
     if info.router.graph_version != GRAPH_VERSION:
         raise EngineError(
             f"{engine}: graph_version is {info.router.graph_version}, this version serves "
@@ -99,12 +100,3 @@ def render_cpu_repository(
     # Comments speak of ${…} itself; a missing name in a value would stop Triton, not pass.
     (model / "config.pbtxt").write_text(template.safe_substitute(values), encoding="utf-8")
     return destination
-
-
-def _template_folder() -> Path:
-    here = Path(__file__).resolve().parents[1]
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    for root in (here / "_triton_models", here.parent / "triton_models"):
-        if (root / "cpu" / MODEL_NAME).is_dir():
-            return root / "cpu" / MODEL_NAME
-    raise EngineError(f"{here.parent / 'triton_models'}: missing; reinstall the sidecar")

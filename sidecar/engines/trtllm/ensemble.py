@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.engines.engine_directory import read_engine
-from sidecar.engines.errors import EngineError
+from sidecar.engines.triton_models import triton_models
 from sidecar.engines.trtllm.repository import (
     Parameter,
     checked_path,
@@ -68,7 +68,7 @@ def render_ensemble(
     model = destination / ENSEMBLE
     shutil.rmtree(model, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(_source(), model / "1", ignore=ignored)
+    shutil.copytree(triton_models() / "gpu" / ENSEMBLE / "1", model / "1", ignore=ignored)
     for name in _MODULES:
         source, target = _PACKAGE / name, model / "1" / "sidecar" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,11 +108,3 @@ def render_ensemble_config(engine: Path, options: EnsembleOptions) -> str:
         *render_parameters(parameters),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _source() -> Path:
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    for root in (_PACKAGE / "_triton_models", _PACKAGE.parent / "triton_models"):
-        if (root / "gpu" / ENSEMBLE / "1").is_dir():
-            return root / "gpu" / ENSEMBLE / "1"
-    raise EngineError(f"{_PACKAGE.parent / 'triton_models'}: missing; reinstall the sidecar")

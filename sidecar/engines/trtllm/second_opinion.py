@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sidecar.engines.engine_directory import read_engine
 from sidecar.engines.errors import EngineError
+from sidecar.engines.triton_models import triton_models
 from sidecar.engines.trtllm.repository import (
     Parameter,
     checked_path,
@@ -22,7 +23,6 @@ from sidecar.engines.trtllm.repository import (
 from sidecar.engines.trtllm.tensors import Tensor
 
 SECOND_OPINION = "second_opinion"
-_PACKAGE = Path(__file__).resolve().parents[2]
 
 INPUTS = (
     Tensor("second_opinion_request_ids", "INT32", (-1,), ragged=True),
@@ -74,8 +74,9 @@ def render_second_opinion(
     model = destination / SECOND_OPINION
     shutil.rmtree(model, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(_models() / "gpu" / SECOND_OPINION / "1", model / "1", ignore=ignored)
-    modules = _models() / "cpu" / "tensorrt_llm" / "1" / "cpu_engine"
+    models = triton_models()
+    shutil.copytree(models / "gpu" / SECOND_OPINION / "1", model / "1", ignore=ignored)
+    modules = models / "cpu" / "tensorrt_llm" / "1" / "cpu_engine"
     shutil.copytree(modules, model / "1" / modules.name, ignore=ignored)
     (model / "config.pbtxt").write_text(text, encoding="utf-8")
     return destination
@@ -114,11 +115,3 @@ def render_second_opinion_config(engine: Path, options: SecondOpinionOptions) ->
         *render_parameters(parameters),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _models() -> Path:
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    for root in (_PACKAGE / "_triton_models", _PACKAGE.parent / "triton_models"):
-        if (root / "gpu" / SECOND_OPINION / "1").is_dir():
-            return root
-    raise EngineError(f"{_PACKAGE.parent / 'triton_models'}: missing; reinstall the sidecar")
