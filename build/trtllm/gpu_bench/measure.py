@@ -58,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as name:
             rows += _of_model(options, model, Path(name))
             reports[model] = json.loads((Path(name) / f"{model}.json").read_text())
-    result = {"at": datetime.now(UTC).isoformat(timespec="minutes"), "models": reports}
-    result["rows"] = [asdict(each) for each in rows]
+    result = {
+        "at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "models": reports,
+        "rows": [asdict(each) for each in rows],
+    }
     options.out.write_text(json.dumps(result, indent=1))
     sys.stdout.write(table(rows, reports))
 
