@@ -215,8 +215,9 @@ async def test_an_encoder_with_too_much_to_do_is_not_asked_alone(with_encoder: W
     ids=["nothing comes", "the encoder is apart", "prefixes are computed meanwhile"],
 )
 async def test_a_server_that_does_not_answer_under_cold_policies_is_given_up(
-    apart: bool, warming: bool, given_up: bool
+    monkeypatch: pytest.MonkeyPatch, apart: bool, warming: bool, given_up: bool
 ) -> None:
+    keep_virtual_time(monkeypatch)
     async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
         forget_prefix(world)
         world.model.encoder_apart, world.model.slow = apart, True
@@ -233,7 +234,10 @@ async def test_a_server_that_does_not_answer_under_cold_policies_is_given_up(
         assert bool(world.router.degraded) is given_up
 
 
-async def test_a_question_that_is_asked_again_and_again_counts_as_every_other_late_one() -> None:
+async def test_a_question_that_is_asked_again_and_again_counts_as_every_other_late_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_virtual_time(monkeypatch)
     async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
         forget_prefix(world)
         world.model.slow = True
@@ -248,7 +252,10 @@ async def test_a_question_that_is_asked_again_and_again_counts_as_every_other_la
         assert not world.router.degraded
 
 
-async def test_of_an_encoder_that_became_too_slow_one_at_a_time_waits() -> None:
+async def test_of_an_encoder_that_became_too_slow_one_at_a_time_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_virtual_time(monkeypatch)
     async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
         world.model.opinion = (1.0, 19.0, 0.0)
         forget_prefix(world)

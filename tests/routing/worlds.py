@@ -106,8 +106,8 @@ async def a_world(
     breaker = CircuitBreaker(failures=3)
     guard = GuardedModel(model, breaker, times, warmth.recover)
     # Looked up at each call: a test may keep virtual time.
-    load = Load(lambda: time.perf_counter())
-    target = Target("stub", guard, warmth, load)
+    load, encoder_load = (Load(lambda: time.perf_counter()) for _ in range(2))
+    target = Target("stub", guard, warmth, load, encoder_load)
     router = Router(
         registry,
         Targets([target]),
