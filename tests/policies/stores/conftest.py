@@ -25,6 +25,9 @@ def make(
     # Many writers at once wait for each other, on a slow machine longer than in service.
     monkeypatch.setattr("sidecar.policies.stores.sqlite._BUSY_MS", 120_000)
     monkeypatch.setitem(postgres_store._CONNECT, "connect_timeout", 60)
+    options = str(postgres_store._CONNECT["options"])
+    patient = options.replace(f"={postgres_store._STATEMENT_MS}", "=120000")
+    monkeypatch.setitem(postgres_store._CONNECT, "options", patient)
     opened: list[PolicyStore] = []
     kind: str = request.param
     if kind == "postgres":
