@@ -332,7 +332,10 @@ async def test_signal_ends_it_well(flags: Flags, tmp_path: Path, number: signal.
         assert await running.wait() == 0
 
 
-async def test_collector_that_hangs_does_not_hold_up_the_end(flags: Flags, tmp_path: Path) -> None:
+async def test_collector_that_hangs_does_not_hold_up_the_end(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         flags["tracing"] = {"endpoint": f"http://127.0.0.1:{hanging.getsockname()[1]}"}
         async with process(flags, tmp_path) as (running, serving):
@@ -345,7 +348,7 @@ async def test_collector_that_hangs_does_not_hold_up_the_end(flags: Flags, tmp_p
             await entry(running, "stopped")
             assert await running.wait() == 0
     # Fewer seconds than one export may take.
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 60
 
 
 async def test_second_signal_does_not_wait_for_calls_in_flight(

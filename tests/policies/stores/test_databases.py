@@ -424,9 +424,9 @@ def test_of_several_hosts_the_primary_is_written_and_listened_to(postgres: Postg
     begun = time.monotonic()
 
     told.start()
-    store.wait(30)
+    store.wait(600)
 
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 300
     assert store.last_change() == 3
     told.join()
     store.close()
