@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -44,6 +44,8 @@ from sidecar.core.policy import (
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.differences import catalog_diff, unified_diff
 from sidecar.policies.editing import check_users
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,14 @@ def _catalog_of(found: PolicyPlace) -> tuple[CatalogRecord, PlaceFailure | None]
         return CatalogRecord({}, failure.unreadable), failure
 
 
+def _after_conflict(failure: PlaceFailure, read: Callable[[], T]) -> T:
+    """What is there now that somebody else was faster: of several who apply the same files at once
+    nobody has failed. Raises `failure` if it is another one."""
+    if failure.code is not ErrorCode.POLICY_CONFLICT:
+        raise failure
+    return read()
+
+
 class _Applying:
     def __init__(
         self, found: PolicyPlace, author: str, message: str, dry_run: bool, examples_pass: bool
@@ -181,7 +191,13 @@ class _Applying:
         if wanted == present.models:
             return Applied("model catalog", "unchanged", present.revision)
         note = note_of(self._author, self._message, present.etag)
-        made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
+        try:
+            made = self._place.update_catalog(tuple(wanted.values()), note, self._dry_run)
+        except PlaceFailure as failure:
+            now = _after_conflict(failure, self._place.catalog)
+            if now.models != wanted:
+                raise
+            return Applied("model catalog", "unchanged", now.revision)
         what = "updated" if present.revision else "created"
         names = (f"model catalog@{present.revision}", "model catalog in the files")
         # Shown in a dry run alone, and slow to make of thousands.
@@ -197,7 +213,13 @@ class _Applying:
             return Applied(name, "unchanged", present.revision)
         # The etag: what somebody else writes from now on is not overwritten unseen.
         note = note_of(self._author, self._message, present.etag)
-        made = self._place.update(policy, note, self._dry_run, self._examples_pass)
+        try:
+            made = self._place.update(policy, note, self._dry_run, self._examples_pass)
+        except PlaceFailure as failure:
+            now = _after_conflict(failure, lambda: self._place.get(name))
+            if now.deleted or now.digest != policy.digest():
+                raise
+            return Applied(name, "unchanged", now.revision)
         diff = _diff(present, policy) if self._dry_run else ""
         return Applied(name, self._tense("updated"), made.revision, diff)
 

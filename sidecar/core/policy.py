@@ -231,7 +231,7 @@ class PolicyRecord:
 @dataclass(frozen=True, slots=True)
 class CatalogRecord:
     """The model catalog as a store keeps it; the fields mean what those of `PolicyRecord` do.
-    Revision 0 with an empty etag: there has never been one."""
+    Revision 0: there has never been one."""
 
     models: Catalog
     revision: int = 0

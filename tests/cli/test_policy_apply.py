@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.policy import ModelList, Policy, PolicyRecord, WeightedModel
+from sidecar.core.policy import CatalogRecord, ModelList, Policy, PolicyRecord, WeightedModel
 from sidecar.policies import PolicySet, load_policies
 from sidecar.policies.documents import catalog_document, yaml_text
+from sidecar.policies.editing import PolicyEditing
 from sidecar.policies.stores import ChangeKind, refusals
 from sidecar.policies.stores.sqlite import SqliteStore
 from tests.cli.policy_commands import (
@@ -308,6 +309,61 @@ def test_policy_that_somebody_else_creates_meanwhile_is_theirs(
     assert (f"{SUPPORT}: unchanged (revision 1)" in result.stdout) is same
     assert (f"{SUPPORT} exists already" in result.stderr) is not same
     assert plain("get", "support", "--at", at)["revision"] == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("running", [False, True])
+async def test_first_catalog_that_somebody_else_writes_meanwhile_is_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: bool, same: bool
+) -> None:
+    store = SqliteStore(tmp_path / "policies.db")
+    file = tmp_path / "catalog.yaml"
+    file.write_text(yaml_text(catalog_document([FAST])))
+    update_catalog = PolicyEditing.update_catalog
+
+    def after_another(editing: PolicyEditing, *given: Any) -> CatalogRecord:
+        monkeypatch.undo()
+        parts.write_catalog(store, FAST if same else LARGE)
+        return update_catalog(editing, *given)
+
+    monkeypatch.setattr(PolicyEditing, "update_catalog", after_another)
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{tmp_path / 'policies.db'}"
+        result = await asyncio.to_thread(sidecar, "apply", file, "--at", at)
+        kept = await asyncio.to_thread(store.catalog)
+
+    assert (kept.revision, list(kept.models)) == (1, [FAST.id if same else LARGE.id])
+    if same:
+        assert result.exit_code == 0
+        assert "model catalog: unchanged (revision 1)\n" in result.stdout
+    else:
+        assert result.exit_code == 3
+        assert 'etag: "0" is not that of the model catalog' in result.stderr
+
+
+@pytest.mark.parametrize(("same", "status"), [(True, 0), (False, 3)])
+def test_policy_that_somebody_else_updates_meanwhile_is_theirs(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch, same: bool, status: int
+) -> None:
+    update = PolicyEditing.update
+
+    def after_another(editing: PolicyEditing, *given: Any) -> PolicyRecord:
+        monkeypatch.undo()
+        theirs = edited(policy(description="second" if same else "theirs"))
+        theirs_file = folder.parent / "theirs.yaml"
+        theirs_file.write_text(theirs)
+        done("apply", theirs_file, "--at", at)
+        return update(editing, *given)
+
+    file = edit(folder)
+    monkeypatch.setattr(PolicyEditing, "update", after_another)
+
+    result = sidecar("apply", file, "--at", at)
+
+    assert result.exit_code == status
+    assert (f"{SUPPORT}: unchanged (revision 2)" in result.stdout) is same
+    assert ("whose etag now is" in result.stderr) is not same
+    assert plain("get", "support", "--at", at)["revision"] == 2
 
 
 @pytest.mark.parametrize("running", [False, True])

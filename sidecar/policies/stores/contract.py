@@ -104,6 +104,11 @@ class PolicyWrite:
     catalog_etag: str | None = None
 
 
+NO_CATALOG_ETAG = "0"
+"""Of a database that has never had a model catalog. An empty one means any: of two that write the
+first catalog at once, the second would take the place of the other's unseen."""
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogWrite:
     """A checked write of the whole model catalog. `checked_at`: the last change of the snapshot

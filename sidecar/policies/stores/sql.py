@@ -25,6 +25,7 @@ from sidecar.core.policy import (
 from sidecar.policies.documents import UnreadableDocumentError
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
+    NO_CATALOG_ETAG,
     CatalogWrite,
     Change,
     ChangeKind,
@@ -370,7 +371,7 @@ def _head(connection: Connection, name: str) -> RowMapping | None:
 def _catalog(connection: Connection) -> CatalogRecord:
     row = _head(connection, CATALOG_NAME)
     if row is None:
-        return CatalogRecord(MappingProxyType({}))
+        return CatalogRecord(MappingProxyType({}), etag=NO_CATALOG_ETAG)
     return _kept(catalog_record, row, ", or apply another model catalog")
 
 
@@ -390,10 +391,9 @@ def _policy_row(connection: Connection, write: PolicyWrite) -> dict[str, Any]:
     _check_presence(write, head)
     if head is not None and write.note.etag and write.note.etag != head["etag"]:
         raise refusals.conflict(write.name, write.note.etag, head["etag"])
-    if write.catalog_etag is not None:
-        catalog = _head(connection, CATALOG_NAME)
-        if write.catalog_etag != (catalog["etag"] if catalog is not None else ""):
-            raise MovedError
+    present = _catalog_etag(_head(connection, CATALOG_NAME))
+    if write.catalog_etag not in (None, present):
+        raise MovedError
     revision = 1 if head is None else head["revision"] + 1
     if write.policy is not None:
         return _new_policy(write.policy, write.kind, revision)
@@ -424,13 +424,17 @@ def _check_presence(write: PolicyWrite, head: RowMapping | None) -> None:
 
 def _catalog_row(connection: Connection, write: CatalogWrite) -> dict[str, Any]:
     head = _head(connection, CATALOG_NAME)
-    etag = "" if head is None else head["etag"]
+    etag = _catalog_etag(head)
     if write.note.etag and write.note.etag != etag:
         raise refusals.conflict("the model catalog", write.note.etag, etag)
     # The counter was raised by this transaction already.
     if write.checked_at is not None and write.checked_at != _last_change(connection) - 1:
         raise MovedError
     return _new_catalog(write.models, 1 if head is None else head["revision"] + 1)
+
+
+def _catalog_etag(head: RowMapping | None) -> str:
+    return NO_CATALOG_ETAG if head is None else str(head["etag"])
 
 
 def _new_policy(policy: Policy, kind: ChangeKind, revision: int) -> dict[str, Any]:

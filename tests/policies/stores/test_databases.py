@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, text
 
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.core.policy import ModelList, Policy, PolicyRecord, WeightedModel
+from sidecar.core.policy import CatalogRecord, ModelList, Policy, PolicyRecord, WeightedModel
 from sidecar.local import PostgresServer
 from sidecar.policies.editing import PolicyEditing
 from sidecar.policies.stores import (
@@ -196,6 +197,29 @@ def test_revision_that_cannot_be_read_can_be_rolled_back(url: str) -> None:
 
     assert (foreseen.revision, made.revision, made.policy.description) == (3, 3, "first")
     assert store.policy(name).policy == made.policy
+    store.close()
+
+
+def test_of_several_who_write_the_first_catalog_at_once_one_wins(url: str) -> None:
+    store = open_store(url)
+    assert isinstance(store, SqlStore)
+    editing, given = PolicyEditing(store, lambda _: None), parts.note(etag=store.catalog().etag)
+
+    def first(writer: int) -> CatalogRecord | SidecarError:
+        try:
+            return editing.update_catalog((replace(FAST, id=f"acme/{writer}"),), given)
+        except SidecarError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(first, range(4)))
+
+    (won,) = (each for each in outcomes if isinstance(each, CatalogRecord))
+    lost = [each for each in outcomes if isinstance(each, SidecarError)]
+    assert store.catalog() == replace(won, change=1)
+    assert won.revision == 1
+    assert {each.code for each in lost} == {ErrorCode.POLICY_CONFLICT}
+    assert {each.metadata["current_etag"] for each in lost} == {won.etag}
     store.close()
 
 
