@@ -391,8 +391,8 @@ def _policy_row(connection: Connection, write: PolicyWrite) -> dict[str, Any]:
     _check_presence(write, head)
     if head is not None and write.note.etag and write.note.etag != head["etag"]:
         raise refusals.conflict(write.name, write.note.etag, head["etag"])
-    present = _catalog_etag(_head(connection, CATALOG_NAME))
-    if write.catalog_etag not in (None, present):
+    asked = write.catalog_etag
+    if asked is not None and asked != _catalog_etag(_head(connection, CATALOG_NAME)):
         raise MovedError
     revision = 1 if head is None else head["revision"] + 1
     if write.policy is not None:
