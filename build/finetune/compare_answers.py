@@ -255,10 +255,16 @@ def arguments() -> argparse.Namespace:
     plan = Plan()
     parser.add_argument("--answer", choices=ANSWERS, required=True)
     parser.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
-    parser.add_argument("--written", type=Path, nargs="*", default=[], help="written policies")
+    parser.add_argument(
+        "--cases", type=Path, action="extend", nargs="*", default=[], help="case files or folders"
+    )
+    parser.add_argument(
+        "--written", type=Path, action="extend", nargs="*", default=[], help="written policies"
+    )
     parser.add_argument("--without", default="", help="families to score, not to train on")
-    parser.add_argument("--also", type=Path, nargs="*", default=[], help="case files to score, all")
+    parser.add_argument(
+        "--also", type=Path, action="extend", nargs="*", default=[], help="case files to score, all"
+    )
     parser.add_argument("--per-family", type=count, default=300, help="cases to score of each")
     parser.add_argument("--minutes", type=positive, default=plan.minutes, help="of training alone")
     parser.add_argument("--steps", type=count, default=plan.steps)

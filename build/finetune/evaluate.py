@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     tuned = parser.add_mutually_exclusive_group()
     tuned.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
     tuned.add_argument("--adapter", type=Path, help="delta written by export.py")
-    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument("--families", default="", help="score these only, comma-separated")

@@ -43,9 +43,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run; none: untrained")
-    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
     parser.add_argument("--without", default="", help="the families that the run left out")
-    parser.add_argument("--also", type=Path, nargs="*", default=[], help="more unseen case files")
+    parser.add_argument(
+        "--also", type=Path, action="extend", nargs="*", default=[], help="more unseen case files"
+    )
     parser.add_argument(
         "--blend", type=share, nargs="+", default=[1.0], help="shares of the change"
     )

@@ -62,11 +62,15 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     adapter = actions.add_parser("adapter", help="the language model's change")
     adapter.add_argument("--base", type=Path, required=True, help=".gguf or Hugging Face folder")
-    adapter.add_argument("--checkpoint", type=Path, nargs="+", required=True, help=_SEVERAL)
+    adapter.add_argument(
+        "--checkpoint", type=Path, action="extend", nargs="+", required=True, help=_SEVERAL
+    )
     adapter.add_argument("--bits", type=int, choices=[1, 2, 4], default=2)
     second = actions.add_parser("second-opinion", help="the sentence encoder's change")
     second.add_argument("--encoder", type=Path, required=True, help="folder of the untrained one")
-    second.add_argument("--checkpoint", type=Path, nargs="+", required=True, help=_SEVERAL)
+    second.add_argument(
+        "--checkpoint", type=Path, action="extend", nargs="+", required=True, help=_SEVERAL
+    )
     second.add_argument("--bits", type=int, choices=[1, 2, 4], default=4)
     second.add_argument(
         "--blend", type=share, default=1.0, help="share of the change that is kept (default all)"

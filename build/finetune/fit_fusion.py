@@ -49,11 +49,16 @@ def arguments() -> argparse.Namespace:
     second = parser.add_mutually_exclusive_group(required=True)
     second.add_argument("--second-opinion", type=Path, help="what export.py wrote")
     second.add_argument("--encoder-checkpoint", type=Path, help="instead: checkpoint.pt of a run")
-    parser.add_argument("--cases", type=Path, nargs="+", required=True)
+    parser.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
     parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
     parser.add_argument("--without", default="", help="with --held-out: families left out")
     parser.add_argument(
-        "--also", type=Path, nargs="*", default=[], help="more case files, all of them held out"
+        "--also",
+        type=Path,
+        action="extend",
+        nargs="*",
+        default=[],
+        help="more case files, all of them held out",
     )
     parser.add_argument("--per-family", type=count, default=150)
     parser.add_argument(

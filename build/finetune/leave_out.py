@@ -57,8 +57,10 @@ def arguments() -> argparse.Namespace:
     second = own.add_mutually_exclusive_group()
     second.add_argument("--encoder-checkpoint", type=Path, help="checkpoint.pt; none: untrained")
     second.add_argument("--second-opinion", type=Path, help="instead: what export.py wrote")
-    own.add_argument("--cases", type=Path, nargs="+", required=True)
-    own.add_argument("--also", type=Path, nargs="*", default=[], help="more unseen case files")
+    own.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
+    own.add_argument(
+        "--also", type=Path, action="extend", nargs="*", default=[], help="more unseen case files"
+    )
     own.add_argument("--without", required=True, help="the families that both runs left out")
     own.add_argument("--per-family", type=count, default=300)
     own.add_argument("--seed", type=int, default=0)
@@ -68,7 +70,11 @@ def arguments() -> argparse.Namespace:
     judged = actions.add_parser("measure", help="fits on the other groups, measures on each")
     judged.add_argument("groups", type=Path, nargs="+", help="what `opinions` wrote")
     judged.add_argument(
-        "--baseline", type=Path, nargs="+", help="the case files: measures untrained MiniLM too"
+        "--baseline",
+        type=Path,
+        action="extend",
+        nargs="+",
+        help="the case files: measures untrained MiniLM too",
     )
     judged.add_argument("--out", type=file_to_write, required=True, help="JSON")
     return parser.parse_args()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -198,6 +198,14 @@ def test_family_weights_name_their_family() -> None:
     assert options.family_weight("written=0.45") == ("written", 0.45)
     with pytest.raises(ArgumentTypeError):
         options.family_weight("written=-1")
+
+
+@pytest.mark.parametrize("name", ["--cases", "--written", "--other-policies"])
+def test_files_of_an_option_given_twice_are_all_read(name: str) -> None:
+    parser = ArgumentParser()
+    options.add_data_options(parser)
+    given = parser.parse_args([name, "a", "b", name, "c", "--out", "run"])
+    assert vars(given)[name[2:].replace("-", "_")] == [Path("a"), Path("b"), Path("c")]
 
 
 def test_a_record_is_written_where_git_is_not(

@@ -11,13 +11,21 @@ CHECKPOINT = "checkpoint.pt"
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """What is trained on, and where the run's files go."""
-    parser.add_argument("--cases", type=Path, nargs="*", default=[], help="case files or folders")
     parser.add_argument(
-        "--written", type=Path, nargs="*", default=[], help="written policies (.jsonl[.gz])"
+        "--cases", type=Path, action="extend", nargs="*", default=[], help="case files or folders"
+    )
+    parser.add_argument(
+        "--written",
+        type=Path,
+        action="extend",
+        nargs="*",
+        default=[],
+        help="written policies (.jsonl[.gz])",
     )
     parser.add_argument(
         "--other-policies",
         type=Path,
+        action="extend",
         nargs="*",
         default=[],
         help="as --written, of elsewhere: --without written leaves them in",
