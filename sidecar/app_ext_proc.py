@@ -90,7 +90,7 @@ def ext_proc_options(
     return ExtProcOptions(
         asking=Asking(
             selection=PolicySelection(section.policy_header, rules),
-            key_header=section.conversation_header,
+            key_headers=section.conversation_header,
             caller_header=section.caller_header,
             paths=_pairs(section.paths),
             authorities={

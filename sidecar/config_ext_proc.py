@@ -71,6 +71,7 @@ def _harness(value: str) -> str:
 
 
 HeaderName = Annotated[str, AfterValidator(_header)]
+HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(listed)]
 Pairs = Annotated[tuple[Annotated[str, AfterValidator(_pair)], ...], BeforeValidator(listed)]
 Aliases = Annotated[tuple[Annotated[str, AfterValidator(_alias)], ...], BeforeValidator(listed)]
 LlmPaths = Annotated[tuple[Annotated[str, AfterValidator(_llm_path)], ...], BeforeValidator(listed)]
@@ -97,9 +98,10 @@ class ExtProcSettings(Section):
         "Header by which a client asks to be routed by a policy; also the key of the "
         "`grpc_initial_metadata` by which Envoy's route says so, which goes before. Empty: none.",
     )
-    conversation_header: HeaderName = setting(
-        "x-llm-conversation",
-        "Header with the client's own id of the conversation, for pins. Empty: none.",
+    conversation_header: HeaderNames = setting(
+        ("x-llm-conversation",),
+        "Header with the client's own id of the conversation, for pins; of several the first that "
+        "a request has. Empty: none.",
     )
     caller_header: HeaderName = setting(
         "",
@@ -109,7 +111,7 @@ class ExtProcSettings(Section):
     conversation_fields: KeyFields = setting(
         ("anthropic-messages=metadata.user_id", "openai-responses=conversation"),
         "API=FIELD: field of the body, dotted, with the client's own id of the conversation, where "
-        "the header has none; of several of an API the first that is there. Of `metadata.user_id` "
+        "no header has it; of several of an API the first that is there. Of `metadata.user_id` "
         "only a session in it counts. `prompt_cache_key` is left out by default, since many "
         "applications send the same for all conversations.",
     )

@@ -57,6 +57,7 @@ def test_each_setting_of_the_dialects() -> None:
         ("caller_header", "Content-Type", "lower case"),
         ("caller_header", "x-envoy-peer", "has a meaning of its own"),
         ("caller_header", "te", "has a meaning of its own"),
+        ("conversation_header", "Chat-Id", '"Chat-Id" is not the name of a header'),
     ],
 )
 def test_refused_with_the_value_and_what_to_write(field: str, value: str, said: str) -> None:

@@ -121,5 +121,5 @@ def _named(head: HttpHead, options: Asking) -> str | None:
 
 
 def _key(head: HttpHead, understood: Understood, options: Asking) -> str:
-    key = head.header(options.key_header) if options.key_header else ""
+    key = next(filter(None, map(head.header, options.key_headers)), "")
     return bounded_key(key) if key else understood.conversation_key

@@ -44,7 +44,7 @@ class Asking:
 
     Args:
         selection: by headers. Its header is also the key by which Envoy's route says so.
-        key_header: a client's header with its id of the conversation; empty for none.
+        key_headers: of clients, with their id of the conversation; the first that a request has.
         caller_header: a header that says who the client is, for Envoy to set; empty for none.
         paths: prefix of the path -> policy; the longest that fits counts.
         authorities: authority without port, lower-case -> policy.
@@ -54,7 +54,7 @@ class Asking:
     """
 
     selection: PolicySelection = field(default_factory=PolicySelection)
-    key_header: str = "x-llm-conversation"
+    key_headers: tuple[str, ...] = ("x-llm-conversation",)
     caller_header: str = ""
     paths: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     authorities: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

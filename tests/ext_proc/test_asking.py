@@ -145,6 +145,24 @@ def test_key_of_the_header_goes_before_that_of_the_body() -> None:
     assert request.conversation_key == "mine"
 
 
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({"x-openwebui-chat-id": "of the chat", "session-id": "of the session"}, "of the session"),
+        ({"x-openwebui-chat-id": "of the chat", "session-id": ""}, "of the chat"),
+        ({"x-llm-conversation": "not asked for"}, "of the body"),
+    ],
+)
+def test_of_several_headers_the_first_that_a_request_has_is_its_key(
+    headers: dict[str, str], key: str
+) -> None:
+    options = Asking(key_headers=("session-id", "x-openwebui-chat-id"))
+    request = ask(headers=headers, key="of the body", options=options)
+
+    assert isinstance(request, RoutingRequest)
+    assert request.conversation_key == key
+
+
 def test_key_that_is_too_long_is_bounded() -> None:
     request = ask(headers={"x-llm-conversation": "k" * 1000})
 
