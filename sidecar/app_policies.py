@@ -88,7 +88,7 @@ def begin_live(
 
     Raises:
         PolicySourceError: a file has a policy that the routing model cannot take.
-        SidecarError: POLICY_NOT_FOUND if the files lack the default policy.
+        SidecarError: POLICY_NOT_FOUND if the files lack the default policy; STORE_UNAVAILABLE.
     """
     held = list(targets)
 
@@ -103,7 +103,7 @@ def begin_live(
         return any(_holds(target, compiled) for target in held)
 
     live = LivePolicies(store, registry, warm, in_use, settings.policy_store.poll_ms / 1000)
-    live.begin(store.snapshot())
+    live.begin()
     if isinstance(store, FileStore):
         # Whoever starts it is there to correct the files.
         for refusal in live.refusals.values():

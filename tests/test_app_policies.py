@@ -30,7 +30,15 @@ from sidecar.policies.stores import ChangeKind, open_store
 from tests.certificates import Authority
 from tests.grpc_api.standins import route_request
 from tests.lone_sidecar import Flags, lone_flags, settings
-from tests.policies.stores.parts import CATALOG, name_of, policy, write, write_files
+from tests.policies.stores.parts import (
+    CATALOG,
+    changed,
+    name_of,
+    policy,
+    write,
+    write_catalog,
+    write_files,
+)
 from tests.waiting import until
 
 
@@ -125,6 +133,33 @@ async def until_not_serving(health: Any) -> None:
     async with asyncio.timeout(60):
         while (await health.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
             await asyncio.sleep(0.05)
+
+
+async def test_start_with_a_catalog_that_cannot_be_read_decides_by_the_one_before(
+    flags: Flags,
+) -> None:
+    url = flags["policy_store"]["url"]
+    with closing(open_policies(settings(flags))) as store:
+        write_catalog(store, *CATALOG.values())
+    newest = "WHERE name = 'modelCatalog' AND revision = 2"
+    changed(url, f"UPDATE changes SET content = '17' {newest}")
+    sidecar = Sidecar(settings(flags))
+    await sidecar.start()
+    assert sidecar.admin is not None
+    async with (
+        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
+        http.get("/status") as status,
+        http.get("/metrics") as metrics,
+        channel_to(sidecar) as channel,
+    ):
+        shown, text = (await status.json())["policy_store"], await metrics.text()
+        decision = (await RoutingServiceStub(channel).Route(route_request())).decision
+        await until_not_serving(health_pb2_grpc.HealthStub(channel))
+    await sidecar.stop(0)
+
+    assert decision.model.model == "acme/large"
+    assert shown["problem"].startswith("modelCatalog, revision 2, cannot be read")
+    assert "llmrouter_policy_store_up 0.0" in text
 
 
 async def test_empty_store_starts_and_waits_for_its_first_policy(flags: Flags) -> None:

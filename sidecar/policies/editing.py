@@ -33,13 +33,11 @@ from sidecar.policies.stores.contract import (
     WriteNote,
     blank_policy,
     name_of,
+    present_policies,
 )
 
 _TRIES = 50
 """Of a write without an etag, while others write the same policy."""
-
-_AT_ONCE = 100
-"""Policies that are read together."""
 
 _SAID = 5
 """Of what is wrong with one policy, so that others are named as well."""
@@ -208,11 +206,9 @@ class PolicyEditing:
         except UnreadableRevisionError as catalog:
             etag, revision = catalog.etag, catalog.revision
         # Asked first: a change of what is read next makes the write be checked again.
-        change, after = self._store.last_change(), ""
-        records: dict[str, PolicyRecord] = {}
-        while part := self._store.policies(None, after, _AT_ONCE):
-            records |= {name_of(each): each for each in part if isinstance(each, PolicyRecord)}
-            after = name_of(part[-1])
+        change = self._store.last_change()
+        present = present_policies(self._store)
+        records = {name_of(each): each for each in present if isinstance(each, PolicyRecord)}
         return _Held(change, records, etag, revision)
 
     def _policy(

@@ -16,9 +16,12 @@ from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.policies.rules import policy_errors
 from sidecar.policies.stores.contract import (
     Change,
+    PolicyHistory,
     PolicyStore,
     Snapshot,
     UnreadableRevisionError,
+    name_of,
+    present_policies,
     with_changes,
 )
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry, missing_models
@@ -117,12 +120,49 @@ class LivePolicies:
             return ""
         return f"{refused.name}, revision {refused.revision}, is not in force: {refused.why}"
 
-    def begin(self, snapshot: Snapshot) -> None:
-        """Bring everything into force at the start, cold: nothing is served yet."""
-        self._snapshot = snapshot
+    def begin(self) -> None:
+        """Bring everything into force at the start, cold: nothing is served yet.
+
+        Raises:
+            SidecarError: STORE_UNAVAILABLE.
+        """
+        self._snapshot = snapshot = self._first()
         self._registry.put_catalog(snapshot.catalog.models)
         self._registry.put(list(self._accepted(snapshot)))
         self._note_unreadable()
+
+    def _first(self) -> Snapshot:
+        """What the store holds; with the newest model catalog that can be read where the present
+        one cannot be, or no sidecar could be started until somebody has mended it."""
+        try:
+            return self._store.snapshot()
+        except UnreadableRevisionError as error:
+            catalog = self._catalog_before(error)
+            self._hold_up(error.message)
+            _log.warning("an earlier model catalog is in force", revision=catalog.revision)
+        records: dict[str, PolicyRecord] = {}
+        unreadable: dict[str, str] = {}
+        for listed in present_policies(self._store):
+            if isinstance(listed, PolicyRecord):
+                records[name_of(listed)] = listed
+            else:
+                unreadable[listed.name] = listed.message
+        # Of no change: whatever the last one is, everything is read as soon as it can be.
+        return Snapshot(0, catalog, records, unreadable)
+
+    def _catalog_before(self, unreadable: UnreadableRevisionError) -> CatalogRecord:
+        """The newest that can be read. Raises `unreadable` where there is none."""
+        assert isinstance(self._store, PolicyHistory)
+        for revision in range(unreadable.revision - 1, 0, -1):
+            try:
+                return self._store.catalog_revision(revision)
+            except UnreadableRevisionError:
+                continue
+            except SidecarError as error:
+                if error.code is not ErrorCode.REVISION_NOT_FOUND:
+                    raise
+                break  # It was pruned, as all before it.
+        raise unreadable
 
     def _accepted(self, snapshot: Snapshot) -> Iterator[tuple[PolicyRecord, CompiledPolicy]]:
         default = self._registry.default_name

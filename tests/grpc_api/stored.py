@@ -49,7 +49,7 @@ async def stored(
         (), {}, StubPrompt, default_policy=PolicyName("support"), max_prompt_tokens=512
     )
     live = LivePolicies(store, registry, _cold, lambda compiled: False, poll_s=0.05)
-    live.begin(store.snapshot())
+    live.begin()
     following = asyncio.create_task(live.follow())
     policies = Policies(store, live, writes_refused, sockets_write)
     try:

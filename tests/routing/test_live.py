@@ -15,7 +15,14 @@ from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
 from sidecar.core.policy import ModelList, Policy, WeightedModel
-from sidecar.policies.stores import Change, ChangeKind, FileStore, PolicyStore, Snapshot
+from sidecar.policies.stores import (
+    Change,
+    ChangeKind,
+    FileStore,
+    PolicyStore,
+    Snapshot,
+    UnreadableRevisionError,
+)
 from sidecar.routing import CompiledPolicy, PolicyRegistry
 from sidecar.routing.live import LivePolicies
 from tests.doubles import StubPrompt
@@ -75,7 +82,7 @@ async def running(store: PolicyStore) -> AsyncGenerator[World, None]:
         (), {}, compile_prompt, default_policy=PolicyName("support"), max_prompt_tokens=512
     )
     made = World(store, registry)
-    made.live.begin(store.snapshot())
+    made.live.begin()
     following = asyncio.create_task(made.live.follow())
     yield made
     following.cancel()
@@ -220,7 +227,7 @@ async def test_of_many_policies_those_that_surely_fit_are_compiled_when_they_are
         surely_fits=lambda each: each.name.startswith("p-"),
     )
     world = World(store, registry)
-    world.live.begin(store.snapshot())
+    world.live.begin()
 
     assert compiled[0] == "support"
     assert compiled[1:] == [*(f"p-{n:02}" for n in range(15)), "z-huge", "z-unsure"]
@@ -320,6 +327,63 @@ async def test_policy_that_cannot_be_read_and_is_then_deleted_goes(
     assert (kept, refused) == ("first", True)
     assert world.in_force(name) is None
     assert not world.live.problem
+
+
+NEWER = replace(FAST, id="acme/newer")
+
+
+def catalog_damaged(folder: Path, revisions: str) -> PolicyStore:
+    """A store whose catalog has three revisions."""
+    store = parts.sqlite(folder, policy())
+    write_catalog(store, FAST, LARGE, replace(FAST, id="acme/second"))
+    write_catalog(store, FAST, LARGE, NEWER)
+    write(store, ChangeKind.UPDATE, policy(description="second"))
+    write(store, ChangeKind.CREATE, Policy("new", (), ModelList((WeightedModel(NEWER.id),))))
+    parts.changed(
+        f"sqlite:{folder / 'policies.db'}",
+        f"UPDATE changes SET content = '17' WHERE name = 'modelCatalog' AND revision {revisions}",
+    )
+    return store
+
+
+@pytest.mark.parametrize(("revisions", "readable"), [("= 3", 2), (">= 2", 1)])
+async def test_start_takes_the_newest_catalog_that_can_be_read(
+    tmp_path: Path, revisions: str, readable: int
+) -> None:
+    new, why = name_of("new"), "modelCatalog, revision 3, cannot be read: its content is no JSON"
+    with capture_logs() as logged:
+        async for world in running(catalog_damaged(tmp_path, revisions)):
+            assert ("acme/second" in world.registry.catalog) is (readable == 2)
+            assert (world.in_force(), world.in_force(new)) == ("second", None)
+            assert world.live.problem.startswith(why)
+            assert NEWER.id in world.live.refusals[new].why
+
+            write_catalog(world.store, FAST, LARGE, NEWER)
+            await world.until_seen()
+
+            assert NEWER.id in world.registry.catalog
+            assert (world.in_force(), world.in_force(new)) == ("second", "")
+            async with asyncio.timeout(60):
+                while world.live.problem:
+                    await asyncio.sleep(0.01)
+
+    warnings = [(each["event"], each.get("revision")) for each in logged]
+    assert ("an earlier model catalog is in force", readable) in warnings
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+async def test_start_without_any_catalog_that_can_be_read_names_it(
+    tmp_path: Path, pruned: bool
+) -> None:
+    store = catalog_damaged(tmp_path, "> 0")
+    if pruned:
+        old = "DELETE FROM changes WHERE name = 'modelCatalog' AND revision < 3"
+        parts.changed(f"sqlite:{tmp_path / 'policies.db'}", old)
+
+    with pytest.raises(UnreadableRevisionError, match="revision 3, cannot be read"):
+        async for _ in running(store):
+            pass
+    store.close()
 
 
 async def test_model_that_leaves_the_catalog_leaves_its_policies_working(world: World) -> None:

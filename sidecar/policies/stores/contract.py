@@ -11,7 +11,7 @@ of the model catalog.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,6 +28,9 @@ from sidecar.core.policy import (
     PolicyRecord,
 )
 from sidecar.policies.stores import refusals
+
+_AT_ONCE = 100
+"""Policies that are read together."""
 
 
 class ChangeKind(StrEnum):
@@ -271,6 +274,15 @@ class PolicyFiles(Protocol):
     def file_of(self, name: str) -> str:
         """The file that holds the policy; empty if none does."""
         ...
+
+
+def present_policies(store: PolicyStore) -> Iterator[Listed]:
+    """All that are not deleted, sorted by name, also where the model catalog cannot be read. Not of
+    one moment: what is written meanwhile may be among them or not."""
+    after = ""
+    while part := store.policies(None, after, _AT_ONCE):
+        yield from part
+        after = name_of(part[-1])
 
 
 def change_at(store: PolicyStore, number: int) -> Change | None:

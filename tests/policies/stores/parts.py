@@ -117,9 +117,24 @@ def write_files(folder: Path, *policies: Policy) -> None:
         file.write_text(yaml_text(policy_document(each)))
 
 
+def plain_url(url: str) -> str:
+    """As SQLAlchemy spells it."""
+    if url.startswith("sqlite:"):
+        return url.replace("sqlite:", "sqlite:///", 1)
+    return url.replace("postgresql:", "postgresql+psycopg:", 1)
+
+
+def changed(url: str, statement: str) -> None:
+    """Changes a database as no store does."""
+    engine = create_engine(plain_url(url))
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
 def empty_tables(url: str) -> None:
     """Leaves the tables of a PostgreSQL store as a first start does."""
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    engine = create_engine(plain_url(url))
     with engine.begin() as connection:
         if connection.execute(text("SELECT to_regclass('changes')")).scalar():
             connection.execute(text("TRUNCATE changes, heads"))

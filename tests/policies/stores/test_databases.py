@@ -38,7 +38,16 @@ from sidecar.policies.stores.postgres import PostgresStore
 from sidecar.policies.stores.sql import SqlStore
 from sidecar.policies.stores.tables import metadata
 from tests.policies.stores import parts
-from tests.policies.stores.parts import CATALOG, FAST, LARGE, name_of, policy, write
+from tests.policies.stores.parts import (
+    CATALOG,
+    FAST,
+    LARGE,
+    changed,
+    name_of,
+    plain_url,
+    policy,
+    write,
+)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -48,13 +57,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     server: PostgresServer = request.getfixturevalue("postgres")
     parts.empty_tables(server.url)
     return server.url
-
-
-def plain_url(url: str) -> str:
-    """As SQLAlchemy spells it."""
-    if url.startswith("sqlite:"):
-        return url.replace("sqlite:", "sqlite:///", 1)
-    return url.replace("postgresql:", "postgresql+psycopg:", 1)
 
 
 def test_migrations_make_the_tables_that_the_code_has(url: str) -> None:
@@ -103,13 +105,6 @@ def test_tables_are_made_only_where_that_is_wanted(url: str) -> None:
 
     assert store.last_change() == 0
     store.close()
-
-
-def changed(url: str, statement: str) -> None:
-    engine = create_engine(plain_url(url))
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
 
 
 def test_catalog_of_a_newer_version_is_named(url: str) -> None:
