@@ -11,6 +11,7 @@ import click
 
 from sidecar import __version__
 from sidecar.cli.failures import is_expected
+from sidecar.core.shown import shown
 
 _COMMANDS = {
     "capacity": "Compute how many GPUs a fleet needs.",
@@ -74,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if not is_expected(error):
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {shown(str(error))}", err=True)
         _drop_unwritten()
         sys.exit(1)
 

@@ -10,8 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.cli.printing import plain
 from sidecar.core.conversation import Conversation, Role
 from sidecar.core.decision import Decision, Explanation, Source
+from sidecar.core.shown import shown
 
 _SOURCE_STYLES = {Source.FALLBACK: "yellow", Source.MODEL: "green"}
 _DEFAULT_ROUTE = "(default)"
@@ -39,7 +41,7 @@ def print_decision(decision: Decision, console: Console | None = None) -> None:
     if decision.explanation is not None:
         console.print(_explained(decision, decision.explanation))
         # Not wrapped: it is the exact prompt.
-        console.print(Text(decision.explanation.prompt, style="dim"), soft_wrap=True)
+        console.print(plain(decision.explanation.prompt, "dim"), soft_wrap=True)
 
 
 def table(rows: Sequence[Row], console: Console) -> Table:
@@ -69,12 +71,12 @@ def _cells(row: Row, wide: bool, marks: tuple[str, str]) -> list[RenderableType]
     users = [message for message in row.conversation.messages if message.role is Role.USER]
     route = _route_cell(row, marks)
     if not wide:
-        route.append(f"\n  {decision.model.upstream_model}", style="default")
+        route.append(f"\n  {shown(decision.model.upstream_model)}", style="default")
     return [
         str(len(users)),
-        _excerpt(users[-1].text if users else "", 80 if wide else 60),
+        plain(_excerpt(users[-1].text if users else "", 80 if wide else 60)),
         route,
-        *([Text(decision.model.id)] if wide else []),
+        *([plain(decision.model.id)] if wide else []),
         _confidence(decision),
         source,
         f"{_total_ms(decision):.0f}",
@@ -85,11 +87,11 @@ def _route_cell(row: Row, marks: tuple[str, str]) -> Text:
     right, wrong = marks
     name = row.decision.route or _DEFAULT_ROUTE
     if row.right is None:
-        return Text(name)
+        return plain(name)
     if row.right:
-        return Text(f"{right} {name}", style="green")
-    cell = Text(f"{wrong} {name}", style="red")
-    cell.append(f"\n  not {row.expected or _DEFAULT_ROUTE}", style="dim")
+        return plain(f"{right} {name}", "green")
+    cell = plain(f"{wrong} {name}", "red")
+    cell.append(f"\n  not {shown(row.expected or _DEFAULT_ROUTE)}", style="dim")
     return cell
 
 
@@ -104,22 +106,23 @@ def _summary(decision: Decision) -> Table:
     grid.add_column(overflow="fold")
     model = decision.model
     at = f" at {model.host}" if model.host else ""
-    grid.add_row("model", Text.assemble((model.id, "bold"), f"  ({model.upstream_model}{at})"))
+    called = shown(f"  ({model.upstream_model}{at})")
+    grid.add_row("model", Text.assemble((shown(model.id), "bold"), called))
     if decision.fallbacks:
-        grid.add_row("then", Text(", ".join(each.id for each in decision.fallbacks)))
-    grid.add_row("route", Text(decision.route or _DEFAULT_ROUTE))
+        grid.add_row("then", plain(", ".join(each.id for each in decision.fallbacks)))
+    grid.add_row("route", plain(decision.route or _DEFAULT_ROUTE))
     if decision.confidence is not None:
         grid.add_row("confidence", _confidence(decision))
     source = Text(str(decision.source), style=_SOURCE_STYLES.get(decision.source, ""))
     grid.add_row(
-        "source", source.append(f", {decision.reason}: {decision.detail}", style="default")
+        "source", source.append(shown(f", {decision.reason}: {decision.detail}"), style="default")
     )
     named = decision.policy.name or "inline"
-    grid.add_row("policy", Text(f"{named}, revision {decision.policy.revision}"))
-    grid.add_row("decided by", Text(f"{decision.routing_model}, {decision.prompt_format}"))
+    grid.add_row("policy", plain(f"{named}, revision {decision.policy.revision}"))
+    grid.add_row("decided by", plain(f"{decision.routing_model}, {decision.prompt_format}"))
     steps = ", ".join(f"{step.step} {step.ms:.1f}" for step in decision.steps)
-    grid.add_row("ms", Text(steps))
-    grid.add_row("decision", Text(decision.id))
+    grid.add_row("ms", plain(steps))
+    grid.add_row("decision", plain(decision.id))
     return grid
 
 
@@ -131,12 +134,12 @@ def _explained(decision: Decision, explanation: Explanation) -> Group:
         bar = "█" * round(candidate.probability * 30)
         grid.add_row(
             "" if index else "candidates",
-            Text(f"{candidate.probability:6.1%} {candidate.name} {bar}"),
+            plain(f"{candidate.probability:6.1%} {candidate.name} {bar}"),
         )
     for excluded in explanation.excluded:
-        grid.add_row("passed over", Text(f"{excluded.model}: {excluded.why}"))
+        grid.add_row("passed over", plain(f"{excluded.model}: {excluded.why}"))
     if explanation.answer:
-        grid.add_row("answer", Text(explanation.answer))
+        grid.add_row("answer", plain(explanation.answer))
     cut = ", shortened to fit" if explanation.truncated else ""
     grid.add_row(
         "prompt",

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from sidecar.cli.conversations import Case
 from sidecar.cli.failures import Failure
+from sidecar.cli.printing import plain
 from sidecar.core.conversation import Role
 
 CLUSTERS = ("openai", "anthropic", "google", "mistral", "deepseek")
@@ -133,7 +133,7 @@ def print_reached(reached: Sequence[Reached], console: Console) -> None:
         asked = " ".join(each.asked.split())[:_EXCERPT]
         cells = (asked, each.api, each.route, each.provider, each.model, each.source)
         # Not as markup, which brackets in somebody's text would be.
-        view.add_row(*map(Text, cells))
+        view.add_row(*map(plain, cells))
     console.print()
     console.print(view)
     console.print(

@@ -6,12 +6,18 @@ import errno
 
 import click
 
+from sidecar.core.shown import shown
+
 _OF_THE_MACHINE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS}
 """What a person has to look after: rights and room. Other errors may be defects."""
 
 
 class Failure(click.ClickException):
     """The command could not do its work; exit status 1."""
+
+    def format_message(self) -> str:
+        """What others wrote may be part of it."""
+        return shown(self.message)
 
 
 def is_expected(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from sidecar.core.shown import shown
 from sidecar.policies import Finding, PolicySet, Severity
 
 _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
@@ -22,7 +23,7 @@ def print_findings(found: PolicySet, console: Console) -> None:
         line(finding_text(finding))
     for name, record in found.records.items():
         text = Text("ok ", style="green")
-        text.append(f"{name}: {count(len(record.policy.routes), 'route')}", style="default")
+        text.append(f"{shown(name)}: {count(len(record.policy.routes), 'route')}", style="default")
         text.append(f", {record.digest[:19]}", style="dim")
         line(text)
     errors = sum(finding.severity is Severity.ERROR for finding in found.findings)
@@ -35,11 +36,11 @@ def print_findings(found: PolicySet, console: Console) -> None:
 
 def finding_text(finding: Finding) -> Text:
     place = f"{finding.file}:{finding.line}" if finding.line else finding.file
-    text = Text(f"{place}: ", style="dim")
+    text = Text(f"{shown(place)}: ", style="dim")
     text.append(f"{finding.severity}: ", style=_COLOURS[finding.severity])
     if finding.path:
-        text.append(f"{finding.path}: ", style="bold")
-    text.append(finding.message, style="default")
+        text.append(f"{shown(finding.path)}: ", style="bold")
+    text.append(shown(finding.message), style="default")
     return text
 
 

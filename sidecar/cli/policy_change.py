@@ -33,6 +33,7 @@ from sidecar.cli.policy_place import (
     resource_name,
 )
 from sidecar.cli.policy_view import emit, print_diff
+from sidecar.cli.printing import echo
 from sidecar.core.errors import ErrorCode
 from sidecar.core.policy import (
     Catalog,
@@ -113,7 +114,7 @@ def apply(
 
 
 def _print_applied(each: Applied, dry_run: bool) -> None:
-    click.echo(f"{each.name}: {each.what} (revision {each.revision})")
+    echo(f"{each.name}: {each.what} (revision {each.revision})")
     if dry_run and each.diff:
         print_diff(each.diff)
 
@@ -387,7 +388,7 @@ def _report(made: PolicyRecord, what: str, dry_run: bool, output: str) -> None:
     what = f"would be {what}" if dry_run else what
     name = made.policy.resource_name
     if output == "text":
-        click.echo(f"{name}: {what} (revision {made.revision})")
+        echo(f"{name}: {what} (revision {made.revision})")
     else:
         result: dict[str, Any] = {"name": name, "result": what, "revision": made.revision}
         emit(result, output)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.cli.printing import echo, plain
 from sidecar.core.conversation import Conversation, Role
 from sidecar.core.decision import Decision, Needs, RoutingRequest, implied_capabilities
 from sidecar.core.policy import Catalog, Policy
@@ -119,10 +119,10 @@ def print_compared(before: str, after: str, rows: Sequence[Compared]) -> None:
                 str(row.number),
                 *_shown(row.before),
                 *_shown(row.after),
-                Text(" ".join(row.request.split())[:_EXCERPT]),
+                plain(" ".join(row.request.split())[:_EXCERPT]),
             )
         Console().print(table)
-    click.echo(
+    echo(
         f"{len(different)} of {len(rows)} conversations are routed otherwise by {after} than by "
         f"{before}"
     )
@@ -130,4 +130,4 @@ def print_compared(before: str, after: str, rows: Sequence[Compared]) -> None:
 
 def _shown(outcome: Outcome) -> tuple[Text, str]:
     sure = "" if outcome.confidence is None else f"{outcome.confidence:.2f}"
-    return Text(f"{outcome.route or 'the default'}: {outcome.model}"), sure
+    return plain(f"{outcome.route or 'the default'}: {outcome.model}"), sure

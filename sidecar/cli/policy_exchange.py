@@ -11,6 +11,7 @@ import click
 from sidecar.cli.failures import Failure
 from sidecar.cli.policy_options import at_option, place
 from sidecar.cli.policy_place import PolicyPlace, is_path, present, resource_name
+from sidecar.cli.printing import echo
 from sidecar.core.policy import ApiDialect
 from sidecar.policies import Severity, check_catalog, check_policy
 from sidecar.policies.documents import catalog_document, policy_document, yaml_text
@@ -50,14 +51,14 @@ def import_(file: Path, kind: str, name: str, out: Path | None) -> None:
     except (UnreadableFileError, UnicodeDecodeError) as error:
         raise Failure(f"{file}: {error}") from None
     for line in grouped(found.lost):
-        click.echo(f"{file}: {line}", err=True)
+        echo(f"{file}: {line}", err=True)
     if bare := [each.id for each in found.catalog.values() if not each.capabilities]:
         why = "is not in the file; requests with images or tools pass these over until you add it"
-        click.echo(f"{file}: models[*].capabilities: {why} ({', '.join(bare)})", err=True)
+        echo(f"{file}: models[*].capabilities: {why} ({', '.join(bare)})", err=True)
     every = frozenset(ApiDialect)
     if told := [each.id for each in found.catalog.values() if each.dialects != every]:
         why = "is not in the file; what the provider answers is taken, and nothing is translated"
-        click.echo(f"{file}: models[*].dialects: {why} ({', '.join(told)})", err=True)
+        echo(f"{file}: models[*].dialects: {why} ({', '.join(told)})", err=True)
     _report_errors(found)
     documents = [catalog_document(found.catalog.values())]
     if found.policy is not None:
@@ -87,7 +88,7 @@ def _report_errors(found: Imported) -> None:
         findings += check_policy(found.policy, found.catalog)
     for finding in findings:
         if finding.severity is Severity.ERROR:
-            click.echo(f"to correct: {finding}", err=True)
+            echo(f"to correct: {finding}", err=True)
 
 
 @click.command("export")
@@ -114,7 +115,7 @@ def export(name: str, kind: str, out: Path | None, at: str) -> None:
     except UnreadableFileError as error:
         raise Failure(str(error)) from None
     for line in grouped(written.lost):
-        click.echo(line, err=True)
+        echo(line, err=True)
     _write(written.text, out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,10 +33,11 @@ from sidecar.cli.policy_view import (
     print_policies,
     print_policy,
 )
+from sidecar.cli.printing import echo
 from sidecar.core.policy import Policy
 from sidecar.policies import Severity, load_policies
 from sidecar.policies.differences import differences, unified_diff
-from sidecar.policies.documents import catalog_document, yaml_text
+from sidecar.policies.documents import catalog_document, json_text, yaml_text
 
 
 @click.command()
@@ -133,9 +133,9 @@ def catalog(revision: int | None, at: str, output: str) -> None:
     if output != "text":
         emit(described_catalog(record), output)
         return
-    click.echo(f"# model catalog, revision {record.revision}")
+    echo(f"# model catalog, revision {record.revision}")
     line = " ".join(by_line(record.attribution).split())
-    click.echo(f"# etag {record.etag}" + (f"; {line}" if line else ""))
+    echo(f"# etag {record.etag}" + (f"; {line}" if line else ""))
     click.echo(yaml_text(catalog_document(record.models.values())), nl=False)
 
 
@@ -232,12 +232,12 @@ def _in_file(file: Path, found: PolicyPlace, name: str) -> Policy:
 def watch(after: int | None, count: int | None, at: str, output: str) -> None:
     """Print each change as it is made, until Ctrl-C."""
     with place(at) as found, suppress(KeyboardInterrupt):
-        changes = found.watch(after, lambda text: click.echo(text, err=True))
+        changes = found.watch(after, lambda text: echo(text, err=True))
         for seen, change in enumerate(changes, 1):
             if output == "text":
                 print_change(change)
             elif output == "json":
-                click.echo(json.dumps(described_change(change), ensure_ascii=False))
+                click.echo(json_text(described_change(change)))
             else:
                 click.echo("---\n" + yaml_text(described_change(change)), nl=False)
             sys.stdout.flush()

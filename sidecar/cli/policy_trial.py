@@ -39,6 +39,7 @@ from sidecar.cli.policy_place import (
 )
 from sidecar.cli.policy_remote import SidecarPlace
 from sidecar.cli.policy_view import emit
+from sidecar.cli.printing import plain
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.config import ServerSettings
 from sidecar.core.conversation import Conversation, Role
@@ -343,11 +344,11 @@ def _print_results(results: Sequence[tuple[Policy, ExampleResult]]) -> None:
         sure = "" if result.confidence is None else f"{result.confidence:.2f}"
         table.add_row(
             Text("ok" if result.passed else "FAILED", "green" if result.passed else "bold red"),
-            Text(policy.name),
-            Text(result.example.route),
-            Text(f"{taken} ({result.reason})" if not result.passed else taken),
+            plain(policy.name),
+            plain(result.example.route),
+            plain(f"{taken} ({result.reason})" if not result.passed else taken),
             sure,
-            Text(result.example.text.replace("\n", " ")[:60]),
+            plain(result.example.text.replace("\n", " ")[:60]),
         )
     Console().print(table)
     passed = sum(result.passed for _, result in results)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from sidecar.cli.printing import echo, plain
 from sidecar.core.policy import Attribution, CatalogRecord, PolicyRecord
-from sidecar.policies.documents import catalog_document, policy_document, yaml_text
+from sidecar.policies.documents import catalog_document, json_text, policy_document, yaml_text
 from sidecar.policies.stores import Change
 
 OUTPUTS = ("text", "json", "yaml")
@@ -24,7 +23,7 @@ _SHOWN_CHARS = 300
 def emit(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], output: str) -> None:
     """Prints `value` as `json` or `yaml`; a list in YAML is a document for each."""
     if output == "json":
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        click.echo(json_text(value, indent=2))
     elif isinstance(value, Mapping):
         click.echo(yaml_text(value), nl=False)
     else:
@@ -85,8 +84,8 @@ def print_policy(record: PolicyRecord) -> None:
     """The policy as YAML that `apply` takes, below comments that say which revision it is."""
     state = ", deleted" if record.deleted else ""
     line = by_line(record.attribution)
-    click.echo(f"# {record.policy.resource_name}, revision {record.revision}{state}")
-    click.echo(f"# etag {record.etag}" + (f"; {' '.join(line.split())}" if line else ""))
+    echo(f"# {record.policy.resource_name}, revision {record.revision}{state}")
+    echo(f"# etag {record.etag}" + (f"; {' '.join(line.split())}" if line else ""))
     click.echo(yaml_text(policy_document(record.policy)), nl=False)
 
 
@@ -97,11 +96,11 @@ def print_policies(records: Sequence[PolicyRecord]) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading != "CHANGED")
     for record in records:
         table.add_row(
-            _plain(record.policy.resource_name + (" (deleted)" if record.deleted else "")),
+            plain(record.policy.resource_name + (" (deleted)" if record.deleted else "")),
             str(record.revision),
             str(len(record.policy.routes)),
-            _plain(_short(by_line(record.attribution))),
-            record.digest.removeprefix("sha256:")[:12],
+            plain(_short(by_line(record.attribution))),
+            plain(record.digest.removeprefix("sha256:")[:12]),
         )
     _wide().print(table)
 
@@ -115,8 +114,8 @@ def print_history(records: Sequence[PolicyRecord]) -> None:
         table.add_row(
             str(record.revision) + (" (deleted)" if record.deleted else ""),
             str(record.change or ""),
-            _plain(_short(by_line(record.attribution))),
-            record.digest.removeprefix("sha256:")[:12],
+            plain(_short(by_line(record.attribution))),
+            plain(record.digest.removeprefix("sha256:")[:12]),
         )
     _wide().print(table)
 
@@ -124,17 +123,17 @@ def print_history(records: Sequence[PolicyRecord]) -> None:
 def print_diff(text: str) -> None:
     """A unified diff, coloured on a terminal."""
     console = Console()
-    for line in text.splitlines():
+    for line in text.split("\n")[:-1]:
         style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
         style = "bold" if line.startswith(("+++", "---")) else style
-        console.print(Text(line, style=style), soft_wrap=True, highlight=False)
+        console.print(plain(line, style), soft_wrap=True, highlight=False)
 
 
 def print_change(change: Change) -> None:
     """One line, whatever the message of the change: a program may read them."""
     record = change.record
     name = "model catalog" if isinstance(record, CatalogRecord) else record.policy.resource_name
-    click.echo(
+    echo(
         f"{change.number}  {change.kind.value:<8} {name}, revision {record.revision}  "
         f"{' '.join(by_line(record.attribution).split())}".rstrip()
     )
@@ -144,11 +143,6 @@ def _short(text: str) -> str:
     """In one line, whatever the message of the change."""
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}…"
-
-
-def _plain(text: str) -> Text:
-    """As it was written: nothing of it is markup."""
-    return Text(text)
 
 
 def _wide() -> Console:

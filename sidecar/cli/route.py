@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -20,6 +19,7 @@ from sidecar.core.decision import PolicyName, RoutingRequest
 from sidecar.core.errors import SidecarError
 from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.grpc_api.convert.resource_names import policy_name
+from sidecar.policies.documents import json_text
 
 _LONGEST_S = 86_400
 
@@ -113,7 +113,7 @@ def _policy_name(value: str) -> PolicyName:
 def _print(decision: decision_pb2.Decision, output: str, first: bool) -> None:
     if output == "json":
         message = MessageToDict(decision, preserving_proto_field_name=True)
-        click.echo(json.dumps(message, ensure_ascii=False))
+        click.echo(json_text(message))
         return
     if not first:
         click.echo()

@@ -7,6 +7,7 @@ a version that lacks a key can read a policy which does not use it.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -24,6 +25,7 @@ from sidecar.core.policy import (
     Preference,
     Route,
 )
+from sidecar.core.shown import is_shown, shown
 from sidecar.policies.findings import Finding
 from sidecar.policies.schema import (
     API_VERSION,
@@ -96,7 +98,16 @@ def yaml_text(*documents: Mapping[str, object]) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     yaml.dump_all([dict(document) for document in documents], stream)
-    return stream.getvalue()
+    # Below, whatever has such characters stands in double quotes.
+    return shown(stream.getvalue())
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """As JSON, with escapes for what a terminal obeys or does not show."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if is_shown(text.replace("\n", "")):
+        return text
+    return "".join(c if c == "\n" or is_shown(c) else json.dumps(c)[1:-1] for c in text)
 
 
 class _Emitter(Emitter):
@@ -119,6 +130,8 @@ class _Representer(RoundTripRepresenter):
     def represent_str(self, data: str) -> Any:
         other = any(data[:1] in firsts and each.match(data) for firsts, each in _OF_1_1)
         style = "'" if other and "\n" not in data else None
+        if not is_shown(data.replace("\n", "")):
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def represent_float(self, data: float) -> Any:

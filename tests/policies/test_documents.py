@@ -18,11 +18,13 @@ from sidecar.core.policy import (
     Route,
     WeightedModel,
 )
+from sidecar.core.shown import is_shown
 from sidecar.policies import parse_policy_yaml
 from sidecar.policies.documents import (
     UnreadableDocumentError,
     catalog_document,
     catalog_from,
+    json_text,
     policy_document,
     policy_from,
     yaml_text,
@@ -73,12 +75,20 @@ def test_policy_comes_back() -> None:
     assert parse_policy_yaml(yaml_text(policy_document(sample)), CATALOG).policy == sample
 
 
-@pytest.mark.parametrize("rare", ["\t\ue000", "\u2029\xad\uffff", "\ufffe", "\ufeff", "\u200d"])
+@pytest.mark.parametrize(
+    "rare",
+    ["\t\ue000", "\u2029\xad\uffff", "\ufffe", "\ufeff", "\u200d", "\u202e\n \u3000\U000e0041"],
+)
 def test_long_text_with_what_yaml_escapes_comes_back_as_yaml(rare: str) -> None:
     words = "word " * 16
     sample = policy(description=f"{words}{rare}and {words}{rare}{rare} so on")
 
-    assert parse_policy_yaml(yaml_text(policy_document(sample)), CATALOG).policy == sample
+    text, as_json = yaml_text(policy_document(sample)), json_text(policy_document(sample), 2)
+
+    assert parse_policy_yaml(text, CATALOG).policy == sample
+    assert yaml.safe_load(text)["description"] == sample.description
+    assert policy_from(json.loads(as_json)) == sample
+    assert all(map(is_shown, f"{text}{as_json}".split("\n")))
 
 
 def test_catalog_comes_back() -> None:

@@ -6,10 +6,10 @@ The file has no default: chat-ui sends what no route takes to its route `casual_
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sidecar.core.policy import Policy, Route
+from sidecar.policies.documents import json_text
 from sidecar.policies.exchange.archgw import policy_losses
 from sidecar.policies.exchange.common import (
     Exported,
@@ -74,4 +74,4 @@ def write(content: Imported) -> Exported:
         primary, *fallbacks = [entry.id for entry in route.models.models]
         written = (route.name, route.description, primary, fallbacks)
         routes.append(dict(zip(_KEYS, written, strict=True)))
-    return Exported(json.dumps(routes, indent=2, ensure_ascii=False) + "\n", tuple(lost.lines))
+    return Exported(json_text(routes, indent=2) + "\n", tuple(lost.lines))
