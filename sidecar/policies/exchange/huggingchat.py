@@ -61,9 +61,14 @@ def _route(path: str, entry: dict[str, Any], lost: Lost) -> Route:
 
 
 def write(content: Imported) -> Exported:
-    """A route file."""
+    """A route file. Raises UnreadableFileError where it could not be read again."""
     if content.policy is None:
         raise UnreadableFileError("a route file needs a policy")
+    if not content.policy.routes:
+        raise UnreadableFileError(
+            f"{content.policy.resource_name} has no routes, and a route file holds nothing else; "
+            "give it one"
+        )
     lost = Lost()
     catalog_losses(lost, content.catalog.values(), set())
     policy_losses(lost, content.policy)

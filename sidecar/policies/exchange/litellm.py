@@ -116,7 +116,10 @@ def _whole(facts: dict[str, Any], key: str, path: str, lost: Lost) -> int | None
 
 
 def write(content: Imported) -> Exported:
-    """A configuration with a `model_list`."""
+    """A configuration with a `model_list`. Raises UnreadableFileError where it could not be read
+    again."""
+    if not content.catalog:
+        raise UnreadableFileError("the model catalog names no model; apply one that does")
     lost = Lost()
     catalog = content.catalog.values()
     sayable = {"upstream_model", "host", "capabilities", "prices", "context_window", "dialects"}

@@ -435,6 +435,24 @@ def test_cluster_that_the_id_does_not_say_is_named() -> None:
     assert lost == ("models[acme/a].cluster: has no counterpart",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "says"),
+    [
+        (
+            "huggingchat",
+            Imported(CATALOG, replace(policy(), routes=())),
+            "^namespaces/default/policies/support has no routes, .* give it one$",
+        ),
+        ("litellm", Imported({}), "names no model"),
+    ],
+)
+def test_file_that_could_not_be_imported_is_not_written(
+    kind: str, content: Imported, says: str
+) -> None:
+    with pytest.raises(UnreadableFileError, match=says):
+        FORMATS[kind].write(content)
+
+
 def test_route_file_loses_every_preference() -> None:
     cheapest = ModelList((WeightedModel("acme/fast"),), Preference.CHEAPEST)
     content = policy()
