@@ -22,7 +22,7 @@ from sidecar.policies.rules import (
     _route_name_errors,
     _text_errors,
 )
-from sidecar.policies.yaml_source import MAX_BYTES, MAX_ITEMS
+from sidecar.policies.yaml_source import MAX_BYTES, MAX_ITEMS, MAX_VALUES
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "policies.md"
@@ -169,6 +169,7 @@ def test_too_many_routes_are_one_error() -> None:
         f"At most {MAX_EXAMPLES}, each at most {MAX_TEXT:,} characters",
         f"{MAX_BYTES // 1024} KiB",
         f"more than {MAX_ITEMS:,} entries",
+        f"more than {MAX_VALUES:,} values",
     ],
 )
 def test_documented_limits_are_those_of_the_code(said: str) -> None:

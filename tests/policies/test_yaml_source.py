@@ -15,6 +15,8 @@ from sidecar.core.policy import ModelList, Policy, Preference, Route, WeightedMo
 from sidecar.policies import check_policy, load_policies, parse_policy_yaml
 from sidecar.policies.quick_yaml import compose_quickly
 from sidecar.policies.yaml_source import (
+    MAX_ITEMS,
+    MAX_VALUES,
     Document,
     _carefully_read,
     _quickly_read,
@@ -183,6 +185,43 @@ def test_documents_before_a_syntax_error_are_read() -> None:
     documents, findings = read_documents("a: 1\n---\nb: [\n")
     assert [document.value for document in documents] == [{"a": 1}]
     assert [finding.line for finding in findings] == [4]
+
+
+ROW = f"- [{'1,' * (MAX_ITEMS - 1)}]\n"
+"""A list of a thousand values, itself included."""
+MOST = f"{ROW * (MAX_VALUES // 1000 - 1)}- [{'1,' * (MAX_ITEMS - 2)}]\n"
+"""A list of as many values as are read, itself included."""
+BOMB = f"a: &a [{'1,' * 100}]\nb: &b [{'*a,' * 100}]\n"
+
+
+@pytest.mark.parametrize("comment", ["", "#\t\n"], ids=["quickly", "carefully"])
+def test_as_many_values_as_are_allowed_are_read(comment: str) -> None:
+    (document,), findings = read_documents(MOST + comment)
+
+    assert not findings
+    assert not document.findings
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{MOST}- 1\n", 51),
+        (f"{MOST}---\n1\n", 52),
+        (f"{ROW * 60}\t", 50),
+        ("{" + "a," * MAX_VALUES, 1),
+        ("--- a\n" * (MAX_VALUES + 1), MAX_VALUES + 1),
+        (f"{BOMB}---\n" * 9, 13),
+        (f"{BOMB}---\n" * 9 + "\t", 13),
+    ],
+    ids=["list", "documents", "lists", "mapping", "scalars", "aliases", "aliases carefully"],
+)
+def test_reading_ends_at_the_most_values(text: str, line: int) -> None:
+    """What stands behind them is not looked at, or hostile texts would take minutes."""
+    _, findings = read_documents(text)
+
+    (finding,) = findings
+    assert finding.message.startswith(f"more than {MAX_VALUES} values")
+    assert finding.line == line
 
 
 @given(st.text())
