@@ -143,7 +143,7 @@ def _catalog_of(found: PolicyPlace) -> tuple[CatalogRecord, PlaceFailure | None]
     except PlaceFailure as failure:
         if not failure.unreadable:
             raise
-        return CatalogRecord({}, failure.unreadable), failure
+        return CatalogRecord({}, failure.unreadable, failure.etag), failure
 
 
 def _after_conflict(failure: PlaceFailure, read: Callable[[], T]) -> T:

@@ -57,12 +57,15 @@ _LOOK_S = 0.5
 
 class PlaceFailure(Failure):
     """What a place refused; `exit_code` says of which kind it is. `unreadable`: the revision that
-    it cannot read, now or later; 0 where that is not why."""
+    it cannot read, now or later, and `etag` that one's; 0 where that is not why."""
 
-    def __init__(self, code: ErrorCode | None, message: str, unreadable: int = 0) -> None:
+    def __init__(
+        self, code: ErrorCode | None, message: str, unreadable: int = 0, etag: str = ""
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.unreadable = unreadable
+        self.etag = etag
         status = _STATUSES.get(code, 1) if code is not None else UNREACHABLE
         # click declares it for the class, and reads it from the instance.
         self.exit_code = status  # type: ignore[misc]
@@ -385,8 +388,9 @@ class failing:  # noqa: N801 -- reads as a statement
 
 
 def _failure(error: SidecarError) -> PlaceFailure:
-    revision = error.revision if isinstance(error, UnreadableRevisionError) else 0
-    return PlaceFailure(error.code, said(error), revision)
+    if isinstance(error, UnreadableRevisionError):
+        return PlaceFailure(error.code, said(error), error.revision, error.etag)
+    return PlaceFailure(error.code, said(error))
 
 
 def said(error: SidecarError) -> str:

@@ -19,7 +19,7 @@ from sidecar.core.policy import CatalogRecord, Model, Policy, PolicyRecord
 from sidecar.grpc_api.convert.catalogs import catalog_record_to_core, models_to_proto
 from sidecar.grpc_api.convert.enums import CHANGE_KIND
 from sidecar.grpc_api.convert.policies import policy_to_proto, record_to_core
-from sidecar.policies.stores import UNREADABLE, Change, ChangeKind, WriteNote
+from sidecar.policies.stores import UNREADABLE, UNREADABLE_ETAG, Change, ChangeKind, WriteNote
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -232,7 +232,9 @@ class SidecarPlace:
         code = ErrorCode.__members__.get(info.reason, ErrorCode.INTERNAL)
         fields = [(each.field, each.description) for each in wrong.field_violations]
         _, _, revision = info.metadata.get(UNREADABLE, "").rpartition("@")
-        return PlaceFailure(code, with_fields(status.message, fields), int(revision or 0))
+        # An older sidecar does not tell the etag.
+        etag = info.metadata.get(UNREADABLE_ETAG, "")
+        return PlaceFailure(code, with_fields(status.message, fields), int(revision or 0), etag)
 
 
 def _understood(read: Callable[[M], T], message: M) -> T:

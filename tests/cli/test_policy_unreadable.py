@@ -8,13 +8,15 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
-from sidecar.core.policy import PolicyRecord
+from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
+from sidecar.policies.editing import PolicyEditing
 from sidecar.policies.stores import ChangeKind
 from tests.cli.policy_commands import SUPPORT, beside, sidecar
 from tests.grpc_api.stored import stored
@@ -142,3 +144,31 @@ async def test_catalog_that_cannot_be_read_is_replaced_by_another(
     assert "model catalog: updated (revision 3)" in applied.stdout, applied.output
     assert f"{SUPPORT}: unchanged (revision 1)" in applied.stdout
     assert (served.revision, served.models) == (3, CATALOG)
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_catalog_that_another_has_replaced_meanwhile_stays(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    store = parts.sqlite(tmp_path, policy())
+    file = tmp_path / "policies.db"
+    write = PolicyEditing.update_catalog
+    other = replace(LARGE, upstream_model="large-2")
+
+    def after_another(*asked: Any) -> CatalogRecord:
+        monkeypatch.undo()
+        parts.write_catalog(store, FAST, other)
+        return write(*asked)
+
+    async with stored(store) as api:
+        at = f"127.0.0.1:{api.server.port}" if running else f"sqlite:{file}"
+        parts.changed(
+            f"sqlite:{file}", "UPDATE changes SET content = '17' WHERE name = 'modelCatalog'"
+        )
+        monkeypatch.setattr(PolicyEditing, "update_catalog", after_another)
+        applied = await asyncio.to_thread(sidecar, "apply", folder, "--at", at)
+        kept = store.catalog()
+
+    assert applied.exit_code == 3, applied.output
+    assert "is not that of the model catalog" in applied.stderr
+    assert (kept.revision, kept.models[LARGE.id]) == (2, other)

@@ -10,6 +10,7 @@ from sidecar.policies.findings import quoted
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import (
     UNREADABLE,
+    UNREADABLE_ETAG,
     CatalogWrite,
     Change,
     ChangeKind,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNREADABLE",
+    "UNREADABLE_ETAG",
     "CatalogWrite",
     "Change",
     "ChangeKind",

@@ -132,15 +132,15 @@ class MovedError(Exception):
     """What a write was checked against has changed since; check it again."""
 
 
-UNREADABLE = "unreadable"
-"""Fact of such an error for programs: the revision, as `{name}@{revision}`."""
+UNREADABLE, UNREADABLE_ETAG = "unreadable", "unreadable_etag"
+"""Facts of such an error for programs: the revision, as `{name}@{revision}`, and its etag."""
 
 
 class UnreadableRevisionError(SidecarError):
     """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
 
     def __init__(self, name: str, message: str, revision: int, etag: str, digest: str) -> None:
-        facts = {UNREADABLE: f"{name}@{revision}"}
+        facts = {UNREADABLE: f"{name}@{revision}", UNREADABLE_ETAG: etag}
         super().__init__(ErrorCode.STORE_UNAVAILABLE, message, metadata=facts)
         self.name = name
         self.revision = revision
