@@ -32,6 +32,8 @@ from sidecar.policies.stores import PolicyStore, WriteNote
 _TRIES = 5
 _AGAIN_S = 0.5
 _CATCH_UP_S = 5.0
+_NONE_YET = "0"
+"""As an etag: of a policy that there is not. No revision has it."""
 
 Change = Callable[[PolicyEditing, WriteNote, bool], PolicyRecord]
 """Makes the change, or with True says what it would make."""
@@ -83,11 +85,12 @@ class PolicyWrites:
             try:
                 return editing.update(name, edit, note, only)
             except SidecarError as error:
-                missing = error.code is ErrorCode.POLICY_NOT_FOUND and not note.etag
+                missing = error.code is ErrorCode.POLICY_NOT_FOUND and note.etag in ("", _NONE_YET)
                 if not (missing and request.allow_missing):
                     raise
+            new = replace(note, etag="")
             try:
-                return editing.create(written_policy(request.policy, "policy"), note, only)
+                return editing.create(written_policy(request.policy, "policy"), new, only)
             except SidecarError as error:
                 if error.code is not ErrorCode.POLICY_EXISTS:
                     raise
@@ -96,6 +99,9 @@ class PolicyWrites:
                     return editing.update(name, edit, note, only)
                 raise
 
+        if request.require_examples_pass and not note.etag:
+            # What is tested is what is written: the policy as it is now, and no other.
+            note = replace(note, etag=await self._access.ask(_etag_of(name)))
         return await self._policy(name, change, note, request, context)
 
     async def delete(
@@ -174,8 +180,6 @@ class PolicyWrites:
                 raise with_paths(error, "policy") from None
 
         if getattr(request, "require_examples_pass", False):
-            # What is tested is what is written: the policy as it is now, and no other.
-            note = replace(note, etag=note.etag or await self._access.ask(_etag_of(name)))
             tested = await make(note, only=True)
             if tested.change:
                 return record_to_proto(tested)  # Made by the same request before.
@@ -244,7 +248,7 @@ def _etag_of(name: str) -> Callable[[PolicyStore], str]:
         except SidecarError as error:
             if error.code is not ErrorCode.POLICY_NOT_FOUND:
                 raise
-            return ""
+            return _NONE_YET
 
     return ask
 

@@ -618,6 +618,43 @@ async def test_examples_are_tried_again_whatever_the_policy_pins(tmp_path: Path)
     assert made.pin == policy_pb2.PIN_MODE_CONVERSATION
 
 
+@pytest.mark.parametrize("created", [False, True])
+async def test_only_what_the_examples_were_tested_of_is_written(
+    tmp_path: Path, created: bool
+) -> None:
+    """Somebody else creates the missing policy while the examples are routed; of theirs the fields
+    without the mask would be kept."""
+    theirs = policy(description="theirs", examples=["what do you think of me?"])
+    router = StandInRouter()
+    async with stored(parts.sqlite(tmp_path, parts.policy()), router) as api:
+
+        async def meanwhile(_: RoutingRequest) -> None:
+            if created:
+                await api.policies.CreatePolicy(create(policy=theirs))
+
+        router.behavior = meanwhile
+        ours = policy(NEW, examples=["where is my invoice?"])
+        call = api.policies.UpdatePolicy(
+            policy_pb2.UpdatePolicyRequest(
+                policy=ours,
+                update_mask=FieldMask(paths=["description"]),
+                allow_missing=True,
+                require_examples_pass=True,
+            )
+        )
+        if created:
+            error = await refused(call)
+        else:
+            await call
+        made = await get(api, NEW)
+
+    assert made.revision == 1
+    assert (made.description == "theirs") is created
+    if created:
+        assert error.reason == "POLICY_CONFLICT"
+        assert error.metadata == {"current_etag": made.etag}
+
+
 async def test_examples_that_no_routing_model_decides_do_not_blame_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
