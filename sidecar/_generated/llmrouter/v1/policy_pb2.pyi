@@ -124,7 +124,7 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     CHANGE_KIND_CREATE: _ChangeKind.ValueType  # 1
     """A policy is there that was not."""
     CHANGE_KIND_UPDATE: _ChangeKind.ValueType  # 2
-    """A policy has other content."""
+    """A policy was written anew; its content may be what it was."""
     CHANGE_KIND_ROLLBACK: _ChangeKind.ValueType  # 3
     """A policy has the content of an earlier revision."""
     CHANGE_KIND_DELETE: _ChangeKind.ValueType  # 4
@@ -142,7 +142,7 @@ CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
 CHANGE_KIND_CREATE: ChangeKind.ValueType  # 1
 """A policy is there that was not."""
 CHANGE_KIND_UPDATE: ChangeKind.ValueType  # 2
-"""A policy has other content."""
+"""A policy was written anew; its content may be what it was."""
 CHANGE_KIND_ROLLBACK: ChangeKind.ValueType  # 3
 """A policy has the content of an earlier revision."""
 CHANGE_KIND_DELETE: ChangeKind.ValueType  # 4
