@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from sidecar.cli.findings_view import print_findings
 from sidecar.cli.gateway import GatewayWish, misplaced
 from sidecar.cli.model import default_model
 from sidecar.cli.policy_options import place
+from sidecar.cli.policy_place import PlaceFailure
+from sidecar.cli.printing import echo
 from sidecar.cli.stack import LocalStack, check_addresses, running
 from sidecar.cli.steps import Steps
 from sidecar.config import ServerSettings, Settings, load_settings
@@ -214,19 +217,28 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
         keys = ", ".join(gateway.with_key())
         told = f"keys of {keys}" if keys else "requests go on without a key: see --envoy-keys"
         lines.append(f"         {told}")
-        # The catalog that the sidecar has: with a store the files are only what that began with.
-        with place(stack.plaintext_address) as sidecar:
-            models = sidecar.catalog().models.values()
-        lines += [
-            f"         warning: {each}" for each in (*gateway.stray_keys(), *misplaced(models))
-        ]
+        warnings = (*gateway.stray_keys(), *_of_catalog(stack.plaintext_address))
+        lines += [f"         warning: {each}" for each in warnings]
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
     default = stack.plaintext_address == ServerSettings().grpc_address
     at = "" if default else f" --address {stack.plaintext_address}"
     lines.append(
         f"Ready. Try: {own_name()} route 'Why does my loop never end?'{at}. Ctrl-C stops all."
     )
-    click.echo("\n".join(lines))
+    echo("\n".join(lines))
+
+
+def _of_catalog(at: str) -> Sequence[str]:
+    """What is doubtful about the catalog that the sidecar has: with a store the files are only what
+    that began with."""
+    with place(at) as sidecar:
+        try:
+            return list(misplaced(sidecar.catalog().models.values()))
+        except PlaceFailure as failure:
+            if not failure.unreadable:
+                raise
+            # It decides by an earlier one.
+            return [failure.message]
 
 
 def own_name() -> str:

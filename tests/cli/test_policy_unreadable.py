@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import Result
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.cli.up import _of_catalog, up
 from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
 from sidecar.policies.editing import PolicyEditing
@@ -172,3 +174,20 @@ async def test_catalog_that_another_has_replaced_meanwhile_stays(
     assert applied.exit_code == 3, applied.output
     assert "is not that of the model catalog" in applied.stderr
     assert (kept.revision, kept.models[LARGE.id]) == (2, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("'17'", "^modelCatalog, revision 1, cannot be read"), ("content", '^"acme/fast" has no')],
+)
+def test_up_tells_of_a_catalog_that_cannot_be_read_as_of_one_that_is_doubtful(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    parts.sqlite(tmp_path, policy()).close()
+    at = f"sqlite:{tmp_path / 'policies.db'}"
+    parts.changed(at, f"UPDATE changes SET content = {content} WHERE name = 'modelCatalog'")
+
+    with click.Context(up):
+        warnings = _of_catalog(at)
+
+    assert re.search(said, warnings[0])
