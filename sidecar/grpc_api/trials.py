@@ -55,7 +55,9 @@ class Trials:
             raise
         except Exception:
             _log.exception("trial failed")
-            raise DEFECT from None
+            # One of its own: an exception that is raised again and again keeps each of its frames,
+            # and with them what was said.
+            raise SidecarError(DEFECT.code, DEFECT.message) from None
 
 
 def _message(body: bytes) -> routing_pb2.RouteRequest:

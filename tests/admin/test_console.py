@@ -25,6 +25,7 @@ from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.admin import AdminServer, Console, console
 from sidecar.core.decision import Explanation, RoutingRequest
 from sidecar.grpc_api.convert.decisions import decision_to_core
+from sidecar.grpc_api.errors import DEFECT
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
 from sidecar.observability.recent import RecentDecisions
@@ -248,6 +249,7 @@ async def test_a_defect_is_logged_and_shows_nothing_of_itself(
     assert (status, error["code"]) == (500, "INTERNAL")
     assert "trial failed" in log.getvalue()
     assert SECRET not in json.dumps(error) + log.getvalue()
+    assert DEFECT.__traceback__ is None, "holds the frames, and with them the request"
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(
