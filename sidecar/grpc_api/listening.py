@@ -144,17 +144,20 @@ def _remove_stale(path: Path) -> None:
             "another path"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # Who listens there may be frozen, with as many waiting as can: another would wait forever.
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink()
+            return
+        except BlockingIOError:
+            pass
         except OSError as error:
             raise ListenError(f"cannot listen on {path}: {error.strerror}") from None
-        else:
-            raise ListenError(
-                f"cannot listen on {path}: another process listens there; stop it or choose "
-                "another path"
-            )
+    raise ListenError(
+        f"cannot listen on {path}: another process listens there; stop it or choose another path"
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ import pytest
 
 from sidecar._generated.llmrouter.v1 import routing_pb2
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
-from sidecar.grpc_api.listening import ListenError, check_tcp
+from sidecar.grpc_api.listening import ListenError, check_tcp, check_unix
 from sidecar.grpc_api.server import GrpcServer, ServerOptions
 from sidecar.observability.metrics import Metrics
 from tests.grpc_api.standins import (
@@ -110,6 +111,20 @@ async def test_socket_in_use_is_left_alone(socket_path: Path) -> None:
             await server_at(ServerOptions(socket=socket_path)).start()
 
         assert (await ask(f"unix:{socket_path}")).decision.route == "billing"
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 2])
+def test_socket_of_a_frozen_process_is_told_at_once(socket_path: Path, waiting: int) -> None:
+    """`waiting`: connections that it has not taken; the second fills its queue."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as frozen, ExitStack() as clients:
+        frozen.bind(os.fspath(socket_path))
+        frozen.listen(1)
+        for _ in range(waiting):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.connect(os.fspath(socket_path))
+
+        with pytest.raises(ListenError, match="another process listens there"):
+            check_unix(socket_path)
 
 
 async def test_port_in_use_says_so() -> None:
