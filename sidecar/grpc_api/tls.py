@@ -52,25 +52,29 @@ class _Renewal:
         self._files = files
         # gRPC asks in threads of its own.
         self._lock = threading.Lock()
-        self._seen = self._state()
+        self._seen = self._refused = self._state()
         self.first = self._read()
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
         """None if nothing has changed that can be used."""
         with self._lock:
+            # Before they are read: what changes meanwhile is then seen as another change.
             state = self._state()
             if state == self._seen:
                 return None
-            # Before they are read: what changes meanwhile is then seen as another change.
-            self._seen = state
             try:
                 found = self._read()
             except PemError as error:
-                _log.error(
-                    "new TLS files cannot be used; the earlier ones stay in force",
-                    problem=str(error),
-                )
+                # The next connection tries again. The files need not change until it succeeds: they
+                # may get their owner after their content, or no file could be opened for a moment.
+                if state != self._refused:
+                    self._refused = state
+                    _log.error(
+                        "new TLS files cannot be used; the earlier ones stay in force",
+                        problem=str(error),
+                    )
                 return None
+            self._seen = state
         _log.info("new TLS files are in force", certificate=str(self._files.certificate))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -282,6 +283,27 @@ async def test_files_that_are_mended_count_again(
         broken_certificate(files)
         await answer(channel_to(server.port, other.certificate))
         other.issue(tmp_path / "server")
+        assert await answer(channel_to(server.port, other.certificate)) == "OK"
+
+
+async def test_files_that_could_not_be_read_for_a_moment_count_once_they_can(
+    files: TlsFiles,
+    ours: Authority,
+    other: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where they get their owner after their content: it does not change any more."""
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async with serving(files) as server:
+        meanwhile = channel_to(server.port, ours.certificate)
+        other.issue(tmp_path / "server")
+        with monkeypatch.context() as unreadable:
+            unreadable.setattr(Path, "read_bytes", refuse)
+            assert await answer(meanwhile) == "OK"
         assert await answer(channel_to(server.port, other.certificate)) == "OK"
 
 
