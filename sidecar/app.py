@@ -141,7 +141,7 @@ class Sidecar:
                     "tries their requests; admin.console switches it off",
                     address=address,
                 )
-        return AdminServer(address, metrics, self.state, console)
+        return AdminServer(address, metrics, self.state, lambda: self.grpc.ready, console)
 
     def state(self) -> SidecarState:
         """What it is doing now."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 from aiohttp import ClientSession
+from prometheus_client import generate_latest
+from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.admin import AdminServer
@@ -46,7 +49,9 @@ async def running() -> AsyncIterator[Running]:
     async with ClientSession() as http:
         served = Running("", http)
         served.metrics.watch(lambda: served.state)
-        server = AdminServer("127.0.0.1:0", served.metrics, lambda: served.state)
+        server = AdminServer(
+            "127.0.0.1:0", served.metrics, lambda: served.state, lambda: served.state.ready
+        )
         await server.start()
         served.base = f"http://127.0.0.1:{server.port}"
         yield served
@@ -65,6 +70,21 @@ async def test_probes_depend_on_the_sidecar_alone(
 
     assert (await running.get("/healthz"))[0] == live
     assert (await running.get("/readyz"))[0] == ready
+
+
+async def test_probes_do_not_gather_the_whole_state() -> None:
+    """It takes milliseconds where there are thousands of policies, and may have a defect."""
+
+    def state() -> SidecarState:
+        raise AssertionError("asked")
+
+    server = AdminServer("127.0.0.1:0", Metrics(), state, lambda: True)
+    await server.start()
+    async with ClientSession(f"http://127.0.0.1:{server.port}") as http:
+        for path in ("/healthz", "/readyz"):
+            async with http.get(path) as response:
+                assert response.status == 200
+    await server.stop()
 
 
 @pytest.mark.parametrize(
@@ -154,11 +174,29 @@ async def test_scraper_that_wants_openmetrics_gets_it(running: Running) -> None:
         assert (await response.text()).endswith("# EOF\n")
 
 
+async def test_metrics_are_written_beside_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def encode(registry: Collector) -> bytes:
+        threads.append(threading.current_thread().name)
+        return generate_latest(registry)
+
+    chosen = (encode, "text/plain")
+    monkeypatch.setattr("sidecar.admin.server.choose_encoder", lambda accept: chosen)
+
+    status, text = await running.get("/metrics")
+
+    assert (status, "llmrouter_ready 1.0" in text) == (200, True)
+    assert threads != [threading.current_thread().name]
+
+
 async def test_port_in_use_says_so(running: Running) -> None:
     address = running.base.removeprefix("http://")
 
     with pytest.raises(OSError, match="another process listens there") as refused:
-        await AdminServer(address, Metrics(), lambda: HEALTHY).start()
+        await AdminServer(address, Metrics(), lambda: HEALTHY, lambda: True).start()
 
     assert address in str(refused.value)
 

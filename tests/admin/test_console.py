@@ -75,7 +75,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
         server = GrpcServer(world.router, world.registry, Metrics(), ServerOptions())
         await server.start()
         shown = Console("127.0.0.1:0", world.registry, recent.entries, server.trials.decide)
-        admin = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, shown)
+        admin = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, lambda: True, shown)
         await admin.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             yield Running(f"http://127.0.0.1:{admin.port}", http, world, server, channel)
@@ -85,7 +85,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_without_a_console_there_are_none_of_its_paths(path: str) -> None:
-    server = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY)
+    server = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, lambda: True)
     await server.start()
     async with (
         ClientSession(f"http://127.0.0.1:{server.port}") as http,
@@ -271,7 +271,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
 async def test_who_sends_slowly_does_not_hold_up_the_end() -> None:
     unused: Any = None
     shown = Console("127.0.0.1:0", unused, list, unused)
-    admin = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, shown)
+    admin = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, lambda: True, shown)
     await admin.start()
     _, writer = await asyncio.open_connection("127.0.0.1", admin.port)
     head = "POST /console/try HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
