@@ -425,6 +425,6 @@ class LoggingSettings(Section):
     )
     log_message_text: bool = setting(
         False,
-        "Log the user's newest message with each decision, and the text of unexpected exceptions. "
-        "They may hold personal data.",
+        "Log the user's newest message with each decision, up to 4,096 characters of it, and the "
+        "text of unexpected exceptions. They may hold personal data.",
     )

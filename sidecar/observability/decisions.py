@@ -19,6 +19,11 @@ _CANDIDATES = 3
 """Most probable ones that an entry names: a route that is an action, its domain and another."""
 
 
+MAX_TEXT = 4096
+"""Characters of a message that an entry has. What waits to be written, thousands of entries where
+the log is not read, holds them in memory."""
+
+
 def total_ms(decision: Decision) -> float:
     """Time of the whole decision in milliseconds."""
     last = decision.steps[-1] if decision.steps else None
@@ -73,7 +78,8 @@ def decision_entry(decision: Decision, text: str | None = None) -> dict[str, Any
 
 def _newest_user_text(request: RoutingRequest) -> str:
     users = (m.text for m in reversed(request.conversation.messages) if m.role is Role.USER)
-    return next(users, "")
+    text = next(users, "")
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 class DecisionSinks:

@@ -18,7 +18,7 @@ import structlog
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Candidate, Decision, RoutingRequest
 from sidecar.core.errors import ErrorCode, SidecarError
-from sidecar.observability.decisions import DecisionLog, DecisionSinks
+from sidecar.observability.decisions import MAX_TEXT, DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
 from tests.doubles import ListSink
 from tests.grpc_api.standins import decision
@@ -177,12 +177,24 @@ def test_decision_that_has_no_detail_or_candidates_says_nothing_of_them(
     assert not {"detail", "candidates"} & entries(out)[0].keys()
 
 
-def test_text_of_the_newest_user_message_is_logged_when_switched_on(configure: Configure) -> None:
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        ("my secret", "my secret"),
+        ("x" * MAX_TEXT, "x" * MAX_TEXT),
+        ("x" * 1_000_000, "x" * MAX_TEXT + "…"),
+    ],
+    ids=["short", "as long as can be", "longer"],
+)
+def test_text_of_the_newest_user_message_is_logged_when_switched_on(
+    configure: Configure, said: str, logged: str
+) -> None:
     out = configure(LogOptions(log_message_text=True))
+    asked = replace(REQUEST, conversation=Conversation((Message(Role.USER, said),)))
 
-    DecisionLog(log_message_text=True).record(REQUEST, decision())
+    DecisionLog(log_message_text=True).record(asked, decision())
 
-    assert entries(out)[0]["text"] == "my secret"
+    assert entries(out)[0]["text"] == logged
 
 
 @pytest.mark.parametrize(
