@@ -50,9 +50,11 @@ class CircuitBreaker:
         return self._only_late
 
     def succeeded(self) -> None:
-        """A call was answered."""
-        self._failed = 0
-        self._only_late = True
+        """A call was answered. One that was under way when the server went away says nothing of the
+        server that comes back."""
+        if self._state is BreakerState.CLOSED:
+            self._failed = 0
+            self._only_late = True
 
     def failed(self, failure: InferenceFailure, why: str) -> None:
         """A call, or a check of readiness, got no answer."""

@@ -49,6 +49,7 @@ ONLY_LATE: dict[str, tuple[list[InferenceFailure | str], bool]] = {
     "unreachable": ([U], False),
     "unreachable, then late": ([U, D], False),
     "an error before the last answer": ([E, OK, D, D, D], True),
+    "unreachable, then an answer that was under way": ([U, OK], False),
 }
 
 
