@@ -35,7 +35,6 @@ from sidecar.cli.stack import LocalStack, running
 from sidecar.cli.steps import Steps
 from sidecar.cli.up import EXAMPLES, chosen_engine
 from sidecar.config import Settings, load_settings
-from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.model import CompiledPrompt
 from sidecar.engines import EngineInfo
 from sidecar.inference.triton import TritonModel, TritonTarget
@@ -49,6 +48,7 @@ from sidecar.local import (
     remove_run_folder,
 )
 from sidecar.local.process import children
+from sidecar.observability.decisions import DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
 from sidecar.policies import load_policies
 
@@ -344,7 +344,7 @@ def _prefix_bytes(made: Bench) -> int:
 
 def _prompts(made: Bench, settings: Settings) -> dict[str, CompiledPrompt]:
     """By name of the policy, compiled as the sidecar does under `settings`."""
-    registry = build_routing(settings, _NoSink()).registry
+    registry = build_routing(settings, DecisionSinks()).registry
     loaded = load_policies(settings.policies.paths)
     records = {record.policy.name: record for record in loaded.records.values()}
     prompts: dict[str, CompiledPrompt] = {}
@@ -471,10 +471,3 @@ def _document(made: Bench, size: str, busy: float) -> dict[str, object]:
         "capacity_per_second": made.capacity,
         "rows": [each.as_json() for each in made.rows],
     }
-
-
-class _NoSink:
-    """Nothing is decided here."""
-
-    def record(self, request: RoutingRequest, decision: Decision) -> None:
-        pass

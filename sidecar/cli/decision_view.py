@@ -79,7 +79,7 @@ def _cells(row: Row, wide: bool, marks: tuple[str, str]) -> list[RenderableType]
         *([plain(decision.model.id)] if wide else []),
         _confidence(decision),
         source,
-        f"{_total_ms(decision):.0f}",
+        f"{decision.total_ms:.0f}",
     ]
 
 
@@ -153,7 +153,3 @@ def _explained(decision: Decision, explanation: Explanation) -> Group:
 
 def _confidence(decision: Decision) -> Text:
     return Text("-" if decision.confidence is None else f"{decision.confidence:.2f}")
-
-
-def _total_ms(decision: Decision) -> float:
-    return next((step.ms for step in decision.steps if step.step == "total"), 0.0)

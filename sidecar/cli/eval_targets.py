@@ -32,6 +32,7 @@ from sidecar.grpc_api.convert.decisions import decision_to_core
 from sidecar.grpc_api.convert.outgoing_requests import request_to_proto
 from sidecar.grpc_api.convert.requests import RequestLimits, check_size
 from sidecar.local import TritonServer, new_run_folder, remove_run_folder
+from sidecar.observability.decisions import DecisionSinks
 
 _BUDGET_MS = 60_000
 """What is measured are decisions: none should be a fallback because this computer is slow."""
@@ -111,7 +112,8 @@ async def local_router(
         policies = Path(folder) / "policies.yaml"
         policies.write_text(_POLICIES)
         settings = _settings(engine, triton_address, policies)
-        routing = build_routing(settings, _NoSink())
+        # Decisions are kept by who asked for them.
+        routing = build_routing(settings, DecisionSinks())
         with closing(open_policies(settings)) as store:
             begin_live(store, routing.registry, routing.targets, settings)
     routing.start()
@@ -145,13 +147,6 @@ async def _until_ready(routing: Routing, check: Callable[[], None]) -> None:
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise Failure(f"the routing model is not ready: {routing.router.degraded}") from None
-
-
-class _NoSink:
-    """Decisions are kept by who asked for them."""
-
-    def record(self, request: RoutingRequest, decision: Decision) -> None:
-        pass
 
 
 @asynccontextmanager

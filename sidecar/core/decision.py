@@ -148,6 +148,12 @@ class Decision:
     steps: tuple[StepTime, ...] = ()
     explanation: Explanation | None = None
 
+    @property
+    def total_ms(self) -> float:
+        """Time of the whole decision in milliseconds; 0 if its steps do not say."""
+        last = self.steps[-1] if self.steps else None
+        return last.ms if last is not None and last.step == "total" else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyName:

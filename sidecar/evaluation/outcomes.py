@@ -59,7 +59,7 @@ def outcome_of(question: Question, decision: Decision, prefix_shared: bool) -> O
         ),
         source=str(decision.source),
         reason=str(decision.reason),
-        latency_ms=next((step.ms for step in decision.steps if step.step == "total"), None),
+        latency_ms=decision.total_ms or None,
         alone=decision.explanation is not None and decision.explanation.alone,
         prefix_shared=prefix_shared,
     )

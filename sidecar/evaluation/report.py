@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sidecar.core.conversation import Role
 from sidecar.core.policy import OTHER
+from sidecar.evaluation.baselines import request_text
 from sidecar.evaluation.charts import (
     bar,
     confusion_matrix,
@@ -370,11 +370,11 @@ def _miss(outcome: Outcome) -> str:
             shown[each.name] = each.probability
     rows = [(_candidate(outcome, name), bar(p), percent(p)) for name, p in shown.items()]
     right = ", ".join([case.label, *sorted(case.also_ok - {case.label})])
-    newest = next((m.text for m in reversed(case.conversation.messages) if m.role is Role.USER), "")
+    newest = _cut(request_text(case), 110)
     return (
         f'<details><summary><b class="bad">{escape(outcome.answer)}</b> '
         f'<span class="dim">{percent(outcome.confidence)} instead of</span> '
-        f'<b class="good">{escape(right)}</b> <span class="dim">— {escape(_cut(newest, 110))} '
+        f'<b class="good">{escape(right)}</b> <span class="dim">— {escape(newest)} '
         f"({escape(case.id)})</span></summary>"
         f'<div class="miss"><div>{_conversation(outcome)}</div>'
         f"<div>{_table(['route', '', 'probability'], rows)}</div></div></details>"

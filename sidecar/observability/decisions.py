@@ -10,7 +10,6 @@ import structlog
 
 from sidecar.core.conversation import Role
 from sidecar.core.decision import Decision, DecisionSink, RoutingRequest
-from sidecar.core.policy import Policy
 from sidecar.observability.logging import log_info
 
 _log = structlog.get_logger(__name__)
@@ -22,12 +21,6 @@ _CANDIDATES = 3
 MAX_TEXT = 4096
 """Characters of a message that an entry has. What waits to be written, thousands of entries where
 the log is not read, holds them in memory."""
-
-
-def total_ms(decision: Decision) -> float:
-    """Time of the whole decision in milliseconds."""
-    last = decision.steps[-1] if decision.steps else None
-    return last.ms if last is not None and last.step == "total" else 0.0
 
 
 class DecisionLog:
@@ -63,7 +56,7 @@ def facts(decision: Decision) -> dict[str, Any]:
 def decision_entry(decision: Decision, text: str | None = None) -> dict[str, Any]:
     """An entry of the log; no message content but `text`."""
     entry = facts(decision)
-    entry["ms"] = round(total_ms(decision), 2)
+    entry["ms"] = round(decision.total_ms, 2)
     if decision.detail:
         entry["detail"] = decision.detail
     if decision.candidates:
@@ -101,8 +94,3 @@ class DecisionSinks:
                 sink.record(request, decision)
             except Exception:
                 _log.exception("decision not recorded", sink=type(sink).__name__)
-
-
-def is_inline(request: RoutingRequest) -> bool:
-    """True if the policy came with the request."""
-    return isinstance(request.policy, Policy)

@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.core.decision import Decision, RoutingRequest
-from sidecar.observability.decisions import is_inline, total_ms
+from sidecar.core.policy import Policy
 from sidecar.observability.labels import MAX_POLICY_LABELS, ModelLabels, PolicyLabels
 
 DECISION_BUCKETS = (
@@ -153,7 +153,7 @@ class Metrics:
         )
 
     def record(self, request: RoutingRequest, decision: Decision) -> None:
-        inline = is_inline(request)
+        inline = isinstance(request.policy, Policy)
         policy = INLINE if inline else decision.policy.name
         route = "" if inline else decision.route
         counter = self._decisions.get((decision.source, decision.reason, policy, route))
@@ -166,7 +166,7 @@ class Metrics:
             model = self._models.of(decision.model.id)
             chosen = self._chosen_models[model, decision.source]
         chosen.inc()
-        self._decision_seconds[decision.source,].observe(total_ms(decision) / 1000)
+        self._decision_seconds[decision.source,].observe(decision.total_ms / 1000)
         for each in decision.steps:
             if each.step != "total":
                 self._step_seconds[each.step,].observe(each.ms / 1000)

@@ -37,7 +37,7 @@ from opentelemetry.util.re import parse_env_headers
 from sidecar import __version__
 from sidecar.core.correlation import TraceParent, trace_parent
 from sidecar.core.decision import Decision, Reason, RoutingRequest
-from sidecar.observability.decisions import facts, total_ms
+from sidecar.observability.decisions import facts
 
 MAX_WAITING = 2048
 """Spans that wait to be exported, those on their way included: about two megabytes."""
@@ -139,7 +139,7 @@ class Tracing:
             _call.set(_Call(call.method, header("traceparent"), header("tracestate")))
 
     def record(self, request: RoutingRequest, decision: Decision) -> None:
-        ms = total_ms(decision)
+        ms = decision.total_ms
         ago_s = ms / 1000 if request.arrived is None else time.perf_counter() - request.arrived
         started = time.time_ns() - round(ago_s * 1e9)
         call = _call.get()
