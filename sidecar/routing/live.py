@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +31,9 @@ _log = structlog.get_logger(__name__)
 
 _CHANGES_AT_ONCE = 200
 """More than these are read as a whole."""
+
+_IN_A_TURN = 100
+"""Policies that are taken, or taken away, in a turn of the event loop, however many there are."""
 
 _AGAIN_S = 0.5
 """How long after a failure the store is asked again."""
@@ -270,15 +273,18 @@ class LivePolicies:
             # What is on its way was checked against the catalog before, and would bring that along.
             outdated.update(self._taking)
             self._take_catalog(after)
+        changed = []
         for name, record in after.records.items():
             known = before.records.get(name)
             anew = name in self._refusals or name in outdated
             if known is None or known.etag != record.etag or anew:
-                self._begin_taking(name, record)
+                changed.append(name)
+        async for some in _in_turns(changed):
+            for name in some:
+                self._begin_taking(name, after.records[name])
         held = before.records.keys() | before.unreadable.keys()
-        for name in held - after.records.keys() - after.unreadable.keys():
-            gone = before.records.get(name)
-            self._take_away(name, gone.revision + 1 if gone is not None else 0)
+        async for some in _in_turns(sorted(held - after.records.keys() - after.unreadable.keys())):
+            self._take_away({name: before.records.get(name) for name in some})
         self._note_unreadable()
         # Replaced at every change: whoever waits for the old one has something to look at.
         moved, self._moved = self._moved, asyncio.Event()
@@ -325,19 +331,20 @@ class LivePolicies:
                 why = f"the model {missing[0]!r} has left the catalog"
                 self._refuse(name, present.revision, why)
 
-    def _take_away(self, name: str, revision: int) -> None:
-        """`revision`: the one that deleted it; 0 if that is not known."""
-        self._stop_taking(name)
-        if name == self._registry.default_name:
-            why = (
-                "it was deleted, but it is the policy of requests that name none here; set "
-                "policies.default_policy to another one"
-            )
-            self._refuse(name, revision, why)
-            return
-        self._refusals.pop(name, None)
-        self._registry.remove(name)
-        _log.info("policy removed", policy=name)
+    def _take_away(self, gone: Mapping[str, PolicyRecord | None]) -> None:
+        """`gone`: names, and what was there; None for what could not be read."""
+        for name, record in gone.items():
+            self._stop_taking(name)
+            if name == self._registry.default_name:
+                why = (
+                    "it was deleted, but it is the policy of requests that name none here; set "
+                    "policies.default_policy to another one"
+                )
+                self._refuse(name, record.revision + 1 if record is not None else 0, why)
+            else:
+                self._refusals.pop(name, None)
+                _log.info("policy removed", policy=name)
+        self._registry.remove(gone.keys() - {self._registry.default_name})
 
     def _note_unreadable(self) -> None:
         for name, why in self._snapshot.unreadable.items():
@@ -390,6 +397,14 @@ class LivePolicies:
         if self._refusals.get(name) != refusal:
             _log.error("policy refused", policy=name, revision=revision, in_force=in_force, why=why)
         self._refusals[name] = refusal
+
+
+async def _in_turns(names: Sequence[str]) -> AsyncIterator[Sequence[str]]:
+    """`names`, some in each turn of the event loop."""
+    for start in range(0, len(names), _IN_A_TURN):
+        if start:
+            await asyncio.sleep(0)
+        yield names[start : start + _IN_A_TURN]
 
 
 def _is_in(change: Change, snapshot: Snapshot) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sidecar.core.decision import PolicyName, PolicyRef
@@ -174,15 +174,16 @@ class PolicyRegistry:
             if compiled.prompt is not None:
                 self._prompts.put(compiled.ref.digest, compiled.prompt)
 
-    def remove(self, name: str) -> None:
-        """From now on there is no policy of that resource name."""
+    def remove(self, names: Collection[str]) -> None:
+        """From now on there are no policies of those resource names."""
         before = self._in_force
-        if (removed := before.named.get(name)) is not None:
-            self._prompts.drop(removed.ref.digest)
+        for name in names:
+            if (removed := before.named.get(name)) is not None:
+                self._prompts.drop(removed.ref.digest)
         self._in_force = _InForce(
             before.catalog,
-            {each: record for each, record in before.records.items() if each != name},
-            {each: compiled for each, compiled in before.named.items() if each != name},
+            {each: record for each, record in before.records.items() if each not in names},
+            {each: compiled for each, compiled in before.named.items() if each not in names},
         )
 
     def put_catalog(self, catalog: Catalog, kept: Container[str] = ()) -> None:

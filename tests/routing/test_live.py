@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from structlog.testing import capture_logs
 from sidecar.core.decision import PolicyName
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.model import CompiledPrompt
-from sidecar.core.policy import ModelList, Policy, WeightedModel
+from sidecar.core.policy import ModelList, Policy, PolicyRecord, WeightedModel, etag_of
 from sidecar.policies.stores import (
     Change,
     ChangeKind,
     FileStore,
+    FixedStore,
     PolicyStore,
     Snapshot,
     UnreadableRevisionError,
@@ -510,6 +512,37 @@ async def test_many_changes_at_once_are_read_as_a_whole(
 
     assert world.in_force() == "11"
     assert world.live.snapshot == world.store.snapshot()
+
+
+class Replaced(FixedStore):
+    """As a database in whose place another comes."""
+
+    def replace(self, *policies: Policy) -> None:
+        records = [PolicyRecord(each, 1, etag_of(1, each.digest())) for each in policies]
+        other = FixedStore.of(records, CATALOG).snapshot()
+        self._snapshot = replace(other, change=self._snapshot.change + 1)
+
+
+@pytest.mark.parametrize(("before", "after"), [(9, 0), (0, 9)], ids=["gone", "new"])
+async def test_however_many_policies_come_and_go_decisions_get_their_turns(
+    monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    monkeypatch.setattr("sidecar.routing.live._IN_A_TURN", 2)
+    store = Replaced.of((), CATALOG)
+    many = [policy(f"p{number}") for number in range(9)]
+    store.replace(policy(), *many[:before])
+    async for made in running(store):
+        store.replace(policy(), *many[:after])
+        # Of each turn: policies in force, and those that are on their way.
+        turns: list[tuple[int, int]] = []
+        while not turns or turns[-1][0] != 1 + after:
+            await asyncio.sleep(0)
+            taken = [each for each in asyncio.all_tasks() if each.get_name().startswith("names")]
+            turns.append((len(made.registry.records()), len(taken)))
+
+        for (held, taking), (held_next, taking_next) in pairwise(turns):
+            assert held - held_next <= 2
+            assert taking_next - taking <= 2
 
 
 async def test_followed_snapshot_is_that_of_the_store(world: World) -> None:
