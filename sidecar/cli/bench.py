@@ -29,6 +29,7 @@ from sidecar.bench.kinds import LIKE_EXAMPLES, NEVER_ALONE, Kind
 from sidecar.bench.rows import Row, table
 from sidecar.bench.scale import FULL, QUICK, TINY, Scale
 from sidecar.bench.targets import targets
+from sidecar.cli.common_options import model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.output_file import OutputFile
 from sidecar.cli.stack import LocalStack, running
@@ -121,11 +122,7 @@ class Bench:
     multiple=True,
     help="Measure this alone; may be given more than once.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Engine that `sidecar model build` made; without it the model that comes along.",
-)
+@model_option
 @click.option(
     "--json",
     "json_path",

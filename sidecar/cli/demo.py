@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sidecar.cli.client import SidecarClient
+from sidecar.cli.common_options import model_option
 from sidecar.cli.conversations import Case, read_case_file
 from sidecar.cli.decision_view import Row, table
 from sidecar.cli.demo_gateway import print_reached, send_all, stub_providers
@@ -36,11 +37,7 @@ _BUDGET_MS = 10_000
     default=EXAMPLES / "demo" / "conversations.jsonl",
     help="JSON Lines with `messages`, `policy` and `expected`; by default those that come along.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Engine that `sidecar model build` made; without it the model that comes along.",
-)
+@model_option
 def demo(conversations: Path, model: Path | None) -> None:
     """Start Triton, the sidecar and Envoy, route example conversations over gRPC and as plain HTTP,
     stop.

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from sidecar import __version__
+from sidecar.cli.common_options import model_option
 from sidecar.cli.eval_progress import Progress
 from sidecar.cli.eval_targets import Target, local_router, local_triton, running_sidecar
 from sidecar.cli.eval_view import print_results
@@ -86,11 +87,7 @@ class Done:
     required=True,
     help="Cases (.jsonl, .jsonl.gz) or a folder of them; may be given more than once.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Engine that `sidecar model build` made; without it the model that comes along.",
-)
+@model_option
 @click.option("--target", metavar="ADDRESS", help="Ask the sidecar that runs there instead.")
 @tls_options
 @click.option(

@@ -7,17 +7,13 @@ from pathlib import Path
 import click
 
 from sidecar.app import run
+from sidecar.cli.common_options import config_option
 from sidecar.cli.descriptions import described
 from sidecar.config import load_settings
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
-)
+@config_option
 @click.option(
     "--policies",
     type=click.Path(path_type=Path),

@@ -9,16 +9,12 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+from sidecar.cli.common_options import config_option
 from sidecar.config import load_settings
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
-)
+@config_option
 def settings(config: Path | None) -> None:
     """Show the settings in force, of defaults, file and environment, as YAML.
 

@@ -25,6 +25,7 @@ from sidecar.bench.rows import shares
 from sidecar.bench.soak import Called, Plan, Soaked, failed
 from sidecar.bench.soak import soak as run_soak
 from sidecar.cli.bench import wide_console
+from sidecar.cli.common_options import model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.output_file import OutputFile
 from sidecar.cli.stack import LocalStack, running
@@ -99,11 +100,7 @@ class _Proxy:
     is_flag=True,
     help="Fail as well where what is aimed at was not reached, which takes an idle machine.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Engine that `sidecar model build` made; without it the model that comes along.",
-)
+@model_option
 @click.option(
     "--json",
     "json_path",

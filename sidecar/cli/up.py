@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from sidecar.cli.common_options import config_option, model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
 from sidecar.cli.gateway import GatewayWish, misplaced
@@ -43,17 +44,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     help="File or folder with policies and the model catalog; may be given more than once. "
     "Without it and without policies.paths in the settings: the examples.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Engine that `sidecar model build` made; without it the model that comes along.",
-)
-@click.option(
-    "--config",
-    "-c",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file with settings; else the one that SIDECAR_CONFIG names.",
-)
+@model_option
+@config_option
 @click.option("--envoy", is_flag=True, help="Run Envoy in front: clients of LLM APIs are routed.")
 @click.option(
     "--envoy-port",
