@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cpu_engine
 import pytest
+from cpu_engine import compiled
 from cpu_engine.compiled import compile_graph
 
 from sidecar.engines import EngineInfo
@@ -66,6 +67,29 @@ def test_what_another_start_takes_away_meanwhile_keeps_none_from_starting(
     (folder / "new-gone").symlink_to("nowhere")
     compile_graph(graph, OPTIONS, folder)
     assert compile_graph(graph, OPTIONS, folder).get_property("LOADED_FROM_CACHE")
+
+
+def test_what_another_start_has_kept_meanwhile_stays(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    first: list[dict[str, int]] = []
+    put_in_place = compiled._put_in_place
+
+    def overtaken(new: Path, kept: Path) -> None:
+        if not first:
+            first.append({})
+            compile_graph(graph, OPTIONS, folder)
+            first[0] = {
+                name: changed for name, changed in blobs(folder).items() if name[:4] != "new-"
+            }
+        put_in_place(new, kept)
+
+    monkeypatch.setattr(compiled, "_put_in_place", overtaken)
+    compile_graph(graph, OPTIONS, folder)
+
+    assert len(first[0]) == 1
+    assert blobs(folder) == first[0]
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(graph: Path, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def _put_in_place(new: Path, kept: Path) -> None:
         return
     new.chmod(0o755)
     for other in kept.parent.iterdir():
-        if other != new and not (other.name.startswith("new-") and _is_fresh(other)):
+        # What another process has just put there as `kept` may be read by a third one.
+        fresh = other.name.startswith("new-") and _is_fresh(other)
+        if other not in (new, kept) and not fresh:
             shutil.rmtree(other, ignore_errors=True)
     try:
         os.rename(new, kept)
