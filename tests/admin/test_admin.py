@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 from prometheus_client import generate_latest
-from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.admin import AdminServer
@@ -174,22 +175,30 @@ async def test_scraper_that_wants_openmetrics_gets_it(running: Running) -> None:
         assert (await response.text()).endswith("# EOF\n")
 
 
-async def test_metrics_are_written_beside_the_event_loop(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "holds"), [("/metrics", "llmrouter_ready 1.0"), ("/status", '"routes": 12')]
+)
+async def test_what_is_long_is_written_beside_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch, path: str, holds: str
 ) -> None:
     threads: list[str] = []
 
-    def encode(registry: Collector) -> bytes:
-        threads.append(threading.current_thread().name)
-        return generate_latest(registry)
+    def noting(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return encode(*args, **kwargs)
 
-    chosen = (encode, "text/plain")
+        return noted
+
+    chosen = (noting(generate_latest), "text/plain")
     monkeypatch.setattr("sidecar.admin.server.choose_encoder", lambda accept: chosen)
+    monkeypatch.setattr("sidecar.admin.server.json.dumps", noting(json.dumps))
 
-    status, text = await running.get("/metrics")
+    status, text = await running.get(path)
 
-    assert (status, "llmrouter_ready 1.0" in text) == (200, True)
-    assert threads != [threading.current_thread().name]
+    assert (status, holds in text) == (200, True)
+    assert threads
+    assert threading.current_thread().name not in threads
 
 
 async def test_port_in_use_says_so(running: Running) -> None:
