@@ -9,6 +9,7 @@ made from them: `python -m sidecar.config docs/settings.md`.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,6 +249,10 @@ _IN_OUR_WORDS = {
 """For those of pydantic's that speak of its classes."""
 
 
+_CREDENTIALS = re.compile(r"://[^\s:/]*:\S*[@…]")
+"""User and password of a URL, in whatever setting; its end may be cut off."""
+
+
 def _problem(details: ErrorDetails, sources: list[_Source]) -> str:
     """One line: where the value was given, its path, what is wrong with it."""
     path = ".".join(str(part) for part in details["loc"])
@@ -260,6 +265,7 @@ def _problem(details: ErrorDetails, sources: list[_Source]) -> str:
     else:
         wrong = _IN_OUR_WORDS.get(details["type"]) or details["msg"].replace("Input should", "must")
         message = f"{wrong}, not {_shown(details)}"
+    message = _CREDENTIALS.sub("://…@", message)
     return ": ".join(part for part in (place, path, message) if part)
 
 

@@ -34,6 +34,27 @@ def problems(
     return raised.value.problems
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tracing: {endpoint: 'http://me:hunter2@h:4317'}", '"http://…@h:4317" is not the address'),
+        ("tracing: {endpoint: 'http://h:4317/x'}", '"http://h:4317/x" is not the address'),
+        ("policy_store: {url: ['postgresql://me:hunter2@h/db']}", "['postgresql://…@h/db']"),
+        ("policy_store: postgresql://me:hunter2@h/db", 'not "postgresql://…@h/db"'),
+        (f"policy_store: postgresql://me:hunter2{'x' * 1000}@h/db", 'not "postgresql://…@'),
+        (
+            "policy_store: {url: 'postgresql://me@h:x/db'}",
+            "like postgresql://user@host:5432/database",
+        ),
+    ],
+)
+def test_no_password_of_a_url_is_shown(tmp_path: Path, text: str, shown: str) -> None:
+    (problem,) = problems(config_file(tmp_path, text))
+
+    assert shown in problem
+    assert "hunter2" not in problem
+
+
 def test_defaults_are_valid() -> None:
     assert load_settings(environ={}) == Settings()
     assert load_settings(environ={}).routing.decision_budget_ms == 1000
