@@ -73,6 +73,8 @@ class PolicyAccess:
         self._policies = policies
         self._registry = registry
         self._threads = ThreadPoolExecutor(_THREADS, "policies")
+        # Those above may all wait for a store that hangs, and decisions for asyncio's own.
+        self._known = ThreadPoolExecutor(1, "known-policies")
 
     @property
     def feed(self) -> ChangeFeed:
@@ -95,7 +97,7 @@ class PolicyAccess:
             why = error.message
         kept = FixedStore(self._policies.feed.snapshot)
         try:
-            return await asyncio.to_thread(question, kept)
+            return await asyncio.get_running_loop().run_in_executor(self._known, question, kept)
         except SidecarError as error:
             if error.code is not ErrorCode.POLICY_NOT_FOUND:
                 raise

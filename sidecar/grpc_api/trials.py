@@ -38,7 +38,7 @@ class Trials:
         self._router = router
         self._reader = reader
         self._drain = drain
-        # Not asyncio's own threads: others wait there for a store that is away.
+        # Not asyncio's own threads: policies are compiled there, for which decisions wait.
         self._parsing = ThreadPoolExecutor(1, "parse-trial")
 
     async def decide(self, body: bytes) -> Decision:

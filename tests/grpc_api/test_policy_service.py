@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, timedelta
 
@@ -16,6 +17,7 @@ from sidecar._generated.llmrouter.v1.policy_pb2_grpc import PolicyServiceStub
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import Model, Policy
 from sidecar.grpc_api import paging
+from sidecar.grpc_api.policy_access import PolicyAccess, fixed_policies
 from sidecar.grpc_api.server import ServerOptions
 from sidecar.policies.prices import today
 from sidecar.routing import PolicyRegistry
@@ -265,6 +267,22 @@ async def test_policies_are_compiled_one_at_a_time_beside_the_event_loop(
         responses = await asyncio.gather(*(validate(stub, source) for _ in range(5)))
 
     assert all(response.valid for response in responses)
+
+
+async def test_what_is_known_of_a_store_that_is_away_is_read_where_no_decision_waits() -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    known, read = registry(), threading.Event()
+    policies = fixed_policies(known)
+    policies.feed.away = "away"  # type: ignore[misc]
+
+    async with asyncio.timeout(60):
+        reading = asyncio.create_task(
+            PolicyAccess(policies, known).read(lambda store: read.wait(60) and store.last_change())
+        )
+        await asyncio.sleep(0)
+        # Where policies are compiled that decisions wait for.
+        await asyncio.to_thread(read.set)
+        assert await reading == 0
 
 
 @pytest.mark.parametrize(
