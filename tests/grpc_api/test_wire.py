@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar._generated.llmrouter.v1 import policy_pb2, routing_pb2
+from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.grpc_api.convert.requests import RequestLimits
 from sidecar.grpc_api.wire import (
     BATCH,
@@ -22,7 +24,7 @@ from sidecar.grpc_api.wire import (
     batch_refusal,
     has_too_many,
 )
-from tests.grpc_api.standins import serving
+from tests.grpc_api.standins import route_request, serving
 
 MESSAGE, PART = b"\x0a\x00", b"\x12\x00"
 TOO_MANY = MAX_FIELDS + 1
@@ -163,6 +165,26 @@ async def test_call_of_too_many_fields_is_refused(method: str, data: bytes) -> N
 
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details.startswith(f"the request has more than the {MAX_FIELDS} fields")
+
+
+@pytest.mark.parametrize(("requests", "aside"), [(1, False), (4, True)], ids=["small", "large"])
+async def test_large_requests_are_counted_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, requests: int, aside: bool
+) -> None:
+    threads: list[str] = []
+
+    def refusal(data: bytes) -> None:
+        threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr("sidecar.grpc_api.wire.batch_refusal", refusal)
+    message = routing_pb2.BatchRouteRequest(
+        requests=[route_request("x" * 300_000) for _ in range(requests)]
+    )
+    async with serving() as (_, channel):
+        answer = await RoutingServiceStub(channel).BatchRoute(message)
+
+    assert len(answer.results) == requests
+    assert [each != threading.current_thread().name for each in threads] == [aside]
 
 
 async def test_stream_ends_at_a_request_of_too_many_fields() -> None:
