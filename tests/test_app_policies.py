@@ -85,15 +85,22 @@ async def test_store_is_filled_from_files_once_and_changed_through_the_api(flags
     await again.stop(0)
 
 
-async def test_revision_that_is_too_large_for_the_routing_model_is_shown(flags: Flags) -> None:
+@pytest.mark.parametrize("started_anew", [False, True])
+async def test_revision_that_is_too_large_for_the_routing_model_is_shown(
+    flags: Flags, started_anew: bool
+) -> None:
     sidecar = Sidecar(settings(flags))
     await sidecar.start()
-    assert sidecar.admin is not None
     # Written beside the sidecars, as by a tool that does not know their routing model.
     store = open_store(flags["policy_store"]["url"])
     write(store, ChangeKind.UPDATE, too_large())
     store.close()
     await until(lambda: bool(sidecar.state().policy_store.problem))
+    if started_anew:
+        await sidecar.stop(0)
+        sidecar = Sidecar(settings(flags))
+        await sidecar.start()
+    assert sidecar.admin is not None
     async with (
         ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
         http.get("/status") as status,

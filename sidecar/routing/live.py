@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +24,7 @@ from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.policies.rules import policy_errors
 from sidecar.policies.stores.contract import (
     Change,
+    Listed,
     PolicyHistory,
     PolicyStore,
     Snapshot,
@@ -43,7 +52,19 @@ _COMPILED_AT_START = WARMED_AT_RECOVERY
 surely can be are compiled when they are needed, or thousands would hold up the start for minutes
 and fill the memory."""
 
+_EARLIER = 10
+"""Revisions of a policy that are looked at for one that can be used: people seldom write more of
+them that cannot be, one after the other. A policy of which none can be leaves most reads to the
+others."""
+
+_EARLIER_IN_ALL = 1000
+"""Such reads in a start. Each takes milliseconds: what thousands of policies may need, as where the
+model catalog cannot be read, holds it up for seconds and no longer. Mostly one is enough; two are
+where the present revision cannot be read, which is the first then."""
+
 T = TypeVar("T")
+
+_Accepted = tuple[PolicyRecord, CompiledPolicy]
 
 Warm = Callable[[CompiledPolicy], Awaitable[None]]
 """Has the model server compute the prefix; returns when it is there or cannot be. Never raises."""
@@ -124,14 +145,20 @@ class LivePolicies:
         return f"{refused.name}, revision {refused.revision}, is not in force: {refused.why}"
 
     def begin(self) -> None:
-        """Bring everything into force at the start, cold: nothing is served yet.
+        """Bring everything into force at the start, cold: nothing is served yet. Of a policy whose
+        present revision is refused an earlier one, as where it was in force when that came.
 
         Raises:
             SidecarError: STORE_UNAVAILABLE.
         """
         self._snapshot = snapshot = self._first()
         self._registry.put_catalog(snapshot.catalog.models)
-        self._registry.put(list(self._accepted(snapshot)))
+        refused: dict[str, SidecarError] = {}
+        accepted = list(self._accepted(snapshot, refused))
+        earlier = self._earlier([*refused, *snapshot.unreadable], snapshot)
+        self._registry.put([*accepted, *earlier])
+        for name, error in refused.items():
+            self._refuse(name, snapshot.records[name].revision, error.message)
         self._note_unreadable()
 
     def _first(self) -> Snapshot:
@@ -167,21 +194,59 @@ class LivePolicies:
                 break  # It was pruned, as all before it.
         raise unreadable
 
-    def _accepted(self, snapshot: Snapshot) -> Iterator[tuple[PolicyRecord, CompiledPolicy]]:
-        default = self._registry.default_name
-        names = sorted(snapshot.records, key=lambda name: name != default)
-        for place, name in enumerate(names):
+    def _accepted(
+        self, snapshot: Snapshot, refused: dict[str, SidecarError]
+    ) -> Iterator[_Accepted]:
+        """Puts what cannot be used into `refused`."""
+        for place, name in enumerate(self._default_first(snapshot.records)):
             record = snapshot.records[name]
             try:
                 if not snapshot.checked:
                     _check(record, snapshot.catalog)
-                if place < _COMPILED_AT_START or not self._registry.surely_fits(record.policy):
-                    accept = self._registry.compile_record
-                else:
-                    accept = self._registry.accept_record
-                yield record, accept(record, snapshot.catalog.models)
+                yield self._accept(record, snapshot.catalog, place < _COMPILED_AT_START)
             except SidecarError as error:
-                self._refuse(name, record.revision, error.message)
+                refused[name] = error
+
+    def _earlier(self, names: Sequence[str], snapshot: Snapshot) -> Iterator[_Accepted]:
+        """Of each policy the newest revision before the present one that can be used."""
+        reads = iter(range(_EARLIER_IN_ALL))
+        for name in self._default_first(names):
+            try:
+                for _, listed in zip(reads, self._before(name, snapshot), strict=False):
+                    if isinstance(listed, UnreadableRevisionError):
+                        continue
+                    with contextlib.suppress(SidecarError):
+                        _check(listed, snapshot.catalog)
+                        is_default = name == self._registry.default_name
+                        yield self._accept(listed, snapshot.catalog, is_default)
+                        break
+            except SidecarError as error:
+                # The others can be used; a sidecar that does not start serves none.
+                _log.warning("earlier revisions cannot be read", why=error.message)
+                return
+
+    def _before(self, name: str, snapshot: Snapshot) -> Iterator[Listed]:
+        """The last revisions of a policy before the one that is refused, the latest first. None
+        before a deletion: what was deleted never comes back by itself."""
+        if not isinstance(self._store, PolicyHistory):
+            return
+        present = snapshot.records.get(name)
+        before = None if present is None else present.revision
+        for _ in range(_EARLIER):
+            found = self._store.revisions(name, before, 1)
+            if not found or found[0].deleted:
+                return
+            yield found[0]
+            before = found[0].revision
+
+    def _default_first(self, names: Iterable[str]) -> Sequence[str]:
+        return sorted(names, key=lambda name: name != self._registry.default_name)
+
+    def _accept(self, record: PolicyRecord, catalog: CatalogRecord, at_once: bool) -> _Accepted:
+        """Raises SidecarError POLICY_TOO_LARGE. `at_once`: compiled in any case."""
+        if at_once or not self._registry.surely_fits(record.policy):
+            return record, self._registry.compile_record(record, catalog.models)
+        return record, self._registry.accept_record(record, catalog.models)
 
     async def follow(self) -> None:
         """Runs until cancelled."""

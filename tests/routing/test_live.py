@@ -373,6 +373,138 @@ async def test_start_takes_the_newest_catalog_that_can_be_read(
     assert ("an earlier model catalog is in force", readable) in warnings
 
 
+HUGE = policy(description="huge")
+
+
+def with_revisions(
+    folder: Path, *writes: tuple[ChangeKind, Policy | str], damaged: str = ""
+) -> PolicyStore:
+    """A store whose default policy had `writes` after its first revision. `damaged`: those of its
+    revisions that cannot be read, as SQL."""
+    store = parts.sqlite(folder, policy())
+    for kind, content in writes:
+        write(store, kind, content)
+    if damaged:
+        parts.changed(
+            f"sqlite:{folder / 'policies.db'}",
+            f"UPDATE changes SET content = '17' WHERE name = '{SUPPORT}' AND revision {damaged}",
+        )
+    return store
+
+
+SECOND = (ChangeKind.UPDATE, policy(description="second"))
+TOO_LARGE = (ChangeKind.UPDATE, HUGE)
+DELETED, UNDELETED = (ChangeKind.DELETE, "support"), (ChangeKind.UNDELETE, "support")
+
+
+@pytest.mark.parametrize(
+    ("writes", "damaged", "revision", "in_force"),
+    [
+        ([SECOND, TOO_LARGE], "", 3, 2),
+        ([SECOND, SECOND], "= 3", 0, 2),
+        ([SECOND, SECOND], ">= 2", 0, 1),
+        ([SECOND, SECOND, TOO_LARGE], "= 3", 4, 2),
+        ([TOO_LARGE] * 10, "", 11, 1),
+        ([TOO_LARGE] * 11, "", 12, 0),
+        ([DELETED, UNDELETED, SECOND], "= 4", 0, 3),
+        ([DELETED, UNDELETED], "= 3", 0, 0),
+        ([DELETED, UNDELETED], ">= 2", 0, 0),
+        ([], "= 1", 0, 0),
+    ],
+    ids=[
+        "too large",
+        "unreadable",
+        "several unreadable",
+        "one unreadable before one too large",
+        "the tenth before",
+        "the eleventh before",
+        "undeleted before",
+        "deleted before",
+        "deleted before, unreadable",
+        "no other",
+    ],
+)
+async def test_start_has_the_newest_usable_revision_in_force_where_the_present_one_is_refused(
+    tmp_path: Path,
+    writes: list[tuple[ChangeKind, Policy | str]],
+    damaged: str,
+    revision: int,
+    in_force: int,
+) -> None:
+    async for world in running(with_revisions(tmp_path, *writes, damaged=damaged)):
+        found, refusal = world.registry.find(SUPPORT), world.live.refusals[SUPPORT]
+        assert (found.ref.revision if found is not None else 0) == in_force
+        assert (refusal.revision, refusal.in_force) == (revision, in_force)
+        assert f"{SUPPORT}, revision {revision}, is not in force" in world.live.problem
+
+        write(world.store, ChangeKind.UPDATE, policy(description="mended"))
+        await world.until_seen()
+
+        assert world.in_force() == "mended"
+        assert not world.live.problem
+
+
+async def test_start_tells_once_what_is_refused_and_what_is_in_force_instead(
+    tmp_path: Path,
+) -> None:
+    with capture_logs() as logged:
+        async for _ in running(with_revisions(tmp_path, TOO_LARGE)):
+            pass
+
+    told = [(each["event"], each["revision"], each["in_force"]) for each in logged]
+    assert told == [("policy refused", 2, 1)]
+
+
+async def test_start_under_an_earlier_catalog_has_the_revisions_that_fit_it(
+    tmp_path: Path,
+) -> None:
+    store = catalog_damaged(tmp_path, "= 3")
+    models = ModelList((WeightedModel(NEWER.id),))
+    write(store, ChangeKind.UPDATE, Policy("support", (), models, description="newer"))
+    async for world in running(store):
+        assert world.in_force() == "second"
+        assert NEWER.id in world.live.refusals[SUPPORT].why
+
+        write_catalog(store, FAST, LARGE, NEWER)
+        await world.until_seen()
+
+        assert world.in_force() == "newer"
+        assert not world.live.refusals
+
+
+async def test_start_looks_for_earlier_revisions_of_so_many_policies_the_default_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.routing.live._EARLIER_IN_ALL", 2)
+    names = ("a", "b", "support")
+    store = parts.sqlite(tmp_path, *map(policy, names))
+    for name in names:
+        write(store, ChangeKind.UPDATE, policy(name, description="huge"))
+    async for world in running(store):
+        refused = {name: world.live.refusals[name_of(name)].in_force for name in names}
+        assert refused == {"a": 1, "b": 0, "support": 1}
+        assert [each.ref.name for each in world.registry.named()] == [SUPPORT, name_of("a")]
+
+
+async def test_start_goes_on_where_earlier_revisions_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = parts.sqlite(tmp_path, policy(), policy("other"))
+    write(store, ChangeKind.UPDATE, HUGE)
+
+    def away(*_: object) -> Sequence[PolicyRecord]:
+        raise SidecarError(ErrorCode.STORE_UNAVAILABLE, "the disk is on fire")
+
+    monkeypatch.setattr(store, "revisions", away)
+    with capture_logs() as logged:
+        async for world in running(store):
+            assert (world.in_force(), world.in_force(name_of("other"))) == (None, "first")
+            assert world.live.refusals[SUPPORT].in_force == 0
+
+    told = [each["why"] for each in logged if each["log_level"] == "warning"]
+    assert told == ["the disk is on fire"]
+
+
 @pytest.mark.parametrize("pruned", [False, True])
 async def test_start_without_any_catalog_that_can_be_read_names_it(
     tmp_path: Path, pruned: bool

@@ -137,15 +137,25 @@ UNREADABLE, UNREADABLE_ETAG = "unreadable", "unreadable_etag"
 
 
 class UnreadableRevisionError(SidecarError):
-    """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again."""
+    """A kept revision that this version cannot read: STORE_UNAVAILABLE, whoever asks again.
+    `deleted`: it is a deletion."""
 
-    def __init__(self, name: str, message: str, revision: int, etag: str, digest: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        revision: int,
+        etag: str,
+        digest: str,
+        deleted: bool = False,
+    ) -> None:
         facts = {UNREADABLE: f"{name}@{revision}", UNREADABLE_ETAG: etag}
         super().__init__(ErrorCode.STORE_UNAVAILABLE, message, metadata=facts)
         self.name = name
         self.revision = revision
         self.etag = etag
         self.digest = digest
+        self.deleted = deleted
 
 
 Listed: TypeAlias = PolicyRecord | UnreadableRevisionError

@@ -326,6 +326,7 @@ def _kept(read: Callable[[Row], R], row: Row, instead: str = "") -> R:
             row["revision"],
             row["etag"],
             row["digest"],
+            row["deleted"],
         ) from None
 
 
