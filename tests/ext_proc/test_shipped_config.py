@@ -464,6 +464,28 @@ async def test_other_requests_for_models_go_on(gateway: Gateway, method: str, pa
     assert gateway.reached()[0] == "openai"
 
 
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("alive", "gpt-5.5"), ("dead", "gpt-5.4-mini"), ("full_duplex", "gpt-5.5")],
+)
+@pytest.mark.parametrize(
+    "offered",
+    [
+        {"upgrade": "TLS/1.2", "connection": "Upgrade"},
+        {"upgrade": "h2c", "connection": "Upgrade, HTTP2-Settings", "http2-settings": "AAMAAABk"},
+    ],
+    ids=["Apache's client", "Java's client"],
+)
+async def test_protocol_that_a_client_offers_besides_is_no_reason_to_fail(
+    gateway: Gateway, kind: str, model: str, offered: dict[str, str]
+) -> None:
+    answer = await post(getattr(gateway, kind), chat("openai/gpt-5.5"), headers=offered)
+
+    assert answer.status == 200
+    _, request = gateway.reached()
+    assert (request.model, request.headers.get("upgrade")) == (model, None)
+
+
 @pytest.mark.parametrize("path", ["/v1/realtime?model=gpt-realtime", "/v1/responses"])
 @pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
 async def test_websocket_is_refused_with_what_to_do_instead(
