@@ -17,6 +17,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from sidecar.app_ext_proc import ext_proc_options
 from sidecar.config import Settings, load_settings
 from sidecar.core.decision import Decision, RoutingRequest
 from sidecar.core.policy import ApiDialect
@@ -41,6 +42,7 @@ KINDS = (
     ("s", "variants/full_duplex.yaml"),
     ("s", "variants/shadow.yaml"),
 )
+CONVERSATION_HEADERS = "x-llm-conversation, thread-id, session_id, x-session-affinity"
 CREDENTIALS = {"authorization": "Bearer mine", "x-api-key": "mine", "cookie": "mine"}
 
 
@@ -146,12 +148,15 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
         router.choose = by_text
         seen = SeenDialects()
         issued = Issued()
-        service = service_on(folder / "s", None, router, seen, issued=issued)
+        named = {"SIDECAR_EXT_PROC__CONVERSATION_HEADER": CONVERSATION_HEADERS}
+        section = load_settings(environ=named).ext_proc
+        options = replace(PATIENT, asking=ext_proc_options(section, 0).asking)
+        service = service_on(folder / "s", options, router, seen, issued=issued)
         await stack.enter_async_context(service)
         schemes = {"anthropic": "https"}
         ports = free_ports(len(KINDS))
         for port, (socket, variant) in zip(ports, KINDS, strict=True):
-            options = GatewayOptions(
+            envoy = GatewayOptions(
                 port=port,
                 sidecar=folder / socket,
                 message_timeout_s=PATIENT.waiting.message_timeout_s,
@@ -164,7 +169,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
                 trusted_ca=FIXTURES / "tls_ca.pem",
                 access_log=folder / "access.log",
             )
-            config = patient(adapted(shipped_config().read_text(), options))
+            config = patient(adapted(shipped_config().read_text(), envoy))
             server = EnvoyServer(config)
             await stack.enter_async_context(server)
         alive, dead, full_duplex, shadow = ports
@@ -232,6 +237,26 @@ async def test_credentials_do_not_reach_the_sidecar(gateway: Gateway) -> None:
     head = gateway.seen.heads[-1]
     assert head.header("x-seen") == "yes"
     assert not CREDENTIALS.keys() & head.headers.keys()
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({"thread-id": "t", "session_id": "s"}, "t"),
+        ({"session_id": "s"}, "s"),
+        ({"x-session-affinity": "a", "x-session-id": "i"}, "a"),
+        ({"x-session-affinity": "a", "x-llm-conversation": "c"}, "c"),
+        ({"x-session-id": "i"}, ""),
+    ],
+    ids=["Codex", "Codex of 2025", "OpenCode", "told by the application", "none of them"],
+)
+async def test_conversation_is_known_by_the_first_header_of_those_in_the_setting(
+    gateway: Gateway, headers: dict[str, str], key: str
+) -> None:
+    await post(gateway.alive, chat("openai/gpt-5.5"), headers=headers)
+
+    gateway.reached()
+    assert gateway.router.requests[-1].conversation_key == key
 
 
 async def test_concrete_model_reaches_its_provider(gateway: Gateway) -> None:
