@@ -240,7 +240,7 @@ async def test_each_provider_gets_its_own_key_and_never_the_clients(gateway: Gat
         ("GET", "/v1/files"),
     ],
 )
-async def test_page_of_another_site_cannot_spend_the_keys(
+async def test_page_of_another_site_cannot_read_what_the_keys_give(
     gateway: Gateway, kind: str, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for provider in gateway.providers.values():
@@ -252,6 +252,22 @@ async def test_page_of_another_site_cannot_spend_the_keys(
     gateway.reached()
     assert answer.status
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/files"])
+async def test_page_of_another_site_cannot_spend_the_keys(
+    gateway: Gateway, kind: str, path: str
+) -> None:
+    # By fetch with `no-cors` and a Blob: without a content type, which needs no preflight.
+    body = chat("openai/gpt-5.5")
+    sent = {"host": "gateway", "origin": "https://elsewhere.example", "connection": "close"}
+    sent |= {"sec-fetch-site": "cross-site", "content-length": str(len(body))}
+
+    answer = await exchange(getattr(gateway, kind), "POST", path, sent, [body])
+
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (403, "other_site")
+    assert not any(provider.requests for provider in gateway.providers.values())
 
 
 async def test_credentials_do_not_reach_the_sidecar(gateway: Gateway) -> None:
