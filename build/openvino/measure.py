@@ -14,7 +14,7 @@ import numpy as np
 _MODEL = Path(__file__).resolve().parents[2] / "triton_models/cpu/tensorrt_llm/1"
 sys.path.insert(0, str(_MODEL))
 
-from cpu_engine.decisions import Decider  # noqa: E402  (found only now)
+from cpu_engine.decisions import Decider, Undecided  # noqa: E402  (found only now)
 from cpu_engine.engine_files import open_engine  # noqa: E402
 from cpu_engine.forward import Forward  # noqa: E402
 from cpu_engine.prefix_cache import PrefixCache  # noqa: E402
@@ -56,7 +56,7 @@ def measure(
         f"4 x {suffix} together": lambda run: [_ask(routes, suffix, ids) for _ in range(4)],
         f"1 on a prefix of {prefix}": lambda run: [_ask(routes, 1, ids)],
     }
-    list(decider.decide([_ask(routes, suffix, ids)]))
+    _time(decider, [_ask(routes, suffix, ids)])
     for name, requests in cases.items():
         times = sorted(_time(decider, requests(run)) for run in range(runs))
         click.echo(f"{name:30} p50 {statistics.median(times):6.1f} ms  best {times[0]:6.1f} ms")
@@ -68,7 +68,7 @@ def measure(
 
 def _time(decider: Decider, requests: list[Asked]) -> float:
     start = time.perf_counter()
-    list(decider.decide(requests))
+    list(decider.decide([Undecided(asked) for asked in requests]))
     return (time.perf_counter() - start) * 1e3
 
 
