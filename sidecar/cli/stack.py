@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 from sidecar.cli.client import SidecarClient
 from sidecar.cli.failures import Failure
@@ -67,6 +68,7 @@ class LocalStack:
         self._gateway: LocalGateway | None = None
         self._triton: TritonServer | None = None
         self._sidecar: ChildProcess | None = None
+        self._interrupts: list[int] = []
 
     @property
     def address(self) -> str:
@@ -121,10 +123,32 @@ class LocalStack:
                 self._gateway = self._start_gateway(self._wish)
 
     def watch(self) -> None:
-        """Return only by raising: Failure when a part has died, or what a signal raises."""
-        while True:
+        """Return only by raising: Failure when a part has died, or KeyboardInterrupt for a signal,
+        since the block of `noted_interrupts` began that this is called in."""
+        while not self._interrupts:
             self.check()
             time.sleep(_POLL_S)
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def noted_interrupts(self) -> Iterator[None]:
+        """Signals that raise KeyboardInterrupt are noted in the block: where one comes while Python
+        finalizes an object, it drops the exception
+        (https://docs.python.org/3/library/signal.html#handlers-and-exceptions)."""
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self._interrupts.append(number)
+            raise KeyboardInterrupt
+
+        interrupting = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        noted = [n for n in interrupting if signal.getsignal(n) is signal.default_int_handler]
+        for number in noted:
+            signal.signal(number, interrupt)
+        try:
+            yield
+        finally:
+            for number in noted:
+                signal.signal(number, signal.default_int_handler)
 
     def check(self) -> None:
         """Raises Failure if a part has died; says which, with its last log lines."""

@@ -91,8 +91,9 @@ def up(
         engine = chosen_engine(model, settings, steps)
         with running(LocalStack(engine, settings, steps=steps, gateway=gateway)) as stack:
             ready = True
-            _announce(stack, settings, gateway)
-            stack.watch()
+            with stack.noted_interrupts():
+                _announce(stack, settings, gateway)
+                stack.watch()
     except KeyboardInterrupt:
         # Asked to stop: that is how this command ends well, once it has started.
         if not ready:

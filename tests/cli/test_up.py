@@ -301,6 +301,29 @@ def test_signals_interrupt_unless_they_are_ignored_as_nohup_has_it(
     assert (interrupted, after) == (before is signal.SIG_DFL, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_an_object_is_finalized_ends_the_watch(
+    number: signal.Signals, cpu_engine: EngineInfo
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    made = stack.LocalStack(cpu_engine, load_settings(environ={}))
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with made.noted_interrupts():
+            finalized = Finalized()
+            # Here Python drops what the handler raises.
+            del finalized
+            with pytest.raises(KeyboardInterrupt):
+                made.watch()
+    finally:
+        signal.signal(number, before)
+        made.stop()
+
+
 @pytest.mark.parametrize("key", ["grpc_address", "http_address"])
 def test_up_wants_a_port_that_callers_can_know(key: str) -> None:
     settings = load_settings(flags={"server": {key: "127.0.0.1:0"}}, environ={})

@@ -58,12 +58,13 @@ def test_names_that_ask_for_routing_are_listed_and_become_a_model(tmp_path: Path
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
 
     routes = manager["route_config"]
-    refusal, text = (
+    no_websockets, other_site, text = (
         route["direct_response"]["body"]["inline_string"]
         for route in routes["virtual_hosts"][0]["routes"]
         if "direct_response" in route
     )
-    assert "WebSocket" in refusal
+    assert "no_websockets" in no_websockets
+    assert "other_site" in other_site
     assert tuple(each["id"] for each in json.loads(text)["data"]) == given
     assert routes["max_direct_response_body_size_bytes"] >= len(text)
     (lua,) = (each for each in manager["http_filters"] if each["name"].endswith(".lua"))
