@@ -100,14 +100,8 @@ async def test_revision_that_is_too_large_for_the_routing_model_is_shown(
         await sidecar.stop(0)
         sidecar = Sidecar(settings(flags))
         await sidecar.start()
-    assert sidecar.admin is not None
-    async with (
-        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
-        http.get("/status") as status,
-        http.get("/metrics") as metrics,
-        channel_to(sidecar) as channel,
-    ):
-        shown, text = (await status.json())["policy_store"], await metrics.text()
+    shown, text = await published(sidecar)
+    async with channel_to(sidecar) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         await until_not_serving(health)
         whole = await health.Check(health_pb2.HealthCheckRequest())
@@ -135,6 +129,17 @@ def too_large() -> Any:
     return type(content)(content.name, routes, content.default)
 
 
+async def published(sidecar: Sidecar) -> tuple[dict[str, Any], str]:
+    """What its status says of the policy store, and its metrics."""
+    assert sidecar.admin is not None
+    async with (
+        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
+        http.get("/status") as status,
+        http.get("/metrics") as metrics,
+    ):
+        return (await status.json())["policy_store"], await metrics.text()
+
+
 async def until_not_serving(health: Any) -> None:
     request = health_pb2.HealthCheckRequest(service=POLICY_STORE)
     async with asyncio.timeout(60):
@@ -152,14 +157,8 @@ async def test_start_with_a_catalog_that_cannot_be_read_decides_by_the_one_befor
     changed(url, f"UPDATE changes SET content = '17' {newest}")
     sidecar = Sidecar(settings(flags))
     await sidecar.start()
-    assert sidecar.admin is not None
-    async with (
-        ClientSession(f"http://127.0.0.1:{sidecar.admin.port}") as http,
-        http.get("/status") as status,
-        http.get("/metrics") as metrics,
-        channel_to(sidecar) as channel,
-    ):
-        shown, text = (await status.json())["policy_store"], await metrics.text()
+    shown, text = await published(sidecar)
+    async with channel_to(sidecar) as channel:
         decision = (await RoutingServiceStub(channel).Route(route_request())).decision
         await until_not_serving(health_pb2_grpc.HealthStub(channel))
     await sidecar.stop(0)
