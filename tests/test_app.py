@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import ClientSession
+from click.testing import CliRunner
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -30,6 +31,7 @@ from sidecar._generated.llmrouter.v1 import decision_pb2, policy_pb2, routing_pb
 from sidecar._generated.llmrouter.v1.routing_pb2_grpc import RoutingServiceStub
 from sidecar.app import Sidecar
 from sidecar.app_routing import StartupError
+from sidecar.cli import cli
 from sidecar.engines import EngineInfo
 from sidecar.ext_proc.messages import BUFFERED
 from sidecar.ext_proc.service import SERVICE
@@ -330,6 +332,31 @@ async def test_signal_ends_it_well(flags: Flags, tmp_path: Path, number: signal.
 
         await entry(running, "stopped")
         assert await running.wait() == 0
+
+
+async def test_its_log_can_be_reported_on(flags: Flags, tmp_path: Path) -> None:
+    async with process(flags, tmp_path) as (running, serving):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{serving['port']}") as channel:
+            routing = RoutingServiceStub(channel)
+            await routing.Route(route_request())
+            named = route_request()
+            named.model = "acme/fast"
+            await routing.Route(named)
+        running.send_signal(signal.SIGTERM)
+        log, out = tmp_path / "sidecar.log", tmp_path / "report.json"
+        log.write_bytes(await running.stderr.read())
+    catalog = ["--catalog", str(tmp_path / "policies.yaml"), "--tokens", "1000:300"]
+    result = CliRunner().invoke(cli, ["report", str(log), *catalog, "--json", str(out)])
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["log"]["skipped"] > 0, "it logs its end as well"
+    assert report["log"]["unreadable"] == 0
+    policy = report["policies"]["namespaces/default/policies/default"]
+    assert policy["sources"] == {"fallback": 1, "override": 1}
+    assert policy["overridden"] == {"acme/fast": 1}
+    assert policy["price"]["per_1000_requests"]["routed"] == 1.6
+    assert policy["price"]["left_out"] == {"override": 1, "unpriced": {}}
 
 
 async def test_collector_that_hangs_does_not_hold_up_the_end(

@@ -20,6 +20,7 @@ _COMMANDS = {
     "eval": "Measure a routing model over cases whose right route is known.",
     "model": "Build and look at routing models.",
     "policy": "Check, change and try out routing policies.",
+    "report": "Count what a log of decisions says, and what routing saved.",
     "route": "Ask a running sidecar for a decision.",
     "serve": "Serve the API.",
     "settings": "Show the settings in force.",

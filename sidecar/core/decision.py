@@ -12,6 +12,10 @@ from sidecar.core.policy import ApiDialect, Capability, Model, Policy
 ENCODER_ALONE, LANGUAGE_MODEL_ALONE = "(encoder alone)", "(language model alone)"
 """Ends of an explained answer that only one of a routing model's two opinions decided."""
 
+MODEL_STEP, ENCODER_STEP = "model", "encoder"
+"""Steps in which the model server is waited for: `encoder` where its encoder was enough. They take
+such different times that a step of both would tell nothing."""
+
 
 class Source(StrEnum):
     """The step of the walk that ended it."""
@@ -153,6 +157,12 @@ class Decision:
         """Time of the whole decision in milliseconds; 0 if its steps do not say."""
         last = self.steps[-1] if self.steps else None
         return last.ms if last is not None and last.step == "total" else 0.0
+
+    @property
+    def asked(self) -> str:
+        """The step in which the model server was waited for; empty if it was not."""
+        asked = (each.step for each in self.steps if each.step in (MODEL_STEP, ENCODER_STEP))
+        return next(asked, "")
 
 
 @dataclass(frozen=True, slots=True)

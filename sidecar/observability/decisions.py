@@ -57,6 +57,8 @@ def decision_entry(decision: Decision, text: str | None = None) -> dict[str, Any
     """An entry of the log; no message content but `text`."""
     entry = facts(decision)
     entry["ms"] = round(decision.total_ms, 2)
+    if asked := decision.asked:
+        entry["asked"] = asked
     if decision.detail:
         entry["detail"] = decision.detail
     if decision.candidates:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from sidecar.core.decision import (
+    ENCODER_STEP,
+    MODEL_STEP,
     Decision,
     DecisionSink,
     PolicyName,
@@ -75,10 +77,6 @@ late: what held up one has held up all that began with it."""
 
 _ISSUED_TRIES, _ISSUED_PAUSE_S = 10, 0.005
 """For an id that is not known, and may be on its way."""
-
-_MODEL, _ENCODER = "model", "encoder"
-"""Steps in which the model server is waited for: `encoder` where its encoder was enough. They take
-such different times that a step of both would tell nothing."""
 
 _HASHED_AT_ONCE = 256 * 1024
 """Characters of a conversation that are hashed in the event loop; more would hold it up for
@@ -347,7 +345,7 @@ class Router:
                     return replace(outcome, detail=why)
             return fallback(target.reason, target.detail)
         self._waiting += 1
-        step = _MODEL
+        step = MODEL_STEP
         try:
             prepared = await self._prepared(walk, target) if walk.compiled.inline else target
             if prepared is None:
@@ -355,7 +353,7 @@ class Router:
                 return fallback(Reason.WARMING, detail)
             output = await self._ask(walk, prepared, prompt)
             if not by_language_model(output):
-                step = _ENCODER
+                step = ENCODER_STEP
         finally:
             self._waiting -= 1
             walk.finish_step(step)
@@ -377,7 +375,7 @@ class Router:
         self._waiting += 1
         try:
             output = await self._coalescer.join(
-                (*_flight_key(walk.compiled, prompt), _ENCODER),
+                (*_flight_key(walk.compiled, prompt), ENCODER_STEP),
                 target,
                 lambda: target.ask_encoder(
                     prompt,
@@ -391,7 +389,7 @@ class Router:
             return None
         finally:
             self._waiting -= 1
-            walk.finish_step(_ENCODER)
+            walk.finish_step(ENCODER_STEP)
         answer = _prompt_of(walk).read(output)
         if not stands_in(answer, prompt):
             return None

@@ -15,7 +15,7 @@ from sidecar.config import ServerSettings
 from sidecar.local import CACHE_VARIABLE, LocalError, cache_dir, free_ports
 from tests.policies.stores import parts
 
-COMMANDS = ["demo", "eval", "model", "policy", "route", "serve", "settings", "up"]
+COMMANDS = ["demo", "eval", "model", "policy", "report", "route", "serve", "settings", "up"]
 
 # A shell script that starts the tests in the background has them ignore Ctrl-C, and all they start.
 INTERRUPTIBLE = """

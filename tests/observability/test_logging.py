@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from sidecar.core.conversation import Conversation, Message, Role
-from sidecar.core.decision import Candidate, Decision, RoutingRequest
+from sidecar.core.decision import Candidate, Decision, RoutingRequest, StepTime
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.observability.decisions import MAX_TEXT, DecisionLog, DecisionSinks
 from sidecar.observability.logging import LogOptions, configure_logging
@@ -146,6 +146,7 @@ def test_decision_is_one_entry(configure: Configure) -> None:
         "routing_model": "stub",
         "confidence": 0.75,
         "ms": 1.5,
+        "asked": "model",
         "detail": "The routing model chose billing.",
         "candidates": [
             {"route": "billing", "probability": 0.75},
@@ -175,6 +176,26 @@ def test_decision_that_has_no_detail_or_candidates_says_nothing_of_them(
     DecisionLog().record(REQUEST, replace(decision(), detail="", candidates=()))
 
     assert not {"detail", "candidates"} & entries(out)[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked"),
+    [
+        (("prompt", "cache", "model", "answer"), "model"),
+        (("prompt", "cache", "encoder", "answer"), "encoder"),
+        (("prompt", "cache"), None),
+        ((), None),
+    ],
+)
+def test_decision_says_whether_its_encoder_was_enough(
+    configure: Configure, steps: tuple[str, ...], asked: str | None
+) -> None:
+    out = configure(LogOptions())
+
+    made = replace(decision(), steps=tuple(StepTime(step, 1.0) for step in steps))
+    DecisionLog().record(REQUEST, made)
+
+    assert entries(out)[0].get("asked") == asked
 
 
 @pytest.mark.parametrize(
