@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -90,6 +89,8 @@ def report(
     """
     if not catalogs and (baseline is not None or tokens is not None):
         raise click.UsageError("--baseline and --tokens need --catalog, which has the prices")
+    if Path("-") in logs and Path("/dev/stdin") in catalogs:
+        raise click.UsageError("LOG and --catalog cannot both be -, standard input")
     wanted = policy if policy in (None, INLINE) else resource_name(policy)
     _check_output(logs, json_path)
     prices = _prices(catalogs, baseline or "", tokens) if catalogs else None
@@ -158,7 +159,7 @@ def _counted(logs: Sequence[Path], wanted: str | None, prices: Prices | None) ->
 
 def _opened(path: Path, standard_input: bool) -> BufferedReader:
     if standard_input:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return open(0, "rb", closefd=False)
     return path.open("rb")
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sidecar.core.decision import ENCODER_STEP, Reason, Source
-from sidecar.observability.labels import OTHER, ModelLabels, PolicyLabels
+from sidecar.observability.labels import MAX_POLICY_LABELS, OTHER, ModelLabels, PolicyLabels
 from sidecar.observability.logged import LoggedDecision
 from sidecar.observability.worth import Prices, Worth, total, worth
 
@@ -23,10 +23,8 @@ Document = dict[str, Any]
 INLINE = "inline"
 """What the log calls all policies that came with their requests."""
 
-MAX_PAIRS = 2000
-"""Pairs of a policy and a route that are told apart; of inline policies as many again."""
 MAX_CELLS = 20_000
-"""Models of all these pairs together."""
+"""Models of all pairs of a policy and a route together."""
 
 _SOURCES: frozenset[str] = frozenset(Source)
 _REASONS: frozenset[str] = frozenset(Reason)
@@ -136,11 +134,12 @@ class DecisionReport:
     """Counts decisions.
 
     Args:
-        max_pairs: of a policy and a route; the first to come are told apart.
+        max_pairs: of a policy and a route; the first to come are told apart, of inline policies as
+            many again.
         max_cells: of such a pair and a model.
     """
 
-    def __init__(self, max_pairs: int = MAX_PAIRS, max_cells: int = MAX_CELLS) -> None:
+    def __init__(self, max_pairs: int = MAX_POLICY_LABELS, max_cells: int = MAX_CELLS) -> None:
         self._named = PolicyLabels(max_pairs)
         self._inline = PolicyLabels(max_pairs)
         self._models = ModelLabels()

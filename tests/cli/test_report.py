@@ -158,6 +158,7 @@ def test_logs_are_read_one_after_the_other_and_from_standard_input(
         (["/"], 2, "'/' is a directory"),
         (["LOG", "--tokens", "1000:300"], 2, "--baseline and --tokens need --catalog"),
         (["LOG", "--baseline", "acme/small"], 2, "--baseline and --tokens need --catalog"),
+        (["-", "--catalog", "-"], 2, "LOG and --catalog cannot both be -"),
         (["LOG", "--catalog", "CATALOG", "--tokens", "1000"], 2, "'1000' must be the input and"),
         (["LOG", "--catalog", "CATALOG", "--tokens", "-1:3"], 2, "'-1:3' must be the input and"),
         (["LOG", "--policy", "No such"], 2, "names no policy; give an id"),
