@@ -31,7 +31,7 @@ def patched(config: str, envoy_filter: Any, listener: str) -> str:
             case "LISTENER", "MERGE":
                 at.update(value)
             case "NETWORK_FILTER", "MERGE":
-                _manager(at).update(value["typed_config"])
+                _merge(_manager(at), value["typed_config"])
             case "HTTP_FILTER", "INSERT_BEFORE":
                 filters = _manager(at)["http_filters"]
                 name = each["match"]["listener"]["filterChain"]["filter"]["subFilter"]["name"]
@@ -76,6 +76,17 @@ def _match(match: Any) -> dict[str, Any]:
             for name, value in headers.items()
         ]
     }
+
+
+def _merge(into: Any, value: Any) -> None:
+    """As protobuf's messages are merged: field by field, lists at the end of what is there."""
+    for name, each in value.items():
+        if isinstance(each, dict) and name in into:
+            _merge(into[name], each)
+        elif isinstance(each, list):
+            into[name] = [*into.get(name, ()), *each]
+        else:
+            into[name] = each
 
 
 def _manager(listener: Any) -> Any:

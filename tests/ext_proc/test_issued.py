@@ -32,6 +32,7 @@ from sidecar.ext_proc.request import HttpHead
 from sidecar.local import EnvoyServer, free_ports, shipped_config
 from sidecar.routing import DecisionCache, Pins
 from tests.ext_proc import istio
+from tests.ext_proc.client import post
 from tests.ext_proc.gateway import Filter, gateway
 from tests.ext_proc.parts import header_map
 from tests.ext_proc.sdk_provider import SdkProvider, sdk_provider
@@ -295,7 +296,7 @@ def as_in_istio(config: str, port: int) -> str:
     manifests = {each["kind"]: each for each in documents}
     patches = manifests["EnvoyFilter"]["spec"]["configPatches"]
     # The test's sidecar listens elsewhere, and the listener's limits are the test's.
-    kept = [each for each in patches if each["applyTo"].startswith("HTTP_")]
+    kept = [each for each in patches if each["applyTo"] not in ("CLUSTER", "LISTENER")]
     # The catalog's clusters, by the hosts that the manifest has for two of them.
     hosts = {"api.anthropic.com": "one", "api.openai.com": "two"}
     text = json.dumps(manifests["VirtualService"])
@@ -354,3 +355,16 @@ async def test_response_that_nobody_knows_goes_to_the_policys_default(stage: Sta
 
     assert answer.model == "mini-1"
     assert stage.two.headers[-1]["x-llm-reason"] == "unknown_issuer"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_tls_that_a_client_of_istio_offers_besides_is_no_reason_to_fail(
+    stage: Stage,
+) -> None:
+    """As Apache's client for Java does with each request."""
+    offered = {"upgrade": "TLS/1.2", "connection": "Upgrade"}
+    body = json.dumps({"model": "auto", "input": "review my code"}).encode()
+
+    answer = await post(stage.ports["istio"], body, path="/v1/responses", headers=offered)
+
+    assert answer.status == 200

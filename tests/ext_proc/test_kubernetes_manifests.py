@@ -81,6 +81,39 @@ def test_policies_agree_with_the_default_settings(name: str) -> None:
     assert set(traffic["headers"]["earlyRequestHeaders"]["remove"]) == set(Writing().owned)
 
 
+@pytest.mark.parametrize("name", ["envoy-gateway.yaml", "envoy-ai-gateway.yaml"])
+def test_gateways_refuse_and_ignore_what_the_shipped_one_does(name: str) -> None:
+    manager = shipped_manager()
+    (host,) = manager["route_config"]["virtual_hosts"]
+    (refused,) = (
+        header
+        for route in host["routes"]
+        for header in route["match"].get("headers", ())
+        if header["name"] == "sec-fetch-site"
+    )
+    traffic = of_kind(FOLDER / name, "ClientTrafficPolicy")["spec"]
+    security = of_kind(FOLDER / name, "SecurityPolicy")["spec"]
+    (rule,) = security["authorization"]["rules"]
+    (principal,) = rule["principal"]["headers"]
+
+    assert security["targetRefs"] == traffic["targetRefs"]
+    assert (security["authorization"]["defaultAction"], rule["action"]) == ("Allow", "Deny")
+    assert principal == {"name": refused["name"], "values": [refused["string_match"]["exact"]]}
+    removed = set(host["response_headers_to_remove"]) - set(Writing().owned)
+    assert set(traffic["headers"]["lateResponseHeaders"]["remove"]) == removed
+    ignored = manager["http_protocol_options"]["ignore_http_11_upgrade"]
+    assert [
+        {each["type"].lower(): each["value"]} for each in traffic["http1"]["ignoredUpgradeTypes"]
+    ] == ignored
+
+
+def test_what_the_ai_gateway_refuses_is_not_decided_on() -> None:
+    """Envoy Gateway itself has `rbac` behind `ext_proc`; later entries count over earlier ones."""
+    order = of_kind(FOLDER / "envoy-ai-gateway.yaml", "EnvoyProxy")["spec"]["filterOrder"]
+
+    assert order[-1] == {"name": "envoy.filters.http.rbac", "before": "envoy.filters.http.ext_proc"}
+
+
 # --- The filter that sees who issues responses ----------------------------------------------------
 
 
@@ -166,9 +199,8 @@ def test_sidecar_is_before_the_ai_gateways_own_processor() -> None:
     path = FOLDER / "envoy-ai-gateway.yaml"
     limit = of_kind(path, "BackendTrafficPolicy")["spec"]["requestBuffer"]["limit"]
 
-    assert of_kind(path, "EnvoyProxy")["spec"]["filterOrder"] == [
-        {"name": "envoy.filters.http.ext_proc", "before": "envoy.filters.http.buffer"}
-    ]
+    first, *_ = of_kind(path, "EnvoyProxy")["spec"]["filterOrder"]
+    assert first == {"name": "envoy.filters.http.ext_proc", "before": "envoy.filters.http.buffer"}
     assert limit == of_kind(path, "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
 
 
