@@ -131,22 +131,36 @@ def _adapt_listener(listener: dict[str, Any], options: GatewayOptions) -> None:
             log["typed_config"] = _file_log(log["typed_config"], options.access_log)
 
 
-def _set_aliases(manager: dict[str, Any], aliases: Iterable[str]) -> None:
+def _set_aliases(manager: dict[str, Any], aliases: tuple[str, ...]) -> None:
     """Where front ends find them, and where they become a model without the sidecar."""
-    owner = {"object": "model", "created": 0, "owned_by": _SIDECAR}
-    listed = json.dumps({"object": "list", "data": [{"id": name, **owner} for name in aliases]})
     routes = manager["route_config"]
-    # Envoy refuses longer answers of its own than this, which is 4 KiB unless set.
-    routes["max_direct_response_body_size_bytes"] = max(4096, len(listed))
+    longest = 4096
     for route in routes["virtual_hosts"][0]["routes"]:
         if route["match"].get("path") == _MODELS:
-            route["direct_response"]["body"]["inline_string"] = listed
+            body = route["direct_response"]["body"]
+            body["inline_string"] = _listed(body["inline_string"], aliases)
+            longest = max(longest, len(body["inline_string"]))
+    # Envoy refuses longer answers of its own than this, which is 4 KiB unless set.
+    routes["max_direct_response_body_size_bytes"] = longest
     table = ", ".join(f"[{json.dumps(name, ensure_ascii=False)}] = true" for name in aliases)
     for each in manager["http_filters"]:
         if (code := each["typed_config"].get("default_source_code")) is not None:
             code["inline_string"] = code["inline_string"].replace(
                 _ALIASES, f"local ALIASES = {{{table}}}"
             )
+
+
+def _listed(shipped: str, aliases: tuple[str, ...]) -> str:
+    """The shipped list with `aliases` in place of what it has, in the form of its first."""
+    page = json.loads(shipped)
+    first = page["data"][0]
+    page["data"] = [
+        {key: name if value == first["id"] else value for key, value in first.items()}
+        for name in aliases
+    ]
+    if "first_id" in page:
+        page["first_id"], page["last_id"] = (aliases[0], aliases[-1]) if aliases else (None, None)
+    return json.dumps(page)
 
 
 def _file_log(log: dict[str, Any], path: Path) -> dict[str, Any]:

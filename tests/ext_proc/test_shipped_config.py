@@ -515,8 +515,36 @@ async def test_models_that_can_be_chosen_are_those_that_ask_for_routing(
     assert (answer.headers["content-type"], listed.object) == ("application/json", "list")
     assert {each.object for each in listed.data} == {"model"}
     assert tuple(each.id for each in listed.data) == load_settings(environ={}).ext_proc.aliases
-    asked = [head for head in gateway.seen.asked if head.path.partition("?")[0] == "/v1/models"]
-    assert [head.method for head in asked if head.method == "GET"] == []
+    nobody_was_asked(gateway, "/v1/models")
+
+
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_models_that_can_be_chosen_are_listed_in_anthropics_form_for_its_clients(
+    gateway: Gateway, kind: str
+) -> None:
+    url = f"http://127.0.0.1:{getattr(gateway, kind)}"
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="mine", max_retries=0) as client:
+        raw = await client.models.with_raw_response.list(limit=20)
+        paged = [each async for each in client.models.list()]
+
+    aliases = load_settings(environ={}).ext_proc.aliases
+    # The client itself takes a model that lacks fields.
+    checked = [
+        anthropic.types.ModelInfo.model_validate(each) for each in raw.http_response.json()["data"]
+    ]
+    assert raw.headers["content-type"] == "application/json"
+    assert (
+        tuple(each.id for each in paged) == tuple(each.display_name for each in checked) == aliases
+    )
+    page = await raw.parse()
+    assert (page.has_more, page.first_id, page.last_id) == (False, aliases[0], aliases[-1])
+    nobody_was_asked(gateway, "/v1/models")
+
+
+def nobody_was_asked(gateway: Gateway, path: str) -> None:
+    """Neither the sidecar nor a provider, with a GET of that path."""
+    asked = [head.method for head in gateway.seen.asked if head.path.partition("?")[0] == path]
+    assert "GET" not in asked
     assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
 
 

@@ -58,19 +58,27 @@ def test_names_that_ask_for_routing_are_listed_and_become_a_model(tmp_path: Path
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
 
     routes = manager["route_config"]
-    no_websockets, other_site, text = (
+    of_anthropic, of_openai = texts = [
         route["direct_response"]["body"]["inline_string"]
         for route in routes["virtual_hosts"][0]["routes"]
-        if "direct_response" in route
-    )
-    assert "no_websockets" in no_websockets
-    assert "other_site" in other_site
-    assert tuple(each["id"] for each in json.loads(text)["data"]) == given
-    assert routes["max_direct_response_body_size_bytes"] >= len(text)
+        if route["match"].get("path") == "/v1/models"
+    ]
+    assert [tuple(each["id"] for each in json.loads(text)["data"]) for text in texts] == [given] * 2
+    page = json.loads(of_anthropic)
+    assert tuple(each["display_name"] for each in page["data"]) == given
+    assert (page["first_id"], page["last_id"]) == (given[0], given[-1])
+    assert {each["owned_by"] for each in json.loads(of_openai)["data"]} == {"llm_router"}
+    assert routes["max_direct_response_body_size_bytes"] >= max(map(len, texts))
     (lua,) = (each for each in manager["http_filters"] if each["name"].endswith(".lua"))
     code = lua["typed_config"]["default_source_code"]["inline_string"]
     assert 'local ALIASES = {["smart"] = true, ["say \\"cheap\\""] = true, ' in code
     assert "auto = true" not in code
+
+
+def test_nothing_is_listed_where_no_name_asks_for_routing(tmp_path: Path) -> None:
+    text = json.dumps(made(tmp_path, aliases=()))
+
+    assert r"\"data\": [], \"has_more\": false, \"first_id\": null, \"last_id\": null" in text
 
 
 def test_names_that_ask_for_routing_are_as_shipped_unless_given(tmp_path: Path) -> None:
