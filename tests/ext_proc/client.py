@@ -76,7 +76,7 @@ async def exchange(
     try:
         async with asyncio.timeout(timeout_s):
             # Read while sending: an answer may come before the whole request was taken.
-            answer = asyncio.ensure_future(_read(reader))
+            answer = asyncio.ensure_future(_read(reader, method))
             try:
                 writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode())
                 for piece in pieces:
@@ -92,7 +92,7 @@ async def exchange(
         writer.close()
 
 
-async def _read(reader: asyncio.StreamReader) -> Answer:
+async def _read(reader: asyncio.StreamReader, method: str) -> Answer:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -100,7 +100,7 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines if line)}
     try:
-        body = await _body(reader, headers)
+        body = b"" if method == "HEAD" else await _body(reader, headers)
     except (asyncio.IncompleteReadError, ConnectionError):
         return Answer(0, headers, b"")
     return Answer(int(status.split()[1]), headers, body)

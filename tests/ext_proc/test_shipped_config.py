@@ -548,6 +548,56 @@ def nobody_was_asked(gateway: Gateway, path: str) -> None:
     assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
 
 
+PLAIN = {"host": "gateway", "content-length": "0", "connection": "close"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/healthz", "/?verbose", "/api/hello"])
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_probe_is_told_that_requests_are_taken(
+    gateway: Gateway, kind: str, path: str, method: str
+) -> None:
+    asked = len(gateway.seen.asked)
+
+    answer = await exchange(getattr(gateway, kind), method, path, PLAIN)
+
+    assert (answer.status, answer.body[:3]) == (200, b"ok:" if method == "GET" else b"")
+    assert len(gateway.seen.asked) == asked
+    assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/favicon.ico", "/readyz", "/models?x"])
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_what_is_no_path_of_an_api_is_told_where_to_look(
+    gateway: Gateway, kind: str, path: str
+) -> None:
+    answer = await exchange(getattr(gateway, kind), "GET", path, PLAIN)
+
+    assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
+    error = answer.json["error"]
+    assert error["code"] == "no_such_path"
+    assert load_settings(environ={}).server.http_address in error["message"]
+    nobody_was_asked(gateway, path.partition("?")[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/files/file_1/content"),
+        ("GET", "/v1/responses/resp_1?stream=true"),
+        ("DELETE", "/v1/responses/resp_1"),
+        ("HEAD", "/v1/batches"),
+        ("GET", "/v1beta/models"),
+        ("GET", "/team/v1/fine_tuning/jobs"),
+        ("POST", "/openai/deployments/mine/embeddings"),
+    ],
+)
+async def test_path_of_an_api_goes_on(gateway: Gateway, method: str, path: str) -> None:
+    await exchange(gateway.alive, method, path, PLAIN)
+
+    assert gateway.reached()[0] == "openai"
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models"), ("GET", "/v1/models/auto")])
 async def test_other_requests_for_models_go_on(gateway: Gateway, method: str, path: str) -> None:
     headers = {"host": "gateway", "content-length": "0", "connection": "close"}
