@@ -16,7 +16,7 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset15 as ops
 
-from sidecar.engines.graph_nodes import constant, decompressed, float_, int8_rows
+from sidecar.engines.graph_nodes import constant, decompressed, float_, int8_groups
 
 Matrix = npt.NDArray[np.float32]
 Form = Callable[[Matrix], Any]
@@ -47,7 +47,7 @@ def _quantised(values: Matrix) -> Any:
 _FORMS: dict[str, Form] = {
     "float32": constant,
     "float16": lambda values: decompressed(constant(values.astype(np.float16))),
-    "int8 by row": lambda values: decompressed(int8_rows(values)),
+    "int8 in groups of 64": lambda values: decompressed(int8_groups(values)),
     "int4 in groups of 64": _int4_groups,
     "int8, activations too": _quantised,
 }

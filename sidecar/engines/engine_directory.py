@@ -48,6 +48,10 @@ class WeightStorage(StrEnum):
     INT4_AWQ = "int4_awq"
 
 
+_ROUNDED = frozenset({WeightStorage.INT8, WeightStorage.FP8, WeightStorage.INT4_AWQ})
+"""What decides a little differently than the weights that it was made from."""
+
+
 @dataclass(frozen=True, slots=True)
 class FusionFacts:
     """How the language model's opinion and the encoder's become one: `language_model` * its
@@ -158,8 +162,12 @@ class RouterFacts:
     def build_id(self) -> str:
         """The model's id with what it was built from, so that two builds can be told apart."""
         build = (self.adapter_sha256 or self.weights_sha256)[:12]
-        second = self.second_opinion
-        return f"{self.model_id}@{build}" + (f"+{second.adapter_sha256[:12]}" if second else "")
+        parts = [build]
+        if self.second_opinion is not None:
+            parts.append(self.second_opinion.adapter_sha256[:12])
+        if self.weight_storage in _ROUNDED:
+            parts.append(self.weight_storage.value)
+        return f"{self.model_id}@{'+'.join(parts)}"
 
     @property
     def takes_label_ids(self) -> bool:

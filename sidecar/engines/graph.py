@@ -45,7 +45,7 @@ from sidecar.engines.graph_nodes import (
     constant,
     decompressed,
     float_,
-    int8_rows,
+    int8_groups,
     ints,
     scalar,
 )
@@ -187,7 +187,7 @@ class _Builder:
     def _compressed(self, name: str, storage: WeightStorage = WeightStorage.F16) -> Node:
         """A weight matrix as a float16 node."""
         values = to_float16(name, self._read(name))
-        return constant(values) if storage is WeightStorage.F16 else int8_rows(values)
+        return constant(values) if storage is WeightStorage.F16 else int8_groups(values)
 
     def _read(self, name: str) -> FloatArray:
         return self.weights.tensor(name)

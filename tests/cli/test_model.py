@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import cli, model
-from sidecar.engines import EngineError, load_engine, open_adapter
+from sidecar.engines import EngineError, WeightStorage, load_engine, open_adapter
 from sidecar.engines.adapter import shipped_adapter
 from sidecar.engines.hf_source import open_hugging_face
 from sidecar.evaluation.engine_temperature import write_temperature
@@ -133,6 +133,10 @@ def test_a_checkpoint_is_written(adapter: Path, tmp_path: Path) -> None:
             "--encoder: a Hugging Face folder has no second opinion",
         ),
         (["--target", "tensorrt"], "'tensorrt' is not one of 'cpu', 'huggingface'"),
+        (
+            ["--weights", "int8", "--target", "huggingface"],
+            "--weights: for --target cpu, not for huggingface",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -143,6 +147,19 @@ def test_what_is_missing_or_contradicts_is_said(
     result = build(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2
     assert message.format(**places) in result.stderr
+
+
+def test_weights_in_8_bits_are_an_engine_of_their_own(adapter: Path, tmp_path: Path) -> None:
+    built = [build("--adapter", adapter, *more) for more in ([], ["--weights", "int8"])]
+    assert [each.exit_code for each in built] == [0, 0], built
+    engines = tmp_path / "cache" / "engines"
+    exact, rounded = (load_engine(engines / name) for name in ("tiny-router", "tiny-router-int8"))
+    assert rounded.router.weight_storage is WeightStorage.INT8
+    assert rounded.router.build_id == f"{exact.router.build_id}+int8"
+    weights = [each.graph_path.with_suffix(".bin").stat().st_size for each in (rounded, exact)]
+    assert weights == sorted(weights)
+    shown = CliRunner().invoke(cli, ["model", "info", "tiny-router-int8"]).stdout
+    assert f"sha256:{rounded.router.weights_sha256}, stored as int8" in shown
 
 
 def test_a_prompt_format_of_a_newer_version_is_refused(adapter: Path) -> None:
