@@ -119,24 +119,25 @@ def _by_group(outcomes: Sequence[Outcome]) -> Document:
 
 def breakdowns(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Metrics]]:
     """Accuracy by properties of the cases."""
-
-    def by_start(name: str) -> tuple[int, str]:
-        start = name.split("-")[0].rstrip("+")
-        return (int(start) if start.isdigit() else 0, name)
-
     kinds = {
-        "routes": grouped(outcomes, lambda o: [route_count_group(o)]),
-        "turn": grouped(outcomes, lambda o: [turn_group(o)]),
-        "granularity": grouped(outcomes, lambda o: [o.case.granularity or "none"]),
-        "tags": grouped(outcomes, lambda o: o.case.tags),
+        "routes": (grouped(outcomes, lambda o: [route_count_group(o)]), _first_number),
+        "turn": (grouped(outcomes, lambda o: [turn_group(o)]), _first_number),
+        # Whatever the cases say: no numbers are looked for in it.
+        "granularity": (grouped(outcomes, lambda o: [o.case.granularity or "none"]), str),
+        "tags": (grouped(outcomes, lambda o: o.case.tags), str),
     }
     return {
         kind: {
-            name: {"cases": len(each), "turn_accuracy": accuracy(each)}
-            for name, each in sorted(groups.items(), key=lambda item: by_start(item[0]))
+            name: {"cases": len(groups[name]), "turn_accuracy": accuracy(groups[name])}
+            for name in sorted(groups, key=order)
         }
-        for kind, groups in kinds.items()
+        for kind, (groups, order) in kinds.items()
     }
+
+
+def _first_number(group: str) -> int:
+    """Of `3-5` and `50+`."""
+    return int(group.rstrip("+").split("-")[0])
 
 
 def _robustness(run: Run) -> Document:

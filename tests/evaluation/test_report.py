@@ -17,6 +17,7 @@ from sidecar.core.policy import OTHER
 from sidecar.evaluation.baselines import majority
 from sidecar.evaluation.metrics import measure
 from sidecar.evaluation.outcomes import Outcome
+from sidecar.evaluation.policies import CaseRoute
 from sidecar.evaluation.report import render_report
 from sidecar.evaluation.results import Run, RunFacts, document, interrupted
 from tests.evaluation.making import case, outcome, with_candidates
@@ -58,6 +59,21 @@ def test_the_document_is_json_that_every_reader_takes() -> None:
     for each in (run(), bare):
         read = json.loads(json.dumps(document(each), allow_nan=False))
         assert len(read["decisions"]) == len(each.outcomes)
+
+
+def test_a_tag_that_looks_like_a_number_is_a_tag() -> None:
+    """`²` is a digit to Python, and no number."""
+    tagged = replace(case(), tags=("²", "9" * 5000, "b", "a"), granularity="①")
+    found = document(Run(FACTS, [outcome(True, of=tagged)]))["breakdowns"]
+    assert list(found["tags"]) == ["9" * 5000, "a", "b", "²"]
+    assert list(found["granularity"]) == ["①"]
+
+
+def test_numbers_of_routes_and_turns_are_in_their_order() -> None:
+    many = [CaseRoute(f"r{number}", "d") for number in range(60)]
+    found = [outcome(True, of=case(routes=many[:count])) for count in (60, 12, 1, 25, 4)]
+    routes = document(Run(FACTS, found))["breakdowns"]["routes"]
+    assert list(routes) == ["1-2", "3-5", "10-14", "20-29", "50+"]
 
 
 def test_the_temperature_is_that_of_the_engine_times_the_factor() -> None:
