@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_cases_of_which_no_model_is_asked_are_not_trained_on(
     assert [case.id for case in read_cases(file)] == ["1"]
     _, unasked = evaluation.read_cases([file])
     assert not unasked.conversation.shown_to_router()
+
+
+def test_a_byte_order_mark_is_passed_over_as_by_eval(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + json.dumps(line()).encode())
+    assert [case.id for case in read_cases(file)] == ["1"]
+    assert [case.id for case in evaluation.read_cases([file])] == ["1"]
 
 
 def test_half_an_emoji_in_a_name_is_no_mistake(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ A case is a conversation, the routes with their descriptions, and the right answ
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -121,8 +122,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json.loads(line.decode("utf-8"))
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield number, json.loads(text.decode("utf-8"))
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at column {error.colno}"
         raise InputError(f"{path}, line {number}: {what}") from None
