@@ -65,7 +65,11 @@ class Case:
     @property
     def user_turns(self) -> int:
         """User messages so far, the one to be routed included."""
-        return sum(message.role is Role.USER for message in self.conversation.messages)
+        return user_turns(self.conversation)
+
+
+def user_turns(conversation: Conversation) -> int:
+    return sum(message.role is Role.USER for message in conversation.messages)
 
 
 def case_files(paths: Iterable[Path]) -> dict[Path, str]:
@@ -208,17 +212,18 @@ def _case(line: str, file: str, where: str, default_id: str) -> Case:
     for key, named in (("label", content["label"]), *(("also_ok", each) for each in also_ok)):
         if named not in names:
             raise CaseError(f"{where}: {key}: {_unknown_route(named, names)}")
+    conversation = _conversation(content["conversation"], where)
     return Case(
         id=content.get("id", default_id),
         file=file,
         family=content.get("family") or file,
-        conversation=_conversation(content["conversation"], where),
+        conversation=conversation,
         routes=routes,
         label=content["label"],
         also_ok=frozenset(also_ok),
         granularity=content.get("granularity", ""),
         dialogue_id=_dialogue_id(content, where),
-        turn_index=_turn_index(content, where),
+        turn_index=_turn_index(content, conversation, where),
         tags=_texts(content, "tags", where),
     )
 
@@ -296,8 +301,10 @@ def _dialogue_id(content: dict[str, Any], where: str) -> str | None:
     return value
 
 
-def _turn_index(content: dict[str, Any], where: str) -> int:
-    value = content.get("turn_index", 0)
+def _turn_index(content: dict[str, Any], conversation: Conversation, where: str) -> int:
+    """Where none is given, what tells the turns of a dialogue apart: with one number for all, none
+    would follow another, and each would be a span of its own."""
+    value = content.get("turn_index", max(0, user_turns(conversation) - 1))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise CaseError(f"{where}: turn_index: must be a whole number, 0 or more")
     return value

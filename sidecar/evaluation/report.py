@@ -247,12 +247,15 @@ def _confusions(outcomes: Sequence[Outcome], results: Document) -> str:
 
 def _matrix(outcomes: Sequence[Outcome]) -> str:
     """Empty where there are too many labels."""
-    counts = Counter((o.case.label, o.answer) for o in outcomes)
+    counts = Counter((o.case.label, o.case.label if o.right else o.answer) for o in outcomes)
     labels = {name for pair in counts for name in pair if name}
     if len(labels) > _MATRIX_LABELS:
         return ""
     ordered = sorted(labels, key=lambda name: (name == OTHER, name))
-    note = '<p class="note">Rows are the right routes, columns those that were answered.</p>'
+    note = (
+        '<p class="note">Rows are the right routes, columns those that were answered; all that '
+        "counts as right is on the diagonal.</p>"
+    )
     return note + confusion_matrix(ordered, counts)
 
 

@@ -47,6 +47,13 @@ def test_three_keys_are_enough_the_file_is_the_family_and_the_line_the_id(tmp_pa
     assert (read.id, read.family, read.dialogue_id) == ("mine.jsonl:2", "mine", None)
 
 
+def test_turns_without_a_number_follow_one_another(tmp_path: Path) -> None:
+    said = [{"role": role, "content": "a"} for role in ("system", "user", "assistant", "user")]
+    turns = [line(id=str(n), conversation=said[:n], dialogue_id="d") for n in (1, 2, 4)]
+    numbers = [each.turn_index for each in read_cases([write_cases(tmp_path / "x.jsonl", turns)])]
+    assert numbers == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -120,6 +120,17 @@ def test_a_page_can_be_made_of_outcomes_without_confidence() -> None:
     assert "<h2>Reliability</h2>" not in page
 
 
+def test_an_answer_that_counts_as_right_is_no_confusion() -> None:
+    also = case("code", also_ok=["billing"])
+    found = [outcome(True, of=also, answer="billing"), outcome(False, of=case("weather"))]
+    page = render_report(document(Run(FACTS, found)), found)
+    row = re.search(r'scope="row">code</th>(.*?)</tr>', page)
+    assert row
+    # Billing, which the weather was taken for, is a column before that of code.
+    assert re.findall(r"<td.*?>(\d*)</td>", row[1]) == ["", "1", ""]
+    assert "var(--good)" in row[1]
+
+
 def test_every_metric_is_documented() -> None:
     documented = set(re.findall(r"`([a-z0-9_]+)`", DOCS.read_text(encoding="utf-8")))
     results = document(run())
