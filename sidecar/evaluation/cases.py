@@ -74,7 +74,7 @@ def user_turns(conversation: Conversation) -> int:
 
 def case_files(paths: Iterable[Path]) -> dict[Path, str]:
     """The files of `paths`, each with its name in results: without folder and suffix where no other
-    file is called so, else with as many folders as tell them apart.
+    file is called so, else with as many folders as tell them apart, or with their suffixes.
 
     Raises:
         CaseError: a path is missing, has another suffix, or is a folder without cases.
@@ -137,7 +137,11 @@ def _draw(key: object) -> bytes:
 
 def _files_at(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(_SUFFIXES))
+        for file in sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES)):
+            if not file.exists():
+                raise CaseError(f"{file}: a link to no file; mend or remove it")
+            if file.is_file():
+                yield file
     elif not path.exists():
         raise CaseError(f"{path}: does not exist")
     elif not path.name.endswith(_SUFFIXES):
@@ -147,14 +151,16 @@ def _files_at(path: Path) -> Iterator[Path]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    parts = [(*file.resolve().parts[:-1], file.name.split(".jsonl")[0]) for file in files]
-    longest = max(map(len, parts))
-    for length in range(1, longest + 1):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    # x.jsonl beside x.jsonl.gz.
-    return [str(file) for file in files]
+    folders = [file.parent.resolve().parts for file in files]
+    ends = [file.name.removesuffix(".gz").removesuffix(".jsonl") for file in files]
+    # With their suffixes, too, x.jsonl beside x.jsonl.gz is told apart.
+    for last in (ends, [file.name for file in files]):
+        parts = [(*folder, end) for folder, end in zip(folders, last, strict=True)]
+        for length in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(each[-length:]) for each in parts]
+            if len(set(names)) == len(names):
+                return names
+    raise AssertionError("no two files have one folder and one name")
 
 
 def _cases_of_file(path: Path, name: str) -> Iterator[Case]:

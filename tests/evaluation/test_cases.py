@@ -137,6 +137,8 @@ def test_a_damaged_compressed_file_is_refused(tmp_path: Path) -> None:
         (["a.jsonl", "b.jsonl.gz"], ["a", "b"]),
         (["x/a.jsonl", "y/a.jsonl"], ["x/a", "y/a"]),
         (["x/a.jsonl", "x/b.jsonl", "y/a.jsonl"], ["x/a", "x/b", "y/a"]),
+        (["a.jsonl", "a.jsonl.gz", "b.jsonl"], ["a.jsonl", "a.jsonl.gz", "b.jsonl"]),
+        (["a.jsonl", "a.jsonl.1.jsonl"], ["a", "a.jsonl.1"]),
     ],
 )
 def test_names_tell_files_apart(tmp_path: Path, files: list[str], names: list[str]) -> None:
@@ -144,6 +146,15 @@ def test_names_tell_files_apart(tmp_path: Path, files: list[str], names: list[st
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     assert list(case_files([tmp_path]).values()) == names
+
+
+def test_links_into_one_store_are_named_by_where_they_are(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        stored = tmp_path / f"stored-{folder}"
+        (tmp_path / "cases" / folder).mkdir(parents=True)
+        write_cases(stored, [line()])
+        (tmp_path / "cases" / folder / "a.jsonl").symlink_to(stored)
+    assert list(case_files([tmp_path / "cases"]).values()) == ["x/a", "y/a"]
 
 
 def test_a_file_that_is_named_in_two_ways_is_one(
@@ -165,6 +176,15 @@ def test_paths_without_cases_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CaseError, match=message):
             case_files([path])
+
+
+@pytest.mark.parametrize("to", ["gone.jsonl", "link.jsonl"], ids=["nothing", "itself"])
+def test_a_link_to_no_file_is_not_passed_over(tmp_path: Path, to: str) -> None:
+    """What is measured would be less than the folder says."""
+    write_cases(tmp_path / "x.jsonl", [line()])
+    (tmp_path / "link.jsonl").symlink_to(to)
+    with pytest.raises(CaseError, match=r"link\.jsonl: a link to no file; mend or remove it"):
+        case_files([tmp_path])
 
 
 def test_a_sample_is_the_same_each_time_and_keeps_dialogues_whole() -> None:
