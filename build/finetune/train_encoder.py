@@ -37,7 +37,7 @@ from router_training.options import (
     whole,
 )
 from router_training.program import run
-from router_training.record import write_record
+from router_training.record import begin_record, end_record
 from router_training.scoring import Scored, stratified, summary
 
 from sidecar.inference.tokenizer import HfTokenizer
@@ -100,12 +100,13 @@ def main() -> None:
     corpus = read_corpus(options.cases, options.written, without, options.other_policies)
     sizes = {name: len(cases) for name, cases in corpus.families.items()}
     log.info("%d written policies, cases: %s", len(corpus.written), sizes)
+    facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
+    record = begin_record(options.out, {**facts, "device": options.device})
     model, encoder = _train(corpus, plan, options)
     chosen = stratified(corpus.held_out, options.score_cases, plan.seed)
     scores = summary(_scored(model, encoder, chosen)) if chosen else {}
     log.info("held out: %s", json.dumps(scores))
-    facts = {"plan": asdict(plan), "encoder": str(options.encoder), "files": corpus.files}
-    write_record(options.out, {**facts, "device": options.device, "held_out": scores})
+    end_record(record, {"held_out": scores})
 
 
 def _train(

@@ -211,11 +211,29 @@ def test_files_of_an_option_given_twice_are_all_read(name: str) -> None:
 def test_a_record_is_written_where_git_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "progress.json").write_text("{}")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    record.write_record(tmp_path, {"device": "cpu"})
-    (written,) = tmp_path.glob("run-*.json")
+    written = record.begin_record(tmp_path, {"device": "cpu"})
     assert json.loads(written.read_text())["revision"] == ""
+
+
+def test_an_interrupted_run_is_recorded_too_and_another_with_what_it_came_to(
+    tmp_path: Path,
+) -> None:
+    path = record.begin_record(tmp_path, {"device": "cpu"})
+    begun = json.loads(path.read_text())
+    assert (begun["command"], begun["device"]) == (sys.argv, "cpu")
+    assert "finished" not in begun
+    (tmp_path / "progress.json").write_text('{"step": 7}')
+    record.end_record(path, {"held_out": {"cases": 3}})
+    ended = json.loads(path.read_text())
+    assert ended.pop("finished") >= begun["began"]
+    assert ended == {**begun, "progress": {"step": 7}, "held_out": {"cases": 3}}
+    assert list(tmp_path.glob("run-*")) == [path]
+
+
+def test_a_folder_that_takes_no_files_is_said_before_training() -> None:
+    with pytest.raises(OSError, match="/proc/run-"):
+        record.begin_record(Path("/proc"), {})
 
 
 def a_delta(path: Path, base_sha256: str) -> None:

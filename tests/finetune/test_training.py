@@ -107,6 +107,20 @@ def test_the_loss_falls_in_ten_steps(mixture: Mixture[EncodedDraw], tmp_path: Pa
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
+def test_progress_is_that_towards_what_ends_first(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    shown: list[float] = []
+
+    class Watched(Trainer):
+        def _show(self, bar: Any, spent: float) -> None:
+            super()._show(bar, spent)
+            shown.append(bar.n / bar.total)
+
+    Watched(tiny_model(), mixture, replace(PLAN, minutes=1e6, steps=4), tmp_path).run()
+    assert shown == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_a_resumed_run_goes_on_where_it_stopped(
     mixture: Mixture[EncodedDraw], tmp_path: Path
 ) -> None:

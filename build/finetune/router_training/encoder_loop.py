@@ -23,7 +23,7 @@ from router_training.encoder_batched import TextsBatch, batch_loss
 from router_training.encoder_draws import EncodedTexts
 from router_training.encoder_model import SecondOpinionModel, trained_weights
 from router_training.interruption import Interruption
-from router_training.loop import Outcome, Progress, recent_means
+from router_training.loop import Outcome, Progress, budget_bar, recent_means
 from router_training.running_time import RunningTime
 
 _NOTED_STEPS = 20
@@ -164,14 +164,14 @@ class EncoderTrainer:
         torch.set_num_threads(self.plan.threads)
         self.model.train()
         before, first, saved = self.progress.seconds, self.progress.step, 0.0
-        bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
+        bar = budget_bar()
         with bar, RunningTime() as time, Interruption() as interruption:
             while (
                 spent := self._share_spent(time.seconds, first)
             ) < 1.0 and not interruption.asked:
                 self._note(self._step(self._share_of_rate(spent)))
                 self.progress.seconds = before + time.seconds
-                self._show(bar, time.seconds)
+                self._show(bar, self._share_spent(time.seconds, first))
                 if time.seconds - saved > 60 * self.plan.save_minutes:
                     save_meanwhile(self.save)
                     saved = time.seconds
@@ -239,9 +239,9 @@ class EncoderTrainer:
             loss, accuracy = recent_means(self._recent)
             self.progress.losses.append((self.progress.step, round(loss, 4), round(accuracy, 4)))
 
-    def _show(self, bar: tqdm[Any], seconds: float) -> None:
+    def _show(self, bar: tqdm[Any], spent: float) -> None:
         loss, accuracy = recent_means(self._recent)
-        bar.n = min(round(seconds), bar.total)
+        bar.n = min(1.0, spent)
         rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
         bar.set_postfix_str(
             f"step {self.progress.step} loss {loss:.3f} right {accuracy:.3f} {rate:.0f} tokens/s "

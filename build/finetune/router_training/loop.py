@@ -175,7 +175,7 @@ class Trainer:
         KeyboardInterrupt after a signal, when the step has ended and is saved."""
         before, first, saved = self.progress.seconds, self.progress.step, 0.0
         torch.set_num_threads(1 if self.plan.threads > 1 else torch.get_num_threads())
-        bar = tqdm(total=round(60 * self.plan.minutes), unit="s", mininterval=5, smoothing=0)
+        bar = budget_bar()
         self.model.dropout = self.plan.dropout
         with (
             bar,
@@ -189,7 +189,7 @@ class Trainer:
                 outcomes = self._step(workers, self._descent.rate(self.progress.step, spent))
                 self.progress.seconds = before + time.seconds
                 self._note(outcomes)
-                self._show(bar, before)
+                self._show(bar, self._share_spent(time.seconds, first))
                 if time.seconds - saved > 60 * self.plan.save_minutes:
                     save_meanwhile(self.save)
                     saved = time.seconds
@@ -248,10 +248,9 @@ class Trainer:
     def _recent_means(self) -> tuple[float, float]:
         return recent_means([outcome for step in self._recent for outcome in step])
 
-    def _show(self, bar: tqdm[Any], before: float) -> None:
-        seconds = self.progress.seconds - before
+    def _show(self, bar: tqdm[Any], spent: float) -> None:
         loss, accuracy = self._recent_means()
-        bar.n = min(round(seconds), bar.total)
+        bar.n = min(1.0, spent)
         rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
         bar.set_postfix_str(
             f"step {self.progress.step} loss {loss:.3f} right {accuracy:.3f} {rate:.0f} tokens/s "
@@ -259,6 +258,12 @@ class Trainer:
             refresh=False,
         )
         bar.update(0)
+
+
+def budget_bar() -> tqdm[Any]:
+    """Of the share that is spent of minutes or steps, whichever ends first, and the time left."""
+    form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(total=1.0, mininterval=5, miniters=0, smoothing=0, bar_format=form)
 
 
 def recent_means(outcomes: Collection[Outcome]) -> tuple[float, float]:

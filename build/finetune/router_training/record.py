@@ -12,20 +12,42 @@ from typing import Any
 
 import torch
 
+from router_training.files import written_whole
 
-def write_record(folder: Path, facts: dict[str, Any]) -> None:
-    """`run-TIME.json` in `folder`: `facts`, the command, and what it ran on."""
+
+def begin_record(folder: Path, facts: dict[str, Any]) -> Path:
+    """`run-TIME.json` in `folder`: `facts`, the command, and what it runs on. A run that is
+    interrupted leaves it so.
+
+    Raises OSError, InputError if it cannot be written: no checkpoint could be, later.
+    """
     record = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "began": _now("%Y-%m-%dT%H:%M:%SZ"),
         "command": sys.argv,
         "revision": _revision(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "progress": json.loads((folder / "progress.json").read_text()),
         **facts,
     }
-    name = time.strftime("run-%Y%m%dT%H%M%SZ.json", time.gmtime())
-    (folder / name).write_text(json.dumps(record, indent=2) + "\n")
+    path = folder / _now("run-%Y%m%dT%H%M%SZ.json")
+    _write(path, record)
+    return path
+
+
+def end_record(path: Path, facts: dict[str, Any]) -> None:
+    """Adds `facts`, and how far the run came. Raises OSError, InputError."""
+    record = json.loads(path.read_text())
+    progress = json.loads((path.parent / "progress.json").read_text())
+    _write(path, {"finished": _now("%Y-%m-%dT%H:%M:%SZ"), **record, "progress": progress, **facts})
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    with written_whole(path) as file:
+        file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _now(form: str) -> str:
+    return time.strftime(form, time.gmtime())
 
 
 def _revision() -> str:
