@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.core.decision import Reason
+from sidecar.core.shown import shown
 from sidecar.evaluation.results import Document, interrupted
 
 _COLUMNS = {
@@ -45,7 +46,7 @@ def _table(results: Document) -> Table:
         view.add_column(heading, justify="right", no_wrap=True)
     files: Mapping[str, Any] = results["files"]
     for name, metrics in files.items():
-        view.add_row(Text(name), *_cells(metrics))
+        view.add_row(Text(shown(name)), *_cells(metrics))
     view.add_row("overall", *_cells(results["overall"]), style="bold")
     for name, baseline in results["baselines"].items():
         view.add_row(f"  {name}", *_cells(baseline["overall"]), style="dim")
@@ -91,7 +92,8 @@ def _facts(results: Document) -> Table:
         grid.add_row(name.replace("_", " "), _robustness(found))
     if results["calibration"] is not None:
         grid.add_row("calibration", _calibration(results["calibration"]))
-    grid.add_row("decided by", f"{run['routing_model']}, {run['prompt_format']}")
+    decided_by = f"{run['routing_model']}, {run['prompt_format']}"
+    grid.add_row("decided by", Text(shown(decided_by)))
     grid.add_row("took", f"{run['seconds']:.0f} s, {run['concurrency']} at once")
     return grid
 

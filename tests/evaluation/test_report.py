@@ -171,3 +171,12 @@ def test_who_measured_a_lack_of_time_is_told_of_the_budget(reason: str, told: bo
     print_results(document(Run(FACTS, [late])), Console(file=shown, width=200))
     assert "1 cases were not decided, and count as wrong" in shown.getvalue()
     assert ("decision_budget_ms" in shown.getvalue()) == told
+
+
+def test_names_of_others_are_shown_on_a_terminal_and_not_obeyed() -> None:
+    terminal = io.StringIO()
+    facts = replace(FACTS, routing_model="[bold]m[/nothing]")
+    found = [outcome(True, of=case(file="a\x1b[31m[red]"))]
+    print_results(document(Run(facts, found)), Console(file=terminal, width=200))
+    assert "a\\x1b[31m[red]" in terminal.getvalue()
+    assert "[bold]m[/nothing], compact-v1" in terminal.getvalue()
