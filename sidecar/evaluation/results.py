@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -119,19 +119,23 @@ def _by_group(outcomes: Sequence[Outcome]) -> Document:
 
 def breakdowns(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Metrics]]:
     """Accuracy by properties of the cases."""
-    kinds = {
-        "routes": (grouped(outcomes, lambda o: [route_count_group(o)]), _first_number),
-        "turn": (grouped(outcomes, lambda o: [turn_group(o)]), _first_number),
-        # Whatever the cases say: no numbers are looked for in it.
-        "granularity": (grouped(outcomes, lambda o: [o.case.granularity or "none"]), str),
-        "tags": (grouped(outcomes, lambda o: o.case.tags), str),
-    }
     return {
-        kind: {
-            name: {"cases": len(groups[name]), "turn_accuracy": accuracy(groups[name])}
-            for name in sorted(groups, key=order)
-        }
-        for kind, (groups, order) in kinds.items()
+        "routes": _accuracies(grouped(outcomes, lambda o: [route_count_group(o)]), _first_number),
+        "turn": _accuracies(grouped(outcomes, lambda o: [turn_group(o)]), _first_number),
+        # Whatever the cases say: no numbers are looked for in it.
+        "granularity": _accuracies(grouped(outcomes, lambda o: [o.case.granularity or "none"])),
+        "tags": _accuracies(grouped(outcomes, lambda o: o.case.tags)),
+    }
+
+
+def _accuracies(
+    groups: Mapping[str, Sequence[Outcome]], order: Callable[[str], int] | None = None
+) -> dict[str, Metrics]:
+    """By group, in the order of the names where no other is given."""
+    names = sorted(groups, key=order) if order else sorted(groups)
+    return {
+        name: {"cases": len(groups[name]), "turn_accuracy": accuracy(groups[name])}
+        for name in names
     }
 
 
