@@ -147,6 +147,13 @@ def test_a_path_without_cases_is_named(tmp_path: Path, name: str) -> None:
         case_files([tmp_path / name])
 
 
+def test_a_link_to_no_file_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "own.jsonl", line())
+    (tmp_path / "link.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(InputError, match=r"link\.jsonl: a link to no file"):
+        case_files([tmp_path])
+
+
 class AsDrawn:
     limit = ""
 

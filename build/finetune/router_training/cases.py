@@ -76,11 +76,14 @@ class Draw:
 def case_files(paths: Iterable[Path]) -> list[Path]:
     """The files of `paths`, each once: those of a folder and its folders that `sidecar eval` reads.
 
-    Raises InputError for a path that has none.
+    Raises InputError for a path that has none, and for a link to none.
     """
     files: dict[Path, Path] = {}
     for path in paths:
-        inside = path.rglob("*") if path.is_dir() else [path]
+        inside = list(path.rglob("*")) if path.is_dir() else [path]
+        for link in sorted(p for p in inside if p.name.endswith(_SUFFIXES) and p.is_symlink()):
+            if not link.exists():
+                raise InputError(f"{link}: a link to no file; mend or remove it")
         found = sorted(p for p in inside if p.name.endswith(_SUFFIXES) and p.is_file())
         if not found:
             raise InputError(f"{path}: there is no file that ends in {' or '.join(_SUFFIXES)}")
@@ -135,7 +138,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _case(value: Any, default_id: str) -> Case:
-    """Raises InputError for what `sidecar eval` refuses, too."""
+    """Raises InputError for what `sidecar eval` refuses, too, but for `turn_index` and the
+    form of names and descriptions."""
     _check_keys(value, "", _REQUIRED, _KEYS)
     for key in _TEXTS:
         if not isinstance(value.get(key, ""), str):
