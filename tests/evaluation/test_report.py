@@ -164,7 +164,10 @@ class _Balanced(HTMLParser):
         assert self._open.pop() == tag
 
 
-@pytest.mark.parametrize(("reason", "told"), [("deadline_exceeded", True), ("warming", False)])
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("deadline_exceeded", True), ("warming", True), ("model_unavailable", False)],
+)
 def test_who_measured_a_lack_of_time_is_told_of_the_budget(reason: str, told: bool) -> None:
     shown = io.StringIO()
     late = replace(outcome(False, answer=""), source="fallback", reason=reason)
