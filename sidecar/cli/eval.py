@@ -20,6 +20,7 @@ from sidecar.cli.eval_targets import Target, local_router, local_triton, running
 from sidecar.cli.eval_view import print_results
 from sidecar.cli.failures import Failure
 from sidecar.cli.output_file import OutputFile
+from sidecar.cli.stack import interrupted_by_signals
 from sidecar.cli.steps import Steps
 from sidecar.cli.tls_options import Tls, given_tls, tls_options
 from sidecar.cli.up import chosen_engine
@@ -182,10 +183,11 @@ def evaluate(
         fit=fit or write,
     )
     done = Done()
-    complete = _run(wanted, done)
-    if not done.outcomes.get("plain"):
-        raise SystemExit(130)
-    run = _finished(wanted, done, complete)
+    with interrupted_by_signals():
+        complete = _run(wanted, done)
+        if not done.outcomes.get("plain"):
+            raise SystemExit(130)
+        run = _finished(wanted, done, complete)
     results = _document(run, done)
     # First what cannot fail: asking may have taken an hour.
     print_results(results)

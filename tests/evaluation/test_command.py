@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -216,6 +218,40 @@ def test_what_was_decided_before_a_sidecar_died_is_shown(
     assert done.exit_code == 1
     assert f"Interrupted: 3 of {len(lines())} cases were asked." in done.output
     assert "Error: it has died" in done.output
+    assert json.loads(results.read_text())["overall"]["cases"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_was_decided_before_a_signal_is_shown(
+    cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As before Ctrl-C."""
+
+    @asynccontextmanager
+    async def ended(*_: object) -> AsyncIterator[Target]:
+        asked: list[RoutingRequest] = []
+
+        async def decide(request: RoutingRequest) -> Decision:
+            asked.append(request)
+            if len(asked) == 4:
+                asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+                await asyncio.sleep(0)
+            return DECISION
+
+        yield Target(decide, "m", lambda: None)
+
+    monkeypatch.setattr("sidecar.cli.eval.running_sidecar", ended)
+    monkeypatch.setattr("sidecar.cli.eval.configure_logging", lambda options: None)
+    results = tmp_path / "results.json"
+    arguments = ["eval", "--cases", cases, "--target", "a:1", "--json", results]
+    # Else it would end the tests, were it not caught.
+    before = signal.signal(number, lambda *_: None)
+    try:
+        done = CliRunner().invoke(cli, [*map(str, arguments), "--concurrency", "1"])
+    finally:
+        signal.signal(number, before)
+    assert done.exit_code == 130
+    assert f"Interrupted: 3 of {len(lines())} cases were asked." in done.output
     assert json.loads(results.read_text())["overall"]["cases"] == 3
 
 
