@@ -52,7 +52,7 @@ def conversation_of(request: Request) -> Conversation:
 class Encoder:
     """Args:
     prompt_format: a format of `sidecar.prompts` with label answers.
-    max_prompt: token budget of one prompt, as in the sidecar.
+    max_prompt: token budget of one prompt; a sidecar's is the context of its model.
     max_pack: requests are added to a pack while its prompts come to so many tokens, what they
         share counted once.
     """
@@ -65,8 +65,8 @@ class Encoder:
     @property
     def limit(self) -> str:
         return (
-            f"the routes leave no room for a conversation in {self.max_prompt} tokens, or have no "
-            "words for labels; a sidecar refuses them, too: shorten descriptions, remove routes"
+            f"the routes leave no room for a conversation in the {self.max_prompt} tokens that are "
+            "trained on, or have no words for labels; shorten descriptions, remove routes"
         )
 
     def encode(self, draw: Draw) -> EncodedDraw | None:
