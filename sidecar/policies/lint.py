@@ -51,7 +51,6 @@ def _lint(
 ) -> Iterator[Finding]:
     """First those of which there can be but few."""
     named = [catalog[id] for id in _named(policy) if id in catalog]
-    yield from _unpriced(policy, catalog)
     yield from _unplaced(policy, catalog)
     yield from _untested(policy)
     if today is not None:
@@ -92,15 +91,6 @@ def _share(one: frozenset[str], other: frozenset[str]) -> float:
     if min(len(one), len(other)) < _MIN_WORDS:
         return 0.0
     return len(one & other) / len(one | other)
-
-
-def _unpriced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:
-    unpriced = [id for id in _named(policy) if id in catalog and catalog[id].price is None]
-    if unpriced:
-        yield warning(
-            "",
-            f"{_some(unpriced)}: no price in the catalog, so `cheapest` puts what has none last",
-        )
 
 
 def _unplaced(policy: Policy, catalog: Catalog) -> Iterator[Finding]:

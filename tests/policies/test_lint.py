@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from sidecar.core.policy import Model, ModelList, Policy, Route, WeightedModel
+from dataclasses import replace
+
+import pytest
+
+from sidecar.core.policy import Model, ModelList, Policy, Preference, Route, WeightedModel
 from sidecar.policies.lint import lint
 from sidecar.policies.rules import MAX_FINDINGS
 
@@ -29,4 +33,12 @@ def test_of_hundreds_of_routes_like_each_other_the_first_are_named() -> None:
     assert len(findings) == MAX_FINDINGS + 1
     assert findings[-1].message.startswith("more than 50 findings")
     # What is said once of the whole policy is not lost among them.
-    assert any("no price in the catalog" in each.message for each in findings)
+    assert any("no examples" in each.message for each in findings)
+
+
+@pytest.mark.parametrize("preference", Preference)
+def test_price_that_nothing_asks_for_is_not_missed(preference: Preference) -> None:
+    """Where `cheapest` asks for it, the rules warn (`rules.py`), with the path of that list."""
+    policy = Policy("p", (), replace(MODELS, preference=preference))
+
+    assert [each.message for each in lint(policy, CATALOG) if "price" in each.message] == []
