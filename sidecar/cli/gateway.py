@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sidecar.cli.failures import Failure
 from sidecar.config import Settings
 from sidecar.core.policy import Model
 from sidecar.grpc_api.listening import ListenError, check_tcp
 from sidecar.local import (
+    SIDECAR_CLUSTER,
     EnvoyServer,
     GatewayOptions,
     adapted,
@@ -21,6 +24,7 @@ from sidecar.local import (
 from sidecar.policies.findings import closest, quoted
 
 _LAST_LINES = 15
+_PROVIDER = re.compile(r"(?P<name>[A-Za-z0-9_-]+)=(?P<url>https?://[^/@?#\s]+)/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class GatewayWish:
         port: that clients speak to, on the loopback interface.
         keys: folder with a file for each provider that has a key.
         variant: name of a file of docker/envoy/variants, without its ending; empty: none.
-        providers: cluster -> URL to be used instead of the real provider.
+        providers: cluster -> URL to be used instead of the real provider, or of a further one.
     """
 
     port: int
@@ -54,25 +58,58 @@ class GatewayWish:
 
     def with_key(self) -> list[str]:
         """The providers that have one. Raises LocalError."""
-        return [] if self.keys is None else list(read_keys(self.keys, _clusters()))
+        return [] if self.keys is None else list(read_keys(self.keys, self.clusters()))
+
+    def clusters(self) -> tuple[str, ...]:
+        """Names of the providers that Envoy reaches."""
+        return tuple(dict.fromkeys((*_shipped_clusters(), *self.providers)))
 
     def stray_keys(self) -> Iterator[str]:
         """Of each file among the keys that is of no provider: what to do."""
-        clusters = _clusters()
+        clusters = self.clusters()
         for file in sorted(self.keys.iterdir() if self.keys is not None else ()):
             if file.is_file() and file.name not in clusters and not file.name.startswith("."):
                 meant = closest(file.stem, clusters)
                 remedy = f"did you mean {meant}?" if meant else f"there are {', '.join(clusters)}"
                 yield f"{file} is the key of no provider: {remedy}"
 
+    def unused(self, models: Iterable[Model]) -> Iterator[str]:
+        """Of each provider with a URL that no model names."""
+        named = {model.cluster for model in models}
+        for name in self.providers:
+            if name not in named:
+                yield f"no model of the catalog has the cluster {quoted(name)}; set one's `cluster`"
 
-def _clusters() -> tuple[str, ...]:
+
+def _shipped_clusters() -> tuple[str, ...]:
     return provider_clusters(shipped_config().read_text(encoding="utf-8"))
 
 
-def misplaced(models: Iterable[Model]) -> Iterator[str]:
+def read_provider(text: str) -> tuple[str, str]:
+    """Cluster and URL of `NAME=URL`. Raises ValueError with what to write; a URL can hold a
+    password, so it is not repeated."""
+    match = _PROVIDER.fullmatch(text)
+    try:
+        parts = urlsplit(match["url"] if match else "")
+        right = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        right = False
+    if match is None or not right:
+        raise ValueError(
+            "write NAME=http://HOST:PORT or NAME=https://HOST, such as "
+            "openai=http://127.0.0.1:8000; the path is that of each request, "
+            "and keys come from --envoy-keys"
+        )
+    if match["name"] == SIDECAR_CLUSTER:
+        raise ValueError(
+            f"{SIDECAR_CLUSTER} is Envoy's cluster of the sidecar; choose another name"
+        )
+    return match["name"], match["url"]
+
+
+def misplaced(models: Iterable[Model], clusters: Sequence[str] = ()) -> Iterator[str]:
     """Of each model whose cluster is none of Envoy's: what becomes of it, and what to do."""
-    clusters = _clusters()
+    clusters = clusters or _shipped_clusters()
     choice = f"one of {', '.join(clusters)}"
     for model in models:
         if not model.cluster:

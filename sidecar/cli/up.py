@@ -15,7 +15,7 @@ from rich.console import Console
 from sidecar.cli.common_options import config_option, model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
-from sidecar.cli.gateway import GatewayWish, misplaced
+from sidecar.cli.gateway import GatewayWish, misplaced, read_provider
 from sidecar.cli.model import default_model
 from sidecar.cli.policy_options import place
 from sidecar.cli.policy_place import PlaceFailure
@@ -34,6 +34,15 @@ from sidecar.policies.stores import open_store
 _NEEDED = {"header_prefix": "x-llm-", "clear_route_cache": True, "dynamic_metadata": True}
 """Without these all requests would arrive at Envoy's default provider, with another one's model."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def _providers(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    try:
+        return dict(map(read_provider, given))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -60,6 +69,14 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     help="Folder with the providers' keys: a file for each, named as its cluster.",
 )
 @click.option(
+    "--envoy-provider",
+    metavar="NAME=URL",
+    multiple=True,
+    callback=_providers,
+    help="Reach the provider NAME of the catalog's `cluster` at URL: a server of your own, or a "
+    "stand-in for tests. May be given more than once.",
+)
+@click.option(
     "--envoy-variant",
     type=click.Choice(["full_duplex", "shadow"]),
     help="Another way to attach the sidecar; see docs/ext-proc.md.",
@@ -71,6 +88,7 @@ def up(
     envoy: bool,
     envoy_port: int,
     envoy_keys: Path | None,
+    envoy_provider: dict[str, str],
     envoy_variant: str | None,
 ) -> None:
     """Run Triton and the sidecar on this machine until Ctrl-C.
@@ -82,7 +100,8 @@ def up(
     settings = with_console(with_policies(load_settings(config), policies))
     check_policies(settings)
     check_addresses(settings)
-    gateway = GatewayWish(envoy_port, envoy_keys, envoy_variant or "") if envoy else None
+    wish = GatewayWish(envoy_port, envoy_keys, envoy_variant or "", envoy_provider)
+    gateway = wish if envoy else None
     if gateway is not None:
         check_gateway(gateway, settings)
     steps = Steps()
@@ -103,7 +122,7 @@ def up(
 def _refuse_of_envoy() -> None:
     """Raises UsageError for an option that would be ignored."""
     context = click.get_current_context()
-    for name in ("envoy_port", "envoy_keys", "envoy_variant"):
+    for name in ("envoy_port", "envoy_keys", "envoy_provider", "envoy_variant"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name.replace('_', '-')} needs --envoy")
 
@@ -205,12 +224,14 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
         if settings.admin.console:
             lines.append(f"Console  http://{settings.server.http_address}/console")
     if gateway is not None:
-        lines.append(f"Envoy    {gateway.url} (OpenAI's SDK: {gateway.url}/v1), model `auto`")
+        lines.append(f"Envoy    {gateway.url} for Anthropic's SDK, {gateway.url}/v1 for OpenAI's,")
+        lines.append("         model `auto`")
         lines.append(f"         log {stack.gateway.log}")
         keys = ", ".join(gateway.with_key())
         told = f"keys of {keys}" if keys else "requests go on without a key: see --envoy-keys"
         lines.append(f"         {told}")
-        warnings = (*gateway.stray_keys(), *_of_catalog(stack.plaintext_address))
+        lines += [f"         {name} is at {url}" for name, url in gateway.providers.items()]
+        warnings = (*gateway.stray_keys(), *_of_catalog(stack.plaintext_address, gateway))
         lines += [f"         warning: {each}" for each in warnings]
     lines.append(f"Triton   {stack.triton.grpc_address}, log {stack.triton.log}")
     default = stack.plaintext_address == ServerSettings().grpc_address
@@ -221,12 +242,13 @@ def _announce(stack: LocalStack, settings: Settings, gateway: GatewayWish | None
     echo("\n".join(lines))
 
 
-def _of_catalog(at: str) -> Sequence[str]:
+def _of_catalog(at: str, gateway: GatewayWish) -> Sequence[str]:
     """What is doubtful about the catalog that the sidecar has: with a store the files are only what
     that began with."""
     with place(at) as sidecar:
         try:
-            return list(misplaced(sidecar.catalog().models.values()))
+            models = sidecar.catalog().models.values()
+            return [*gateway.unused(models), *misplaced(models, gateway.clusters())]
         except PlaceFailure as failure:
             if not failure.unreadable:
                 raise

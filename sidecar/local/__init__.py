@@ -4,6 +4,7 @@ from sidecar.local.cache import CACHE_VARIABLE, cache_dir
 from sidecar.local.envoy import EnvoyServer
 from sidecar.local.errors import LocalError
 from sidecar.local.gateway import (
+    SIDECAR_CLUSTER,
     GatewayOptions,
     adapted,
     provider_clusters,
@@ -20,6 +21,7 @@ from sidecar.local.triton import TritonServer
 
 __all__ = [
     "CACHE_VARIABLE",
+    "SIDECAR_CLUSTER",
     "ChildProcess",
     "EnvoyServer",
     "GatewayOptions",

@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,8 @@ _FOLDERS = (
     Path(__file__).resolve().parents[2] / "docker" / "envoy",
     Path(__file__).resolve().parents[1] / "_envoy",
 )
-_SIDECAR = "llm_router"
+SIDECAR_CLUSTER = "llm_router"
+_PATTERN = "openai"
 _ALIASES = "local ALIASES = {auto = true}"
 _MODELS = "/v1/models"
 _BUFFER = "per_connection_buffer_limit_bytes"
@@ -39,7 +41,9 @@ class GatewayOptions:
         aliases: names in place of a model that ask for routing; None: as shipped.
         keys: folder with a file for each cluster that has a key; None, or a file that is not there
             or empty: requests go to that provider without one.
-        providers: cluster -> URL to be used instead of the real provider.
+        providers: cluster -> URL to be used instead of the real provider. A cluster that is not
+            shipped is made, and gets its key as OpenAI's API has it. Host and certificate are those
+            of the URL's name; at an address those of the real provider.
         trusted_ca: certificates that are trusted for https; None: those of this machine.
         access_log: file for it instead of standard output.
         variant: content of a file of docker/envoy/variants; empty: none.
@@ -69,20 +73,21 @@ def shipped_config(name: str = "envoy.yaml") -> Path:
 def provider_clusters(config: str) -> tuple[str, ...]:
     """Names of the clusters of `config` (YAML) that reach providers."""
     clusters = _load(config)["static_resources"]["clusters"]
-    return tuple(cluster["name"] for cluster in clusters if cluster["name"] != _SIDECAR)
+    return tuple(cluster["name"] for cluster in clusters if cluster["name"] != SIDECAR_CLUSTER)
 
 
 def adapted(shipped: str, options: GatewayOptions) -> str:
     """The configuration `shipped` (YAML) with `options` applied, as JSON.
 
     Raises:
-        LocalError: `providers` names a cluster that there is not.
+        LocalError: a key or this machine's certificates cannot be read.
     """
     resources = _load(shipped)["static_resources"]
     clusters = {cluster["name"]: cluster for cluster in resources["clusters"]}
     for name in options.providers:
         if name not in clusters:
-            raise LocalError(f"there is no cluster {name!r}; there are {', '.join(clusters)}")
+            clusters[name] = _like(clusters[_PATTERN], name, options.providers[name])
+            resources["clusters"].append(clusters[name])
     for each in (*resources["listeners"], *resources["clusters"]):
         if (shipped_bytes := each.get(_BUFFER)) is not None:
             each[_BUFFER] = max(shipped_bytes, options.buffer_bytes)
@@ -90,7 +95,7 @@ def adapted(shipped: str, options: GatewayOptions) -> str:
         _adapt_listener(listener, options)
     keys = read_keys(options.keys, clusters) if options.keys is not None else {}
     for name, cluster in clusters.items():
-        if name == _SIDECAR:
+        if name == SIDECAR_CLUSTER:
             _set_address(cluster, {"pipe": {"path": str(options.sidecar)}})
         else:
             _adapt_provider(cluster, options, has_key=name in keys)
@@ -168,11 +173,27 @@ def _file_log(log: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**log, "@type": kind, "path": str(path)}
 
 
+def _like(pattern: dict[str, Any], name: str, url: str) -> dict[str, Any]:
+    """A further provider."""
+    made: dict[str, Any] = json.loads(json.dumps(pattern))
+    made["name"] = made["load_assignment"]["cluster_name"] = name
+    for each in made["typed_extension_protocol_options"][_PROTOCOL]["http_filters"]:
+        if each["name"] == _INJECTOR:
+            credential = each["typed_config"]["credential"]["typed_config"]["credential"]
+            credential["name"] = name
+    for endpoint in _endpoints(made):
+        endpoint["hostname"] = urlsplit(url).hostname
+    return made
+
+
 def _adapt_provider(cluster: dict[str, Any], options: GatewayOptions, has_key: bool) -> None:
     url = urlsplit(options.providers.get(cluster["name"], ""))
     if url.hostname is not None:
         port = url.port or (443 if url.scheme == "https" else 80)
         _set_address(cluster, {"socket_address": {"address": url.hostname, "port_value": port}})
+        if not _is_address(url.hostname):
+            for endpoint in _endpoints(cluster):
+                endpoint["hostname"] = url.hostname
         if url.scheme == "http":
             del cluster["transport_socket"]
             cluster["typed_extension_protocol_options"][_PROTOCOL] = _plain_http(
@@ -187,6 +208,14 @@ def _adapt_provider(cluster: dict[str, Any], options: GatewayOptions, has_key: b
         protocol = cluster["typed_extension_protocol_options"][_PROTOCOL]
         filters = protocol["http_filters"]
         protocol["http_filters"] = [each for each in filters if each["name"] != _INJECTOR]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain_http(protocol: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def test_help_lists_the_commands_without_importing_them() -> None:
         (["model", "info", "/"], 1, "is not an engine directory"),
         (["serve"], 1, "routing_model.directory is not set"),
         (["up", "--envoy-keys", "/"], 2, "--envoy-keys needs --envoy"),
+        (["up", "--envoy-provider", "a=http://b"], 2, "--envoy-provider needs --envoy"),
+        (["up", "--envoy", "--envoy-provider", "a=b"], 2, "'--envoy-provider': write NAME="),
         (["up", "--envoy-port", "10000"], 2, "--envoy-port needs --envoy"),
         (["bench", "--json", "/no/such/x.json"], 2, "the folder /no/such does not exist"),
         (["soak", "--json", "/no/such/x.json"], 2, "the folder /no/such does not exist"),

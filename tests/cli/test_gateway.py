@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.gateway import GatewayWish, misplaced, options_of
+from sidecar.cli.gateway import GatewayWish, misplaced, options_of, read_provider
 from sidecar.cli.up import EXAMPLES, check_gateway
 from sidecar.config import load_settings
 from sidecar.core.policy import Model
@@ -147,3 +147,47 @@ def test_every_model_of_the_examples_has_a_cluster_of_envoy() -> None:
     catalog = load_policies([EXAMPLES / "policies"]).catalog
 
     assert list(misplaced(catalog.values())) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("openai=http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("openai=https://litellm.internal/", "https://litellm.internal"),
+    ],
+)
+def test_provider_elsewhere_is_read(text: str, url: str) -> None:
+    assert read_provider(text) == ("openai", url)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("openai", "write NAME=http://HOST:PORT"),
+        ("=http://127.0.0.1:8000", "write NAME="),
+        ("openai=127.0.0.1:8000", "write NAME="),
+        ("openai=ftp://127.0.0.1", "write NAME="),
+        ("openai=http://:8000", "write NAME="),
+        ("openai=http://127.0.0.1:80000", "write NAME="),
+        ("openai=http://127.0.0.1:8000/v1", "the path is that of each request"),
+        ("openai=http://me:secret@127.0.0.1", "keys come from --envoy-keys"),
+        ("llm_router=http://127.0.0.1:8000", "llm_router is Envoy's cluster of the sidecar"),
+    ],
+)
+def test_provider_elsewhere_that_cannot_be_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as raised:
+        read_provider(text)
+    assert "secret" not in str(raised.value)
+
+
+def test_further_provider_is_one_of_envoys(tmp_path: Path) -> None:
+    (tmp_path / "local").write_text("key")
+    wish = GatewayWish(1, tmp_path, providers={"local": "http://127.0.0.1:8000"})
+    model = Model("local/small", "small", cluster="local")
+
+    assert list(misplaced([model], wish.clusters())) == []
+    assert (wish.with_key(), list(wish.stray_keys())) == (["local"], [])
+    assert list(wish.unused([model])) == []
+    assert list(wish.unused([])) == [
+        'no model of the catalog has the cluster "local"; set one\'s `cluster`'
+    ]

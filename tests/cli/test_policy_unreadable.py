@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 
 from sidecar._generated.llmrouter.v1 import policy_pb2
+from sidecar.cli.gateway import GatewayWish
 from sidecar.cli.up import _of_catalog, up
 from sidecar.core.policy import CatalogRecord, PolicyRecord
 from sidecar.grpc_api.convert.policies import record_to_proto
@@ -188,6 +189,6 @@ def test_up_tells_of_a_catalog_that_cannot_be_read_as_of_one_that_is_doubtful(
     parts.changed(at, f"UPDATE changes SET content = {content} WHERE name = 'modelCatalog'")
 
     with click.Context(up):
-        warnings = _of_catalog(at)
+        warnings = _of_catalog(at, GatewayWish(1))
 
     assert re.search(said, warnings[0])

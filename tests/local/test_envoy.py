@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.local import EnvoyServer, GatewayOptions, LocalError, adapted, shipped_config
+from sidecar.local import (
+    EnvoyServer,
+    GatewayOptions,
+    LocalError,
+    adapted,
+    free_ports,
+    shipped_config,
+)
 
 SHIPPED = shipped_config().read_text()
 
@@ -107,9 +117,65 @@ def test_provider_without_a_key_gets_none_and_others_keep_theirs(tmp_path: Path)
     assert injector not in json.dumps(cluster(resources, "mistral"))
 
 
-def test_provider_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="no cluster 'opnai'; there are llm_router, openai"):
-        made(tmp_path, providers={"opnai": "http://127.0.0.1:1"})
+@pytest.mark.parametrize(
+    ("name", "url", "address", "host"),
+    [
+        ("openai", "http://127.0.0.1:81", ("127.0.0.1", 81), "api.openai.com"),
+        ("openai", "http://litellm.internal", ("litellm.internal", 80), "litellm.internal"),
+        ("openai", "https://litellm.internal", ("litellm.internal", 443), "litellm.internal"),
+        ("local", "http://127.0.0.1:81", ("127.0.0.1", 81), "127.0.0.1"),
+        ("local", "http://[::1]:81", ("::1", 81), "::1"),
+    ],
+)
+def test_provider_is_asked_elsewhere(
+    tmp_path: Path, name: str, url: str, address: tuple[str, int], host: str
+) -> None:
+    made_one = cluster(made(tmp_path, providers={name: url}), name)
+
+    assert made_one["load_assignment"]["cluster_name"] == name
+    (locality,) = made_one["load_assignment"]["endpoints"]
+    (endpoint,) = (each["endpoint"] for each in locality["lb_endpoints"])
+    assert tuple(endpoint["address"]["socket_address"].values()) == address
+    assert endpoint["hostname"] == host
+    assert ("transport_socket" in made_one) is url.startswith("https:")
+
+
+def test_further_provider_gets_its_own_key(tmp_path: Path) -> None:
+    (tmp_path / "local").write_text("sk-2")
+
+    resources = made(tmp_path, providers={"local": "http://127.0.0.1:81"}, keys=tmp_path)
+
+    assert [each["name"] for each in resources["secrets"]] == ["local"]
+    assert '"credential": {"name": "local"}' in json.dumps(cluster(resources, "local"))
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_provider_whose_name_has_an_address_that_is_not_reached_is_asked_at_another(
+    tmp_path: Path,
+) -> None:
+    """localhost is ::1, too, as providers have addresses of IPv6 on machines without it."""
+    port = free_ports(1)[0]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as provider:
+        threading.Thread(target=provider.serve_forever, daemon=True).start()
+        options = GatewayOptions(
+            port=port,
+            sidecar=tmp_path / "nobody",
+            providers={"openai": f"http://localhost:{provider.server_port}"},
+        )
+        with EnvoyServer(adapted(SHIPPED, options)):
+            client = HTTPConnection("127.0.0.1", port, timeout=30)
+            client.request("POST", "/v1/chat/completions", "{}")
+            assert client.getresponse().status == 200
+            client.close()
+        provider.shutdown()
 
 
 def test_file_that_is_not_shipped_is_named() -> None:
