@@ -31,7 +31,7 @@ help: ## Print this
 setup: $(INSTALLED) ## Make .venv with everything that is locked
 
 $(INSTALLED): requirements/dev.lock pyproject.toml | $(BIN)/python
-	@echo "Installing the locked packages into $(VENV)"
+	@echo "Installing the locked packages into $(VENV), which takes minutes"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps \
 	    -r requirements/dev.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps \

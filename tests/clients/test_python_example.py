@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +132,19 @@ async def test_a_sidecar_that_hangs_is_given_up(
 
 async def hanging(request: RoutingRequest) -> None:
     await asyncio.sleep(60)
+
+
+def test_code_for_a_service_of_ones_own_is_generated_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "examples/clients/README.md").read_text()
+    (command,) = re.findall("^python (-m grpc_tools.+)$", page, re.MULTILINE)
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    (tmp_path / "gen").mkdir()
+    called = (
+        "from llmrouter.v1 import routing_pb2, routing_pb2_grpc;"
+        "routing_pb2_grpc.RoutingServiceStub, routing_pb2.RouteRequest"
+    )
+
+    subprocess.run(["bash", "-c", f"{sys.executable} {command}"], cwd=tmp_path, check=True)
+    # Isolated: without the code of this repository.
+    code = f"import sys; sys.path.insert(0, 'gen'); {called}"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
