@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import structlog
 
-from sidecar.config import Settings
+from sidecar.config import Settings, variable
 from sidecar.core.errors import SidecarError
 from sidecar.core.policy import Attribution
 from sidecar.grpc_api.listening import is_loopback
@@ -81,14 +81,29 @@ def _seed(store: PolicyStore, settings: Settings) -> None:
     _log.info("policy store filled", changes=made)
 
 
+def require_default(settings: Settings, known: Collection[str]) -> None:
+    """Raises PolicySourceError if `known`, resource names, lack the policy of requests that name
+    none."""
+    name = settings.policies.default_policy
+    if "/" not in name:
+        name = f"namespaces/default/policies/{name}"
+    if name not in known:
+        listed = f" to one of these: {', '.join(sorted(known)[:10])}" if known else ""
+        raise PolicySourceError(
+            f"policies.default_policy: there is no policy {name} for requests that name none; "
+            f"name one so, or set {variable('policies', 'default_policy')}{listed}"
+        )
+
+
 def begin_live(
     store: PolicyStore, registry: PolicyRegistry, targets: Iterable[Target], settings: Settings
 ) -> LivePolicies:
     """What is in the store is in force when this returns, and is followed from then on.
 
     Raises:
-        PolicySourceError: a file has a policy that the routing model cannot take.
-        SidecarError: POLICY_NOT_FOUND if the files lack the default policy; STORE_UNAVAILABLE.
+        PolicySourceError: a file has a policy that the routing model cannot take, or the files lack
+            the default policy.
+        SidecarError: STORE_UNAVAILABLE.
     """
     held = list(targets)
 
@@ -108,7 +123,7 @@ def begin_live(
         # Whoever starts it is there to correct the files.
         for refusal in live.refusals.values():
             raise PolicySourceError(f"{refusal.name}: {refusal.why}")
-        registry.get_default()
+        require_default(settings, [each.policy.resource_name for each in registry.records()])
     elif registry.find(registry.default_name) is None:
         _log.warning(
             "the default policy is not in the policy store; requests that name no policy are "

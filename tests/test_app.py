@@ -244,7 +244,8 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     ),
     "no default policy": (
         lambda f, p: f["policies"].update(default_policy="gone"),
-        "namespaces/default/policies/gone",
+        "no policy namespaces/default/policies/gone for requests that name none; name one so, or "
+        "set SIDECAR_POLICIES__DEFAULT_POLICY to one of these: namespaces/default/policies/",
     ),
     "unknown prompt format": (
         lambda f, p: f["routing_model"].update(prompt_format="gone"),

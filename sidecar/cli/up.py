@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from sidecar.app_policies import PolicySourceError, require_default
 from sidecar.cli.common_options import config_option, model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
@@ -183,6 +184,11 @@ def check_policies(settings: Settings) -> None:
     if not found.valid:
         print_findings(found, Console(stderr=True))
         raise Failure("the policies have errors; nothing was started")
+    if not settings.policy_store.url:
+        try:
+            require_default(settings, found.records)
+        except PolicySourceError as error:
+            raise Failure(str(error)) from None
 
 
 def _has_policies(url: str) -> bool:

@@ -140,10 +140,6 @@ class PolicyRegistry:
         named = sorted(self._in_force.named.values(), key=lambda each: each.ref.name != default)
         return [_with(each, self._prompts.peek(each.ref.digest)) for each in named]
 
-    def get_default(self) -> CompiledPolicy:
-        """The policy of requests that name none. Raises SidecarError POLICY_NOT_FOUND."""
-        return self.get(PolicyName())
-
     def find(self, name: str) -> CompiledPolicy | None:
         """The policy of that resource name; None if there is none in force."""
         found = self._in_force.named.get(name)

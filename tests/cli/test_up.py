@@ -424,6 +424,19 @@ def test_up_shows_what_is_wrong_with_policies_before_it_starts_anything(tmp_path
     assert result.returncode == 1
 
 
+def test_up_says_that_no_policy_is_the_default_one_before_it_starts_anything(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY.replace("name: default", "name: platform"))
+    flags = {"policies": {"paths": (path,)}}
+
+    with pytest.raises(Failure, match=r"DEFAULT_POLICY to one of these: .*/platform"):
+        check_policies(load_settings(flags=flags, environ={}))
+    named = {"SIDECAR_POLICIES__DEFAULT_POLICY": "platform"}
+    check_policies(load_settings(flags=flags, environ=named))
+
+
 def test_up_looks_at_the_files_only_where_the_database_has_no_policies(tmp_path: Path) -> None:
     path = tmp_path / "policies.yaml"
     path.write_text(POLICY)
