@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from sidecar.core.policy import ApiDialect
 from sidecar.policies import load_policies
+from sidecar.policies.lint import lint
 from sidecar.policies.schema import CatalogShape, PolicyShape
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,6 +44,17 @@ def test_policy_of_the_guide_has_no_findings(tmp_path: Path) -> None:
     found = load_policies([path])
     assert [str(finding) for finding in found.findings] == []
     assert len(found.policies) == 1
+
+
+def test_policy_of_the_readme_has_nothing_doubtful_and_can_be_started_with(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "team.yaml"
+    path.write_text(block)
+    found = load_policies([path])
+    (policy,) = found.policies
+    assert found.findings == ()
+    assert lint(policy, found.catalog, date(2026, 1, 1)) == ()
+    assert policy.name == "default"
 
 
 def test_guide_names_every_key() -> None:
