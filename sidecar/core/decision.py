@@ -160,9 +160,9 @@ class Decision:
 
     @property
     def asked(self) -> str:
-        """The step in which the model server was waited for; empty if it was not."""
-        asked = (each.step for each in self.steps if each.step in (MODEL_STEP, ENCODER_STEP))
-        return next(asked, "")
+        """The last step in which the model server was waited for; empty if it was not."""
+        steps = (each.step for each in reversed(self.steps))
+        return next((step for step in steps if step in (MODEL_STEP, ENCODER_STEP)), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from sidecar.core.model import InferenceFailure
 
 class BreakerState(Enum):
     """`OPEN`: calls are answered at once, without asking. `RECOVERING`: the server is back and
-    computes the policies' prefixes; callers still do not wait for it. `CLOSED`: calls go through.
+    computes the policies' prefixes; callers wait for its encoder alone. `CLOSED`: calls go through.
     """
 
     CLOSED = "closed"

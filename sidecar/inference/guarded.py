@@ -108,8 +108,11 @@ class GuardedModel:
         await self._model.close()
 
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
-        """See `RoutingModel.infer`; fails at once with BREAKER_OPEN during an outage."""
-        self._check_closed()
+        """See `RoutingModel.infer`; fails at once with BREAKER_OPEN during an outage. The encoder
+        alone, which needs no prefix, is asked as soon as the server is ready again."""
+        second = prompt.second_opinion
+        if second is None or not second.alone or self.state is not BreakerState.RECOVERING:
+            self._check_closed()
         self._in_flight += 1
         try:
             output = await self._model.infer(prompt, answer_form, timeout_s)

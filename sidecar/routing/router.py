@@ -51,7 +51,7 @@ from sidecar.routing.pins import (
     subject,
 )
 from sidecar.routing.registry import CompiledPolicy, PolicyRegistry
-from sidecar.routing.targets import Refusal, Target, Targets, takes_over
+from sidecar.routing.targets import ENCODER_SHARE, Refusal, Target, Targets, takes_over
 from sidecar.routing.walk import (
     Outcome,
     RoutingModelRef,
@@ -338,26 +338,33 @@ class Router:
         prompt = self._render(walk)
         target = self._place(walk, prompt)
         if isinstance(target, Refusal):
-            if target.encoder is not None and (alone := encoder_alone(prompt)) is not None:
-                outcome = await self._by_encoder(walk, target.encoder, alone)
-                if outcome is not None:
-                    why = f"{outcome.detail} By the encoder alone: {target.detail}"
-                    return replace(outcome, detail=why)
-            return fallback(target.reason, target.detail)
+            return await self._refused(walk, target, prompt)
         self._waiting += 1
         step = MODEL_STEP
         try:
-            prepared = await self._prepared(walk, target) if walk.compiled.inline else target
-            if prepared is None:
-                detail = "The model server is computing the policy's prefix, which is long."
-                return fallback(Reason.WARMING, detail)
-            output = await self._ask(walk, prepared, prompt)
-            if not by_language_model(output):
-                step = ENCODER_STEP
+            prepared: Target | Refusal = target
+            if walk.compiled.inline:
+                prepared = await self._prepared(walk, target, prompt)
+            if isinstance(prepared, Target):
+                output = await self._ask(walk, prepared, prompt)
+                if not by_language_model(output):
+                    step = ENCODER_STEP
         finally:
             self._waiting -= 1
             walk.finish_step(step)
+        if isinstance(prepared, Refusal):
+            return await self._refused(walk, prepared, prompt)
         return self._by_answer(walk, _prompt_of(walk).read(output))
+
+    async def _refused(self, walk: Walk, refusal: Refusal, prompt: Prompt) -> Outcome:
+        alone = encoder_alone(prompt)
+        if refusal.encoder is None or alone is None:
+            return fallback(refusal.reason, refusal.detail)
+        outcome = await self._by_encoder(walk, refusal.encoder, alone)
+        if outcome is None:
+            return fallback(refusal.reason, refusal.detail)
+        why = f"{outcome.detail} By the encoder alone: {refusal.detail}"
+        return replace(outcome, detail=why)
 
     async def _by_encoder(self, walk: Walk, target: Target, prompt: Prompt) -> Outcome | None:
         """What the encoder alone decides, which needs no prefix; None if that is not good enough,
@@ -444,13 +451,28 @@ class Router:
         work = work_of(prompt, _prompt_of(walk).answer_form)
         return self._targets.place(walk.compiled, work, walk.remaining_s)
 
-    async def _prepared(self, walk: Walk, target: Target) -> Target | None:
-        """Where the prefix is computed, another target where this one fails; None if it is not yet.
+    async def _prepared(self, walk: Walk, target: Target, prompt: Prompt) -> Target | Refusal:
+        """Where the prefix of an inline policy is computed. Raises InferenceError."""
+        # The encoder has the rest of the time, if the prefix takes too long.
+        share = 1.0 if encoder_alone(prompt) is None else 1 - ENCODER_SHARE
+        try:
+            place = await self._prepared_at(walk, target, share)
+        except InferenceError as error:
+            if error.failure is not InferenceFailure.ERROR:
+                raise
+            return self._targets.refused(str(error), walk.remaining_s)
+        if place is None:
+            detail = "The model server is computing the policy's prefix, which is long."
+            return self._targets.warming(detail, walk.remaining_s)
+        return place
+
+    async def _prepared_at(self, walk: Walk, target: Target, share: float) -> Target | None:
+        """`target`, or another where this one fails; None if not within that share of the time.
 
         Raises InferenceError."""
 
         async def at(place: Target) -> Target | None:
-            within_s = max(walk.remaining_s, 0)
+            within_s = max(walk.remaining_s, 0) * share
             done = await place.warmth.prepare(walk.compiled, place.model, within_s)
             return place if done else None
 

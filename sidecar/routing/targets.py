@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidecar.core.decision import Reason
 from sidecar.core.model import (
@@ -25,7 +25,7 @@ from sidecar.routing.warmth import Warmth
 _MARGIN = 1.25
 """Of the predicted wait: a mean is exceeded half of the time."""
 
-_ENCODER_SHARE = 0.25
+ENCODER_SHARE = 0.25
 """Of the time that is left, in which the encoder alone has to answer: where that takes longer there
 is too much work for it as well, and whoever waits keeps the others waiting."""
 
@@ -113,7 +113,7 @@ class Targets:
     @property
     def degraded(self) -> str:
         """Why no target is being asked now; empty if one is."""
-        if any(target.model.state is BreakerState.CLOSED for target in self._targets):
+        if self._in(BreakerState.CLOSED):
             return ""
         if len(self._targets) == 1:
             return self._targets[0].model.degraded
@@ -128,9 +128,9 @@ class Targets:
             tokens: what the decision costs, a cold prefix not included.
             within_s: seconds in which the answer is of use.
         """
-        closed = [each for each in self._targets if each.model.state is BreakerState.CLOSED]
+        closed = self._in(BreakerState.CLOSED)
         if not closed:
-            return self._outage()
+            return self._outage(within_s)
         if self._affinity:
             # By the name, where it has one: the next revision mostly begins as the present one.
             policy = compiled.ref.digest if compiled.inline else compiled.ref.name
@@ -145,12 +145,9 @@ class Targets:
                 each.warmth.request(compiled, each.model)
         if not warm:
             refused = [each.warmth.refused(compiled) for each in closed]
-            encoder = _encoder_in_time(closed, within_s)
             if all(refused):
-                detail = f"The model server did not compute the policy's prefix: {refused[0]}"
-                return Refusal(Reason.MODEL_ERROR, detail, encoder)
-            detail = "The model server is computing the policy's prefix."
-            return Refusal(Reason.WARMING, detail, encoder)
+                return self.refused(refused[0], within_s)
+            return self.warming("The model server is computing the policy's prefix.", within_s)
         placed = self._soonest(warm, compiled, tokens, within_s)
         if isinstance(placed, Refusal) and self._affinity:
             self._spread(closed, compiled, tokens, within_s)
@@ -186,15 +183,28 @@ class Targets:
         )
         return min(able, key=lambda each: each.load.in_flight, default=None)
 
+    def warming(self, detail: str, within_s: float) -> Refusal:
+        """Of a policy whose prefix no target has computed yet."""
+        closed = self._in(BreakerState.CLOSED)
+        return Refusal(Reason.WARMING, detail, _encoder_in_time(closed, within_s))
+
+    def refused(self, why: str, within_s: float) -> Refusal:
+        """Of a policy whose prefix no target computes."""
+        detail = f"The model server did not compute the policy's prefix: {why}"
+        return replace(self.warming(detail, within_s), reason=Reason.MODEL_ERROR)
+
     async def close(self) -> None:
         """Stop what is under way and close the connections."""
         for target in self._targets:
             await target.warmth.close()
             await target.model.close()
 
-    def _outage(self) -> Refusal:
-        if any(each.model.state is BreakerState.RECOVERING for each in self._targets):
-            return Refusal(Reason.WARMING, self.degraded)
+    def _in(self, state: BreakerState) -> list[Target]:
+        return [each for each in self._targets if each.model.state is state]
+
+    def _outage(self, within_s: float) -> Refusal:
+        if ready := self._in(BreakerState.RECOVERING):
+            return Refusal(Reason.WARMING, self.degraded, _encoder_in_time(ready, within_s))
         return Refusal(Reason.BREAKER_OPEN, f"Not asked: {self.degraded}")
 
     def _soonest(
@@ -232,7 +242,7 @@ def _encoder_in_time(able: Sequence[Target], within_s: float) -> Target | None:
     """The first of `able` whose encoder has time."""
     for target in able:
         load = target.encoder_load
-        if load.in_flight == 0 or (load.wait_s(1) or 0.0) <= within_s * _ENCODER_SHARE:
+        if load.in_flight == 0 or (load.wait_s(1) or 0.0) <= within_s * ENCODER_SHARE:
             return target
     return None
 

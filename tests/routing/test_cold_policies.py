@@ -10,8 +10,18 @@ from dataclasses import replace
 import pytest
 
 from sidecar.core.decision import PolicyName, Reason, Source
-from sidecar.core.model import CompiledPrompt, Enough, InferenceFailure, LabelLogits, ModelOutput
+from sidecar.core.model import (
+    AnswerForm,
+    CompiledPrompt,
+    Enough,
+    InferenceError,
+    InferenceFailure,
+    LabelLogits,
+    ModelOutput,
+    Prompt,
+)
 from sidecar.core.policy import Policy
+from sidecar.inference.breaker import BreakerState
 from sidecar.routing import DecisionCache
 from tests.doubles import talk
 from tests.routing.worlds import HELLO, POLICY, World, a_world, request
@@ -142,6 +152,100 @@ async def test_where_the_encoder_was_enough_the_step_says_so(with_encoder: World
         steps += [each.step for each in decision.steps if each.step in ("model", "encoder")]
 
     assert steps == ["encoder", "model"]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_the_encoder_decides_while_a_server_that_is_back_computes_prefixes(
+    with_encoder: World, monkeypatch: pytest.MonkeyPatch, inline: bool
+) -> None:
+    """Once it is ready, and no sooner: a server that is away is not waited for."""
+    model, computed = with_encoder.model, asyncio.Event()
+    model.opinion = (1.0, 19.0, 0.0)
+    asked = replace(HELLO, policy=replace(POLICY, name="inline")) if inline else HELLO
+
+    by_stub = model.infer
+
+    async def infer(prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
+        if prompt.second_opinion is not None and not prompt.second_opinion.alone:
+            await computed.wait()
+        return await by_stub(prompt, answer_form, timeout_s)
+
+    monkeypatch.setattr(model, "infer", infer)
+    model.break_with(InferenceFailure.UNAVAILABLE)
+    await until(lambda: with_encoder.guard.state is BreakerState.OPEN)
+    away = await with_encoder.router.decide(asked)
+    model.fault = None
+    await until(lambda: with_encoder.guard.state is BreakerState.RECOVERING)
+    back = await with_encoder.router.decide(asked)
+    model.opinion = (16.0, 4.0, 0.0)
+    unsure = await with_encoder.router.decide(replace(asked, conversation=talk("unsure")))
+    computed.set()
+
+    assert away.reason is Reason.BREAKER_OPEN
+    assert (back.source, back.route) == (Source.MODEL, "travel")
+    assert "By the encoder alone: the model server is computing the policies'" in back.detail
+    assert (unsure.source, unsure.reason) == (Source.FALLBACK, Reason.WARMING)
+
+
+async def test_a_server_that_is_ready_and_answers_nothing_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_virtual_time(monkeypatch)
+    async with a_world(DecisionCache(0, 60), budget_s=0.2, enough=Enough(1.0, 0.0, 0.9)) as world:
+        world.model.break_with(InferenceFailure.UNAVAILABLE)
+        await until(lambda: world.guard.state is BreakerState.OPEN)
+        world.model.fault, world.model.slow = None, True
+        await until(lambda: world.guard.state is BreakerState.RECOVERING)
+        late = await world.router.decide(HELLO)
+        calls = world.model.calls
+        next_one = await world.router.decide(request(conversation=talk("next")))
+
+    assert late.reason is Reason.WARMING
+    assert next_one.reason is Reason.BREAKER_OPEN
+    assert world.model.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("busy", "failure", "reason"),
+    [
+        (True, None, Reason.WARMING),
+        (False, None, Reason.WARMING),
+        (False, InferenceFailure.ERROR, Reason.MODEL_ERROR),
+    ],
+    ids=["too many are computed", "it takes too long", "the server refuses it"],
+)
+@pytest.mark.parametrize("sure", [True, False])
+async def test_the_encoder_decides_by_a_long_inline_policy_that_is_not_computed_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+    busy: bool,
+    failure: InferenceFailure | None,
+    reason: Reason,
+    sure: bool,
+) -> None:
+    keep_virtual_time(monkeypatch)
+    async with a_world(
+        DecisionCache(0, 60),
+        budget_s=0.5,
+        enough=Enough(1.0, 0.0, 0.9),
+        prefix_ids=tuple(range(600)),
+    ) as world:
+        world.model.opinion = (1.0, 19.0, 0.0) if sure else (16.0, 4.0, 0.0)
+
+        async def warm(*_: object) -> None:
+            if failure is not None:
+                raise InferenceError(failure, "the prompt is too long")
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(world.model, "warm", warm)
+        for number in range(8 if busy else 0):
+            policy = replace(POLICY, name=f"other-{number}")
+            world.warmth.request(world.registry.compile(policy), world.guard)
+        decision = await world.router.decide(request(policy=replace(POLICY, name="inline")))
+
+    assert decision.route == ("travel" if sure else "")
+    assert decision.asked == "encoder"
+    assert (decision.reason is reason) is not sure
+    assert ("By the encoder alone: The model server" in decision.detail) is sure
 
 
 @pytest.mark.parametrize(

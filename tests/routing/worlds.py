@@ -88,6 +88,7 @@ async def a_world(
     catalog: Catalog = CATALOG,
     budget_s: float = 10,
     enough: Enough | None = None,
+    prefix_ids: tuple[int, ...] = (1, 2, 3),
 ) -> AsyncIterator[World]:
     """`enough`: when an encoder beside the model decides alone; None: there is no encoder."""
     model, sink = StubModel(), ListSink()
@@ -97,7 +98,7 @@ async def a_world(
             PolicyRecord(EMPTY, 1, "e"),
         ],
         catalog,
-        partial(StubPrompt, enough=enough),
+        partial(StubPrompt, enough=enough, prefix_ids=prefix_ids),
         default_policy=PolicyName("main"),
         max_prompt_tokens=100,
     )
