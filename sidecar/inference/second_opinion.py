@@ -40,7 +40,11 @@ _LOST_AFTER = 3
 """Failures in a row after which nobody waits for the encoder."""
 
 _PAUSE_S = 1.0
-"""How long it is then not asked; one request tries it after that."""
+"""How long it is then not asked; it is tried after that with what the next request asks."""
+
+_TRIAL_S = 3.0
+"""For such a trial, which nobody waits for. Triton takes a second to say that the encoder's process
+is gone, longer than a decision may wait for it."""
 
 _WARM_WAIT_S = 2.0
 """For the encoder to read a policy's routes; a language model that is ready is worth more."""
@@ -73,12 +77,20 @@ class TritonOpinions(TritonModel):
         self._failed = 0
         self._asked_from = 0.0
         self._why = ""
+        self._trial: asyncio.Task[None] | None = None
         self._opinion_outputs = [InferRequestedOutput(SECOND_OPINION)]
 
     @property
     def encoder_lost(self) -> str:
         """Why the encoder is not waited for; empty if it is."""
         return self._why
+
+    async def close(self) -> None:
+        """See `TritonModel.close`."""
+        if self._trial is not None:
+            self._trial.cancel()
+            await asyncio.wait({self._trial})
+        await super().close()
 
     async def infer(self, prompt: Prompt, answer_form: AnswerForm, timeout_s: float) -> ModelOutput:
         """See `RoutingModel.infer`."""
@@ -99,7 +111,7 @@ class TritonOpinions(TritonModel):
         finally:
             late = opinion.cancel()
         if late:
-            self._fail(f"no answer within {self._wait_s:.3f} s")
+            self._fail(self._too_late)
         found = None if late else opinion.result()
         return replace(output, second_opinion=found) if isinstance(output, LabelLogits) else output
 
@@ -117,10 +129,8 @@ class TritonOpinions(TritonModel):
     async def _opinion(self, second: SecondOpinionIds, form: LabelAnswer) -> Opinion | None:
         """None if it cannot be had."""
         if self._failed >= _LOST_AFTER:
-            if self._clock() < self._asked_from:
-                return None
-            # The others do not wait for what this one finds out.
-            self._asked_from = self._clock() + _PAUSE_S
+            self._try_again(second, form)
+            return None
         try:
             opinion = await self._ask(second, form, self._wait_s)
         except InferenceError as error:
@@ -128,6 +138,23 @@ class TritonOpinions(TritonModel):
             return None
         self._succeed()
         return opinion
+
+    def _try_again(self, second: SecondOpinionIds, form: LabelAnswer) -> None:
+        under_way = self._trial is not None and not self._trial.done()
+        if not under_way and self._clock() >= self._asked_from:
+            self._trial = asyncio.create_task(self._try(second, form), name="try-encoder")
+
+    async def _try(self, second: SecondOpinionIds, form: LabelAnswer) -> None:
+        started = self._clock()
+        try:
+            await self._ask(second, form, _TRIAL_S)
+        except InferenceError as error:
+            self._fail(str(error))
+            return
+        if self._clock() - started > self._wait_s:
+            self._fail(self._too_late)
+        else:
+            self._succeed()
 
     async def _ask(self, second: SecondOpinionIds, form: LabelAnswer, timeout_s: float) -> Opinion:
         asked = replace(second, enough=None, alone=False)
@@ -148,6 +175,10 @@ class TritonOpinions(TritonModel):
             await self._call(inputs, self._opinion_outputs, _WARM_WAIT_S, self._encoder)
         except InferenceError as error:
             self._fail(str(error))
+
+    @property
+    def _too_late(self) -> str:
+        return f"no answer within {self._wait_s:.3f} s"
 
     def _fail(self, why: str) -> None:
         self._failed += 1

@@ -165,9 +165,7 @@ async def test_a_language_model_that_fails_fails_whatever_the_encoder_says(
         assert model.encoder_lost == ""
 
 
-async def test_a_lost_encoder_is_tried_by_one_request_a_second_until_it_answers(
-    fake: TwoModels,
-) -> None:
+async def test_a_lost_encoder_is_tried_once_a_second_until_it_answers(fake: TwoModels) -> None:
     clock = Clock()
     fake.encoder = FakeTriton(status=AWAY)
     async with opinions_of(fake, clock=clock) as model:
@@ -179,14 +177,57 @@ async def test_a_lost_encoder_is_tried_by_one_request_a_second_until_it_answers(
         assert len(fake.encoder.requests) == 3
 
         clock.now += 1.5
+        fake.encoder.status = (grpc.StatusCode.INTERNAL, "Stub process is not healthy")
         await asyncio.gather(*(model.infer(PROMPT, LABELS, 60) for _ in range(4)))
+        await until(lambda: "not healthy" in model.encoder_lost)
         assert len(fake.encoder.requests) == 4
 
         clock.now += 1.5
         fake.encoder = FakeTriton(opinion_of(*OPINION))
+        await model.infer(PROMPT, LABELS, 60)
+        await until(lambda: model.encoder_lost == "")
         assert await model.infer(PROMPT, LABELS, 60) == LabelLogits(LOGITS, OPINION)
-        assert model.encoder_lost == ""
-        assert await model.infer(PROMPT, LABELS, 60) == LabelLogits(LOGITS, OPINION)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_who_tries_a_lost_encoder_does_not_wait_for_it(fake: TwoModels, alone: bool) -> None:
+    """Triton takes a second to say that the encoder's process is gone."""
+    clock = Clock()
+    fake.encoder = FakeTriton(status=AWAY)
+    prompt = encoder_alone(PROMPT) if alone else PROMPT
+    assert prompt is not None
+    async with opinions_of(fake, 3600, clock) as model:
+        for _ in range(3):
+            await model.infer(PROMPT, LABELS, 60)
+        clock.now += 1.5
+        fake.encoder = FakeTriton(silent=True)
+        async with asyncio.timeout(30):
+            output = await model.infer(prompt, LABELS, 60)
+        await until(lambda: bool(fake.encoder.requests))
+
+    assert output == LabelLogits(() if alone else LOGITS)
+    await asyncio.wait_for(fake.encoder.cancelled.wait(), 30)
+
+
+async def test_a_lost_encoder_that_answers_too_late_stays_lost(fake: TwoModels) -> None:
+    clock = Clock()
+    fake.encoder = FakeTriton(status=AWAY)
+    async with opinions_of(fake, 30, clock) as model:
+        for _ in range(3):
+            await model.infer(PROMPT, LABELS, 60)
+        clock.now += 1.5
+        fake.encoder = _Late(opinion_of(*OPINION), clock=clock)
+        await model.infer(PROMPT, LABELS, 60)
+        await until(lambda: model.encoder_lost == "no answer within 30.000 s")
+
+
+@dataclass
+class _Late(FakeTriton):
+    clock: Clock = field(default_factory=Clock)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.clock.now += 31
+        return await super().ModelInfer(request, context)
 
 
 async def test_warming_reads_the_prefix_and_the_routes(fake: TwoModels) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from sidecar.engines.trtllm import SecondOpinionOptions, render_second_opinion
 from sidecar.inference.second_opinion import TritonOpinions
 from sidecar.inference.triton import TritonTarget, second_opinion_inputs
 from sidecar.local import LocalError, TritonServer
+from sidecar.local.process import children
 from tests.engines import tiny_adapter
 from tests.engines.tiny_encoder import TINY_ENCODER
 from tests.engines.tiny_models import LLAMA
@@ -217,3 +220,35 @@ async def test_a_sidecar_decides_by_both_and_by_the_language_model_while_the_enc
     assert decision_pb2.DECISION_SOURCE_CACHE not in sources
     assert ", encoder" in back.explanation.answer
     assert both.routing_model == served.engine.router.build_id
+
+
+async def test_a_dead_encoder_is_told_and_is_back_when_triton_is_started_again(
+    served: Served,
+) -> None:
+    """Nobody else starts its process again."""
+    where = TritonTarget(served.triton.grpc_address, "tensorrt_llm", 2, 0, LLAMA.vocab)
+    model = TritonOpinions(where, "second_opinion", wait_s=0.5)
+    alone = Prompt((5,), (6,), second_opinion=replace(SECOND, alone=True))
+
+    async def ask_until(true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not true():
+                await model.infer(alone, LABELS, 60)
+                await asyncio.sleep(0.05)
+
+    for pid in processes_of("second_opinion", served.triton):
+        os.kill(pid, signal.SIGKILL)
+    await ask_until(lambda: "Stub process 'second_opinion_0_0' is not" in model.encoder_lost)
+    await asyncio.to_thread(served.triton.kill)
+    served.triton.restart()
+    await ask_until(lambda: model.encoder_lost == "")
+    await model.close()
+
+
+def processes_of(model: str, triton: TritonServer) -> list[int]:
+    """Also one that was unloaded and is about to end."""
+    return [
+        pid
+        for pid in children(triton.pid)
+        if f"/{model}/1/model.py" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
