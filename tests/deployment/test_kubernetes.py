@@ -186,6 +186,21 @@ def test_triton_gets_longer_to_stop_than_it_gives_its_requests(overlay: str) -> 
 
 @needs_kubectl
 @pytest.mark.parametrize("overlay", WITH_TRITON)
+def test_an_engine_whose_encoder_has_died_stays_in_use(overlay: str) -> None:
+    """Triton from 26.04 on then answers /v2/health/ready with "no"."""
+    [triton] = deployment(overlay, "triton")["containers"]
+    probes = {name: triton[name]["httpGet"]["path"] for name in triton if name.endswith("Probe")}
+    assert probes == {
+        "startupProbe": "/v2/models/tensorrt_llm/ready",
+        "readinessProbe": "/v2/models/tensorrt_llm/ready",
+        "livenessProbe": "/v2/health/live",
+    }
+    dockerfile = (ROOT / "docker" / "triton" / "Dockerfile").read_text()
+    assert "http://127.0.0.1:8000/v2/models/tensorrt_llm/ready'" in dockerfile
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", WITH_TRITON)
 def test_triton_is_answered_to_sidecars_and_calls_nobody_but_the_mesh(overlay: str) -> None:
     manifests = rendered(overlay)
     policy = network_policies(manifests)["triton"]
