@@ -7,6 +7,7 @@ import json
 import shutil
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient.grpc import InferResult
+from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from sidecar.engines import (
@@ -241,19 +243,35 @@ async def test_an_expired_call_stops_computing(model: Client) -> None:
     await model(label(PREFIX, SUFFIXES[0]), timeout_s=60)
 
 
-async def test_a_call_cancelled_in_the_queue_is_not_computed(model: Client) -> None:
+async def test_a_call_cancelled_in_the_queue_is_not_computed(
+    triton: TritonServer, model: Client
+) -> None:
     prefix = [9, *PREFIX, *PREFIX]
     running = await endless(model, SUFFIXES[1], ENDLESS)
     queued = asyncio.create_task(model(Call(prefix, [3])))
-    await asyncio.sleep(0.2)
-    await gone(queued)
-    # Two threads of Triton hear of the two, in any order where they come right behind each other.
-    await asyncio.sleep(0.2)
+    await until(lambda: waiting_requests(triton) == 1)
+    async with logging_more(triton):
+        await gone(queued)
+        # Two threads of Triton hear of the two, in any order where they follow closely.
+        await until(lambda: "Issuing cancellation for" in triton.log.read_text())
     await gone(running)
+    # Before the next one comes, which has those looked for that have gone.
+    await until(lambda: waiting_requests(triton) == 0)
     call = Call(prefix, [3], outputs=(*MANDATORY, "kv_cache_reused_blocks"))
     result = await model(call, timeout_s=60)
     # Had it been computed, its prefix would be there.
     assert result.as_numpy("kv_cache_reused_blocks")[0, 0] == 0
+
+
+@asynccontextmanager
+async def logging_more(triton: TritonServer) -> AsyncIterator[None]:
+    """Triton logs what it hears of each request."""
+    async with InferenceServerClient(triton.grpc_address) as client:
+        await client.update_log_settings({"log_verbose_level": 1})
+        try:
+            yield
+        finally:
+            await client.update_log_settings({"log_verbose_level": 0})
 
 
 async def test_more_than_the_queue_holds_is_unavailable(model: Client) -> None:
