@@ -110,3 +110,19 @@ def test_what_fails_one_request_is_its_answer_and_no_other_s(
 
     assert [each.sender.answer for each in (first, second)] == [answer, 2]
     assert model._senders == {}
+
+
+def test_a_request_that_cannot_be_handed_over_is_answered(model: Any) -> None:
+    first, second = request(), request()
+    language_model = at_once(model, [4])
+
+    def put(undecided: Undecided) -> None:
+        if model._senders[id(undecided.asked)] is first.sender:
+            raise MemoryError
+        language_model.put(undecided)
+
+    model._turns = SimpleNamespace(put=put)
+    model.execute([first, second])
+
+    assert [each.sender.answer for each in (first, second)] == [f"{FAILED}MemoryError", 2]
+    assert model._senders == {}

@@ -108,6 +108,9 @@ class TritonPythonModel:
             self._turns.put(Undecided(asked, seen))
         except UnavailableError as unavailable:
             self._answer((asked, unavailable))
+        except Exception as error:  # nobody else has it to answer
+            _log_failure(error)
+            self._answer((asked, failure_of(error)))
 
     def _answer(self, result: Result) -> None:
         asked, outcome = result
