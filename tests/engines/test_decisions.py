@@ -7,7 +7,7 @@ import pytest
 from cpu_engine.answers import FreeAnswer, LiteralAnswer
 from cpu_engine.decisions import Decider, Outcome
 from cpu_engine.errors import CancelledError, RefusedError
-from cpu_engine.forward import Forward
+from cpu_engine.forward import Forward, KeyValues, Logits, Pass
 from cpu_engine.vocabulary import Vocabulary
 
 from sidecar.engines import EngineInfo
@@ -149,6 +149,28 @@ def test_a_pass_is_bounded_in_tokens(
     passes.since()
     outcomes(cut, [ask(PREFIX, [token] * 20) for token in range(20, 29)])
     assert passes.since() == 3
+
+
+def test_a_pass_is_bounded_also_with_what_is_guessed(
+    engines: Mapping[str, EngineInfo],
+    forwards: Mapping[str, Forward],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward, tokenizer = forwards["llama"], engines["llama"].tokenizer_path
+    # Texts that begin alike for long, as route names of a large company may.
+    literals = ("customer/support/team/of/the/north", "customer/support/team/of/the/south")
+    requests = [ask(PREFIX, [token], max_tokens=40, literals=literals) for token in range(20, 29)]
+    whole = new_decider(forward, tokenizer)
+    right = [outcome.answer.tokens for outcome in outcomes(whole, requests)]
+    cut, sizes, run = new_decider(forward, tokenizer, max_pass_tokens=20), [], forward.run
+
+    def noting(work: Pass, past: KeyValues) -> tuple[Logits, KeyValues]:
+        sizes.append(len(work.ids))
+        return run(work, past)
+
+    monkeypatch.setattr(forward, "run", noting)
+    assert [outcome.answer.tokens for outcome in outcomes(cut, requests)] == right
+    assert max(sizes) == 20
 
 
 def test_warming_needs_one_token_beyond_the_prefix(decider: Decider) -> None:

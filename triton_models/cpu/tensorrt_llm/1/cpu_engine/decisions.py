@@ -226,15 +226,29 @@ class Decider:
             active = still
             if not active:
                 return
+            together = self._together(active)
             more = any(sequence.asked.max_tokens > 1 for sequence in active)
-            for sequence in active:
-                sequence.guessed = sequence.answer.guess()
-            lengths = [len(sequence.fed) for sequence in active]
-            work = _packed(active, keep=more)
+            lengths = [len(sequence.fed) for sequence in together]
+            work = _packed(together, keep=more)
             logits, present = self._forward.run(work, past)
-            used = _take(active, logits, work.label_ids)
+            used = _take(together, logits, work.label_ids)
             if more:
                 past = past.followed_by(present.only(_leading(used, lengths)))
+
+    def _together(self, active: Sequence[_Sequence]) -> list[_Sequence]:
+        """Those of the next pass: as many as it takes, the first in any case. What room they leave
+        is for guesses."""
+        together: list[_Sequence] = []
+        room = self._max_pass_tokens
+        for sequence in active:
+            if together and len(sequence.pending) > room:
+                break
+            together.append(sequence)
+            room -= len(sequence.pending)
+        for sequence in together:
+            sequence.guessed = sequence.answer.guess()[: max(room, 0)]
+            room -= len(sequence.guessed)
+        return together
 
     def _fit(self, alone: _Sequence, past: KeyValues) -> KeyValues:
         """A suffix longer than a pass, which stands alone: all but its last part is computed
