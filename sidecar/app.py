@@ -88,7 +88,11 @@ class Sidecar:
         recent = RecentDecisions() if shows else None
         shown = [] if recent is None else [recent]
         log = DecisionLog(settings.logging.log_message_text)
-        self._routing = build_routing(settings, DecisionSinks(log, metrics, *traced, *shown))
+        self._routing = build_routing(
+            settings,
+            DecisionSinks(log, metrics, *traced, *shown),
+            None if self._tracing is None else self._tracing.begin_trace,
+        )
         self._store, self._live = _policies(settings, self._routing)
         self._prices = PriceWatch(
             lambda: self._routing.registry.catalog, settings.policies.price_max_age_days

@@ -16,6 +16,7 @@ from sidecar.engines.engine_directory import ANSWER_TOKENS
 from sidecar.engines.timing import CPU_CONVERSATION_TOKENS
 from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.inference.breaker import CircuitBreaker
+from sidecar.inference.calls import DecisionTrace
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
 from sidecar.inference.second_opinion import TritonOpinions
@@ -71,8 +72,16 @@ class Routing:
         await self.targets.close()
 
 
-def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
-    """Loads the routing model's tokenizer; there are no policies yet. Raises StartupError."""
+def build_routing(
+    settings: Settings,
+    sink: DecisionSink,
+    begin_trace: Callable[[], DecisionTrace] | None = None,
+) -> Routing:
+    """Loads the routing model's tokenizer; there are no policies yet. Raises StartupError.
+
+    Args:
+        begin_trace: see `Router`.
+    """
     engine = _engine(settings)
     facts = engine.router
     prompt_format = settings.routing_model.prompt_format or facts.prompt_format
@@ -110,6 +119,7 @@ def build_routing(settings: Settings, sink: DecisionSink) -> Routing:
         cache=cache,
         pins=pins,
         latencies=latencies,
+        begin_trace=begin_trace,
     )
     return Routing(registry, router, targets, cache, pins, latencies, ref)
 

@@ -37,6 +37,7 @@ from sidecar.core.model import (
     TextAnswer,
     TextOutput,
 )
+from sidecar.inference.calls import traced
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +66,10 @@ _POLICIES = 64
 _QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")
 """What is said of a full queue: by Triton of its own, as UNAVAILABLE, and by TensorRT-LLM of the
 one into which it takes requests over, as INTERNAL (cpp/tensorrt_llm/executor/executorImpl.cpp)."""
+
+_INFER, _STREAM_INFER = (
+    f"inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer")
+)
 
 _STREAM_HEADERS = {"triton_grpc_error": "true"}
 """Errors of a stream as gRPC's status, by which they are told apart, instead of as a text
@@ -253,16 +258,19 @@ class TritonModel:
         timeout_s: float,
         model: str = "",
     ) -> InferResult:
+        model = model or self._target.model
         try:
-            result = await self._connected().infer(
-                model or self._target.model,
-                inputs,
-                outputs=outputs,
-                # The backend keys cancellation by this id, across all its clients: reuse of one
-                # that is in flight cancels somebody else's request.
-                request_id=str(random.getrandbits(63)),
-                client_timeout=timeout_s,
-            )
+            with traced(self.address, _INFER, model) as headers:
+                result = await self._connected().infer(
+                    model,
+                    inputs,
+                    outputs=outputs,
+                    # The backend keys cancellation by this id, across all its clients: reuse of one
+                    # that is in flight cancels somebody else's request.
+                    request_id=str(random.getrandbits(63)),
+                    client_timeout=timeout_s,
+                    headers=headers,
+                )
         except (InferenceServerException, grpc.aio.UsageError) as error:
             raise _inference_error(error) from None
         if result.get_response() is None:
@@ -282,17 +290,20 @@ class TritonModel:
         }
         results: list[InferResult] = []
         try:
-            stream = self._connected().stream_infer(
-                _only(request), stream_timeout=timeout_s, headers=_STREAM_HEADERS
-            )
-            try:
-                async for result, error in stream:
-                    if error is not None:
-                        raise _inference_error(error)
-                    results.append(result)
-            finally:
-                # Of a call that is over nothing; of one whose waiter has gone, the computation.
-                stream.cancel()
+            with traced(self.address, _STREAM_INFER, self._target.model) as headers:
+                stream = self._connected().stream_infer(
+                    _only(request),
+                    stream_timeout=timeout_s,
+                    headers={**_STREAM_HEADERS, **(headers or {})},
+                )
+                try:
+                    async for result, error in stream:
+                        if error is not None:
+                            raise _inference_error(error)
+                        results.append(result)
+                finally:
+                    # Of a call that is over nothing; of one whose waiter has gone, the computation.
+                    stream.cancel()
         except grpc.aio.AioRpcError as error:
             raise _failed(str(error.code()), error.details() or "") from None
         except grpc.aio.UsageError as error:

@@ -35,6 +35,7 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import PinMode
 from sidecar.inference.breaker import BreakerState
+from sidecar.inference.calls import DecisionTrace, decision_trace
 from sidecar.inference.load import work_of
 from sidecar.routing.cache import CacheKey, DecisionCache, cache_key, said_key
 from sidecar.routing.choice import choose
@@ -109,6 +110,7 @@ class Router:
         cache: None: every decision asks the model.
         pins: None: nothing keeps its route, whatever policies say.
         latencies: None: the fastest model is the one that is so in the catalog.
+        begin_trace: of a decision; None: the model server is told of none.
     """
 
     def __init__(
@@ -123,12 +125,14 @@ class Router:
         cache: DecisionCache | None = None,
         pins: Pins | None = None,
         latencies: Latencies | None = None,
+        begin_trace: Callable[[], DecisionTrace] | None = None,
     ) -> None:
         self._registry = registry
         self._targets = targets
         self._cache = cache
         self._pins = pins
         self._latencies = latencies
+        self._begin_trace = begin_trace
         self._sink = sink
         self._limits = limits
         self._routing_model = routing_model
@@ -157,6 +161,8 @@ class Router:
             SidecarError: POLICY_NOT_FOUND, POLICY_TOO_LARGE (inline), MODEL_NOT_FOUND.
         """
         started = time.perf_counter() if request.arrived is None else request.arrived
+        if self._begin_trace is not None:
+            decision_trace.set(self._begin_trace())
         shortened = request.budget_s is not None and request.budget_s < self._limits.budget_s
         budget_s = request.budget_s if shortened else self._limits.budget_s
         assert budget_s is not None, "shortened only where the request has a budget"

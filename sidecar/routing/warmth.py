@@ -6,12 +6,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 
 import structlog
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.model import InferenceError, InferenceFailure, RouteTexts, RoutingModel
+from sidecar.inference.calls import decision_trace
 from sidecar.inference.load import PASS_TOKENS, Load
 from sidecar.routing.refused import Refused
 from sidecar.routing.registry import CompiledPolicy
@@ -286,7 +288,10 @@ class Warmth:
         return (recent + others)[:WARMED_AT_RECOVERY]
 
     def _start(self, key: str, warming: Coroutine[None, None, InferenceError | None]) -> Warming:
-        task = asyncio.create_task(warming, name="warm-prefix")
+        # For all decisions of the policy, and so in the trace of none.
+        context = copy_context()
+        context.run(decision_trace.set, None)
+        task = asyncio.create_task(warming, name="warm-prefix", context=context)
         self._tasks[key] = task
 
         def forget(_: Warming) -> None:
