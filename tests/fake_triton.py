@@ -34,6 +34,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     raw: bytes | None = None
     engine: str | None = None
     requests: list[Any] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
@@ -50,6 +51,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
         if self.silent:
             try:
                 await asyncio.sleep(60)

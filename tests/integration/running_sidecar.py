@@ -30,6 +30,7 @@ async def sidecar_on(
     interface: str = "tensorrt_llm",
     model: str = "tensorrt_llm",
     encoder_alone_from: float = 0.9,
+    collector: str = "",
 ) -> AsyncIterator[routing_pb2_grpc.RoutingServiceStub]:
     """A stub of a sidecar that asks the Triton at `triton_address`.
 
@@ -37,6 +38,7 @@ async def sidecar_on(
         prompt_format: instead of the engine's.
         others: addresses of further Tritons.
         interface, model: what the model in Triton takes, and its name.
+        collector: where spans are exported to; empty: nowhere.
     """
     settings = load_settings(
         flags={
@@ -53,6 +55,7 @@ async def sidecar_on(
                 "prompt_format": prompt_format,
                 "encoder_alone_from": encoder_alone_from,
             },
+            "tracing": {"endpoint": collector},
         },
         environ={},
     )

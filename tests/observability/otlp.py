@@ -1,10 +1,13 @@
-"""A receiver of OTLP over gRPC, on a real socket: in the place of a collector."""
+"""Receivers of OTLP, over gRPC and over HTTP, on real sockets: in the place of a collector."""
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -70,6 +73,33 @@ def collecting(party: Party | None = None, port: int = 0) -> Iterator[Collector]
         yield collector
     finally:
         server.stop(0).wait()
+
+
+@contextmanager
+def collecting_json() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Over HTTP, as JSON, which is how Triton exports: its URL, and the spans that it gets."""
+    spans: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            for of_resource in sent["resourceSpans"]:
+                for of_scope in of_resource["scopeSpans"]:
+                    spans.extend(of_scope["spans"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1/traces", spans
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def attributes(pairs: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -27,15 +28,20 @@ from sidecar.app_tracing import TracingError, begin_tracing
 from sidecar.config import TracingSettings
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import Decision, Reason, RoutingRequest, StepTime
+from sidecar.core.model import LabelAnswer, ModelOutput, Prompt
 from sidecar.ext_proc.messages import BUFFERED
+from sidecar.inference.calls import decision_trace
+from sidecar.inference.triton import TritonModel, TritonTarget
 from sidecar.local import free_ports
 from sidecar.observability import tracing as tracing_module
 from sidecar.observability.decisions import DecisionSinks
 from sidecar.observability.metrics import Metrics
 from sidecar.observability.tracing import Tracing
+from tests import fake_triton
 from tests.certificates import Authority
 from tests.ext_proc.parts import request_body, request_headers
 from tests.ext_proc.standins import ALONE, StubRouter, chat, decision_of, service_on
+from tests.fake_triton import FakeTriton
 from tests.grpc_api.standins import StandInRouter, decision, route_request, serving
 from tests.observability.otlp import Collector, attributes, collecting
 from tests.waiting import until
@@ -44,6 +50,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 ROUTE = "llmrouter.v1.RoutingService/Route"
 PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+INFER = "inference.GRPCInferenceService/ModelInfer"
 REQUEST = RoutingRequest(Conversation((Message(Role.USER, "hi"),)))
 
 
@@ -280,6 +287,213 @@ async def test_service_has_a_name_of_its_own(collector: Collector, counted: Coun
     await exported(collector, counted, decision())
 
     assert collector.resource["service.name"] == "llm-routing-sidecar"
+
+
+def answering(**options: Any) -> FakeTriton:
+    answer = {
+        "output_ids": np.array([[[1]]], np.int32),
+        "sequence_length": np.array([[1]], np.int32),
+        "generation_logits": np.zeros((1, 1, 1, 8), np.float32),
+    }
+    return FakeTriton(answer, **options)
+
+
+@asynccontextmanager
+async def model_traced(
+    tracing: Tracing, triton: FakeTriton, waits: bool = True
+) -> AsyncIterator[RoutingServiceStub]:
+    """As `routing_traced`, of decisions for which a model in `triton` is asked.
+
+    Args:
+        waits: for the model's answer; else only until it is asked.
+    """
+    router, sinks = StandInRouter(), DecisionSinks(tracing)
+    asking: list[asyncio.Task[ModelOutput]] = []
+
+    async def recorded(request: RoutingRequest) -> None:
+        decision_trace.set(tracing.begin_trace())
+        asked = len(triton.requests)
+        call = model.infer(Prompt((1,), (2,)), LabelAnswer((5, 3)), 60)
+        asking.append(asyncio.create_task(call))
+        if waits:
+            await asyncio.gather(asking[-1], return_exceptions=True)
+        await until(lambda: len(triton.requests) > asked)
+        sinks.record(request, decision(request))
+
+    router.behavior = recorded
+    async with fake_triton.serving(triton):
+        model = TritonModel(TritonTarget(triton.address, "tensorrt_llm", 2, 2, 8))
+        async with serving(router, layers=[tracing]) as (_, channel):
+            yield RoutingServiceStub(channel)
+            for each in asking:
+                each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await model.close()
+    await tracing.close()
+
+
+def told(triton: FakeTriton) -> list[tuple[str | None, str | None]]:
+    return [(each.get("traceparent"), each.get("tracestate")) for each in triton.metadata]
+
+
+@pytest.mark.parametrize(
+    ("sent", "trace", "flags"),
+    [
+        ((), "", "03"),
+        ((("traceparent", SAMPLED), ("tracestate", "a=b")), TRACE, "01"),
+        ((("traceparent", f"{SAMPLED[:-2]}03"),), TRACE, "03"),
+    ],
+    ids=["no caller's span", "caller's span", "caller's random span"],
+)
+async def test_call_to_the_model_is_a_client_span_of_which_the_model_server_is_told(
+    collector: Collector,
+    counted: Counter[str],
+    sent: tuple[tuple[str, str], ...],
+    trace: str,
+    flags: str,
+) -> None:
+    triton = answering()
+    async with model_traced(tracing_to(collector.port, counted), triton) as stub:
+        await stub.Route(route_request(), metadata=grpc.aio.Metadata(*sent))
+
+    own, call = collector.spans
+    trace = trace or own.trace_id.hex()
+    state = dict(sent).get("tracestate")
+    assert told(triton) == [(f"00-{trace}-{call.span_id.hex()}-{flags}", state)]
+    assert parent_of(call) == (trace, own.span_id.hex())
+    assert (own.trace_id.hex(), own.name) == (trace, ROUTE)
+    assert (call.name, call.kind) == (INFER, Span.SPAN_KIND_CLIENT)
+    host, port = triton.address.split(":")
+    assert attributes(call.attributes) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": INFER,
+        "rpc.response.status_code": "OK",
+        "server.address": host,
+        "server.port": int(port),
+        "llmrouter.triton_model": "tensorrt_llm",
+    }
+    assert call.status.code == Status.STATUS_CODE_UNSET
+    assert call.start_time_unix_nano < call.end_time_unix_nano
+    assert counted == {"exported": 2}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "traceparent", "variable"),
+    [(0.0, "", ""), (1.0, UNSAMPLED, ""), (1.0, SAMPLED, "OTEL_SDK_DISABLED")],
+    ids=["none", "caller that is not sampled", "disabled"],
+)
+async def test_model_server_is_told_of_no_span_that_is_not_there(
+    collector: Collector,
+    counted: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    traceparent: str,
+    variable: str,
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "true")
+    triton = answering()
+    async with model_traced(tracing_to(collector.port, counted, ratio), triton) as stub:
+        sent = [("traceparent", traceparent)] if traceparent else []
+        await stub.Route(route_request(), metadata=grpc.aio.Metadata(*sent))
+
+    assert told(triton) == [(None, None)]
+    assert not collector.spans
+
+
+async def test_ratio_holds_for_a_decision_and_its_call_alike(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    triton = answering()
+    async with model_traced(tracing_to(collector.port, counted, 0.5), triton) as stub:
+        for _ in range(20):
+            await stub.Route(route_request())
+
+    decisions = {span.span_id for span in collector.spans if span.name == ROUTE}
+    assert 0 < len(decisions) < 20
+    assert [span.parent_span_id for span in collector.spans if span.name == INFER] == [
+        span.span_id for span in collector.spans if span.name == ROUTE
+    ]
+    assert sum(traceparent is not None for traceparent, _ in told(triton)) == len(decisions)
+
+
+async def test_call_that_fails_is_an_error_of_its_span_alone(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    triton = answering(status=(grpc.StatusCode.UNAVAILABLE, "gone"))
+    async with model_traced(tracing_to(collector.port, counted), triton) as stub:
+        await stub.Route(route_request())
+
+    own, call = collector.spans
+    described = attributes(call.attributes)
+    assert (described["rpc.response.status_code"], described["error.type"]) == (
+        "UNAVAILABLE",
+        "UNAVAILABLE",
+    )
+    assert call.status.code == Status.STATUS_CODE_ERROR
+    assert own.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_call_that_outlives_its_decision_is_within_it_all_the_same(
+    collector: Collector, counted: Counter[str]
+) -> None:
+    triton = answering(silent=True)
+    async with model_traced(tracing_to(collector.port, counted), triton, waits=False) as stub:
+        await stub.Route(route_request(), metadata=grpc.aio.Metadata(("traceparent", SAMPLED)))
+
+    own, call = collector.spans
+    assert parent_of(call) == (TRACE, own.span_id.hex())
+    assert attributes(call.attributes)["rpc.response.status_code"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("address", "server"),
+    [
+        ("triton:8001", {"server.address": "triton", "server.port": 8001}),
+        ("[::1]:8001", {"server.address": "::1", "server.port": 8001}),
+        ("unix:/run/triton.sock", {"server.address": "/run/triton.sock"}),
+    ],
+)
+async def test_call_says_where_it_went(
+    collector: Collector, counted: Counter[str], address: str, server: dict[str, object]
+) -> None:
+    tracing = tracing_to(collector.port, counted)
+    call = tracing.begin_trace().begin_call(address, INFER, "tensorrt_llm")
+    assert call is not None
+    call.end("OK")
+    tracing.record(REQUEST, decision())
+    await tracing.close()
+
+    _, span = collector.spans
+    described = attributes(span.attributes)
+    assert {key: each for key, each in described.items() if key.startswith("server.")} == server
+
+
+async def test_calls_of_spans_that_nobody_takes_are_counted(
+    counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    tracing = tracing_to(port, counted)
+    monkeypatch.setattr(tracing_module, "MAX_WAITING", 1)
+    call = tracing.begin_trace().begin_call("triton:8001", INFER, "tensorrt_llm")
+    assert call is not None
+    call.end("OK")
+    tracing.record(REQUEST, decision())
+
+    assert counted == {"dropped": 1}
+    await tracing.close()
+
+
+async def test_defect_of_tracing_costs_the_span_and_not_the_call(
+    collector: Collector, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton, tracing = answering(), tracing_to(collector.port, counted)
+    monkeypatch.setattr(tracing, "_sampler", None)
+    async with model_traced(tracing, triton) as stub:
+        assert (await stub.Route(route_request())).decision
+
+    assert told(triton) == [(None, None)]
+    assert [span.name for span in collector.spans] == [ROUTE]
 
 
 @pytest.fixture(params=["refuses", "hangs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from sidecar.core.policy import (
     WeightedModel,
 )
 from sidecar.inference.breaker import CircuitBreaker
+from sidecar.inference.calls import DecisionTrace
 from sidecar.inference.guarded import GuardedModel, WatchTimes
 from sidecar.inference.load import Load
 from sidecar.routing import (
@@ -89,6 +90,7 @@ async def a_world(
     budget_s: float = 10,
     enough: Enough | None = None,
     prefix_ids: tuple[int, ...] = (1, 2, 3),
+    begin_trace: Callable[[], DecisionTrace] | None = None,
 ) -> AsyncIterator[World]:
     """`enough`: when an encoder beside the model decides alone; None: there is no encoder."""
     model, sink = StubModel(), ListSink()
@@ -118,6 +120,7 @@ async def a_world(
         lambda ids: f"{len(ids)} tokens",
         cache=cache,
         pins=pins,
+        begin_trace=begin_trace,
     )
     guard.start()
     made = World(model, router, guard, breaker, warmth, registry, target, cache, sink)
