@@ -1,5 +1,6 @@
 """Health, metrics and the console over HTTP.
 
+    /          which paths there are
     /healthz   200 while the process works at all (liveness)
     /readyz    200 while requests are taken, 503 before and after (readiness)
     /metrics   Prometheus
@@ -103,6 +104,7 @@ class AdminServer:
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BYTES)
+        application.router.add_get("/", self._index)
         application.router.add_get("/healthz", self._live)
         application.router.add_get("/readyz", self._readiness)
         application.router.add_get("/metrics", self._metrics_page)
@@ -110,6 +112,11 @@ class AdminServer:
         if self._console is not None:
             self._console.add_to(application.router)
         return application
+
+    async def _index(self, request: web.Request) -> web.Response:
+        paths = {resource.canonical for resource in request.app.router.resources()}
+        pages = sorted(path for path in paths if path.count("/") == 1 and path != "/")
+        return web.Response(text=f"LLM Routing Sidecar {__version__}: {', '.join(pages)}\n")
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

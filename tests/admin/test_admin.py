@@ -73,6 +73,14 @@ async def test_probes_depend_on_the_sidecar_alone(
     assert (await running.get("/readyz"))[0] == ready
 
 
+async def test_the_root_names_the_paths(running: Running) -> None:
+    status, text = await running.get("/")
+
+    named = text.partition(": ")[2].strip().split(", ")
+    assert named == ["/healthz", "/metrics", "/readyz", "/status"]
+    assert {status, *[(await running.get(path))[0] for path in named]} == {200}
+
+
 async def test_probes_do_not_gather_the_whole_state() -> None:
     """It takes milliseconds where there are thousands of policies, and may have a defect."""
 

@@ -83,6 +83,11 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
         await admin.stop()
 
 
+async def test_the_root_names_the_console_where_it_is(running: Running) -> None:
+    async with running.http.get(running.base + "/") as response:
+        assert "/console, /healthz, " in await response.text()
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_without_a_console_there_are_none_of_its_paths(path: str) -> None:
     server = AdminServer("127.0.0.1:0", Metrics(), lambda: HEALTHY, lambda: True)
