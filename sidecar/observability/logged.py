@@ -102,23 +102,35 @@ class LogReader:
     def _decision(self, line: bytes, name: str, number: int) -> LoggedDecision | None:
         document = line[max(line.find(b"{"), 0) :]
         try:
-            found = _DECISIONS.decode(document)
-        except msgspec.ValidationError as error:
-            if not _is_decision(document):
-                return None
-            raise LogError(
-                f"{name}:{number}: cannot be counted as a decision: {error}; take the line out if "
-                "another program wrote it, or read the log with the version that did"
-            ) from None
+            return _decoded(document, f"{name}:{number}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.unreadable += 1
             return None
-        return found if found.event == _EVENT else None
 
 
 _EVENT = "decision"
 _DECISIONS = msgspec.json.Decoder(LoggedDecision)
 _KINDS = msgspec.json.Decoder(_Kind)
+
+
+def _decoded(document: bytes, where: str) -> LoggedDecision | None:
+    """None if it is no decision.
+
+    Raises:
+        LogError: it is one, and lacks what is counted.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is no JSON.
+    """
+    try:
+        found = _DECISIONS.decode(document)
+    except msgspec.ValidationError as error:
+        # Raised at the first wrong value: what comes after it may be no JSON.
+        if not _is_decision(document):
+            return None
+        raise LogError(
+            f"{where}: cannot be counted as a decision: {error}; take the line out if "
+            "another program wrote it, or read the log with the version that did"
+        ) from None
+    return found if found.event == _EVENT else None
 
 
 def _is_decision(document: bytes) -> bool:
