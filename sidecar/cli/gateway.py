@@ -17,6 +17,7 @@ from sidecar.local import (
     EnvoyServer,
     GatewayOptions,
     adapted,
+    is_address,
     provider_clusters,
     read_keys,
     shipped_config,
@@ -24,7 +25,10 @@ from sidecar.local import (
 from sidecar.policies.findings import closest, quoted
 
 _LAST_LINES = 15
-_PROVIDER = re.compile(r"(?P<name>[A-Za-z0-9_-]+)=(?P<url>https?://[^/@?#\s]+)/?")
+_PROVIDER = re.compile(
+    r"(?P<name>[A-Za-z0-9_-]+)="
+    r"(?P<url>https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?)/?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,22 @@ def _shipped_clusters() -> tuple[str, ...]:
     return provider_clusters(shipped_config().read_text(encoding="utf-8"))
 
 
-def read_provider(text: str) -> tuple[str, str]:
-    """Cluster and URL of `NAME=URL`. Raises ValueError with what to write; a URL can hold a
-    password, so it is not repeated."""
+def read_providers(texts: Iterable[str]) -> dict[str, str]:
+    """Cluster -> URL of each `NAME=URL`. Raises ValueError with what to write."""
+    providers: dict[str, str] = {}
+    for name, url in map(_read_provider, texts):
+        if name in providers:
+            raise ValueError(f"{name} is given twice; each provider is at one URL")
+        providers[name] = url
+    return providers
+
+
+def _read_provider(text: str) -> tuple[str, str]:
+    """A URL can hold a password, so it is not repeated in errors."""
     match = _PROVIDER.fullmatch(text)
     try:
         parts = urlsplit(match["url"] if match else "")
-        right = parts.hostname is not None and parts.port != 0
+        right = parts.port != 0
     except ValueError:
         right = False
     if match is None or not right:
@@ -100,11 +113,17 @@ def read_provider(text: str) -> tuple[str, str]:
             "openai=http://127.0.0.1:8000; the path is that of each request, "
             "and keys come from --envoy-keys"
         )
-    if match["name"] == SIDECAR_CLUSTER:
+    name = match["name"]
+    if name == SIDECAR_CLUSTER:
         raise ValueError(
             f"{SIDECAR_CLUSTER} is Envoy's cluster of the sidecar; choose another name"
         )
-    return match["name"], match["url"]
+    if parts.scheme == "https" and is_address(parts.hostname) and name not in _shipped_clusters():
+        raise ValueError(
+            f"{name}: with https write the name of the host, which its certificate is checked for, "
+            "and not its address"
+        )
+    return name, match["url"]
 
 
 def misplaced(models: Iterable[Model], clusters: Sequence[str] = ()) -> Iterator[str]:

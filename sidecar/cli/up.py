@@ -16,7 +16,7 @@ from sidecar.app_policies import PolicySourceError, require_default
 from sidecar.cli.common_options import config_option, model_option
 from sidecar.cli.failures import Failure
 from sidecar.cli.findings_view import print_findings
-from sidecar.cli.gateway import GatewayWish, misplaced, read_provider
+from sidecar.cli.gateway import GatewayWish, misplaced, read_providers
 from sidecar.cli.model import default_model
 from sidecar.cli.policy_options import place
 from sidecar.cli.policy_place import PlaceFailure
@@ -41,7 +41,7 @@ def _providers(
     context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, str]:
     try:
-        return dict(map(read_provider, given))
+        return read_providers(given)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

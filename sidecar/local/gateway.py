@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from sidecar.local.errors import LocalError
 
@@ -182,7 +182,7 @@ def _like(pattern: dict[str, Any], name: str, url: str) -> dict[str, Any]:
             credential = each["typed_config"]["credential"]["typed_config"]["credential"]
             credential["name"] = name
     for endpoint in _endpoints(made):
-        endpoint["hostname"] = urlsplit(url).hostname
+        endpoint["hostname"] = _host(urlsplit(url))
     return made
 
 
@@ -191,9 +191,9 @@ def _adapt_provider(cluster: dict[str, Any], options: GatewayOptions, has_key: b
     if url.hostname is not None:
         port = url.port or (443 if url.scheme == "https" else 80)
         _set_address(cluster, {"socket_address": {"address": url.hostname, "port_value": port}})
-        if not _is_address(url.hostname):
+        if not is_address(url.hostname):
             for endpoint in _endpoints(cluster):
-                endpoint["hostname"] = url.hostname
+                endpoint["hostname"] = _host(url)
         if url.scheme == "http":
             del cluster["transport_socket"]
             cluster["typed_extension_protocol_options"][_PROTOCOL] = _plain_http(
@@ -210,9 +210,14 @@ def _adapt_provider(cluster: dict[str, Any], options: GatewayOptions, has_key: b
         protocol["http_filters"] = [each for each in filters if each["name"] != _INJECTOR]
 
 
-def _is_address(host: str) -> bool:
+def _host(url: SplitResult) -> str | None:
+    """For Host; with https without the port, since it is the name that TLS asks for, too."""
+    return url.hostname if url.scheme == "https" else url.netloc
+
+
+def is_address(host: str | None) -> bool:
     try:
-        ip_address(host)
+        ip_address(host or "")
     except ValueError:
         return False
     return True

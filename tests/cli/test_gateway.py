@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.gateway import GatewayWish, misplaced, options_of, read_provider
+from sidecar.cli.gateway import GatewayWish, misplaced, options_of, read_providers
 from sidecar.cli.up import EXAMPLES, check_gateway
 from sidecar.config import load_settings
 from sidecar.core.policy import Model
@@ -154,10 +154,13 @@ def test_every_model_of_the_examples_has_a_cluster_of_envoy() -> None:
     [
         ("openai=http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         ("openai=https://litellm.internal/", "https://litellm.internal"),
+        ("openai=http://[::1]:8000", "http://[::1]:8000"),
+        # Whoever stands in for a shipped provider may have a certificate for the provider's name.
+        ("openai=https://127.0.0.1", "https://127.0.0.1"),
     ],
 )
 def test_provider_elsewhere_is_read(text: str, url: str) -> None:
-    assert read_provider(text) == ("openai", url)
+    assert read_providers([text]) == {"openai": url}
 
 
 @pytest.mark.parametrize(
@@ -169,15 +172,24 @@ def test_provider_elsewhere_is_read(text: str, url: str) -> None:
         ("openai=ftp://127.0.0.1", "write NAME="),
         ("openai=http://:8000", "write NAME="),
         ("openai=http://127.0.0.1:80000", "write NAME="),
+        ("openai=http://[::1", "write NAME="),
+        ("openai=http://[::1%eth0]:8000", "write NAME="),
+        ("openai=http://a\0b:8000", "write NAME="),
         ("openai=http://127.0.0.1:8000/v1", "the path is that of each request"),
         ("openai=http://me:secret@127.0.0.1", "keys come from --envoy-keys"),
         ("llm_router=http://127.0.0.1:8000", "llm_router is Envoy's cluster of the sidecar"),
+        ("local=https://127.0.0.1:8000", "local: with https write the name of the host"),
     ],
 )
 def test_provider_elsewhere_that_cannot_be_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as raised:
-        read_provider(text)
+        read_providers([text])
     assert "secret" not in str(raised.value)
+
+
+def test_provider_elsewhere_is_at_one_url() -> None:
+    with pytest.raises(ValueError, match="openai is given twice"):
+        read_providers(["openai=http://127.0.0.1:8000", "openai=http://127.0.0.1:8001"])
 
 
 def test_further_provider_is_one_of_envoys(tmp_path: Path) -> None:

@@ -123,8 +123,10 @@ def test_provider_without_a_key_gets_none_and_others_keep_theirs(tmp_path: Path)
         ("openai", "http://127.0.0.1:81", ("127.0.0.1", 81), "api.openai.com"),
         ("openai", "http://litellm.internal", ("litellm.internal", 80), "litellm.internal"),
         ("openai", "https://litellm.internal", ("litellm.internal", 443), "litellm.internal"),
-        ("local", "http://127.0.0.1:81", ("127.0.0.1", 81), "127.0.0.1"),
-        ("local", "http://[::1]:81", ("::1", 81), "::1"),
+        ("openai", "http://localhost:81", ("localhost", 81), "localhost:81"),
+        ("openai", "https://localhost:81", ("localhost", 81), "localhost"),
+        ("local", "http://127.0.0.1:81", ("127.0.0.1", 81), "127.0.0.1:81"),
+        ("local", "http://[::1]:81", ("::1", 81), "[::1]:81"),
     ],
 )
 def test_provider_is_asked_elsewhere(
