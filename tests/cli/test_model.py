@@ -156,8 +156,8 @@ def test_weights_in_8_bits_are_an_engine_of_their_own(adapter: Path, tmp_path: P
     exact, rounded = (load_engine(engines / name) for name in ("tiny-router", "tiny-router-int8"))
     assert rounded.router.weight_storage is WeightStorage.INT8
     assert rounded.router.build_id == f"{exact.router.build_id}+int8"
-    weights = [each.graph_path.with_suffix(".bin").stat().st_size for each in (rounded, exact)]
-    assert weights == sorted(weights)
+    less, more = (each.graph_path.with_suffix(".bin").stat().st_size for each in (rounded, exact))
+    assert less < more
     shown = CliRunner().invoke(cli, ["model", "info", "tiny-router-int8"]).stdout
     assert f"sha256:{rounded.router.weights_sha256}, stored as int8" in shown
 
