@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from sidecar.cli.failures import Failure
-from sidecar.cli.findings_view import print_findings
+from sidecar.cli.findings_view import count, print_findings
 from sidecar.cli.output_file import OutputFile
 from sidecar.cli.policy_files import PolicyPath
 from sidecar.cli.policy_place import resource_name
@@ -92,7 +92,7 @@ def report(
     if Path("-") in logs and Path("/dev/stdin") in catalogs:
         raise click.UsageError("LOG and --catalog cannot both be -, standard input")
     wanted = policy if policy in (None, INLINE) else resource_name(policy)
-    _check_output(logs, json_path)
+    _check_output((*logs, *catalogs), json_path)
     prices = _prices(catalogs, baseline or "", tokens) if catalogs else None
     counted = _counted(logs, wanted, prices)
     if json_path is not None:
@@ -103,12 +103,13 @@ def report(
     print_report(counted)
 
 
-def _check_output(logs: Sequence[Path], json_path: Path | None) -> None:
-    """Raises UsageError where the JSON would be written over a log."""
+def _check_output(read: Sequence[Path], json_path: Path | None) -> None:
+    """Raises UsageError where the JSON would be written over what is read."""
     if json_path is None or not json_path.is_file():
         return  # /dev/null and /dev/stdout are never logs.
-    if any(path.exists() and path.samefile(json_path) for path in logs):
-        raise click.UsageError(f"--json {json_path} would be written over a log; name another")
+    for path in read:
+        if path.exists() and path.samefile(json_path):
+            raise click.UsageError(f"--json {json_path} would be written over {path}; name another")
 
 
 def _prices(catalogs: Sequence[Path], baseline: str, tokens: Tokens | None) -> Prices:
@@ -166,7 +167,8 @@ def _opened(path: Path, standard_input: bool) -> BufferedReader:
 def _nothing(reader: LogReader, wanted: str | None, others: int) -> str:
     if others:
         return f"no decision of {wanted} in the logs, but {others} of other policies"
+    unreadable = f", {reader.unreadable} cut or unreadable" if reader.unreadable else ""
     return (
-        f"no decision in {reader.lines} lines; a sidecar logs them as JSON with logging.format "
-        "json and logging.level info"
+        f"no decision in {count(reader.lines, 'line')}{unreadable}; a sidecar logs them as JSON "
+        "with logging.format json and logging.level info"
     )

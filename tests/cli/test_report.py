@@ -163,7 +163,8 @@ def test_logs_are_read_one_after_the_other_and_from_standard_input(
         (["LOG", "--catalog", "CATALOG", "--tokens", "-1:3"], 2, "'-1:3' must be the input and"),
         (["LOG", "--policy", "No such"], 2, "names no policy; give an id"),
         (["LOG", "--policy", "other"], 1, "no decision of namespaces/default/policies/other in"),
-        (["LOG", "--json", "LOG"], 2, "would be written over a log; name another"),
+        (["LOG", "--json", "LOG"], 2, "would be written over"),
+        (["LOG", "--catalog", "CATALOG", "--json", "CATALOG"], 2, "would be written over"),
         (["LOG", "--json", "/no/such/x.json"], 2, "the folder /no/such does not exist"),
         (["LOG", "--catalog", "LOG"], 1, "--catalog has errors; nothing was counted"),
         (
@@ -177,6 +178,7 @@ def test_logs_are_read_one_after_the_other_and_from_standard_input(
             "acme/unpriced has no input and output price there; models with",
         ),
         (["CATALOG"], 1, "no decision in 13 lines; a sidecar logs them as JSON with"),
+        (["CUT"], 1, "no decision in 1 line, 1 cut or unreadable; a sidecar"),
         (["LOG", "BAD"], 1, "bad.log:2: cannot be counted as a decision: Expected `float`"),
     ],
 )
@@ -185,7 +187,9 @@ def test_what_is_wrong_is_said(
 ) -> None:
     bad = tmp_path / "bad.log"
     bad.write_bytes(b"\n" + line(ms="long"))
-    paths = {"LOG": log, "CATALOG": catalog, "BAD": bad}
+    cut = tmp_path / "cut.log"
+    cut.write_bytes(line()[:-20])
+    paths = {"LOG": log, "CATALOG": catalog, "BAD": bad, "CUT": cut}
     result = report(*(paths.get(each, each) for each in arguments))
     assert result.exit_code == status
     assert message in " ".join(result.output.split())
