@@ -38,7 +38,9 @@ def _try(path: Path) -> None:
     elif not path.exists():
         # Where a link points to nothing, what it points to is made, and the link stays.
         made = Path(os.path.realpath(path))
-        try:
-            made.write_bytes(bytes(_ROOM))
-        finally:
-            made.unlink(missing_ok=True)
+        # Never one that somebody else has made meanwhile.
+        with made.open("xb") as file:
+            try:
+                file.write(bytes(_ROOM))
+            finally:
+                made.unlink(missing_ok=True)

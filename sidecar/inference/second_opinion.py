@@ -142,6 +142,7 @@ class TritonOpinions(TritonModel):
     def _try_again(self, second: SecondOpinionIds, form: LabelAnswer) -> None:
         under_way = self._trial is not None and not self._trial.done()
         if not under_way and self._clock() >= self._asked_from:
+            self._asked_from = self._clock() + _PAUSE_S
             self._trial = asyncio.create_task(self._try(second, form), name="try-encoder")
 
     async def _try(self, second: SecondOpinionIds, form: LabelAnswer) -> None:

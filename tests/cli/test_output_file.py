@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import resource
 from pathlib import Path
 
 import click
@@ -23,19 +22,15 @@ def test_what_could_not_be_written_is_said_at_once(tmp_path: Path, name: str) ->
         convert(tmp_path / name)
 
 
-def test_so_is_a_full_disk_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stand-in for the disk, on which a file can be made and nothing be written."""
-
-    def full(path: Path, content: bytes) -> int:
-        assert content
-        path.touch()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(click.BadParameter, match="cannot be written: No space left on device"):
-        convert(tmp_path / "x.json")
+def test_so_is_a_full_disk_and_nothing_is_left(tmp_path: Path) -> None:
+    """A limit of what a file may hold stands in for the disk: one can be made, and not written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(click.BadParameter, match="cannot be written: File too large"):
+            convert(tmp_path / "x.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 
