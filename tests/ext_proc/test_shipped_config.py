@@ -566,7 +566,7 @@ async def test_probe_is_told_that_requests_are_taken(
     assert [up.requests for up in gateway.providers.values()] == [[]] * len(gateway.providers)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/favicon.ico", "/readyz", "/models?x"])
+@pytest.mark.parametrize("path", ["/metrics", "/favicon.ico", "/readyz", "/models?x=/v1"])
 @pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
 async def test_what_is_no_path_of_an_api_is_told_where_to_look(
     gateway: Gateway, kind: str, path: str
