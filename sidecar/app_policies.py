@@ -11,6 +11,7 @@ import structlog
 from sidecar.config import Settings, variable
 from sidecar.core.errors import SidecarError
 from sidecar.core.policy import Attribution
+from sidecar.grpc_api.convert.resource_names import policy_name
 from sidecar.grpc_api.listening import is_loopback
 from sidecar.grpc_api.policy_access import Policies
 from sidecar.inference.breaker import BreakerState
@@ -84,13 +85,12 @@ def _seed(store: PolicyStore, settings: Settings) -> None:
 def require_default(settings: Settings, known: Collection[str]) -> None:
     """Raises PolicySourceError if `known`, resource names, lack the policy of requests that name
     none."""
-    name = settings.policies.default_policy
-    if "/" not in name:
-        name = f"namespaces/default/policies/{name}"
+    field = "policies.default_policy"
+    name = policy_name(settings.policies.default_policy, field, bare=True).resource_name
     if name not in known:
         listed = f" to one of these: {', '.join(sorted(known)[:10])}" if known else ""
         raise PolicySourceError(
-            f"policies.default_policy: there is no policy {name} for requests that name none; "
+            f"{field}: there is no policy {name} for requests that name none; "
             f"name one so, or set {variable('policies', 'default_policy')}{listed}"
         )
 

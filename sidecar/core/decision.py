@@ -172,6 +172,10 @@ class PolicyName:
     name: str = ""
     namespace: str = "default"
 
+    @property
+    def resource_name(self) -> str:
+        return f"namespaces/{self.namespace}/policies/{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:

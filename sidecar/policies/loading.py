@@ -60,7 +60,7 @@ class PolicySet:
         return tuple(record.policy for record in self.records.values())
 
     def record(self, name: PolicyName) -> PolicyRecord | None:
-        return self.records.get(f"namespaces/{name.namespace}/policies/{name.name}")
+        return self.records.get(name.resource_name)
 
     def placed(self, name: str, findings: Iterable[Finding]) -> list[Finding]:
         """`findings` about the record of that resource name, with file and line."""

@@ -314,8 +314,7 @@ class PolicyRegistry:
         return CompiledPolicy(policy, ref, self.prompt_of(policy), catalog)
 
     def _resource_name(self, name: PolicyName) -> str:
-        named = name if name.name else self._default
-        return f"namespaces/{named.namespace}/policies/{named.name}"
+        return (name if name.name else self._default).resource_name
 
 
 def _inline_ref(policy: Policy) -> PolicyRef:

@@ -27,7 +27,7 @@ def request_to_proto(request: RoutingRequest) -> routing_pb2.RouteRequest:
     if not isinstance(request.policy, PolicyName):
         message.inline_policy.CopyFrom(policy_to_proto(request.policy))
     elif request.policy.name:
-        message.policy = f"namespaces/{request.policy.namespace}/policies/{request.policy.name}"
+        message.policy = request.policy.resource_name
     return message
 
 
