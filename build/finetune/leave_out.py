@@ -40,6 +40,7 @@ from router_training.opinions import opinions_of
 from router_training.options import count, file_to_write
 from router_training.program import run
 from router_training.scoring import Scored, score, stratified
+from router_training.untrained import nearest
 
 from sidecar.inference.tokenizer import HfTokenizer
 from sidecar.prompts.second_opinion import encoder_texts
@@ -140,9 +141,6 @@ def _measure(options: argparse.Namespace) -> None:
     groups = [_read(path) for path in options.groups]
     answers = None
     if options.baseline:
-        # Here, since what it needs of the sidecar's packages a machine that trains has not.
-        from router_training.untrained import nearest
-
         answers = nearest(options.baseline, groups)
     result = measured(groups, answers)
     print(table(result))  # noqa: T201

@@ -95,14 +95,9 @@ def read_cases(paths: Iterable[Path]) -> list[Case]:
     """The cases of files and folders, in the order of the files.
 
     Raises:
-        CaseError: as `case_files`; or the first line that is not a case.
+        CaseError: as `case_files` and `cases_of_file`.
     """
-    cases = [
-        case for file, name in case_files(paths).items() for case in _cases_of_file(file, name)
-    ]
-    if not cases:
-        raise CaseError("there are no cases in the files")
-    return cases
+    return [case for file, name in case_files(paths).items() for case in cases_of_file(file, name)]
 
 
 def sample(cases: Sequence[Case], limit: int | None) -> list[Case]:
@@ -156,19 +151,24 @@ def _names(files: Sequence[Path]) -> list[str]:
     # With their suffixes, too, x.jsonl beside x.jsonl.gz is told apart.
     for last in (ends, [file.name for file in files]):
         parts = [(*folder, end) for folder, end in zip(folders, last, strict=True)]
-        for length in range(1, max(map(len, parts)) + 1):
+        for length in range(1, max(map(len, parts), default=1) + 1):
             names = ["/".join(each[-length:]) for each in parts]
             if len(set(names)) == len(names):
                 return names
     raise AssertionError("no two files have one folder and one name")
 
 
-def _cases_of_file(path: Path, name: str) -> Iterator[Case]:
+def cases_of_file(path: Path, name: str) -> Iterator[Case]:
+    """The cases of one file, called `name` in results.
+
+    Raises:
+        CaseError: the first line that is not a case; or there is none.
+    """
     ids: dict[str, int] = {}
     checked: set[tuple[CaseRoute, ...]] = set()
-    for number, line in _lines(path):
+    for number, content in json_lines(path, "a case"):
         where = f"{path}:{number}"
-        case = _case(line, name, where, default_id=f"{path.name}:{number}")
+        case = _case(content, name, where, default_id=f"{path.name}:{number}")
         if case.id in ids:
             raise CaseError(
                 f"{where}: id: {quoted(case.id)} is already that of line {ids[case.id]}"
@@ -178,6 +178,30 @@ def _cases_of_file(path: Path, name: str) -> Iterator[Case]:
             _check_routes(case, where)
             checked.add(case.routes)
         yield case
+    if not ids:
+        raise CaseError(f"{path}: there are no cases in it; add some, or remove the file")
+
+
+def json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file that has one on each line, with the lines' numbers.
+
+    Args:
+        what: an object is, for a person.
+
+    Raises:
+        CaseError: the first line that is none.
+    """
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
+            raise CaseError(
+                f"{where}: not JSON: {error}; {what} is one JSON object on one line"
+            ) from None
+        if not isinstance(content, dict):
+            raise CaseError(f"{where}: must be an object")
+        yield number, content
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -199,15 +223,7 @@ def _text(line: bytes, where: str) -> str:
         raise CaseError(f"{where}: not UTF-8; save the file in UTF-8") from None
 
 
-def _case(line: str, file: str, where: str, default_id: str) -> Case:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-        raise CaseError(
-            f"{where}: not JSON: {error}; a case is one JSON object on one line"
-        ) from None
-    if not isinstance(content, dict):
-        raise CaseError(f"{where}: must be an object")
+def _case(content: dict[str, Any], file: str, where: str, default_id: str) -> Case:
     _check_keys(content, where, _REQUIRED, _KEYS)
     for key in ("label", *_TEXTS):
         if not isinstance(content.get(key, ""), str):

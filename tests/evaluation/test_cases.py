@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
         (b"[]", "x.jsonl:1: must be an object"),
         (b'{"id": ' + b"9" * 5000 + b"}", "x.jsonl:1: not JSON"),
         (b"\n\xff\n", "x.jsonl:2: not UTF-8"),
-        (b"\n\n", "there are no cases"),
+        (b"\n\n", "x.jsonl: there are no cases in it; add some, or remove the file"),
         (json.dumps(line()).encode() * 1 + b"\n\n" + json.dumps(line()).encode(),
          'x.jsonl:3: id: "1" is already that of line 1'),
     ],
@@ -108,6 +108,13 @@ def test_a_file_that_holds_no_cases_is_refused(
     with pytest.raises(CaseError, match=r"^") as error:
         read_cases([tmp_path / "x.jsonl"])
     assert message in str(error.value)
+
+
+def test_a_file_without_cases_among_others_is_not_passed_over(tmp_path: Path) -> None:
+    write_cases(tmp_path / "x.jsonl", [line()])
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(CaseError, match=r"empty\.jsonl: there are no cases in it"):
+        read_cases([tmp_path])
 
 
 def test_folders_and_compressed_files_are_read(tmp_path: Path) -> None:

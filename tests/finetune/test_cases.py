@@ -1,20 +1,27 @@
-"""Cases to train on are read as strictly as those that are measured."""
+"""Cases to train on are read as those that are measured, and policies as strictly."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from router_training.cases import Draw, case_files, read_all, read_cases, read_written
+from router_training.cases import (
+    Draw,
+    WrittenRoute,
+    case_files,
+    read_all,
+    read_cases,
+    read_written,
+)
 from router_training.corpus import read_corpus
 from router_training.errors import InputError
 from router_training.mixture import build_mixture
 
 from sidecar.evaluation import cases as evaluation
+from sidecar.evaluation.cases import CaseError
 
 ROUTES = [{"name": "orders", "description": "parcels"}, {"name": "bills", "description": "sums"}]
 TURNS = [{"role": "user", "content": "where is my parcel"}]
@@ -31,58 +38,53 @@ def write(path: Path, *lines: dict[str, Any]) -> Path:
 
 
 REFUSED = {
-    "no_label": ({"label": None}, "label: must be a text"),
-    "label_elsewhere": ({"label": "loans"}, "label: 'loans' is not among the routes"),
-    "also_ok_elsewhere": ({"also_ok": ["bill"]}, "also_ok: 'bill' is not among the routes"),
-    "also_ok_misspelt": ({"alsook": ["bills"]}, "alsook: unknown key"),
-    "no_routes": ({"routes": []}, "routes: must be a list of at least one route"),
-    "two_routes_of_one_name": ({"routes": [ROUTES[0]] * 2}, "routes: 'orders' is the name of two"),
-    "route_other": (
-        {"routes": [*ROUTES, {"name": "other", "description": "the rest"}]},
-        "routes: 'other' may not be",
-    ),
-    "no_description": ({"routes": [{"name": "orders"}]}, r"routes\[0\]\.description: missing"),
-    "nobody_speaks": ({"conversation": []}, "conversation: must be a list of at least one message"),
-    "role_human": (
-        {"conversation": [{"role": "human", "content": "hello"}]},
-        r"conversation\[0\]\.role: must be one of system, developer, user",
-    ),
-    "content_null": (
-        {"conversation": [*TURNS, {"role": "user", "content": None}]},
-        r"conversation\[1\]\.content: must be a text",
-    ),
-    "dialogue_number": ({"dialogue_id": 3}, "dialogue_id: must be a text or null"),
-    "tags_text": ({"tags": "opaque_names"}, "tags: must be a list of texts"),
-    "family_null": ({"family": None}, "family: must be a text"),
+    "no_label": {"label": None},
+    "label_elsewhere": {"label": "bill"},
+    "also_ok_elsewhere": {"also_ok": ["bill"]},
+    "also_ok_misspelt": {"alsook": ["bills"]},
+    "no_routes": {"routes": []},
+    "two_routes_of_one_name": {"routes": [ROUTES[0]] * 2},
+    "route_other": {"routes": [*ROUTES, {"name": "Other", "description": "the rest"}]},
+    "route_without_a_name": {"routes": [*ROUTES, {"name": "", "description": "the rest"}]},
+    "route_without_words": {"routes": [*ROUTES, {"name": "loans", "description": " "}]},
+    "no_description": {"routes": [{"name": "orders"}]},
+    "nobody_speaks": {"conversation": []},
+    "role_human": {"conversation": [{"role": "human", "content": "hello"}]},
+    "content_null": {"conversation": [*TURNS, {"role": "user", "content": None}]},
+    "dialogue_number": {"dialogue_id": 3},
+    "turn_text": {"turn_index": "3"},
+    "tags_text": {"tags": "opaque_names"},
+    "family_null": {"family": None},
+    "id_of_another": {"id": "1"},
 }
 
 
-@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_line_that_eval_refuses_is_named(
-    tmp_path: Path, changes: dict[str, Any], message: str
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())
+def test_a_line_that_eval_refuses_is_refused_in_its_words(
+    tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    file = write(tmp_path / "own.jsonl", line(), line(id="2", **changes))
-    with pytest.raises(InputError, match=rf"own\.jsonl, line 2: {message}"):
-        list(read_cases(file))
-    with pytest.raises(evaluation.CaseError):
+    file = write(tmp_path / "own.jsonl", line(), line(id="2") | changes)
+    with pytest.raises(CaseError) as of_eval:
         evaluation.read_cases([file])
+    assert str(of_eval.value).startswith(f"{file}:2: ")
+    for read in (read_all, read_corpus):
+        with pytest.raises(CaseError) as error:
+            read([file])
+        assert str(error.value) == str(of_eval.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{}\n\n{'label': 1}\n", "line 1: conversation: missing"),
-        (b"\n\n{'label': 1}\n", "line 3: not JSON: .* at column 2"),
-        (b'\n{"label": "\xff"}\n', "line 2: not JSON in UTF-8"),
-        (b"[]\n", "line 1: it: must be an object"),
-        (b'{"turn_index": ' + b"9" * 5000 + b"}", "line 1: not JSON in UTF-8"),
-    ],
-)
-def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    file = tmp_path / "own.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=rf"own\.jsonl, {message}"):
-        list(read_cases(file))
+def test_what_a_line_leaves_out_is_filled_in(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "a shop"}, *TURNS]
+    short = {"conversation": said, "routes": ROUTES, "label": "orders"}
+    full = line(id="7", family="shop", granularity="action", dialogue_id="d", also_ok=["bills"])
+    own, shop = read_all([write(tmp_path / "own.jsonl", short, full | {"tags": ["long"]})])
+    assert (own.id, own.family, own.dialogue) == ("own.jsonl:1", "own", "own.jsonl:1")
+    assert own.request.turns == (("system", "a shop"), ("user", TURNS[0]["content"]))
+    assert type(own.request.turns[0][0]) is str
+    assert (shop.family, shop.granularity, shop.dialogue) == ("shop", "action", "d")
+    assert shop.request.right == {"orders", "bills"}
+    assert shop.tags == {"long"}
+    assert own.routes[0] is shop.routes[0]
 
 
 @pytest.mark.parametrize(
@@ -114,19 +116,86 @@ def test_half_an_emoji_in_a_name_is_no_mistake(tmp_path: Path) -> None:
     assert len(read_corpus([file]).families["own"]) == 1
 
 
-@pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"\n" * 9)[:-12]], ids=["no gzip", "cut off"]
-)
-def test_a_damaged_archive_is_named(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "own.jsonl.gz"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=r"own\.jsonl\.gz: cannot be read after line"):
-        list(read_cases(file))
+def test_a_file_without_cases_among_others_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "own.jsonl", line())
+    empty = write(tmp_path / "empty.jsonl")
+    with pytest.raises(CaseError, match=r"empty\.jsonl: there are no cases in it"):
+        read_all([tmp_path])
+    with pytest.raises(InputError, match=r"empty\.jsonl: there are no policies in it"):
+        read_written(empty)
 
 
-def test_a_line_that_is_no_written_policy_is_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "policies.jsonl", line())
-    with pytest.raises(InputError, match=r"policies\.jsonl, line 1: not a written policy: .*level"):
+def test_a_written_policy_is_read(tmp_path: Path) -> None:
+    (policy,) = read_written(write(tmp_path / "policies.jsonl", written()))
+    assert policy.routes == (WrittenRoute("orders", ("parcels", "what was sent")),)
+    assert policy.singles == (("orders", "where is it"), ("other", "thanks"))
+    assert policy.dialogues == ((("user", "where", "orders"), ("assistant", "here", "")),)
+
+
+def written(**changes: Any) -> dict[str, Any]:
+    turns = [
+        {"role": "user", "content": "where", "label": "orders"},
+        {"role": "assistant", "content": "here"},
+    ]
+    return {
+        "id": "p",
+        "level": "action",
+        "routes": [{"name": "orders", "descriptions": ["parcels", "what was sent"]}],
+        "singles": {"orders": ["where is it"], "other": ["thanks"]},
+        "dialogues": [turns],
+    } | changes
+
+
+NO_POLICIES: dict[str, tuple[dict[str, Any], str]] = {
+    "a_case": (line(), "KeyError\\('level'\\)"),
+    "no_level": (written(level=None), "id, level and the routes' names must be texts"),
+    "no_routes": (written(routes=[]), "routes: must be one or more"),
+    "route_other": (
+        written(routes=[{"name": "other", "descriptions": ["the rest"]}]),
+        "routes: must be one or more, each with a name of its own, none 'other'",
+    ),
+    "one_description": (
+        written(routes=[{"name": "orders", "descriptions": "parcels"}]),
+        "descriptions: must be lists of texts",
+    ),
+    "no_descriptions": (
+        written(routes=[{"name": "orders", "descriptions": []}]),
+        "routes: 'orders' has no descriptions",
+    ),
+    "one_request": (written(singles={"orders": "where is it"}), "singles: must be lists of texts"),
+    "blank_request": (written(singles={"orders": [" "]}), "singles: must be lists of texts, none"),
+    "label_elsewhere": (written(singles={"order": ["where"]}), "'order' is not a route of the"),
+    "turn_elsewhere": (
+        written(dialogues=[[{"role": "user", "content": "a", "label": "order"}]]),
+        "'order' is not a route of the policy",
+    ),
+    "role_human": (
+        written(dialogues=[[{"role": "human", "content": "a", "label": "orders"}]]),
+        "dialogues: a turn is of user or assistant",
+    ),
+    "label_of_the_assistant": (
+        written(dialogues=[[{"role": "assistant", "content": "a", "label": "orders"}]]),
+        "dialogues: a turn is .* has a label only of the user",
+    ),
+    "no_request": (written(singles={}, dialogues=[]), "singles, dialogues: there is no request"),
+}
+
+
+@pytest.mark.parametrize(("policy", "message"), NO_POLICIES.values(), ids=NO_POLICIES.keys())
+def test_a_line_that_is_no_written_policy_is_named(
+    tmp_path: Path, policy: dict[str, Any], message: str
+) -> None:
+    file = write(tmp_path / "policies.jsonl", written(), policy)
+    with pytest.raises(InputError, match=rf"policies\.jsonl:2: not a written policy: {message}"):
+        read_written(file)
+
+
+def test_a_line_of_policies_that_is_not_json_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "policies.jsonl"
+    file.write_text("\n{")
+    with pytest.raises(
+        CaseError, match=r"policies\.jsonl:2: not JSON: .*; a written policy is one"
+    ):
         read_written(file)
 
 
@@ -135,23 +204,8 @@ def test_the_files_of_a_folder_are_those_that_eval_reads(tmp_path: Path) -> None
         write(tmp_path / name, line())
     found = case_files([tmp_path, tmp_path / "a" / ".." / "b.jsonl"])
     assert found == [tmp_path / "a" / "c.jsonl", tmp_path / "b.jsonl"]
-    assert found == sorted(evaluation.case_files([tmp_path]))
     assert len(read_all([tmp_path])) == 2
-
-
-@pytest.mark.parametrize("name", ["nowhere", "empty", "cases.txt"])
-def test_a_path_without_cases_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "cases.txt").write_text("")
-    with pytest.raises(InputError, match=rf"{name}: there is no file that ends in \.jsonl or"):
-        case_files([tmp_path / name])
-
-
-def test_a_link_to_no_file_is_not_passed_over(tmp_path: Path) -> None:
-    write(tmp_path / "own.jsonl", line())
-    (tmp_path / "link.jsonl").symlink_to("gone.jsonl")
-    with pytest.raises(InputError, match=r"link\.jsonl: a link to no file"):
-        case_files([tmp_path])
+    assert read_all([]) == []
 
 
 class AsDrawn:

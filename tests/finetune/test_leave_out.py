@@ -24,6 +24,7 @@ from router_training.leave_out import (
     measured,
     table,
 )
+from router_training.untrained import nearest
 
 
 def case(name: str, family: str, right: int, language_model: int, encoder: int) -> LeftOut:
@@ -162,9 +163,6 @@ def test_the_table_has_a_line_for_every_family_and_group(baseline: bool) -> None
 
 
 def test_the_baseline_is_not_asked_about_another_case_with_the_same_id(tmp_path: Path) -> None:
-    pytest.importorskip("ruamel.yaml", reason="the sidecar's packages are not installed")
-    from router_training.untrained import nearest
-
     line = {
         "id": "clinc-0",
         "family": "clinc",

@@ -30,6 +30,7 @@ from router_training.scoring import Scored
 
 from sidecar.engines.adapter import BaseFacts, open_adapter, shipped_adapter
 from sidecar.engines.errors import EngineError
+from sidecar.evaluation.cases import CaseError
 
 CASE = {
     "conversation": [{"role": "user", "content": "where is my parcel"}],
@@ -69,7 +70,7 @@ MISTAKES = {
     "train --base nosuch.gguf --cases own.jsonl --out run": "train.py: nosuch.gguf: not a readable",
     "train --base text.gguf --cases own.jsonl --out run": "train.py: text.gguf: not a readable",
     "train_encoder --encoder empty --cases own.jsonl --out run": "train_encoder.py: [Errno 2]",
-    "train_encoder --encoder empty --cases nosuch --out run": "train_encoder.py: nosuch: there is",
+    "train_encoder --encoder empty --cases nosuch --out run": "train_encoder.py: nosuch: does not",
     "evaluate --base text.gguf --cases own.jsonl --families bogus": (
         "evaluate.py: --families: there are no cases of bogus"
     ),
@@ -140,7 +141,9 @@ def test_the_run_that_is_resumed_may_be_in_the_folder(monkeypatch: pytest.Monkey
     assert text.startswith("train.py: b.gguf: not a readable")
 
 
-@pytest.mark.parametrize("error", [InputError("file"), EngineError("file"), OSError("file")])
+@pytest.mark.parametrize(
+    "error", [InputError("file"), CaseError("file"), EngineError("file"), OSError("file")]
+)
 def test_what_is_wrong_with_the_input_is_said(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -1,37 +1,23 @@
-"""Routing cases: one JSON object a line, `.jsonl` or `.jsonl.gz`.
-
-A case is a conversation, the routes with their descriptions, and the right answer:
-`{"id", "family", "granularity", "conversation": [{"role", "content"}], "routes": [{"name",
-"description"}], "label", "also_ok", "dialogue_id", "turn_index", "tags"}`. Only `conversation`,
-`routes` and `label` must be there; other keys are errors.
-"""
+"""What is trained on: routing cases, in files that `sidecar eval` reads, too (docs/evaluation.md),
+and hand-written policies."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import json
-import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from router_training.errors import InputError
-from sidecar.core.conversation import Role
+from sidecar.evaluation import cases as evaluation
 
 OTHER = "other"
 
-_SUFFIXES = (".jsonl", ".jsonl.gz")
-_REQUIRED = ("conversation", "routes", "label")
-_TEXTS = ("id", "label", "family", "granularity", "dataset", "split")
-_KEYS = (*_REQUIRED, *_TEXTS, "also_ok", "dialogue_id", "turn_index", "tags")
-_TURN = ("role", "content")
-_ROUTE = ("name", "description")
-_ROLES = tuple(Role)
-_ASKED = (Role.USER, Role.ASSISTANT)
+_OWN = "own"
+"""The family of cases that name none."""
+_SPEAKERS = ("user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +60,21 @@ class Draw:
 
 
 def case_files(paths: Iterable[Path]) -> list[Path]:
-    """The files of `paths`, each once: those of a folder and its folders that `sidecar eval` reads.
-
-    Raises InputError for a path that has none, and for a link to none.
-    """
-    files: dict[Path, Path] = {}
-    for path in paths:
-        inside = list(path.rglob("*")) if path.is_dir() else [path]
-        for link in sorted(p for p in inside if p.name.endswith(_SUFFIXES) and p.is_symlink()):
-            if not link.exists():
-                raise InputError(f"{link}: a link to no file; mend or remove it")
-        found = sorted(p for p in inside if p.name.endswith(_SUFFIXES) and p.is_file())
-        if not found:
-            raise InputError(f"{path}: there is no file that ends in {' or '.join(_SUFFIXES)}")
-        for file in found:
-            files.setdefault(file.resolve(), file)
-    return list(files.values())
+    """The files of `paths`, each once. Raises CaseError."""
+    return list(evaluation.case_files(paths))
 
 
 def read_all(paths: Iterable[Path]) -> list[Case]:
-    """The cases of files and folders. Raises InputError."""
+    """The cases of files and folders. Raises CaseError."""
     return [case for file in case_files(paths) for case in read_cases(file)]
 
 
 def read_cases(path: Path) -> Iterator[Case]:
     """The cases of one file, but those without a text of user or assistant: of them no model is
-    asked. Raises InputError naming the line that is not a case."""
-    for number, value in _json_lines(path):
-        try:
-            case = _case(value, default_id=f"{path.name}:{number}")
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
-        if any(role in _ASKED and text for role, text in case.request.turns):
-            yield case
+    asked. Raises CaseError."""
+    for case in evaluation.cases_of_file(path, _OWN):
+        if case.conversation.shown_to_router():
+            yield _case(case)
 
 
 def check_ids(cases: Sequence[Case]) -> None:
@@ -120,95 +88,18 @@ def check_ids(cases: Sequence[Case]) -> None:
         )
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if text.strip():
-                    yield number, json.loads(text.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        what = f"not JSON: {error.msg} at column {error.colno}"
-        raise InputError(f"{path}, line {number}: {what}") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-        raise InputError(f"{path}, line {number}: not JSON in UTF-8: {error}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read after line {number}: {error}") from None
-
-
-def _case(value: Any, default_id: str) -> Case:
-    """Raises InputError for what `sidecar eval` refuses, too, but for `turn_index` and the
-    form of names and descriptions."""
-    _check_keys(value, "", _REQUIRED, _KEYS)
-    for key in _TEXTS:
-        if not isinstance(value.get(key, ""), str):
-            raise InputError(f"{key}: must be a text")
-    routes = _routes(value["routes"])
-    known = {route.name for route in routes} | {OTHER}
-    also_ok = _texts(value, "also_ok")
-    for key, name in (("label", value["label"]), *(("also_ok", name) for name in also_ok)):
-        if name not in known:
-            raise InputError(f"{key}: {name!r} is not among the routes")
-    dialogue = value.get("dialogue_id")
-    if not isinstance(dialogue, str | None):
-        raise InputError("dialogue_id: must be a text or null")
+def _case(case: evaluation.Case) -> Case:
+    turns = tuple((message.role.value, message.text) for message in case.conversation.messages)
     return Case(
-        id=value.get("id", default_id),
-        family=value.get("family") or "own",
-        granularity=value.get("granularity", "mixed"),
-        routes=routes,
-        request=Request(_turns(value["conversation"]), frozenset({value["label"], *also_ok})),
-        label=value["label"],
-        dialogue=dialogue or value.get("id", default_id),
-        tags=frozenset(_texts(value, "tags")),
+        id=case.id,
+        family=case.family,
+        granularity=case.granularity,
+        routes=tuple(_route(route.name, route.description) for route in case.routes),
+        request=Request(turns, case.also_ok | {case.label}),
+        label=case.label,
+        dialogue=case.dialogue_id or case.id,
+        tags=frozenset(case.tags),
     )
-
-
-def _check_keys(value: Any, where: str, required: Iterable[str], known: Collection[str]) -> None:
-    """Args:
-    where: ends in a dot, unless it is empty."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where[:-1] or 'it'}: must be an object")
-    for key in required:
-        if key not in value:
-            raise InputError(f"{where}{key}: missing")
-    for key in value:
-        if key not in known:
-            raise InputError(f"{where}{key}: unknown key; there are {', '.join(known)}")
-
-
-def _turns(value: Any) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not value:
-        raise InputError("conversation: must be a list of at least one message")
-    for index, turn in enumerate(value):
-        _check_keys(turn, f"conversation[{index}].", _TURN, _TURN)
-        if turn["role"] not in _ROLES:
-            raise InputError(f"conversation[{index}].role: must be one of {', '.join(_ROLES)}")
-        if not isinstance(turn["content"], str):
-            raise InputError(f"conversation[{index}].content: must be a text")
-    return tuple((turn["role"], turn["content"]) for turn in value)
-
-
-def _routes(value: Any) -> tuple[RouteText, ...]:
-    if not isinstance(value, list) or not value:
-        raise InputError("routes: must be a list of at least one route")
-    for index, route in enumerate(value):
-        _check_keys(route, f"routes[{index}].", _ROUTE, _ROUTE)
-        if not all(isinstance(text, str) for text in route.values()):
-            raise InputError(f"routes[{index}]: name and description must be texts")
-    counts = Counter([OTHER, *(route["name"] for route in value)])
-    if twice := [name for name, number in counts.items() if number > 1]:
-        what = "may not be a route's name" if twice[0] == OTHER else "is the name of two routes"
-        raise InputError(f"routes: {twice[0]!r} {what}")
-    return tuple(_route(route["name"], route["description"]) for route in value)
-
-
-def _texts(value: dict[str, Any], key: str) -> tuple[str, ...]:
-    texts = value.get(key) or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{key}: must be a list of texts")
-    return tuple(texts)
 
 
 @cache
@@ -237,26 +128,73 @@ class WrittenPolicy:
 
 
 def read_written(path: Path) -> list[WrittenPolicy]:
-    """Raises InputError naming the line that is not a policy."""
+    """Raises CaseError for a file that cannot be read or has no policy, InputError for a line that
+    is none."""
     policies = []
-    for number, value in _json_lines(path):
+    for number, value in evaluation.json_lines(path, "a written policy"):
         try:
             policies.append(_written(value))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}, line {number}: not a written policy: {error!r}") from error
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            what = error if isinstance(error, InputError) else repr(error)
+            raise InputError(f"{path}:{number}: not a written policy: {what}") from error
+    if not policies:
+        raise InputError(f"{path}: there are no policies in it; add some, or leave the file out")
     return policies
 
 
 def _written(value: dict[str, Any]) -> WrittenPolicy:
-    return WrittenPolicy(
+    """Raises InputError, KeyError, TypeError, AttributeError."""
+    policy = WrittenPolicy(
         id=value["id"],
         level=value["level"],
         routes=tuple(
-            WrittenRoute(route["name"], tuple(route["descriptions"])) for route in value["routes"]
+            WrittenRoute(route["name"], _texts(route["descriptions"], "descriptions"))
+            for route in value["routes"]
         ),
-        singles=tuple((name, text) for name, texts in value["singles"].items() for text in texts),
+        singles=tuple(
+            (name, text)
+            for name, texts in value["singles"].items()
+            for text in _texts(texts, "singles")
+        ),
         dialogues=tuple(
             tuple((turn["role"], turn["content"], turn.get("label", "")) for turn in dialogue)
             for dialogue in value["dialogues"]
         ),
     )
+    _check_written(policy)
+    return policy
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(_is_text(text) for text in value):
+        raise InputError(f"{key}: must be lists of texts, none of them blank")
+    return tuple(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check_written(policy: WrittenPolicy) -> None:
+    """What would be trained on all the same, and teach something else than is meant."""
+    names = [route.name for route in policy.routes]
+    if not all(map(_is_text, (policy.id, policy.level, *names))):
+        raise InputError("id, level and the routes' names must be texts, none of them blank")
+    if not names or len({*names, OTHER}) <= len(names):
+        raise InputError(
+            f"routes: must be one or more, each with a name of its own, none {OTHER!r}"
+        )
+    if silent := [route.name for route in policy.routes if not route.descriptions]:
+        raise InputError(f"routes: {silent[0]!r} has no descriptions")
+    turns = [turn for dialogue in policy.dialogues for turn in dialogue]
+    for role, text, label in turns:
+        if role not in _SPEAKERS or not _is_text(text) or (label and role != "user"):
+            raise InputError(
+                f"dialogues: a turn is of {' or '.join(_SPEAKERS)}, with a text that is not blank, "
+                "and has a label only of the user"
+            )
+    labels = [*(name for name, _ in policy.singles), *(label for *_, label in turns if label)]
+    if not labels:
+        raise InputError("singles, dialogues: there is no request")
+    if unknown := [label for label in labels if label not in {*names, OTHER}]:
+        raise InputError(f"{unknown[0]!r} is not a route of the policy; name one, or {OTHER!r}")

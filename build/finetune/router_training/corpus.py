@@ -49,7 +49,8 @@ def read_corpus(
     of held-out policies. `others` are policies like these from elsewhere, which stay where the
     family `written` is left out. A family that mixes others is left out whenever any other is.
 
-    Raises InputError for files that cannot be read, and for `without` of unknown families.
+    Raises CaseError or InputError for files that cannot be read, InputError for `without` of
+    unknown families.
     """
     corpus = Corpus()
     left_out = {*without, *(("mix",) if without else ())}

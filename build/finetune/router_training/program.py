@@ -8,6 +8,7 @@ from pathlib import Path
 
 from router_training.errors import InputError
 from sidecar.engines.errors import EngineError
+from sidecar.evaluation.cases import CaseError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -19,5 +20,5 @@ def run(main: Callable[[], None]) -> None:
         what = "; ".join(["interrupted", *map(str, interrupt.args)])
         print(f"{Path(sys.argv[0]).name}: {what}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-    except (InputError, EngineError, OSError) as error:
+    except (InputError, CaseError, EngineError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

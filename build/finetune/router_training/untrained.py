@@ -25,8 +25,8 @@ def nearest(paths: Sequence[Path], groups: Sequence[Group]) -> list[dict[str, in
     Args:
         paths: case files and folders that have the cases of the groups.
 
-    Raises InputError if they lack one or have two with its id, or if the weights of MiniLM
-    cannot be fetched.
+    Raises CaseError for files that cannot be read; InputError if they lack one or have two with its
+    id, or if the weights of MiniLM cannot be fetched.
     """
     wanted = {(case.id, case.opinions.family) for group in groups for case in group.cases}
     cases = [case for case in read_all(paths) if (case.id, case.family) in wanted]
