@@ -161,6 +161,14 @@ def test_what_is_right_after_a_move(rates: Rates, right: set[str], turns: int) -
     assert moved.turns[-1][0] == "user"
 
 
+@pytest.mark.parametrize("rates", [MOVES["command_beside"][0], Rates(0, 0, 0, 0, 0, 0, 0, 0, 0, 1)])
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+def test_what_others_said_is_never_put_into_the_users_mouth(rates: Rates, role: str) -> None:
+    said = Request((("user", "holes in the cabbage"), (role, "slugs")), frozenset({"pests"}))
+    draw = replace(a_draw(), requests=(said,))
+    assert with_conversation_moves(draw, Random(3), rates, ["pasted"]).requests == (said,)
+
+
 def a_case(number: int, label: str, *names: str) -> Case:
     routes = tuple(RouteText(name, f"about {name}") for name in names)
     request = Request((("user", f"request {number} for {label}"),), frozenset({label}))
@@ -252,6 +260,33 @@ def test_a_users_own_cases_of_another_list_stay_out() -> None:
         for draw in (source.draw(Random(seed)) for seed in range(40))
     }
     assert lists == {(frozenset({"cards", "loans"}), 8), (frozenset({"cards", "fraud"}), 1)}
+
+
+def test_a_name_in_another_of_the_users_policies_is_another_route() -> None:
+    """Whatever granularity a case is said to have."""
+    first = [replace(case, granularity="action") for case in own_cases(8)]
+    lists = {frozenset({"cards", "loans"}), frozenset({"cards", "fraud"})}
+    second = [a_case(n, ("cards", "fraud")[n % 2], "cards", "fraud") for n in range(10, 18)]
+    second = [
+        replace(case, routes=(RouteText("cards", "playing cards"), case.routes[1]))
+        for case in second
+    ]
+    right = {case.request.turns: case.request.right for case in (*first, *second)}
+    source = FamilySource("shop", [*first, *second], Foreigners(()), Limits(), own=True)
+    for seed in range(40):
+        draw = source.draw(Random(seed))
+        assert frozenset(route.name for route in draw.routes) in lists
+        assert {request.turns: request.right for request in draw.requests}.items() <= right.items()
+        about_cards = next(route for route in draw.routes if route.name == "cards").description
+        own = {case.request.turns for case in second} >= {r.turns for r in draw.requests}
+        assert about_cards == ("playing cards" if own else "about cards")
+
+
+def test_draws_of_which_a_model_reads_none_end() -> None:
+    cases = [a_case(1, "loans", "cards", "loans", "savings")]
+    mixture = build_mixture({"general": cases}, [], OfTwoRoutes(), seed=0)
+    with pytest.raises(InputError, match="of 1000 draws none can be trained on: more than two"):
+        mixture.draw(0)
 
 
 @pytest.mark.parametrize(("family", "together"), [("own", True), ("assistant", False)])

@@ -163,6 +163,8 @@ def _moved(
 
 
 def _with_last(request: Request, text: str) -> Request:
+    if request.turns[-1][0] != "user":
+        return request
     return Request((*request.turns[:-1], ("user", text)), request.right)
 
 

@@ -34,6 +34,9 @@ WEIGHTS: Mapping[str, float] = {
 OWN_WEIGHT = 0.5
 """Share of a family that is none of ours: a user's own cases."""
 
+_TRIES = 1000
+"""Draws in a row that a model cannot read, after which no other is looked for."""
+
 # MetaTool's queries for this game are requests of any kind, said in the game.
 _UNANSWERABLE = {("metatool", "wordsneak")}
 
@@ -69,13 +72,15 @@ class Mixture(Generic[Encoded]):
     pasted_texts: Sequence[str] = ()
 
     def draw(self, number: int) -> Encoded:
+        """Raises InputError where none can be read."""
         rng = Random(f"{self.seed}:{number}")  # noqa: S311
-        while True:
+        for _ in range(_TRIES):
             source = rng.choices(self.sources, self.weights)[0]
             draw = self._augmented(source.draw(rng), rng)
             encoded = self.encoder.encode(draw) if draw.requests else None
             if encoded is not None:
                 return encoded
+        raise InputError(f"of {_TRIES} draws none can be trained on: {self.encoder.limit}")
 
     def _augmented(self, draw: Draw, rng: Random) -> Draw:
         draw = shuffled(draw, rng)

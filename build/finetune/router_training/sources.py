@@ -215,7 +215,8 @@ class FamilySource:
     """Cases of one family, regrouped behind the route list of one of them.
 
     Args:
-        own: a user's own cases: those that cannot be regrouped come with others of the same routes.
+        own: a user's own cases: they come with others of the same routes. In their policies one
+            name may mean two things, and two names one.
     """
 
     def __init__(
@@ -231,13 +232,14 @@ class FamilySource:
         self._cases = cases
         self._foreigners = foreigners
         self._limits = limits
+        self._own = own
         self._by_label: dict[tuple[str, str], list[Case]] = defaultdict(list)
         self._by_dialogue: dict[str, list[Case]] = defaultdict(list)
         self._by_list: dict[frozenset[RouteText], list[Case]] = defaultdict(list)
         self._descriptions: dict[tuple[str, str], set[str]] = defaultdict(set)
         for case in cases:
             self._by_dialogue[case.dialogue].append(case)
-            if _regroupable(case):
+            if self._regroupable(case):
                 self._by_label[case.granularity, case.label].append(case)
                 for route in case.routes:
                     self._descriptions[case.granularity, route.name].add(route.description)
@@ -247,7 +249,7 @@ class FamilySource:
         self._concepts = concepts_of(
             (case.granularity, route)
             for case in cases
-            if _regroupable(case)
+            if self._regroupable(case)
             for route in case.routes
         )
 
@@ -257,7 +259,7 @@ class FamilySource:
             turn.request for turn in self._by_dialogue[case.dialogue] if turn.routes == case.routes
         ]
         draw = Draw(self.name, case.routes, tuple(own))
-        if not _regroupable(case):
+        if not self._regroupable(case):
             return replace(draw, requests=(*own, *self._same_list(case, rng, len(own))))
         fresh = tuple(
             RouteText(r.name, rng.choice(self._variants[case.granularity, r.name]))
@@ -270,6 +272,10 @@ class FamilySource:
             (*own, *islice(self._others_of(case, rng), self._limits.requests - len(own))),
         )
         return self._foreigners.mixed_in(draw, self.name, rng, self._limits)
+
+    def _regroupable(self, case: Case) -> bool:
+        levels = () if self._own else ("action", "domain")
+        return case.granularity in levels and not (case.tags & _AS_THEY_ARE)
 
     def _same_list(self, case: Case, rng: Random, taken: int) -> Iterable[Request]:
         """More requests over the same routes, in whatever order, as many as there is room for."""
@@ -287,7 +293,7 @@ class FamilySource:
         for _ in range(4 * self._limits.requests if names else 0):
             if rng.random() < _REMOVED_SHARE:
                 stranger = rng.choice(self._cases)
-                if _regroupable(stranger) and stranger.granularity == case.granularity:
+                if self._regroupable(stranger) and stranger.granularity == case.granularity:
                     key = (stranger.granularity, stranger.label)
                     if stranger.label != OTHER and self._concepts[key] not in listed:
                         yield replace(stranger.request, right=frozenset({OTHER}))
@@ -297,10 +303,6 @@ class FamilySource:
             long = sum(len(text) for _, text in found.request.turns) > _LONG
             if len(found.request.right) == 1 and not (long and rng.random() < 0.7):
                 yield found.request
-
-
-def _regroupable(case: Case) -> bool:
-    return case.granularity in ("action", "domain") and not (case.tags & _AS_THEY_ARE)
 
 
 def concepts_of(routes: Iterable[tuple[str, RouteText]]) -> dict[tuple[str, str], int]:
