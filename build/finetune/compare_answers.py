@@ -43,7 +43,7 @@ from router_training.descent import Descent
 from router_training.llama import Llama
 from router_training.loop import Plan, total_loss
 from router_training.mixture import Mixture, build_mixture
-from router_training.options import count, positive, share, whole
+from router_training.options import below_one, count, positive, share, whole
 from router_training.program import run
 from router_training.running_time import RunningTime
 from router_training.scoring import stratified
@@ -272,7 +272,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pack-tokens", type=count, default=704)
     parser.add_argument("--rate", type=positive, default=plan.rate)
     parser.add_argument("--decay", type=share, default=plan.decay)
-    parser.add_argument("--averaging", type=share, default=plan.averaging)
+    parser.add_argument("--averaging", type=below_one, default=plan.averaging)
     parser.add_argument("--frozen-layers", type=whole, default=plan.frozen_layers)
     parser.add_argument("--processes", type=whole, default=0, help="that make packs; 0: a thread")
     parser.add_argument("--seed", type=int, default=plan.seed)

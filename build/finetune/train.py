@@ -27,6 +27,7 @@ from router_training.loop import Plan, Trainer
 from router_training.mixture import build_mixture
 from router_training.options import (
     add_data_options,
+    below_one,
     check_run,
     count,
     not_negative,
@@ -59,8 +60,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pack-tokens", type=count, default=704)
     parser.add_argument("--rate", type=positive, default=plan.rate)
     parser.add_argument("--decay", type=share, default=plan.decay)
-    parser.add_argument("--averaging", type=share, default=plan.averaging)
-    parser.add_argument("--dropout", type=share, default=plan.dropout, help="with --processes")
+    parser.add_argument("--averaging", type=below_one, default=plan.averaging)
+    parser.add_argument("--dropout", type=below_one, default=plan.dropout, help="with --processes")
     parser.add_argument("--frozen-layers", type=whole, default=plan.frozen_layers)
     parser.add_argument("--threads", type=count, default=plan.threads)
     parser.add_argument(

@@ -29,6 +29,7 @@ from router_training.encoder_model import SecondOpinionModel, load_second_opinio
 from router_training.mixture import build_mixture
 from router_training.options import (
     add_data_options,
+    below_one,
     check_run,
     count,
     not_negative,
@@ -50,7 +51,7 @@ _KINDS: dict[str, Callable[[str], float]] = {
     "warmup": whole,
     "decay": share,
     "weight_decay": not_negative,
-    "average": share,
+    "average": below_one,
     "save_minutes": not_negative,
     "seed": int,
 }

@@ -18,11 +18,13 @@ pytest.importorskip("safetensors", reason="safetensors is not installed; only tr
 
 import torch
 from router_training import batched
+from router_training.base import Base
 from router_training.batched import Batch, Batches, batch_log_probs, by_length, collate
 from router_training.cases import Case, Request, RouteText
 from router_training.encoding import EncodedDraw, Encoder
 from router_training.errors import InputError
 from router_training.llama import Llama, LlamaShape, blocks_of_sight
+from router_training.loading import load_model
 from router_training.loop import Plan, Trainer, candidate_log_probs
 from router_training.mixture import Mixture, build_mixture
 from router_training.packing import pack_prompts
@@ -165,6 +167,65 @@ def test_an_interrupted_run_goes_on_with_its_weights_and_not_their_average(
     model.load_state_dict(state["model"])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert not all(map(torch.equal, trained, state["average"]))
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_run_that_goes_on_ends_with_what_it_has_trained(
+    averaging: float, mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    Trainer(tiny_model(), mixture, replace(PLAN, averaging=0.9), tmp_path).run()
+    before = torch.load(tmp_path / "checkpoint.pt")["model"]
+    model = tiny_model()
+    second = Trainer(model, mixture, replace(PLAN, averaging=averaging), tmp_path)
+    second.resume(tmp_path / "checkpoint.pt")
+    second.run()
+    moved = [name for name, tensor in model.state_dict().items() if (tensor != before[name]).any()]
+    assert moved
+    ended = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(tensor, ended[name]) for name, tensor in model.state_dict().items())
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    model = tiny_model()
+    weights = model.state_dict()
+    untold: Any = None
+    base = Base(path, path, SHAPE, weights, untold)
+    return dict(load_model(base, path).state_dict())
+
+
+def test_a_run_that_goes_on_in_batches_of_another_size_takes_the_next_draws(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    class Made:
+        def batch(self, number: int) -> list[Batch]:
+            asked.append(number)
+            return [collate([mixture.draw(number)])]
+
+    plan = replace(PLAN, steps=2, packs_per_step=8)
+    Trainer(tiny_model(), mixture, plan, tmp_path, Made()).run()
+    second = Trainer(tiny_model(), mixture, replace(plan, packs_per_step=4), tmp_path, Made())
+    second.resume(tmp_path / "checkpoint.pt")
+    second.run()
+    assert asked == [0, 1, 4, 5]
+
+
+def test_a_run_whose_weights_run_away_ends_and_leaves_what_was_saved(
+    mixture: Mixture[EncodedDraw], tmp_path: Path
+) -> None:
+    class RunsAway(Trainer):
+        def save(self) -> None:
+            super().save()
+            if self.progress.step == 3:
+                for parameter in self.model.parameters():
+                    parameter.data.fill_(torch.nan)
+
+    with pytest.raises(InputError, match=r"step 4: the loss is not a number .* a lower --rate"):
+        RunsAway(tiny_model(), mixture, replace(PLAN, save_minutes=0.0), tmp_path).run()
+    state = torch.load(tmp_path / "checkpoint.pt")
+    assert state["progress"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
 def test_a_run_goes_on_where_it_cannot_be_saved_meanwhile(

@@ -51,7 +51,9 @@ class Descent:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
-        self._average = [average.clone() for average in state["average"]]
+        # One that no longer follows would take the place of what this run trains.
+        kept = state["average"] if self._plan.averaging else []
+        self._average = [average.clone() for average in kept]
 
     def rate(self, step: int, spent: float) -> float:
         """Of the step after `step` steps, with a share `spent` of the budget."""

@@ -23,7 +23,7 @@ from router_training.encoder_batched import TextsBatch, batch_loss
 from router_training.encoder_draws import EncodedTexts
 from router_training.encoder_model import SecondOpinionModel, trained_weights
 from router_training.interruption import Interruption
-from router_training.loop import Outcome, Progress, budget_bar, recent_means
+from router_training.loop import Outcome, Progress, budget_bar, check_finite, recent_means
 from router_training.running_time import RunningTime
 
 _NOTED_STEPS = 20
@@ -234,6 +234,7 @@ class EncoderTrainer:
         return Outcome(losses.sum().item(), int(hits), len(right), encoded.tokens)
 
     def _note(self, outcomes: list[Outcome]) -> None:
+        check_finite(outcomes, self.progress.step)
         self._recent.extend(outcomes)
         if self.progress.step % _NOTED_STEPS == 0:
             loss, accuracy = recent_means(self._recent)

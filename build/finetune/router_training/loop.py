@@ -6,6 +6,7 @@ that wastes less than dividing each matrix product between them.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -207,7 +208,7 @@ class Trainer:
 
     def _step(self, workers: ThreadPoolExecutor, rate: float) -> list[Outcome]:
         if self._batches is not None:
-            batches = self._batches.batch(self.progress.step)
+            batches = self._batches.batch(self.progress.packs // self.plan.packs_per_step)
             outcomes = [self._work_at_once(batch) for batch in batches]
         else:
             numbers = range(self.progress.packs, self.progress.packs + self.plan.packs_per_step)
@@ -240,6 +241,7 @@ class Trainer:
         return Outcome(loss.item(), int(hits), len(right), batch.tokens)
 
     def _note(self, outcomes: list[Outcome]) -> None:
+        check_finite(outcomes, self.progress.step)
         self._recent.append(outcomes)
         if self.progress.step % _NOTED_STEPS == 0:
             loss, accuracy = self._recent_means()
@@ -264,6 +266,13 @@ def budget_bar() -> tqdm[Any]:
     """Of the share that is spent of minutes or steps, whichever ends first, and the time left."""
     form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     return tqdm(total=1.0, mininterval=5, miniters=0, smoothing=0, bar_format=form)
+
+
+def check_finite(outcomes: Collection[Outcome], step: int) -> None:
+    """Raises InputError for losses of weights that have run away: each further step is in vain, and
+    would be saved over what was well."""
+    if not math.isfinite(sum(outcome.loss for outcome in outcomes)):
+        raise InputError(f"step {step}: the loss is not a number any more; give a lower --rate")
 
 
 def recent_means(outcomes: Collection[Outcome]) -> tuple[float, float]:

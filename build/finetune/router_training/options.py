@@ -61,6 +61,17 @@ def check_run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
         )
 
 
+def add_held_out_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
+    parser.add_argument("--without", default="", help="with --held-out: families left out")
+
+
+def check_held_out(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where `--without` would be ignored."""
+    if options.without and not options.held_out:
+        parser.error("--without is of what a run held out: add --held-out")
+
+
 def _same(one: Path, two: Path) -> bool:
     return one.resolve() == two.resolve()
 
@@ -69,6 +80,12 @@ def family_weight(text: str) -> tuple[str, float]:
     """`written=0.45`. Raises ValueError."""
     family, _, number = text.partition("=")
     return family, not_negative(number)
+
+
+def family_count(text: str) -> tuple[str, int]:
+    """`written=300`. Raises ValueError."""
+    family, _, number = text.partition("=")
+    return family, count(number)
 
 
 def positive(text: str) -> float:
@@ -104,6 +121,13 @@ def share(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return number
+
+
+def below_one(text: str) -> float:
+    number = share(text)
+    if number == 1:
+        raise argparse.ArgumentTypeError("must be below 1")
     return number
 
 
