@@ -22,7 +22,12 @@ from router_training.corpus import read_corpus
 from router_training.encoding import Encoder
 from router_training.errors import InputError
 from router_training.loading import load_model
-from router_training.options import count, file_to_write
+from router_training.options import (
+    add_held_out_options,
+    check_held_out,
+    count,
+    file_to_write,
+)
 from router_training.program import run
 from router_training.scoring import score, stratified, summary
 
@@ -36,15 +41,16 @@ def arguments() -> argparse.Namespace:
     tuned.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a run")
     tuned.add_argument("--adapter", type=Path, help="delta written by export.py")
     parser.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
-    parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
-    parser.add_argument("--without", default="", help="with --held-out: families left out")
+    add_held_out_options(parser)
     parser.add_argument("--families", default="", help="score these only, comma-separated")
     parser.add_argument("--per-family", type=count, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=file_to_write, help="write the scores and every answer here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    check_held_out(parser, options)
+    return options
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from router_training import memory
 from router_training.cases import OTHER, Case, read_all
+from router_training.checkpoint import load_weights
 from router_training.corpus import read_corpus
 from router_training.encoder_draws import TextsEncoder, logits_of
 from router_training.encoder_model import (
@@ -78,6 +79,7 @@ def _blend(options: argparse.Namespace, kept: float) -> SecondOpinionModel:
     model, source = untrained(options.encoder)
     if options.checkpoint:
         trained = trained_weights(options.checkpoint)
+        load_weights(model, trained, options.checkpoint)
         untuned = base_weights(source)
         mixed = blended(untuned, {name: trained[name].numpy() for name in untuned}, kept)
         model.load_state_dict(trained | {n: torch.from_numpy(w) for n, w in mixed.items()})

@@ -26,11 +26,25 @@ from router_training.encoder_draws import TextsEncoder
 from router_training.encoder_model import load_second_opinion
 from router_training.encoding import Encoder
 from router_training.errors import InputError
-from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
+from router_training.fusion import (
+    Opinions,
+    check_shares,
+    encoder_alone,
+    fit_fusion,
+    fit_temperature,
+    fused,
+)
 from router_training.kept_scores import kept_scores
 from router_training.loading import load_model
 from router_training.opinions import candidates, opinions_of
-from router_training.options import count, family_weight, file_to_write
+from router_training.options import (
+    add_held_out_options,
+    check_held_out,
+    count,
+    family_count,
+    family_weight,
+    file_to_write,
+)
 from router_training.program import run
 from router_training.scoring import Scored, score, stratified, summary
 
@@ -50,8 +64,7 @@ def arguments() -> argparse.Namespace:
     second.add_argument("--second-opinion", type=Path, help="what export.py wrote")
     second.add_argument("--encoder-checkpoint", type=Path, help="instead: checkpoint.pt of a run")
     parser.add_argument("--cases", type=Path, action="extend", nargs="+", required=True)
-    parser.add_argument("--held-out", action="store_true", help="only the part train.py holds out")
-    parser.add_argument("--without", default="", help="with --held-out: families left out")
+    add_held_out_options(parser)
     parser.add_argument(
         "--also",
         type=Path,
@@ -71,7 +84,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--family-cases",
-        type=family_weight,
+        type=family_count,
         action="append",
         default=[],
         metavar="FAMILY=NUMBER",
@@ -93,7 +106,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=file_to_write, required=True, help="JSON, for export.py describe"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    check_held_out(parser, options)
+    return options
 
 
 def main() -> None:
@@ -123,18 +138,20 @@ def main() -> None:
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
     """How many are wanted of one family changes nothing of what is drawn of the others. Raises
-    InputError for no cases, for two with one id, and for families that there are none of."""
+    InputError for no cases, for two with one id, for families that there are none of, and for
+    shares that cannot be."""
     cases, wanted = _cases(options), dict(options.family_cases)
     check_ids(cases)
     if not cases:
         raise InputError("there are no cases to fit to")
     if missing := sorted(wanted.keys() - {case.family for case in cases}):
         raise InputError(f"--family-cases: there are no cases of {', '.join(missing)}")
+    check_shares({case.family for case in cases}, dict(options.share))
     chosen = stratified(cases, options.per_family, options.seed)
     chosen = [case for case in chosen if case.family not in wanted]
     for family, number in wanted.items():
         own = [case for case in cases if case.family == family]
-        chosen += stratified(own, int(number), options.seed)
+        chosen += stratified(own, number, options.seed)
     return chosen
 
 

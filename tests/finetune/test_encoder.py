@@ -33,7 +33,15 @@ from router_training.encoder_model import (
     trained_weights,
     untrained,
 )
-from router_training.fusion import Opinions, encoder_alone, fit_fusion, fit_temperature, fused
+from router_training.errors import InputError
+from router_training.fusion import (
+    Opinions,
+    check_shares,
+    encoder_alone,
+    fit_fusion,
+    fit_temperature,
+    fused,
+)
 from router_training.mixture import Mixture, build_mixture
 
 from sidecar.engines.encoder import ADDED, open_encoder
@@ -133,6 +141,16 @@ def test_an_interrupted_run_ends_its_step_and_goes_on_from_there(
     second = EncoderTrainer(tiny_model(base), mixture, PLAN, tmp_path)
     second.resume(tmp_path / "checkpoint.pt")
     assert second.progress.step == 3
+
+
+def test_a_run_whose_weights_run_away_ends(
+    base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path
+) -> None:
+    model = tiny_model(base)
+    model.second_opinion.scales.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"step 1: the loss is not a number .* a lower --rate"):
+        EncoderTrainer(model, mixture, PLAN, tmp_path).run()
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_words_stay_as_they_are(base: Path, mixture: Mixture[EncodedTexts], tmp_path: Path) -> None:
@@ -305,11 +323,29 @@ def test_a_family_counts_by_its_share(share: float, expected: float) -> None:
         ({"f0": 1.5}, "1.5"),
         ({"f0": -0.1}, "-0.1"),
         ({"f0": 0.5, "f1": 0.2}, "0.2"),
+        ({"f0": 0.5, "f1": 0.6}, "0.6"),
     ],
 )
 def test_shares_that_are_none_are_refused(shares: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         fit_fusion(opinions(3.0), shares)
+
+
+def test_shares_of_all_families_need_not_come_to_1_to_the_last_digit() -> None:
+    assert check_shares({"a", "b", "c"}, {"a": 0.1, "b": 0.2, "c": 0.7}) == 0
+    assert check_shares({"a", "b"}, {"a": 0.9}) == pytest.approx(0.1)
+
+
+def test_a_checkpoint_of_another_model_is_not_scored(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"model": {"model.norm.weight": torch.ones(4)}}, tmp_path / "other.pt")
+    (tmp_path / "cases.jsonl").write_text("".join(as_line(each, "own") for each in cases()))
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: None)
+    words = f"--encoder {base} --checkpoint {tmp_path}/other.pt --cases {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["evaluate_encoder.py", *words.split()])
+    with pytest.raises(InputError, match=r"other\.pt: has the weights of another model"):
+        import_module("evaluate_encoder").main()
 
 
 def test_the_encoder_has_a_scale_of_its_own() -> None:

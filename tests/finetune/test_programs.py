@@ -79,6 +79,8 @@ MISTAKES = {
     "--held-out --out f.json": "fit_fusion.py: there are no cases to fit to",
     "fit_fusion --base text.gguf --adapter a --encoder e --second-opinion s --cases own.jsonl "
     "--family-cases bogus=5 --out f.json": "fit_fusion.py: --family-cases: there are no cases of b",
+    "fit_fusion --base text.gguf --adapter a --encoder e --second-opinion s --cases own.jsonl "
+    "--share bogus=0.5 --out f.json": "fit_fusion.py: a share is given for families without a case",
     "export describe --id my-router --out empty": "export.py: empty/adapter.safetensors: not a",
 }
 
@@ -106,6 +108,12 @@ REFUSED = {
     f"{TRAIN} --out old": "--out: old/checkpoint.pt is that of another run",
     f"{TRAIN} --out old --resume run/checkpoint.pt": "--out: old/checkpoint.pt is that of another",
     f"{TRAIN} --out run --resume a --start b": "give one of the two",
+    f"{TRAIN} --out run --averaging 1": "--averaging: must be below 1",
+    f"{TRAIN} --out run --processes 2 --dropout 1": "--dropout: must be below 1",
+    f"{ENCODE} --out run --average 1": "--average: must be below 1",
+    f"{FIT} --out f.json --without own": "--without is of what a run held out: add --held-out",
+    "evaluate --base b --cases c --without own": "--without is of what a run held out: add --held-",
+    f"{FIT} --out f.json --family-cases own=0": "--family-cases: must be 1 or more",
     f"{ENCODE} --out run --draws-per-step 0": "--draws-per-step: must be 1 or more",
     f"{ENCODE} --out run --average 1.5": "--average: must be from 0 to 1",
     f"{ENCODE} --out old": "--out: old/checkpoint.pt is that of another run",

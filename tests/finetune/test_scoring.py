@@ -58,7 +58,9 @@ def test_batches_give_the_scores_of_one_pack_at_a_time(
         assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
 
 
-def test_cases_whose_routes_do_not_fit_have_no_score(model: Llama, encoder: Encoder) -> None:
+def test_cases_whose_routes_do_not_fit_have_no_score(
+    model: Llama, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
     fits = cases()[0]
     routes = tuple(RouteText(name, "long " * 200) for name in WORDS)
     request = Request((("user", "hello"),), frozenset({"other"}))
@@ -67,3 +69,4 @@ def test_cases_whose_routes_do_not_fit_have_no_score(model: Llama, encoder: Enco
         assert [one.case.id for one in score(model, encoder, [too_long, fits])] == ["c0"]
         nothing = scoring.summary(score(model, encoder, [too_long]))
         assert (nothing["cases"], nothing["macro_turn_accuracy"]) == (0, None)
+    assert f"1 of 2 cases are not scored: {encoder.limit}" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +58,17 @@ def fit_fusion(cases: Sequence[Opinions], shares: Mapping[str, float] | None = N
     )
 
 
+def check_shares(families: Set[str], shares: Mapping[str, float]) -> float:
+    """What the shares leave to the other families. Raises InputError for shares that are no part of
+    1 or of families without a case."""
+    if unknown := sorted(shares.keys() - families):
+        raise InputError(f"a share is given for families without a case: {unknown}")
+    rest = round(1 - sum(shares.values()), 9)  # 0.1, 0.2 and 0.7 come to less than 1
+    if min(shares.values(), default=0) < 0 or rest < 0 or (shares.keys() == families and rest > 0):
+        raise InputError(f"shares must be parts of 1, all of it if of all families: {shares}")
+    return rest
+
+
 def fit_temperature(cases: Sequence[Opinions]) -> float:
     """For the language model alone: what divides its logits. Raises InputError for no cases."""
     return 1.0 / _fit(cases, _weights(cases, {}), [0.0])[0]
@@ -105,12 +116,8 @@ def _weights(cases: Sequence[Opinions], shares: Mapping[str, float]) -> Tensor:
     if not cases:
         raise InputError("there are no cases to fit the fusion to")
     counts = Counter(case.family for case in cases)
-    if unknown := sorted(shares.keys() - counts.keys()):
-        raise InputError(f"a share is given for families without a case: {unknown}")
-    rest = 1 - sum(shares.values())
+    rest = check_shares(counts.keys(), shares)
     others = len(counts) - len(shares)
-    if min(shares.values(), default=0) < 0 or rest < 0 or (not others and rest > 0):
-        raise InputError(f"shares must be parts of 1, all of it if of all families: {shares}")
     return torch.tensor(
         [shares.get(case.family, rest / max(others, 1)) / counts[case.family] for case in cases],
         dtype=torch.float64,

@@ -5,6 +5,7 @@ What is released is measured through the sidecar, not here.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from router_training.cases import OTHER, Case, Draw
 from router_training.encoding import EncodedDraw, Encoder
 from router_training.llama import Llama
 from router_training.loop import candidate_log_probs
+
+log = logging.getLogger(__name__)
 
 _MANY_ROUTES = 20
 _ECE_BINS = 15
@@ -63,10 +66,21 @@ def stratified(cases: Iterable[Case], per_family: int, seed: int) -> list[Case]:
 
 def score(model: Llama, encoder: Encoder, cases: Sequence[Case], threads: int = 1) -> list[Scored]:
     """Scores of every case whose routes fit, in packs of cases with the same routes; on CUDA many
-    packs at once."""
+    packs at once. How many do not is logged: accuracies are over the others."""
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    if on_cuda:
+        scored = score_in_batches(model, encoder, cases)
+    else:
+        scored = _score_one_by_one(model, encoder, cases, threads)
+    if unread := len(cases) - len(scored):
+        log.warning("%d of %d cases are not scored: %s", unread, len(cases), encoder.limit)
+    return scored
+
+
+def _score_one_by_one(
+    model: Llama, encoder: Encoder, cases: Sequence[Case], threads: int
+) -> list[Scored]:
     device = next(model.parameters()).device
-    if device.type == "cuda":
-        return score_in_batches(model, encoder, cases)
     groups = _by_routes(cases)
     torch.set_num_threads(1 if threads > 1 else torch.get_num_threads())
 
