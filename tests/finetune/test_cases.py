@@ -240,5 +240,7 @@ def test_weights_that_cannot_be_are_refused(
 
 
 def test_nothing_to_train_on_is_refused() -> None:
-    with pytest.raises(InputError, match="no cases to train on; name them with --cases"):
+    with pytest.raises(
+        InputError, match="no cases to train on, but those held out or left out; name"
+    ):
         build_mixture({}, [], AsDrawn(), 0)

@@ -348,6 +348,13 @@ def test_a_checkpoint_of_another_model_is_not_scored(
         import_module("evaluate_encoder").main()
 
 
+@pytest.mark.parametrize("name", ["language_model", "encoder"])
+def test_what_is_no_number_is_no_opinion(name: str) -> None:
+    changed: dict[str, Any] = {name: np.array([np.nan, 1.0, 1.0, 1.0])}
+    with pytest.raises(InputError, match=f"{name}: what it says of a case of f0 is not a number"):
+        replace(opinions(1.0)[0], **changed)
+
+
 def test_the_encoder_has_a_scale_of_its_own() -> None:
     found = fit_fusion(opinions(3.0))
     assert found.alone_encoder == pytest.approx(3.0, rel=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -142,6 +143,19 @@ def test_an_option_that_cannot_be_is_named(
 ) -> None:
     assert ended(monkeypatch, command) == "2"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_that_may_not_be_written_is_said_before_anything_is_computed(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs the tests may write everywhere, perhaps."""
+    asked: list[Path] = []
+    path = tmp_path / ("own.jsonl" if there else "f.json")
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    with pytest.raises(ArgumentTypeError, match="cannot be written: it is not allowed"):
+        options.file_to_write(str(path))
+    assert asked == [path if there else tmp_path]
 
 
 def test_the_run_that_is_resumed_may_be_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,22 @@ class Opinions:
         language_model: log-probabilities.
         encoder: logits.
         right: where an answer is right.
+
+    Raises InputError for what is no number, of which the first would pass for the greatest.
     """
 
     family: str
     language_model: NDArray[np.float64]
     encoder: NDArray[np.float64]
     right: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        for name in ("language_model", "encoder"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise InputError(
+                    f"{name}: what it says of a case of {self.family} is not a number; its weights "
+                    "have run away, train it anew with a lower --rate"
+                )
 
 
 def fit_fusion(cases: Sequence[Opinions], shares: Mapping[str, float] | None = None) -> FusionFacts:

@@ -122,7 +122,10 @@ def build_mixture(
     if not sources and any(families.values()):
         raise InputError(f"no case can be trained on: {encoder.limit}")
     if not sources:
-        raise InputError("no cases to train on; name them with --cases or --written")
+        raise InputError(
+            "no cases to train on, but those held out or left out; name some with --cases or "
+            "--written"
+        )
     found = {source.name for source in sources}
     if unknown := sorted(shares.keys() - WEIGHTS.keys() - found):
         raise InputError(

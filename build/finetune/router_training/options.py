@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 CHECKPOINT = "checkpoint.pt"
@@ -137,4 +138,6 @@ def file_to_write(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"{path.parent} is not a folder"
         raise argparse.ArgumentTypeError(f"cannot be written: {what}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError("cannot be written: it is not allowed")
     return path
