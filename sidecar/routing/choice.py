@@ -72,7 +72,8 @@ def _summed(domains: dict[str, str], own: dict[str, float]) -> dict[str, float]:
         return own
     summed = dict(own)
     for name in actions:
-        summed[domains[name]] += own.get(name, 0.0)
+        # Sums of what was rounded can be more than 1, by the last digit.
+        summed[domains[name]] = min(summed[domains[name]] + own.get(name, 0.0), 1.0)
     return summed
 
 

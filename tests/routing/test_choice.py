@@ -167,6 +167,16 @@ def test_domain_candidate_has_the_probability_of_its_actions_too() -> None:
     assert choice.candidates[0].name == "travel"
 
 
+def test_domain_is_never_more_probable_than_1() -> None:
+    own = {"travel": 0.33, "book": 0.56, "hotel": 0.11}
+    assert own["travel"] + own["book"] + own["hotel"] > 1
+
+    choice = choose(answer(**own, code=0.0, other=0.0), DEEP, min_confidence=0.9)
+
+    assert choice.candidates[0] == ("travel", 1.0)
+    assert choice.confidence == 1.0
+
+
 @pytest.mark.parametrize(
     ("confidence", "says"),
     [
