@@ -35,6 +35,8 @@ _ELSEWHERE = frozenset(
 """Failures after which another server is asked. A late one has used the time up, and a full queue
 says that there is too much work for all."""
 
+_COMPUTING = "The model server is computing the policy's prefix."
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
@@ -139,7 +141,12 @@ class Targets:
         if compiled.inline:
             # Asked cold where nobody holds it: it may never come again, so waiting for the second
             # time would mean that it is never used.
-            return self._soonest(warm or closed, compiled, tokens, within_s)
+            placed = self._soonest(warm or closed, compiled, tokens, within_s)
+            computed = not warm and any(each.warmth.computes(compiled) for each in closed)
+            if isinstance(placed, Refusal) and computed:
+                # What has to be waited for is its own prefix.
+                return self.warming(_COMPUTING, within_s)
+            return placed
         for each in self._holders(closed, compiled):
             if each not in warm:
                 each.warmth.request(compiled, each.model)
@@ -147,7 +154,7 @@ class Targets:
             refused = [each.warmth.refused(compiled) for each in closed]
             if all(refused):
                 return self.refused(refused[0], within_s)
-            return self.warming("The model server is computing the policy's prefix.", within_s)
+            return self.warming(_COMPUTING, within_s)
         placed = self._soonest(warm, compiled, tokens, within_s)
         if isinstance(placed, Refusal) and self._affinity:
             self._spread(closed, compiled, tokens, within_s)

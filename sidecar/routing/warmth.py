@@ -166,6 +166,10 @@ class Warmth:
         """True if the prefix of the policy with that digest was computed since the last outage."""
         return digest in self._warm
 
+    def computes(self, compiled: CompiledPolicy) -> bool:
+        """True if the prefix is being computed, or waits for its turn."""
+        return compiled.ref.digest in self._tasks
+
     def refused(self, compiled: CompiledPolicy) -> str:
         """What the server said when it would not compute the prefix; empty if it did, was not
         asked, or is to be asked again by now."""

@@ -316,6 +316,20 @@ async def test_an_inline_policy_is_decided_where_it_is_warm() -> None:
         assert world.targets.place(inline, 10, 1) is second
 
 
+@pytest.mark.parametrize(("computed", "reason"), [(True, "warming"), (False, "overloaded")])
+async def test_an_inline_policy_whose_prefix_is_computed_is_warming_and_no_overload(
+    computed: bool, reason: str
+) -> None:
+    async with two_servers(names="a") as world:
+        (only,) = world.targets
+        with only.load.working(10):
+            await asyncio.sleep(0.02)
+        if computed:
+            only.warmth.request(cold(world, ""), only.model)
+        with only.load.working(100):
+            assert world.place(within_s=0.05, digest="sha256:cold") == reason
+
+
 async def test_with_affinity_a_policy_is_warmed_at_its_own_server_alone() -> None:
     async with two_servers(affinity=True) as world:
         refusal = world.targets.place(cold(world), 10, 1)
