@@ -94,6 +94,9 @@ def read_text(
 def _confidence(name: str, output: TextOutput) -> tuple[Candidate, ...]:
     if not output.log_probs or len(output.log_probs) != len(output.token_ids):
         return ()
-    log_prob = math.fsum(output.log_probs) if all(map(math.isfinite, output.log_probs)) else None
+    # Not `math.fsum`, which raises where the sum is too large.
+    log_prob = sum(output.log_probs)
+    if not math.isfinite(log_prob):
+        return ()
     # Rounding in the model server can put a certain token a little above 0.
-    return () if log_prob is None else (Candidate(name, math.exp(min(log_prob, 0.0))),)
+    return (Candidate(name, math.exp(min(log_prob, 0.0))),)

@@ -92,7 +92,8 @@ def test_confidence_of_a_text_is_the_probability_of_its_tokens() -> None:
     [
         pytest.param((), id="not given"),
         pytest.param((-0.1,), id="not one per token"),
-        pytest.param((math.nan,) * 5, id="nan"),
+        pytest.param((math.nan,) * 6, id="nan"),
+        pytest.param((-1e308,) * 6, id="a sum that is no number"),
     ],
 )
 def test_without_sound_log_probabilities_there_is_no_confidence(
