@@ -41,6 +41,11 @@ _AT_ONCE = 8
 """Prefixes that may be asked for at the same time, so that a flood of inline policies does not keep
 the model server from deciding."""
 
+_WANTED_S = 10.0
+"""How long after its last request, and the time that this may take, an inline policy's prefix is
+still computed. It may never come again, and of several with hundreds of routes each the last would
+be there minutes later, until when the language model has little time for any other policy."""
+
 PIECE_TOKENS = 256
 """Tokens of a prefix that are computed in one call. Decisions get their turn between two of them:
 a server that computes one request after the other would else be taken for seconds by one large
@@ -107,8 +112,8 @@ class Warmth:
         self._asked_at = -math.inf
         # Prefixes believed to be warm, by digest, those computed or asked for last at the end.
         self._warm: dict[str, _Late] = {}
-        # Digests of policies asked for, the latest last.
-        self._asked: dict[str, None] = {}
+        # When policies were asked for last, by digest, the latest last.
+        self._asked: dict[str, float] = {}
         self._tasks: dict[str, Warming] = {}
         self._refused = Refused(clock)
         self._load = load or Load()
@@ -131,7 +136,7 @@ class Warmth:
         digest = compiled.ref.digest
         self._asked_at = self._clock()
         self._asked.pop(digest, None)
-        self._asked[digest] = None
+        self._asked[digest] = self._asked_at
         if len(self._asked) > _REMEMBERED:
             del self._asked[next(iter(self._asked))]
         return digest in self._warm
@@ -345,10 +350,15 @@ class Warmth:
             # first request, of whatever policy: behind piece after piece it would be too late.
             if unasked and self._asked:
                 await self._until_quiet()
-            if compiled.ref.digest in self._warm:
+            if compiled.ref.digest in self._warm or self._is_forgotten(compiled):
                 return
             await self._warm_piece(piece, ids, model, self._timeout_s)
         self._computed(compiled.ref.digest)
+
+    def _is_forgotten(self, compiled: CompiledPolicy) -> bool:
+        """True if nobody asks for it any more, or waits."""
+        asked_at = self._asked.get(compiled.ref.digest, -math.inf)
+        return compiled.inline and self._clock() - asked_at > _WANTED_S + self._in_time_s
 
     async def _warm_in_gaps(
         self, compiled: CompiledPolicy, model: RoutingModel, held: int

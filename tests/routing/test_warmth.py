@@ -229,6 +229,35 @@ async def test_a_prefix_that_takes_longer_than_its_request_goes_on_for_the_next(
     assert [len(ids) for ids in model.warmed] == [10, 20]
 
 
+@pytest.mark.parametrize(
+    ("inline", "asked_again", "pieces"),
+    [
+        pytest.param(True, False, [10, 20], id="inline"),
+        pytest.param(True, True, [10, 20, 10, 20, 25], id="inline, asked for again"),
+        pytest.param(False, False, [10, 20, 25], id="named"),
+    ],
+)
+async def test_an_inline_policy_that_nobody_asks_for_any_more_is_not_computed_to_its_end(
+    inline: bool, asked_again: bool, pieces: list[int]
+) -> None:
+    clock, model = Clock(), StubModel()
+    warm = in_pieces(clock=clock, in_time_s=1)
+    policy = long_policy(25, inline=inline)
+
+    async def slow(prefix_ids: tuple[int, ...], timeout_s: float, routes: object = ()) -> None:
+        model.warmed.append(prefix_ids)
+        clock.now += 6 if len(model.warmed) < 3 else 0
+
+    model.warm = slow  # type: ignore[method-assign, assignment]
+    for _ in range(1 + asked_again):
+        warm.is_warm(policy)
+        warm.request(policy, model)
+        await settle()
+
+    assert [len(ids) for ids in model.warmed] == pieces
+    assert warm.holds(policy.ref.digest) is (pieces[-1] == 25)
+
+
 async def test_of_the_policies_remembered_as_warm_those_in_use_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,11 +53,17 @@ def long_policy(tokens: int, inline: bool = False) -> CompiledPolicy:
     return replace(short, ref=ref, prompt=prompt)
 
 
-def in_pieces(load: Load | None = None) -> Warmth:
+def in_pieces(
+    load: Load | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    in_time_s: float = math.inf,
+) -> Warmth:
     return Warmth(
         lambda: [long_policy(25)],
         timeout_s=1,
         busy=lambda: False,
         load=load or Load(),
         piece_tokens=10,
+        in_time_s=in_time_s,
+        clock=clock,
     )
