@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from sidecar.local.errors import LocalError
 
@@ -22,6 +23,7 @@ SIDECAR_CLUSTER = "llm_router"
 _PATTERN = "openai"
 _ALIASES = "local ALIASES = {auto = true}"
 _MODELS = "/v1/models"
+_MODEL = "/v1/models/auto"
 _BUFFER = "per_connection_buffer_limit_bytes"
 _EXT_PROC = "envoy.filters.http.ext_proc"
 _INJECTOR = "envoy.filters.http.credential_injector"
@@ -139,14 +141,14 @@ def _adapt_listener(listener: dict[str, Any], options: GatewayOptions) -> None:
 def _set_aliases(manager: dict[str, Any], aliases: tuple[str, ...]) -> None:
     """Where front ends find them, and where they become a model without the sidecar."""
     routes = manager["route_config"]
-    longest = 4096
-    for route in routes["virtual_hosts"][0]["routes"]:
-        if route["match"].get("path") == _MODELS:
-            body = route["direct_response"]["body"]
-            body["inline_string"] = _listed(body["inline_string"], aliases)
-            longest = max(longest, len(body["inline_string"]))
+    host = routes["virtual_hosts"][0]
+    made = [each for route in host["routes"] for each in _of_aliases(route, aliases)]
+    host["routes"] = made
+    answers = [each["direct_response"]["body"] for each in made if "direct_response" in each]
     # Envoy refuses longer answers of its own than this, which is 4 KiB unless set.
-    routes["max_direct_response_body_size_bytes"] = longest
+    routes["max_direct_response_body_size_bytes"] = max(
+        4096, *(len(each["inline_string"]) for each in answers)
+    )
     table = ", ".join(f"[{json.dumps(name, ensure_ascii=False)}] = true" for name in aliases)
     for each in manager["http_filters"]:
         if (code := each["typed_config"].get("default_source_code")) is not None:
@@ -155,17 +157,48 @@ def _set_aliases(manager: dict[str, Any], aliases: tuple[str, ...]) -> None:
             )
 
 
-def _listed(shipped: str, aliases: tuple[str, ...]) -> str:
+def _of_aliases(route: dict[str, Any], aliases: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """What takes the place of a shipped route."""
+    path = route["match"].get("path")
+    if path not in (_MODELS, _MODEL):
+        yield route
+        return
+    shipped = json.loads(route["direct_response"]["body"]["inline_string"])
+    if path == _MODELS:
+        yield _answering(route, _listed(shipped, aliases))
+        return
+    for name in aliases:
+        made = _answering(route, _renamed(shipped, name))
+        del made["match"]["path"]
+        made["match"]["safe_regex"] = {"regex": f"{_MODELS}/{_in_path(name)}"}
+        yield made
+
+
+def _answering(route: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    answer = {**route["direct_response"], "body": {"inline_string": json.dumps(body)}}
+    return {**route, "match": {**route["match"]}, "direct_response": answer}
+
+
+def _listed(page: dict[str, Any], aliases: tuple[str, ...]) -> dict[str, Any]:
     """The shipped list with `aliases` in place of what it has, in the form of its first."""
-    page = json.loads(shipped)
-    first = page["data"][0]
-    page["data"] = [
-        {key: name if value == first["id"] else value for key, value in first.items()}
-        for name in aliases
-    ]
+    listed = {**page, "data": [_renamed(page["data"][0], name) for name in aliases]}
     if "first_id" in page:
-        page["first_id"], page["last_id"] = (aliases[0], aliases[-1]) if aliases else (None, None)
-    return json.dumps(page)
+        ends = (aliases[0], aliases[-1]) if aliases else (None, None)
+        listed["first_id"], listed["last_id"] = ends
+    return listed
+
+
+def _renamed(model: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: name if value == model["id"] else value for key, value in model.items()}
+
+
+def _in_path(name: str) -> str:
+    """Pattern for `name` in a path. Clients differ in which characters they escape there."""
+    pattern = ""
+    for each in name:
+        plain, escaped = re.escape(each), quote(each, safe="")
+        pattern += plain if each == escaped else f"({plain}|(?i:{escaped}))"
+    return pattern
 
 
 def _file_log(log: dict[str, Any], path: Path) -> dict[str, Any]:

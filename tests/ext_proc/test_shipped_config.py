@@ -541,6 +541,24 @@ async def test_models_that_can_be_chosen_are_listed_in_anthropics_form_for_its_c
     nobody_was_asked(gateway, "/v1/models")
 
 
+@pytest.mark.parametrize("kind", ["alive", "dead", "full_duplex", "shadow"])
+async def test_model_that_is_listed_is_found_by_its_name(gateway: Gateway, kind: str) -> None:
+    url = f"http://127.0.0.1:{getattr(gateway, kind)}"
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="mine", max_retries=0) as client:
+        (listed,) = (await client.models.list()).data
+        found = await client.models.with_raw_response.retrieve("auto")
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="mine", max_retries=0) as other:
+        (listed_there,) = (await other.models.list()).data
+        found_there = await other.models.with_raw_response.retrieve("auto")
+        beta = await other.beta.models.retrieve("auto")
+
+    assert (found.parse(), await found_there.parse()) == (listed, listed_there)
+    assert (listed.id, listed_there.id, beta.id) == ("auto", "auto", "auto")
+    types = {each.headers["content-type"] for each in (found, found_there)}
+    assert types == {"application/json"}
+    nobody_was_asked(gateway, "/v1/models/auto")
+
+
 def nobody_was_asked(gateway: Gateway, path: str) -> None:
     """Neither the sidecar nor a provider, with a GET of that path."""
     asked = [head.method for head in gateway.seen.asked if head.path.partition("?")[0] == path]
@@ -598,7 +616,15 @@ async def test_path_of_an_api_goes_on(gateway: Gateway, method: str, path: str) 
     assert gateway.reached()[0] == "openai"
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models"), ("GET", "/v1/models/auto")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/models"),
+        ("DELETE", "/v1/models/auto"),
+        ("GET", "/v1/models/auto-2"),
+        ("GET", "/v1/models/gpt-5.4-mini"),
+    ],
+)
 async def test_other_requests_for_models_go_on(gateway: Gateway, method: str, path: str) -> None:
     headers = {"host": "gateway", "content-length": "0", "connection": "close"}
 

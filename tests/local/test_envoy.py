@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,10 +86,57 @@ def test_names_that_ask_for_routing_are_listed_and_become_a_model(tmp_path: Path
     assert "auto = true" not in code
 
 
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("smart", ["smart", "smart?beta=true"]),
+        ("a.b:free", ["a.b:free", "a.b%3Afree", "a.b%3afree"]),
+        ("team/smart", ["team/smart", "team%2Fsmart"]),
+        ('say "größe"', ["say%20%22gr%C3%B6%C3%9Fe%22"]),
+    ],
+)
+def test_name_that_asks_for_routing_is_found_however_a_client_escapes_it(
+    odd_names: int, name: str, paths: list[str]
+) -> None:
+    for path in paths:
+        for headers in ({}, {"anthropic-version": "2023-06-01"}):
+            client = HTTPConnection("127.0.0.1", odd_names, timeout=30)
+            client.request("GET", f"/v1/models/{path}", headers=headers)
+            answer = client.getresponse()
+            found = json.load(answer)
+            client.close()
+            assert (answer.status, found["id"]) == (200, name)
+            assert found.get("display_name", name) == name
+            assert ("display_name" in found) == bool(headers)
+
+
+@pytest.mark.parametrize("path", ["auto", "axb:free", "smart/team", "smart2"])
+def test_name_that_does_not_ask_for_routing_goes_on(odd_names: int, path: str) -> None:
+    client = HTTPConnection("127.0.0.1", odd_names, timeout=30)
+    client.request("GET", f"/v1/models/{path}")
+    assert client.getresponse().status == 503
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def odd_names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of an Envoy without a provider that answers."""
+    port, nobody = free_ports(2)
+    options = GatewayOptions(
+        port=port,
+        sidecar=tmp_path_factory.mktemp("odd") / "nobody",
+        aliases=("smart", "a.b:free", "team/smart", 'say "größe"'),
+        providers={"openai": f"http://127.0.0.1:{nobody}"},
+    )
+    with EnvoyServer(adapted(SHIPPED, options)):
+        yield port
+
+
 def test_nothing_is_listed_where_no_name_asks_for_routing(tmp_path: Path) -> None:
     text = json.dumps(made(tmp_path, aliases=()))
 
     assert r"\"data\": [], \"has_more\": false, \"first_id\": null, \"last_id\": null" in text
+    assert "/v1/models/" not in text
 
 
 def test_names_that_ask_for_routing_are_as_shipped_unless_given(tmp_path: Path) -> None:
