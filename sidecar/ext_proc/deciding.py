@@ -93,16 +93,19 @@ class RequestDecider:
         route: RouteSays,
         budget_s: float | None,
         arrived: float | None = None,
+        longest: int | None = None,
     ) -> Effect:
         """What is done to `request`.
 
         Args:
             budget_s: longest it may take from `arrived` on; None: as long as any decision.
             arrived: `time.perf_counter()` when all of the request had come; None: now.
+            longest: bytes of a body that Envoy takes in place of the request's, and answers 413 to
+                more; None: any.
         """
         try:
             since = time.perf_counter() if arrived is None else arrived
-            return await self._effect(request, route, budget_s, since)
+            return await self._effect(request, route, budget_s, since, longest)
         except SidecarError as error:
             # Named by the client or by Envoy's route; the caller of an LLM cannot do anything with
             # an error of ours, and the route that Envoy has without us is the safe one.
@@ -114,7 +117,12 @@ class RequestDecider:
             return self.passing(Passed(PassReason.INTERNAL_ERROR))
 
     async def _effect(
-        self, request: HttpRequest, route: RouteSays, budget_s: float | None, arrived: float
+        self,
+        request: HttpRequest,
+        route: RouteSays,
+        budget_s: float | None,
+        arrived: float,
+        longest: int | None,
     ) -> Effect:
         if _is_large(request):
             understood = await self._read_large(request, arrived)
@@ -128,7 +136,11 @@ class RequestDecider:
         if understood.dialect not in decision.model.dialects:
             # It would refuse the request; where Envoy sends requests without us may not.
             return self.passing(Passed(PassReason.NO_ELIGIBLE_MODEL))
-        return self._writer.decided(decision, request, understood)
+        effect = self._writer.decided(decision, request, understood, longest)
+        if longest is not None and effect.body is not None and len(effect.body) > longest:
+            detail = f"more than {longest} bytes with the model's name in it"
+            return self.passing(Passed(PassReason.DECODED_TOO_LARGE, detail))
+        return effect
 
     async def _read_large(self, request: HttpRequest, arrived: float) -> Understood | Passed:
         loop = asyncio.get_running_loop()

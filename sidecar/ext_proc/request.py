@@ -70,7 +70,8 @@ class PassReason(StrEnum):
     UNKNOWN_ENCODING = "unknown_encoding"
     """Compressed in a way that cannot be read, or not what `content-encoding` says."""
     DECODED_TOO_LARGE = "decoded_too_large"
-    """Compressed, and larger than the cap when it is decoded."""
+    """Compressed, and larger than the cap when it is decoded; or larger than Envoy takes, with the
+    model's name in it."""
     INCOMPLETE_BODY = "incomplete_body"
     """Cut off by Envoy before the parts that are needed."""
     STREAMED_BODY = "streamed_body"

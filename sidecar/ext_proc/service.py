@@ -227,7 +227,8 @@ class ExtProcService(ExternalProcessorServicer):
     ) -> Effect:
         route = RouteSays.of(context.invocation_metadata() or (), self._asking)
         budget = self._waiting.budget_s if exchange.timed else None
-        deciding = self._decider.decide(request, route, budget, arrived)
+        longest = self._rules.max_body_bytes if exchange.timed else None
+        deciding = self._decider.decide(request, route, budget, arrived, longest)
         after = self._waiting.ask_for_more_after_s
         if after is None or not exchange.timed:
             return await deciding

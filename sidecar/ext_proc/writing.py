@@ -49,13 +49,23 @@ class Writer:
         metadata: dict[str, MetadataValue] = {"source": NO_DECISION, "reason": passed.reason.value}
         return Effect(common=_common(values, metadata, (), self._options)).whole()
 
-    def decided(self, decision: Decision, request: HttpRequest, understood: Understood) -> Effect:
+    def decided(
+        self,
+        decision: Decision,
+        request: HttpRequest,
+        understood: Understood,
+        longest: int | None = None,
+    ) -> Effect:
         """The decision as headers and metadata, and the model's upstream name in the body where
-        another one or none stands there. Where it is right already the body goes on as it came,
-        compressed or not."""
+        another one or none stands there. Where it is right already the body goes on as it came;
+        if it is compressed, uncompressed where a fallback may need another name in it, which is
+        put in by Envoy, unless that makes it longer than `longest`."""
         options = self._options
         body = None
-        if options.rewrite_model and understood.model != decision.model.upstream_model:
+        if options.rewrite_model and (
+            understood.model != decision.model.upstream_model
+            or _has_to_be_read(decision, understood.plain_body, longest)
+        ):
             body = _rewritten(decision, request, understood)
         named = OwnedHeader.DECISION_ID in options.headers
         return Effect(
@@ -83,6 +93,15 @@ class Writer:
             )
             known = self._known[key] = _Known(decision, common)
         return known.common
+
+
+def _has_to_be_read(decision: Decision, plain: bytes | None, longest: int | None) -> bool:
+    """Whether a body that came compressed, `plain` without that, may have to get the name of a
+    fallback, and may go on uncompressed."""
+    if plain is None or (longest is not None and len(plain) > longest):
+        return False
+    name = decision.model.upstream_model
+    return any(model.upstream_model != name for model in _reachable(decision))
 
 
 def _rewritten(decision: Decision, request: HttpRequest, understood: Understood) -> bytes:

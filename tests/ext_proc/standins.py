@@ -86,6 +86,8 @@ def decision_of(
     request: RoutingRequest, model: str = "big/coder", catalog: Catalog = CATALOG
 ) -> Decision:
     others = tuple(other for other in catalog.values() if other.id != model)[:2]
+    if request.model:
+        others = ()
     return Decision(
         id=f"d-{model}",
         route="coding" if model == "big/coder" else "",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import ssl
@@ -421,6 +422,27 @@ async def test_body_beyond_the_buffer_goes_on_where_no_llm_is_asked(
         assert request.headers["x-llm-reason"] == "not_an_llm_request"
 
 
+@pytest.mark.parametrize(
+    ("kind", "routed"), [("alive", False), ("full_duplex", True)], ids=["buffered", "full_duplex"]
+)
+async def test_body_that_envoy_would_refuse_when_it_is_rewritten_goes_on_as_it_came(
+    gateway: Gateway, kind: str, routed: bool
+) -> None:
+    plain = chat("mistral/mistral-small-2603", model="gpt-5.5", size=13_000_000)
+    body = gzip.compress(plain, 1)
+    headers = {"content-encoding": "gzip", "x-llm-policy": "default"}
+
+    answer = await post(getattr(gateway, kind), body, headers=headers)
+
+    name, request = gateway.reached()
+    if routed:
+        assert (answer.status, name) == (200, "mistral")
+        assert request.body == plain.replace(b'"gpt-5.5"', b'"mistral-small-2603"')
+    else:
+        assert (name, request.body, request.headers["content-encoding"]) == ("openai", body, "gzip")
+        assert answer.headers["x-llm-reason"] == "decoded_too_large"
+
+
 # --- What the client sees -------------------------------------------------------------------------
 
 
@@ -706,6 +728,19 @@ async def test_failed_request_goes_to_the_fallback_with_its_model(
     assert request.headers["content-length"] == str(len(request.body))
     assert request.headers["host"] == fallback.host
     assert request.headers["authorization"] == f"Bearer key-of-{fallback.cluster}"
+
+
+async def test_compressed_request_that_fails_goes_to_the_fallback_with_its_model(
+    gateway: Gateway, failing: Callable[[str, int], None]
+) -> None:
+    failing("mistral", 503)
+    body = chat("mistral/mistral-large-2512", model="mistral-large-2512")
+    headers = {"content-encoding": "gzip", "x-llm-policy": "default"}
+
+    answer = await post(gateway.alive, gzip.compress(body), headers=headers)
+
+    chosen = CATALOG[first_fallback("mistral/mistral-large-2512")]
+    assert (answer.status, answer.json["model"]) == (200, chosen.upstream_model)
 
 
 async def test_fallback_that_answers_is_seen_as_the_provider_of_a_response(

@@ -31,11 +31,13 @@ def effect(
     model: str = "auto",
     plain: bytes | None = None,
     body: bytes = BODY,
+    decision: Decision = DECISION,
+    longest: int | None = None,
 ) -> Effect:
     at = model_at(plain or body)
     understood = Understood(ApiDialect.OPENAI_CHAT, model, TALK, model_at=at, plain_body=plain)
     request = HttpRequest(HEAD, body)
-    return writer(options).decided(DECISION, request, understood).whole()
+    return writer(options).decided(decision, request, understood, longest).whole()
 
 
 def test_all_headers_of_a_decision() -> None:
@@ -159,11 +161,37 @@ def test_compressed_body_that_is_rewritten_goes_on_uncompressed() -> None:
     assert "content-encoding" in done.remove
 
 
-def test_compressed_body_that_is_right_already_goes_on_as_it_came() -> None:
-    done = effect(plain=BODY, body=b"compressed", model="coder-1")
+FALLBACK = DECISION.fallbacks[0]
+RIGHT = chat("code", model="coder-1")
+FALLBACKS: dict[str, tuple[Decision, int | None, bool]] = {
+    "none": (replace(DECISION, fallbacks=()), None, False),
+    "of another name": (DECISION, None, True),
+    "of another name, too long for Envoy": (DECISION, len(RIGHT) - 1, False),
+    "of the same name elsewhere": (
+        replace(DECISION, fallbacks=(replace(FALLBACK, upstream_model="coder-1"),)),
+        None,
+        False,
+    ),
+    "that Envoy does not reach": (
+        replace(DECISION, fallbacks=(replace(FALLBACK, cluster=""),)),
+        None,
+        False,
+    ),
+}
 
-    assert done.body is None
-    assert "content-encoding" not in done.remove
+
+@pytest.mark.parametrize(
+    ("decision", "longest", "uncompressed"), FALLBACKS.values(), ids=FALLBACKS.keys()
+)
+def test_compressed_body_that_is_right_already_goes_on_as_it_came_unless_a_fallback_needs_another(
+    decision: Decision, longest: int | None, uncompressed: bool
+) -> None:
+    done = effect(
+        plain=RIGHT, body=b"compressed", model="coder-1", decision=decision, longest=longest
+    )
+
+    assert done.body == (RIGHT if uncompressed else None)
+    assert ("content-encoding" in done.remove) == uncompressed
 
 
 LIKE_IT = {
