@@ -10,6 +10,7 @@ one sidecar works behind differently configured gateways at the same time:
   it shows the body; in BUFFERED_PARTIAL it sets the headers that the answer to the body has, but
   has chosen the route before. What cannot be buffered goes on unrouted.
 - FULL_DUPLEX_STREAMED: nothing is answered before the end of the body, then headers and body.
+  Trailers are refused.
 - Observability mode: nothing is answered.
 
 In all but FULL_DUPLEX_STREAMED there is exactly one answer of the same kind to each message;
@@ -93,7 +94,6 @@ class Exchange:
         self._head_answered = False
         self._chunks: list[bytes] = []
         self._size = 0
-        self._trailers = False
         self._effect = Effect()
         self._given_up = False
         self._responded = False
@@ -277,11 +277,15 @@ class Exchange:
         return HttpRequest(self._head, body, complete)
 
     def _request_trailers(self) -> Step:
-        if self._state is _State.COLLECTING and (self._observed or self._mode == FULL_DUPLEX):
+        if self._state is _State.COLLECTING and self._observed:
             # They end the body in place of a last chunk.
-            self._trailers = True
             return self._ask(complete=True)
         self._state = _State.ENDED
+        if self._mode == FULL_DUPLEX:
+            # Where its route retries, Envoy 1.40 would send the whole body on a second time behind
+            # the first (https://github.com/envoyproxy/envoy/pull/46095).
+            self._chunks.clear()
+            return self._unless_observed(_NO_TRAILERS)
         return self._unless_observed(_TRAILERS)
 
     def _too_large(self) -> Answers:
@@ -359,9 +363,7 @@ class Exchange:
         body = self._chunks[0] if effect.body is None else effect.body
         self._chunks.clear()
         answers = [self._head_answer(effect)]
-        answers.extend(messages.streamed_chunks(body, end=not self._trailers))
-        if self._trailers:
-            answers.append(_TRAILERS)
+        answers.extend(messages.streamed_chunks(body, end=True))
         return tuple(answers)
 
     def _buffered(self, effect: Effect) -> pb.ProcessingResponse:
@@ -396,6 +398,11 @@ class Exchange:
 
 _CONTINUE = messages.headers_answer()
 _TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
+_NO_TRAILERS = messages.refusal(
+    ErrorCode.INVALID_REQUEST,
+    "the request has trailers, which Envoy's mode FULL_DUPLEX_STREAMED cannot send on; send it "
+    "without them",
+)
 
 
 @lru_cache(maxsize=1024)
