@@ -128,6 +128,9 @@ class Exchange:
         # Chunks that Envoy holds for an answer are lost likewise.
         passing = self._state is _State.PASSING and self._mode != STREAMED
         ended = self._state is _State.ENDED or passing
+        if self._observed:
+            # Envoy would keep it open until the response has ended, and opens so many at most.
+            return ended and not self._watching
         awaited = self._response_awaited and not self._responded
         return ended and self.timed and not awaited and self._response_mode == NONE
 

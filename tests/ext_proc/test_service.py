@@ -415,6 +415,23 @@ async def test_only_responses_that_a_provider_keeps_are_watched(
     assert noting.watched == watched
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/other"])
+async def test_stream_of_a_request_that_is_only_observed_ends_with_it(
+    socket: Path, path: str
+) -> None:
+    """Envoy would keep it open for as long as the response takes, and opens so many at most."""
+    head = request_headers({**JSON, ":path": path})
+    body = request_body(chat("code"))
+    head.observability_mode = body.observability_mode = True
+    async with service_on(socket) as service, stream(service) as envoy:
+        await envoy.call.write(head)
+        if path != "/other":
+            await envoy.call.write(body)
+        assert await envoy.ended()
+
+    assert len(service.router.requests) == (path != "/other")
+
+
 async def test_health_is_told_however_many_calls_there_are(tmp_path: Path) -> None:
     """Without an answer Envoy would send no requests at all."""
     path = tmp_path / f"s{ALONE}"
