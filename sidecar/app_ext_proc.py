@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sidecar.app_selection import policy_rules
 from sidecar.config import Settings
@@ -43,7 +44,10 @@ def build_ext_proc(
         return []
     dialects = LlmDialects(dialect_options(section))
     largest = settings.server.max_message_bytes - _ENVELOPE_BYTES
-    options = ext_proc_options(section, largest, policy_rules(settings))
+    options = replace(
+        ext_proc_options(section, largest, policy_rules(settings)),
+        max_watched=settings.server.max_concurrent_calls // 2,
+    )
     return [ExtProcService(router, models, dialects, options, observer, latencies, issued, traces)]
 
 

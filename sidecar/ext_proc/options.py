@@ -134,6 +134,7 @@ class ExtProcOptions:
         bufferable_bytes: longest body that Envoy is told to buffer where it is set up otherwise;
             at most the listener's `per_connection_buffer_limit_bytes`.
         measure_latency: time how long models take to begin their answers, where Envoy shows them.
+        max_watched: responses that are watched at once for what their provider keeps.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -143,3 +144,4 @@ class ExtProcOptions:
     stamp_response: bool = False
     bufferable_bytes: int = 32 * 1024
     measure_latency: bool = False
+    max_watched: int = 500

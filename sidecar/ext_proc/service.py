@@ -102,6 +102,8 @@ class ExtProcService(ExternalProcessorServicer):
         self._dialects = dialects
         self._names = options.writing.names
         self._issued = issued
+        self._max_watched = options.max_watched
+        self._watched = 0
         self._traces = traces
         self._drain: Drain | None = None
         self._served = False
@@ -199,16 +201,23 @@ class ExtProcService(ExternalProcessorServicer):
         """The response to a request that is not decided on here."""
         if self._issued is None or not self._dialects.keeps(head):
             return
+        # A response can take minutes. Each takes the place of a request to decide on.
+        if self._watched >= self._max_watched:
+            return
         caller = caller_of(head, self._asking)
         watch = ResponseWatch(head, self._names, caller, self._models.catalog, self._issued)
         watch.heard(first)
         if watch.ended:
             return
-        async with aclosing(_until_drained(context, drain)) as incoming:
-            async for message in incoming:
-                watch.heard(message)
-                if watch.ended:
-                    return
+        self._watched += 1
+        try:
+            async with aclosing(_until_drained(context, drain)) as incoming:
+                async for message in incoming:
+                    watch.heard(message)
+                    if watch.ended:
+                        return
+        finally:
+            self._watched -= 1
 
     async def _next(self, exchange: Exchange, context: Context) -> pb.ProcessingRequest | None:
         """The next message of a body that is held back; None at the end of the stream."""

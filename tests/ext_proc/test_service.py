@@ -35,6 +35,7 @@ from sidecar.grpc_api.wire import MAX_FIELDS
 from sidecar.observability.decisions import DecisionLog, DecisionSinks
 from sidecar.observability.metrics import Metrics
 from tests.ext_proc.parts import (
+    header_map,
     kinds,
     request_body,
     request_headers,
@@ -413,6 +414,28 @@ async def test_only_responses_that_a_provider_keeps_are_watched(
             await until(lambda: noting.watched > 0)
 
     assert noting.watched == watched
+
+
+async def test_responses_that_are_watched_leave_room_for_requests(socket: Path) -> None:
+    """They can take minutes, and Envoy opens so many streams at most."""
+    noting = Noting()
+    options = ExtProcOptions(max_watched=1)
+    failed = pb.ProcessingRequest(
+        response_headers=pb.HttpHeaders(headers=header_map({":status": "404"}))
+    )
+    head = request_headers({**JSON, ":path": "/v1/responses", "x-llm-source": "model"})
+    head.observability_mode = True
+    async with service_on(socket, options, dialects=LlmDialects(), issued=noting) as service:
+        async with stream(service) as first, stream(service) as second:
+            await first.call.write(head)
+            await until(lambda: noting.watched == 1)
+            await second.call.write(head)
+            assert await second.ended()
+            await first.call.write(failed)
+            assert await first.ended()
+        async with stream(service) as third:
+            await third.call.write(head)
+            await until(lambda: noting.watched == 2)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/other"])
