@@ -733,6 +733,31 @@ async def test_failed_request_goes_to_the_fallback_with_its_model(
     assert request.headers["authorization"] == f"Bearer key-of-{fallback.cluster}"
 
 
+async def test_fallback_gets_the_path_of_its_own(
+    gateway: Gateway, failing: Callable[[str, int], None]
+) -> None:
+    failing("google", 503)
+
+    answer = await post(gateway.alive, chat("google/gemini-3.5-flash"))
+
+    fallback = CATALOG[first_fallback("google/gemini-3.5-flash")]
+    (request,) = gateway.providers[fallback.cluster].requests
+    assert (answer.status, request.path) == (200, "/v1/chat/completions")
+
+
+async def test_fallback_does_not_get_the_key_of_the_provider_before(
+    gateway: Gateway, failing: Callable[[str, int], None]
+) -> None:
+    failing("anthropic", 503)
+
+    await messages(gateway.alive, "anthropic/claude-opus-5")
+
+    fallback = CATALOG[first_fallback("anthropic/claude-opus-5")]
+    (request,) = gateway.providers[fallback.cluster].requests
+    assert request.headers["authorization"] == f"Bearer key-of-{fallback.cluster}"
+    assert "x-api-key" not in request.headers
+
+
 async def test_compressed_request_that_fails_goes_to_the_fallback_with_its_model(
     gateway: Gateway, failing: Callable[[str, int], None]
 ) -> None:
