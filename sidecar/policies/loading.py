@@ -91,6 +91,15 @@ def file_record(policy: Policy) -> PolicyRecord:
     return PolicyRecord(policy, revision=1, etag=f"1-{digest[7:23]}", digest=digest)
 
 
+def is_policy_file(name: str) -> bool:
+    """True for what is read of a folder.
+
+    Names that begin with a dot are left out: editors' files, and the folders (`..data`) that
+    Kubernetes' volumes point their links at (pkg/volume/util/atomic_writer.go).
+    """
+    return name.endswith(_SUFFIXES) and not name.startswith(".")
+
+
 def load_policies(
     paths: Iterable[str | Path], known: Catalog | None = None, pipes: bool = True
 ) -> PolicySet:
@@ -144,18 +153,12 @@ class _Loading:
         self._unread = False
 
     def files_of(self, path: Path) -> list[Path]:
-        """`path` itself, or the files of the folder by name.
-
-        Names that begin with a dot are left out: editors' files, and the folders (`..data`) that
-        Kubernetes' volumes point their links at (pkg/volume/util/atomic_writer.go).
-        """
+        """`path` itself, or the files of the folder by name."""
         try:
             if not path.is_dir():
                 return [path]
             found = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix in _SUFFIXES and not file.name.startswith(".") and not file.is_dir()
+                file for file in path.iterdir() if is_policy_file(file.name) and not file.is_dir()
             )
         except OSError as problem:
             self._report_unread(path, problem)

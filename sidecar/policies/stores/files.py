@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from sidecar.core.errors import ErrorCode, SidecarError
 from sidecar.core.policy import CatalogRecord, PolicyRecord, catalog_digest, etag_of
-from sidecar.policies.loading import PolicySet, load_policies
+from sidecar.policies.loading import PolicySet, is_policy_file, load_policies
 from sidecar.policies.stores import refusals
 from sidecar.policies.stores.contract import Change, ChangeKind, Snapshot
 
@@ -24,7 +24,7 @@ _AGAIN_S = 5.0
 """After which files that could not be read are tried again, though they look the same: what keeps
 them from being read, such as a limit of open files, need not leave a trace on them."""
 
-_Signature = tuple[tuple[str, int, int, int], ...]
+_Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 class InvalidFilesError(Exception):
@@ -212,7 +212,7 @@ def _snapshot_of(
 def _signature(paths: Iterable[Path]) -> _Signature:
     """Changes with the files' content and with where links lead; what cannot be looked at is left
     out, which is a change as well."""
-    found: list[tuple[str, int, int, int]] = []
+    found: list[tuple[str, int, int, int, int]] = []
     for path in paths:
         real = os.path.realpath(path)
         try:
@@ -220,7 +220,9 @@ def _signature(paths: Iterable[Path]) -> _Signature:
                 found.append((real, *_state(path.stat())))
                 continue
             with os.scandir(path) as folder:
-                files = sorted(folder, key=lambda file: file.name)
+                # What else is there, such as a log, may never be the same twice.
+                read = (file for file in folder if is_policy_file(file.name))
+                files = sorted(read, key=lambda file: file.name)
         except OSError:
             continue
         for file in files:
@@ -241,8 +243,9 @@ def _is_empty(file: str) -> bool:
         return False
 
 
-def _state(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    # A copy may keep the time of what was written elsewhere; nobody sets that of the change.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def read_only(name: str, file: str) -> SidecarError:

@@ -84,6 +84,41 @@ def test_file_that_is_being_written_is_not_read(folder: Path) -> None:
     assert text_of(store) == "first"
 
 
+def test_other_files_of_the_folder_hold_nothing_up(folder: Path) -> None:
+    """As a log that is written all the time: the folder is never the same for two looks."""
+    store = FileStore([folder])
+    begun = store.last_change()
+    write_files(folder, SECOND)
+    store.last_change()
+    time.sleep(_LOOK_S)
+    (folder / "sidecar.log").write_text("a line\n")
+
+    assert store.last_change() == begun + 1
+    assert text_of(store) == "second"
+
+
+def test_copy_that_keeps_time_and_size_is_a_change(tmp_path: Path, folder: Path) -> None:
+    """As `cp -p` of what a build or an archive gives one time to."""
+    file, copy = folder / "default-support.yaml", tmp_path / "copy.yaml"
+    begins = file.stat()
+    store = FileStore([folder])
+    begun = store.last_change()
+    copy.write_text(file.read_text().replace("description: first", "description: third"))
+    while copy.stat().st_ctime_ns <= begins.st_ctime_ns:
+        copy.touch()  # The kernel's clock ticks every few milliseconds.
+    os.utime(copy, ns=(begins.st_atime_ns, begins.st_mtime_ns))
+    shutil.copy2(copy, file)
+    ends = file.stat()
+    assert (ends.st_ino, ends.st_size, ends.st_mtime_ns) == (
+        begins.st_ino,
+        begins.st_size,
+        begins.st_mtime_ns,
+    )
+
+    assert look(store) == begun + 1
+    assert text_of(store) == "third"
+
+
 def test_looks_right_behind_each_other_are_no_proof_that_a_file_is_whole(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
