@@ -19,6 +19,9 @@ no line ends."""
 _MARK = b'"decision_id"'
 _GZIP = b"\x1f\x8b"
 
+_BEGINNINGS = 10
+"""Braces at which an entry may begin: what a collector puts before it may have some itself."""
+
 _Name = Annotated[str, Meta(max_length=1024)]
 _Part = Annotated[float, Meta(ge=0, le=1)]
 
@@ -100,12 +103,16 @@ class LogReader:
             raise LogError(f"{name}: cannot be read: {error.strerror}") from None
 
     def _decision(self, line: bytes, name: str, number: int) -> LoggedDecision | None:
-        document = line[max(line.find(b"{"), 0) :]
-        try:
-            return _decoded(document, f"{name}:{number}")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.unreadable += 1
-            return None
+        begins, mark = max(line.find(b"{"), 0), line.find(_MARK)
+        for _ in range(_BEGINNINGS):
+            try:
+                return _decoded(line[begins:], f"{name}:{number}")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                begins = line.find(b"{", begins + 1, mark)
+            if begins < 0:
+                break
+        self.unreadable += 1
+        return None
 
 
 _EVENT = "decision"
