@@ -129,7 +129,8 @@ class _Representer(RoundTripRepresenter):
 
     def represent_str(self, data: str) -> Any:
         other = any(data[:1] in firsts and each.match(data) for firsts, each in _OF_1_1)
-        style = "'" if other and "\n" not in data else None
+        # Without quotes a line may be broken where there are two spaces, and one of them is lost.
+        style = "'" if (other or "  " in data) and "\n" not in data else None
         if not is_shown(data.replace("\n", "")):
             style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)

@@ -91,6 +91,16 @@ def test_long_text_with_what_yaml_escapes_comes_back_as_yaml(rare: str) -> None:
     assert all(map(is_shown, f"{text}{as_json}".split("\n")))
 
 
+@pytest.mark.parametrize("blanks", ["  ", "    ", "\n  "], ids=repr)
+@pytest.mark.parametrize("letters", range(90, 104))
+def test_blanks_at_which_a_line_is_broken_come_back(letters: int, blanks: str) -> None:
+    text = f"{'x' * letters}{blanks}and so on"
+    written = yaml_text({"value": text})
+
+    assert yaml.safe_load(written) == {"value": text}
+    assert read_documents(written)[0][0].value == {"value": text}
+
+
 def test_catalog_comes_back() -> None:
     assert catalog_from(catalog_document([FAST, LARGE])) == (FAST, LARGE)
 
