@@ -382,11 +382,7 @@ class LivePolicies:
 
     def _take_catalog(self, after: Snapshot) -> None:
         models = after.catalog.models
-        lacking = {
-            compiled.ref.name: missing
-            for compiled in self._registry.named()
-            if (missing := missing_models(compiled.policy, models))
-        }
+        lacking = self._registry.lacking(models)
         self._registry.put_catalog(models, kept=lacking)
         for name, missing in lacking.items():
             # Until it is looked at again, below, and perhaps for longer. Of one that was deleted or

@@ -273,6 +273,23 @@ def test_policy_of_a_model_that_has_left_the_catalog_is_refused() -> None:
     assert "m" in changed.get(PolicyName()).catalog
 
 
+def test_what_a_catalog_lacks_is_told_of_each_policy_by_the_catalog_it_has() -> None:
+    m, n = Model("m", "m-1"), Model("n", "n-1")
+    changed = registry(Compiler(), POLICY, OTHER_TEAM)
+    names = {POLICY.resource_name, OTHER_TEAM.resource_name}
+    both = {name: ["m"] for name in names}
+
+    assert changed.lacking({"m": m, "n": n}) == {}
+    assert changed.lacking({"n": n}) == both
+
+    changed.put_catalog({"m": m, "n": n}, kept={POLICY.resource_name})
+    assert changed.lacking({"n": n}) == both
+
+    changed.put_catalog({"n": n}, kept=names)
+    assert changed.lacking({"n": n}) == both
+    assert changed.lacking({"m": m}) == {}
+
+
 def test_inline_policies_are_compiled_anew_for_a_new_catalog() -> None:
     async def compiled_twice() -> int:
         compiler = Compiler()
