@@ -183,10 +183,23 @@ class _Applying:
         if not files.policies or wanted == present.models:
             removed = {}
         # Models go last: policies that are about to change may still name them.
-        yield self._catalog({**removed, **wanted}, present)
+        first = {**removed, **wanted}
+        yield self._catalog(first, present)
         yield from map(self._policy, files.policies)
         if removed:
-            yield self._catalog(wanted, self._place.catalog())
+            yield self._removal(wanted, first)
+
+    def _removal(self, wanted: dict[str, Model], first: dict[str, Model]) -> Applied:
+        """`first`: what this command has left there."""
+        present = self._place.catalog()
+        if present.models not in (wanted, first):
+            raise PlaceFailure(
+                ErrorCode.POLICY_CONFLICT,
+                "somebody else has changed the model catalog meanwhile, so the models that the "
+                "files lack were left in it; look at it with `sidecar policy catalog`, and apply "
+                "again",
+            )
+        return self._catalog(wanted, present)
 
     def _catalog(self, wanted: dict[str, Model], present: CatalogRecord) -> Applied:
         if wanted == present.models:

@@ -366,6 +366,34 @@ def test_policy_that_somebody_else_updates_meanwhile_is_theirs(
     assert plain("get", "support", "--at", at)["revision"] == 2
 
 
+@pytest.mark.parametrize(("same", "status"), [(True, 0), (False, 3)])
+def test_catalog_that_somebody_else_updates_meanwhile_is_theirs(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch, same: bool, status: int
+) -> None:
+    """Between the update of the policies and that of the models that they do not name any more."""
+    file = folder / "all.yaml"
+    file.write_text(yaml_text(catalog_document([FAST]), only_fast()))
+    theirs = folder.parent / "theirs.yaml"
+    their_models = [FAST] if same else [FAST, LARGE, replace(FAST, id="acme/theirs")]
+    theirs.write_text(yaml_text(catalog_document(their_models)))
+    update = PolicyEditing.update
+
+    def before_another(editing: PolicyEditing, *given: Any) -> PolicyRecord:
+        monkeypatch.undo()
+        made = update(editing, *given)
+        done("apply", theirs, "--at", at)
+        return made
+
+    monkeypatch.setattr(PolicyEditing, "update", before_another)
+
+    result = sidecar("apply", file, "--at", at)
+
+    assert result.exit_code == status
+    assert ("somebody else has changed the model catalog" in result.stderr) is not same
+    models = plain("catalog", "--at", at)["catalog"]["models"]
+    assert [model["id"] for model in models] == [model.id for model in their_models]
+
+
 @pytest.mark.parametrize("running", [False, True])
 async def test_deleted_policy_whose_models_are_gone_is_applied_anew(
     tmp_path: Path, folder: Path, running: bool
