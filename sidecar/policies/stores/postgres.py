@@ -28,6 +28,9 @@ _SLICE_S = 0.2
 _CONNECT: dict[str, Any] = {
     "connect_timeout": _CONNECT_S,
     "application_name": "llm-routing-sidecar",
+    # Else that of the database: of SQL_ASCII, initdb's own where no language is set, texts come as
+    # bytes.
+    "client_encoding": "utf8",
     # A server that vanished without a word is noticed within seconds, not after two hours.
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -97,6 +100,8 @@ class PostgresStore(SqlStore):
     def _instead(self, error: BaseException | None) -> str:
         if isinstance(error, errors.ReadOnlySqlTransaction):
             return "name the server that takes writes, as by target_session_attrs=read-write"
+        if isinstance(error, errors.UntranslatableCharacter):
+            return "make the database anew, with ENCODING 'UTF8'"
         return super()._instead(error)
 
     def _remedy(self, error: BaseException | None) -> str:

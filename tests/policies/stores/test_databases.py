@@ -431,6 +431,32 @@ def test_user_that_may_make_no_tables_is_told_so(postgres: PostgresServer) -> No
         changed(postgres.url, "DROP ROLE reader")
 
 
+@pytest.mark.parametrize(("encoding", "kept"), [("SQL_ASCII", True), ("LATIN1", False)])
+def test_what_a_database_of_another_encoding_cannot_hold_is_refused(
+    postgres: PostgresServer, encoding: str, kept: bool
+) -> None:
+    name = encoding.lower()
+    server = create_engine(
+        postgres.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    )
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+        options = f"ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'"
+        connection.execute(text(f"CREATE DATABASE {name} {options}"))
+    server.dispose()
+    said = policy("new", description="\u65e5\u672c, f\xfcr")
+
+    with closing(open_store(f"{postgres.url.rpartition('/')[0]}/{name}")) as store:
+        if kept:
+            made = write(store, ChangeKind.CREATE, said).record
+            assert made.policy == said  # type: ignore[union-attr]
+            assert list(store.snapshot().records.values()) == [made]
+        else:
+            with pytest.raises(SidecarError, match="make the database anew, with ENCODING 'UTF8'"):
+                write(store, ChangeKind.CREATE, said)
+            assert store.last_change() == 0
+
+
 def test_of_several_hosts_the_primary_is_written_and_listened_to(postgres: PostgresServer) -> None:
     parts.empty_tables(postgres.url)
     user, place = postgres.url.removeprefix("postgresql://").split("@")
