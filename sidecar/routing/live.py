@@ -259,6 +259,7 @@ class LivePolicies:
                 self._note_problem()
             except UnreadableRevisionError as error:
                 self._hold_up(error.message)
+                self._wake()
             except SidecarError as error:
                 self._failed(error.message)
             except TimeoutError:
@@ -274,7 +275,8 @@ class LivePolicies:
     async def beyond(self, number: int) -> None:
         """Returns when a change with a greater number has been seen, and when the store has another
         last one without, as where a backup is restored: whoever waited until numbers that they know
-        come again would miss the changes that have them now."""
+        come again would miss the changes that have them now. Also at each look that finds changes
+        held up: they are in the store, and only nothing is brought into force."""
         while (before := self._snapshot.change) <= number:
             await self._moved.wait()
             if self._snapshot.change <= before:
@@ -351,6 +353,9 @@ class LivePolicies:
         async for some in _in_turns(sorted(held - after.records.keys() - after.unreadable.keys())):
             self._take_away({name: before.records.get(name) for name in some})
         self._note_unreadable()
+        self._wake()
+
+    def _wake(self) -> None:
         # Replaced at every change: whoever waits for the old one has something to look at.
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()

@@ -206,6 +206,47 @@ async def test_change_of_a_newer_version_is_named_behind_those_before_it(
         assert numbers(await watcher.until(4)) == [4]
 
 
+async def test_catalog_of_a_newer_version_is_named_to_who_waits_for_the_next_change(
+    api: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is brought into force from then on, and so no number is reached."""
+    waiting, beyond = asyncio.Event(), api.live.beyond
+
+    async def waited(number: int) -> None:
+        waiting.set()
+        await beyond(number)
+
+    monkeypatch.setattr(api.live, "beyond", waited)
+    rest = "author, author_verified, message, time, NULL, NULL FROM changes"
+    async with watching(api, after=2) as watcher:
+        await waiting.wait()
+        # At once, as far as a look can tell.
+        with sqlite3.connect(tmp_path / "policies.db") as connection:
+            connection.execute(
+                "INSERT INTO changes SELECT 3, name, 2, 'update', deleted, digest, 'etag', content,"
+                f" {rest} WHERE change = 2"
+            )
+            connection.execute(
+                "INSERT INTO changes SELECT 4, name, 2, kind, deleted, digest, 'etag',"
+                f" replace(content, 'models', 'colours'), {rest} WHERE change = 1"
+            )
+            connection.execute("UPDATE heads SET change = CASE change WHEN 1 THEN 4 ELSE 3 END")
+            connection.execute("UPDATE state SET last_change = 4")
+        connection.close()
+
+        assert numbers(await watcher.until(3)) == [3]
+        error = await refused(watcher.end())
+
+    assert error.reason == "STORE_UNAVAILABLE"
+    assert "modelCatalog, revision 2, cannot be read" in error.text
+    async with watching(api, after=4) as watcher:
+        waiting.clear()
+        await waiting.wait()
+        write(api.store, ChangeKind.UPDATE, policy(description="third"))
+
+        assert numbers(await watcher.until(5)) == [5]
+
+
 async def test_files_are_watched_from_the_number_of_the_list(tmp_path: Path) -> None:
     async with stored(parts.files(tmp_path, policy())) as api:
         listed = await api.policies.ListPolicies(
