@@ -18,22 +18,29 @@ _NAME = re.compile(
 )
 
 
+_NO_TRAILERS = "x-llm-no-trailers"
+
+
 @dataclass(frozen=True, slots=True)
 class RouteSays:
-    """What Envoy's route says, by the initial metadata that it is set up to send with each stream
-    (`grpc_initial_metadata` of `ExtProcPerRoute`): unlike a header, no client can say it."""
+    """What Envoy's filter or route says, by the initial metadata that it is set up to send with
+    each stream (`grpc_initial_metadata` of `ExtProcPerRoute`): unlike a header, no client can say
+    it.
+
+    Args:
+        no_trailers: a request with trailers is refused; see docs/ext-proc.md.
+    """
 
     policy: str = ""
+    no_trailers: bool = False
 
     @classmethod
     def of(cls, metadata: Iterable[tuple[str, str | bytes]], options: Asking) -> RouteSays:
+        said: dict[str, str | bytes] = {}
         for key, value in metadata:
-            if key == options.selection.header and isinstance(value, str):
-                return cls(value)
-        return _NOTHING_SAID
-
-
-_NOTHING_SAID = RouteSays()
+            said.setdefault(key, value)
+        policy = said.get(options.selection.header)
+        return cls(policy if isinstance(policy, str) else "", _NO_TRAILERS in said)
 
 
 def asked(

@@ -10,7 +10,7 @@ one sidecar works behind differently configured gateways at the same time:
   it shows the body; in BUFFERED_PARTIAL it sets the headers that the answer to the body has, but
   has chosen the route before. What cannot be buffered goes on unrouted.
 - FULL_DUPLEX_STREAMED: nothing is answered before the end of the body, then headers and body.
-  Trailers are refused.
+  Trailers are refused where Envoy says so.
 - Observability mode: nothing is answered.
 
 In all but FULL_DUPLEX_STREAMED there is exactly one answer of the same kind to each message;
@@ -81,10 +81,15 @@ class _State(Enum):
 
 
 class Exchange:
-    """One HTTP request and its response; made for each stream."""
+    """One HTTP request and its response; made for each stream.
 
-    def __init__(self, rules: Rules) -> None:
+    Args:
+        no_trailers: refuse trailers in FULL_DUPLEX_STREAMED.
+    """
+
+    def __init__(self, rules: Rules, *, no_trailers: bool = False) -> None:
         self._rules = rules
+        self._no_trailers = no_trailers
         self._state = _State.START
         self._mode: Mode.ValueType = NONE
         self._response_mode: Mode.ValueType = NONE
@@ -94,6 +99,7 @@ class Exchange:
         self._head_answered = False
         self._chunks: list[bytes] = []
         self._size = 0
+        self._trailers = False
         self._effect = Effect()
         self._given_up = False
         self._responded = False
@@ -280,15 +286,15 @@ class Exchange:
         return HttpRequest(self._head, body, complete)
 
     def _request_trailers(self) -> Step:
-        if self._state is _State.COLLECTING and self._observed:
+        if self._no_trailers and self._mode == FULL_DUPLEX and not self._observed:
+            self._state = _State.ENDED
+            self._chunks.clear()
+            return (_NO_TRAILERS,)
+        if self._state is _State.COLLECTING and (self._observed or self._mode == FULL_DUPLEX):
             # They end the body in place of a last chunk.
+            self._trailers = True
             return self._ask(complete=True)
         self._state = _State.ENDED
-        if self._mode == FULL_DUPLEX:
-            # Where its route retries, Envoy 1.40 would send the whole body on a second time behind
-            # the first (https://github.com/envoyproxy/envoy/pull/46095).
-            self._chunks.clear()
-            return self._unless_observed(_NO_TRAILERS)
         return self._unless_observed(_TRAILERS)
 
     def _too_large(self) -> Answers:
@@ -366,7 +372,9 @@ class Exchange:
         body = self._chunks[0] if effect.body is None else effect.body
         self._chunks.clear()
         answers = [self._head_answer(effect)]
-        answers.extend(messages.streamed_chunks(body, end=True))
+        answers.extend(messages.streamed_chunks(body, end=not self._trailers))
+        if self._trailers:
+            answers.append(_TRAILERS)
         return tuple(answers)
 
     def _buffered(self, effect: Effect) -> pb.ProcessingResponse:
@@ -403,8 +411,8 @@ _CONTINUE = messages.headers_answer()
 _TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
 _NO_TRAILERS = messages.refusal(
     ErrorCode.INVALID_REQUEST,
-    "the request has trailers, which Envoy's mode FULL_DUPLEX_STREAMED cannot send on; send it "
-    "without them",
+    "the request has trailers, which the gateway cannot send on in Envoy's mode "
+    "FULL_DUPLEX_STREAMED; send it without them",
 )
 
 

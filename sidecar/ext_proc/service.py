@@ -139,12 +139,13 @@ class ExtProcService(ExternalProcessorServicer):
         # caller that goes away leaves to the garbage collector.
         assert self._drain is not None, "add_to was called"
         self._served = True
-        exchange = Exchange(self._rules)
+        route = RouteSays.of(context.invocation_metadata() or (), self._asking)
+        exchange = Exchange(self._rules, no_trailers=route.no_trailers)
         timer = ResponseTimer(self._latencies)
         message: pb.ProcessingRequest | None = None
         with self._drain.work():
             while not exchange.settled:
-                message = await self._step(exchange, timer, context)
+                message = await self._step(exchange, timer, route, context)
                 if message is None:
                     return
         if exchange.watched is not None and message is not None:
@@ -160,7 +161,7 @@ class ExtProcService(ExternalProcessorServicer):
         return self._decider.recognise(head)
 
     async def _step(
-        self, exchange: Exchange, timer: ResponseTimer, context: Context
+        self, exchange: Exchange, timer: ResponseTimer, route: RouteSays, context: Context
     ) -> pb.ProcessingRequest | None:
         """Takes a message, answers it and returns it; None at the end of the stream."""
         if exchange.collecting:
@@ -174,7 +175,7 @@ class ExtProcService(ExternalProcessorServicer):
         if not isinstance(step, HttpRequest):
             await _write(context, step)
             return message
-        effect = await self._effect(exchange, step, context, arrived)
+        effect = await self._effect(exchange, step, route, context, arrived)
         answers = exchange.decided(effect)
         await _write(context, answers)
         if answers:
@@ -232,9 +233,13 @@ class ExtProcService(ExternalProcessorServicer):
             reading.cancel()
 
     async def _effect(
-        self, exchange: Exchange, request: HttpRequest, context: Context, arrived: float
+        self,
+        exchange: Exchange,
+        request: HttpRequest,
+        route: RouteSays,
+        context: Context,
+        arrived: float,
     ) -> Effect:
-        route = RouteSays.of(context.invocation_metadata() or (), self._asking)
         budget = self._waiting.budget_s if exchange.timed else None
         longest = self._rules.max_body_bytes if exchange.timed else None
         deciding = self._decider.decide(request, route, budget, arrived, longest)

@@ -181,8 +181,6 @@ _CELLS: dict[str, dict[str, Cell]] = {
     "NONE": _ROUTED_ALIKE | _TOO_LONG_OR_UNKNOWN,
     "FULL_DUPLEX": _ROUTED_ALIKE
     | {
-        "trailers": refused(400),
-        "HTTP/2, trailers": refused(400),
         "sidecar dead": refused(500),
         "sidecar killed": refused(500),
         "sidecar frozen": refused(504),

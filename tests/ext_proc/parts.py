@@ -77,8 +77,9 @@ class Conversation:
         response_mode: Mode.ValueType = NONE,
         used: Rules | None = None,
         observing: bool = False,
+        no_trailers: bool = False,
     ) -> None:
-        self.exchange = Exchange(used or rules())
+        self.exchange = Exchange(used or rules(), no_trailers=no_trailers)
         self._first = pb.ProcessingRequest(observability_mode=observing)
         if not observing:
             self._first.protocol_config.request_body_mode = mode

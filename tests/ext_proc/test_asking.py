@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sidecar.core.conversation import Conversation, Message, Role
 from sidecar.core.decision import PolicyName, RoutingRequest
@@ -210,3 +212,16 @@ def test_what_the_provider_keeps_and_has_sealed_is_told() -> None:
     assert isinstance(request, RoutingRequest)
     assert (request.continues, request.refers_to) == ("resp_1", "file_1")
     assert request.sealed
+
+
+def test_what_the_variant_sends_has_trailers_refused() -> None:
+    """Its routes retry."""
+    variant = Path(__file__).parents[2] / "docker/envoy/variants/full_duplex.yaml"
+    ext_proc, _ = YAML(typ="safe").load(variant)
+    metadata = [
+        (each["key"], each["value"])
+        for each in ext_proc["typed_config"]["grpc_service"]["initial_metadata"]
+    ]
+
+    assert RouteSays.of(metadata, OPTIONS).no_trailers
+    assert not RouteSays.of([("x-llm-policy", "default")], OPTIONS).no_trailers

@@ -17,11 +17,13 @@ from sidecar.ext_proc.messages import BUFFERED, FULL_DUPLEX, NONE, STREAMED, Mod
 from sidecar.ext_proc.request import HttpHead, Passed
 from sidecar.ext_proc.service import SERVICE
 from tests.ext_proc.parts import (
+    ROUTED,
     Conversation,
     kinds,
     request_body,
     request_headers,
     request_trailers,
+    streamed,
 )
 from tests.ext_proc.standins import StubDialects, service_on
 from tests.ext_proc.test_service import JSON, stream
@@ -81,6 +83,17 @@ def test_header_values_are_made_in_one_place() -> None:
     assert files == {"ext_proc/messages.py"}
 
 
+def test_full_duplex_trailers_without_a_body() -> None:
+    talk = Conversation(FULL_DUPLEX)
+    talk.say(request_headers())
+
+    assert talk.ask(request_trailers()).body == b""
+    answers = talk.exchange.decided(ROUTED)
+
+    assert kinds(answers) == ["request_headers", "request_body", "request_trailers"]
+    assert streamed(answers) == [(b"", False)]
+
+
 @pytest.mark.parametrize("mode", [BUFFERED, STREAMED, NONE])
 def test_trailers_without_a_body(mode: Mode.ValueType) -> None:
     talk = Conversation(mode)
@@ -88,6 +101,14 @@ def test_trailers_without_a_body(mode: Mode.ValueType) -> None:
 
     assert kinds(talk.say(request_trailers())) == ["request_trailers"]
     assert talk.exchange.settled
+
+
+def test_full_duplex_passed_body_may_end_with_trailers() -> None:
+    talk = Conversation(FULL_DUPLEX)
+    talk.say(request_headers({":path": "/other"}))
+    assert streamed(talk.say(request_body(b"12", end=False))) == [(b"12", False)]
+
+    assert kinds(talk.say(request_trailers())) == ["request_trailers"]
 
 
 def test_body_that_does_not_wait_for_the_answer_to_the_headers() -> None:

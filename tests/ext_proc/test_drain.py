@@ -1,5 +1,5 @@
 """Requests in a real Envoy while the sidecar drains: streams are then ended from here, which in
-FULL_DUPLEX_STREAMED must not cost the body."""
+FULL_DUPLEX_STREAMED must not cost the body or its trailers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ async def test_whole_requests_arrive_while_the_sidecar_drains(
             for port in ports:
                 big.requests.clear()
                 plain = await post(port, body)
-                chunked = await post(port, body, chunks=pieces)
+                chunked = await post(port, body, chunks=pieces, trailers={"x-sum": "1"})
 
                 assert (plain.status, chunked.status) == (200, 200)
                 assert [each.body for each in big.requests] == [spliced(body, "coder-1")] * 2
+                assert dict(big.requests[1].trailers) == {"x-sum": "1"}

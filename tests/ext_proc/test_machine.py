@@ -404,11 +404,22 @@ def test_full_duplex_end_of_stream_that_comes_twice_is_ignored() -> None:
     assert talk.say(request_body(b"1234")) == ()
 
 
+def test_full_duplex_trailers_end_the_body() -> None:
+    talk = Conversation(FULL_DUPLEX)
+    talk.say(request_headers())
+    talk.say(request_body(b"1234", end=False))
+
+    assert talk.ask(request_trailers()).body == b"1234"
+    answers = talk.exchange.decided(ROUTED)
+
+    assert kinds(answers) == ["request_headers", "request_body", "request_trailers"]
+    assert streamed(answers) == [(b"1234", False)]
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/other"])
 @pytest.mark.parametrize("body", [b"", b"1234"], ids=["no body", "body"])
-def test_full_duplex_trailers_are_refused(path: str, body: bytes) -> None:
-    """Where its route retries, Envoy sends the body on twice."""
-    talk = Conversation(FULL_DUPLEX)
+def test_full_duplex_trailers_are_refused_where_the_route_says_so(path: str, body: bytes) -> None:
+    talk = Conversation(FULL_DUPLEX, no_trailers=True)
     talk.say(request_headers({":path": path}))
     if body:
         talk.say(request_body(body, end=False))
