@@ -25,7 +25,7 @@ from sidecar.engines.weights import Architecture
 SCHEMA_VERSION = 1
 """Of router.json and manifest.json. A reader refuses newer ones."""
 
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 """Of the OpenVINO graph; counts changes after which built engines must not be reused."""
 
 MANIFEST = "manifest.json"

@@ -45,6 +45,7 @@ from sidecar.engines.graph_nodes import (
     constant,
     decompressed,
     float_,
+    in_float32,
     int8_groups,
     ints,
     scalar,
@@ -116,11 +117,12 @@ class _Builder:
         if last:  # nothing after the last layer's keys and values looks at other positions
             hidden, asking = ops.gather(hidden, rows, ints(0)), asking.at(rows)
         attended = self._attention(layer, normed, asking, rotary, keep)
-        hidden = ops.add(hidden, self._linear(attended, f"{name}.self_attn.o_proj"))
+        # Each layer adds a little to what stands here; bfloat16 would round it all each time.
+        hidden = in_float32(ops.add(hidden, self._linear(attended, f"{name}.self_attn.o_proj")))
         normed = self._norm(hidden, f"{name}.post_attention_layernorm.weight")
         gate = ops.swish(self._linear(normed, f"{name}.mlp.gate_proj"))
         inner = ops.multiply(gate, self._linear(normed, f"{name}.mlp.up_proj"))
-        return ops.add(hidden, self._linear(inner, f"{name}.mlp.down_proj"))
+        return in_float32(ops.add(hidden, self._linear(inner, f"{name}.mlp.down_proj")))
 
     def _attention(
         self, layer: int, normed: Node, asking: _Asking, rotary: tuple[Node, Node], keep: Node

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino
@@ -14,6 +16,8 @@ from sidecar.engines.weights import FloatArray
 
 _GROUP = 64
 """Columns that share a scale."""
+
+_IN_FLOAT32 = "sidecar_in_float32"
 
 Node = Any  # ov.Node and ov.Output are interchangeable as operands; the stubs say only one of them
 
@@ -53,9 +57,30 @@ def float_(value: float) -> Node:
     return ops.constant(np.array(value, np.float32))
 
 
+def in_float32(node: Node) -> Node:
+    """`node`, computed and kept in float32 where all else is bfloat16."""
+    node.get_rt_info()[_IN_FLOAT32] = True
+    return node
+
+
 def write_graph(graph: openvino.Model, path: Path) -> None:
     """`path`, and its weights beside it. Raises EngineError."""
+    precise = {op.get_friendly_name() for op in graph.get_ops() if _IN_FLOAT32 in op.get_rt_info()}
     try:
         openvino.serialize(graph, path)
-    except RuntimeError as error:
+        if precise:
+            _mark_precise(path, precise)
+    except (RuntimeError, OSError) as error:
         raise EngineError(f"{path}: cannot be written; is the disk full? ({error})") from None
+
+
+def _mark_precise(path: Path, layers: Set[str]) -> None:
+    """In the file, since OpenVINO's Python cannot make the attribute: `DisableFP16Compression` of
+    its rt_info/disable_fp16_compression.hpp, which the CPU plugin heeds for bfloat16, too."""
+    tree = ElementTree.parse(path)  # noqa: S314 - written a moment ago
+    for layer in tree.iter("layer"):
+        if layer.get("name") in layers:
+            info = ElementTree.Element("rt_info")
+            ElementTree.SubElement(info, "attribute", name="precise", version="0")
+            layer.insert(1 if layer.find("data") is not None else 0, info)
+    tree.write(path)

@@ -12,7 +12,7 @@ from cpu_engine.errors import EngineFilesError
 
 SCHEMA_VERSION = 1
 
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 """Of the graph's inputs and outputs; `forward` knows this one alone."""
 
 
