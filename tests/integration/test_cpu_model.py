@@ -24,6 +24,7 @@ from sidecar.engines import (
     build_cpu_engine,
     render_cpu_repository,
 )
+from sidecar.engines.engine_directory import compiled_folder
 from sidecar.local import LocalError, TritonServer
 from tests.engines import reference
 from tests.engines.tiny_models import LLAMA, tiny_tokenizer
@@ -63,7 +64,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
     config = json.loads((weights / "config.json").read_text())
     config["max_position_embeddings"] = 2 * ENDLESS
     (weights / "config.json").write_text(json.dumps(config))
-    return build_cpu_engine(weights, folder / "e", model_id="tiny", prompt_format="compact-v1")
+    return build_cpu_engine(weights, folder / "Köln 1", model_id="tiny", prompt_format="compact-v1")
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +318,13 @@ async def test_the_answer_of_one_does_not_wait_for_a_longer_one(model: Client) -
     done, _ = await asyncio.wait({short, long}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert done == {short}
     await gone(long)
+
+
+def test_the_folder_of_an_engine_may_have_any_name(
+    triton: TritonServer, engine: EngineInfo
+) -> None:
+    assert not engine.path.name.isascii()
+    assert list(compiled_folder(engine.path).rglob("*.blob"))
 
 
 def test_a_damaged_engine_is_not_served(engine: EngineInfo, tmp_path: Path) -> None:

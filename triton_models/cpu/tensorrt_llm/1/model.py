@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cpu_engine.decisions import Decider, Outcome, Result, Undecided
-from cpu_engine.engine_files import SecondOpinionFacts, open_engine
+from cpu_engine.engine_files import SecondOpinionFacts, open_engine, path_of
 from cpu_engine.errors import RefusedError, UnavailableError, code_of, failure_of
 from cpu_engine.first_look import FirstLook, Seen
 from cpu_engine.forward import Forward
@@ -32,12 +32,12 @@ class TritonPythonModel:
         """Load the engine named by the parameter `gpt_model_path`."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {name: value["string_value"] for name, value in parameters.items()}
-        engine = open_engine(Path(settings["gpt_model_path"]))
+        engine = open_engine(path_of(settings["gpt_model_path"]))
         forward = Forward(
             engine,
             threads=int(settings["threads"]),
             precision=settings["precision"],
-            compiled_folder=Path(compiled) if (compiled := settings["compiled_folder"]) else None,
+            compiled_folder=path_of(kept) if (kept := settings["compiled_folder"]) else None,
         )
         forward.warm_up(int(settings["max_pass_tokens"]))
         second = engine.second_opinion

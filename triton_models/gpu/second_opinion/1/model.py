@@ -24,7 +24,7 @@ sys.path[:0] = [
     *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
 ]
 
-from cpu_engine.engine_files import open_second_opinion
+from cpu_engine.engine_files import open_second_opinion, path_of
 from cpu_engine.errors import CancelledError, RefusedError, code_of, failure_of
 from cpu_engine.requests import Opinion, OpinionLimits, read_opinion
 from cpu_engine.route_reader import Reader, RouteReader
@@ -40,7 +40,7 @@ class TritonPythonModel:
         """Load the encoder of the engine named by the parameter `engine`."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {name: value["string_value"] for name, value in parameters.items()}
-        facts = open_second_opinion(Path(settings["engine"]))
+        facts = open_second_opinion(path_of(settings["engine"]))
         encoder = Encoder(
             facts.graph_path, threads=int(settings["threads"]), precision=settings["precision"]
         )

@@ -40,7 +40,7 @@ def compile_graph(graph: Path, options: dict[str, Any], folder: Path | None) -> 
 
 def _cached(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     # Not for size: the kept weights would be packed again at every start.
-    return {**options, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SPEED"}
+    return {**options, "CACHE_DIR": os.fsencode(folder).decode(), "CACHE_MODE": "OPTIMIZE_SPEED"}
 
 
 def _key(core: ov.Core, graph: Path, options: dict[str, Any]) -> str:

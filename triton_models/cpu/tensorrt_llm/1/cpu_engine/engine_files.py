@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class EngineFacts:
     kv_heads: int
     head_dim: int
     second_opinion: SecondOpinionFacts | None
+
+
+def path_of(setting: str) -> Path:
+    """The path that a parameter of the model names."""
+    # The Python in Triton's stub names files in ASCII, whatever the locale is.
+    return Path(os.fsdecode(setting.encode()))
 
 
 def open_engine(directory: Path) -> EngineFacts:
