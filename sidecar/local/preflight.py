@@ -20,6 +20,8 @@ _STUB_PYTHONS = ((3, 11), (3, 12), (3, 13))
 _BUNDLED_LIBPYTHON = (3, 13)
 # Measured: the unpacked tools, the stub's environment and the default engine take 1.2 GiB.
 _DISK_BYTES_FIRST = 2 * 1024**3
+# The engine is built before Triton is fetched, and asked about in between.
+_DISK_BYTES_WITH_ENGINE = 3 * 2**29
 _DISK_BYTES_LATER = 200 * 1024**2
 _MEMORY_BYTES = 1024**3
 
@@ -73,10 +75,16 @@ def this_machine() -> Machine:
         libpython=find_libpython(),
         libpython_name=_libpython_name(),
         free_disk=shutil.disk_usage(cache).free,
-        needed_disk=_DISK_BYTES_LATER if (cache / "environments").exists() else _DISK_BYTES_FIRST,
+        needed_disk=_needed_disk(cache),
         free_memory=_free_memory(),
         cache=cache,
     )
+
+
+def _needed_disk(cache: Path) -> int:
+    if (cache / "environments").exists():
+        return _DISK_BYTES_LATER
+    return _DISK_BYTES_WITH_ENGINE if (cache / "engines").exists() else _DISK_BYTES_FIRST
 
 
 def check(machine: Machine) -> list[Check]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from sidecar.local import preflight
+from sidecar.local.cache import CACHE_VARIABLE
 from sidecar.local.errors import LocalError
 from sidecar.local.preflight import Machine
 
@@ -60,3 +61,17 @@ def test_python_3_13_needs_no_libpython() -> None:
     machine = replace(GOOD, python=(3, 13), libpython=None)
 
     assert preflight.require(machine) is machine
+
+
+@pytest.mark.parametrize(
+    ("there", "needed"),
+    [((), 2 * 2**30), (("engines",), 3 * 2**29), (("engines", "environments"), 200 * 2**20)],
+)
+def test_what_is_in_the_cache_already_needs_no_room(
+    there: tuple[str, ...], needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    for folder in there:
+        (tmp_path / folder).mkdir()
+
+    assert preflight.this_machine().needed_disk == needed
