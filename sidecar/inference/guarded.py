@@ -76,6 +76,7 @@ class GuardedModel:
         self._in_flight = 0
         self._answered = 0.0
         self._late_from = -math.inf
+        self._told = False
 
     @property
     def degraded(self) -> str:
@@ -159,7 +160,12 @@ class GuardedModel:
         self._breaker.failed(error.failure, str(error))
         if before is not self._breaker.state:
             _log.warning("routing model lost", failure=error.failure.name, why=str(error))
+            self._told = True
             self._wake.set()
+        elif before is BreakerState.OPEN and not self._told:
+            # A wrong address would stand in no log otherwise: what was never there is not lost.
+            self._told = True
+            _log.warning("routing model not reached yet", why=str(error))
 
     def _check_closed(self) -> None:
         if self._breaker.state is not BreakerState.CLOSED:
@@ -186,6 +192,7 @@ class GuardedModel:
         await self._recover(self._model, self._breaker.only_late)
         self._answered = time.perf_counter()
         self._breaker.close()
+        self._told = True
         _log.info("routing model answers")
 
     async def _sleep(self, failed: bool) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from sidecar.core.model import (
     Enough,
@@ -55,6 +56,26 @@ async def test_only_what_answers_for_the_language_model_keeps_the_breaker_closed
         # The server answered since they began, so it was busy.
         guard.late(InferenceError(InferenceFailure.DEADLINE, "late"), began=0.0, apart_s=0)
     assert breaker.state is state
+
+
+async def test_a_server_that_never_answered_is_told_of_once() -> None:
+    guard = GuardedModel(StubModel(), CircuitBreaker(failures=3), WatchTimes(), recover)
+    gone = InferenceError(InferenceFailure.UNAVAILABLE, "gone")
+    with capture_logs() as log:
+        for _ in range(2):
+            guard.record_failure(gone)
+        guard.start()
+        await until(lambda: guard.state is BreakerState.CLOSED)
+        for _ in range(2):
+            guard.record_failure(gone)
+        await guard.close()
+
+    assert [entry["event"] for entry in log] == [
+        "routing model not reached yet",
+        "routing model answers",
+        "routing model lost",
+    ]
+    assert log[0]["why"] == "gone"
 
 
 async def test_an_outage_that_a_call_noticed_is_looked_into_at_once() -> None:
