@@ -31,6 +31,7 @@ def at_option(command: F) -> F:
     return click.option(
         "--at",
         envvar="SIDECAR_ADDRESS",
+        show_envvar=True,
         default=ServerSettings().grpc_address,
         show_default=True,
         metavar="PLACE",

@@ -71,6 +71,7 @@ _address = click.option(
     "--address",
     "address",
     envvar="SIDECAR_ADDRESS",
+    show_envvar=True,
     default=ServerSettings().grpc_address,
     show_default=True,
     metavar="HOST:PORT",

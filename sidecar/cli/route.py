@@ -45,6 +45,7 @@ def _timeout(_context: click.Context, _option: click.Parameter, value: float) ->
 @click.option(
     "--address",
     envvar="SIDECAR_ADDRESS",
+    show_envvar=True,
     default=ServerSettings().grpc_address,
     show_default=True,
     help="gRPC address of the sidecar: host:port or unix:path.",

@@ -36,6 +36,7 @@ def tls_options(command: F) -> F:
         command = click.option(
             name,
             envvar=f"SIDECAR_{name.removeprefix('--').replace('-', '_').upper()}",
+            show_envvar=True,
             type=kind,
             expose_value=False,
             callback=_keep,

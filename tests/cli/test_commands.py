@@ -136,6 +136,13 @@ def test_the_help_of_every_option_says_what_it_is(command: str) -> None:
             assert len((parameter.help or "").split()) > 3, parameter.name
 
 
+@pytest.mark.parametrize("command", ["route", "policy list", "policy test"])
+def test_help_names_the_variables_that_say_how_the_sidecar_is_reached(command: str) -> None:
+    shown = CliRunner().invoke(cli, [*command.split(), "--help"]).output
+    assert "SIDECAR_ADDRESS" in shown
+    assert "SIDECAR_TLS_CA" in shown
+
+
 def test_the_help_of_serve_is_that_of_the_settings() -> None:
     shown = " ".join(CliRunner().invoke(cli, ["serve", "--help"]).output.split())
     description = ServerSettings.model_fields["http_address"].description

@@ -134,6 +134,15 @@ async def hanging(request: RoutingRequest) -> None:
     await asyncio.sleep(60)
 
 
+def test_a_call_with_too_little_says_what_belongs_there() -> None:
+    command = [sys.executable, str(ROOT / "examples/clients" / EXAMPLE), "127.0.0.1:50051"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1
+    assert "route.py ADDRESS DEFAULT_MODEL TEXT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_code_for_a_service_of_ones_own_is_generated_as_the_page_says(tmp_path: Path) -> None:
     page = (ROOT / "examples/clients/README.md").read_text()
     (command,) = re.findall("^python (-m grpc_tools.+)$", page, re.MULTILINE)

@@ -58,5 +58,7 @@ class Models:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     address, default, text = sys.argv[1:]
     sys.stdout.write(Models(address, default).choose(text) + "\n")
