@@ -36,6 +36,7 @@ class Machine:
         free_disk: bytes free where the cache is.
         needed_disk: bytes that should be; less once the cache is filled.
         free_memory: bytes available without swapping.
+        runs_programs: whether those in the cache can be run.
     """
 
     system: str
@@ -48,6 +49,7 @@ class Machine:
     needed_disk: int
     free_memory: int
     cache: Path
+    runs_programs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def this_machine() -> Machine:
         needed_disk=_needed_disk(cache),
         free_memory=_free_memory(),
         cache=cache,
+        runs_programs=not os.statvfs(cache).f_flag & os.ST_NOEXEC,
     )
 
 
@@ -204,6 +207,17 @@ def _check_disk(machine: Machine) -> Check:
     )
 
 
+def _check_noexec(machine: Machine) -> Check:
+    if machine.runs_programs:
+        return Check("programs", f"run in {machine.cache}")
+    return Check(
+        "programs",
+        f"do not run in {machine.cache}",
+        f"No program can be run from {machine.cache}, whose file system is mounted `noexec`: set "
+        "LLM_ROUTING_SIDECAR_CACHE to a folder on another one.",
+    )
+
+
 def _check_memory(machine: Machine) -> Check:
     found = f"{machine.free_memory / 1024**3:.1f} GiB available"
     if machine.free_memory >= _MEMORY_BYTES:
@@ -222,5 +236,6 @@ _CHECKS: tuple[Callable[[Machine], Check], ...] = (
     _check_python,
     check_libpython,
     _check_disk,
+    _check_noexec,
     _check_memory,
 )

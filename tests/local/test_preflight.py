@@ -1,5 +1,7 @@
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ GOOD = Machine(
     needed_disk=2 * 1024**3,
     free_memory=4 * 1024**3,
     cache=Path("/home/a/.cache"),
+    runs_programs=True,
 )
 
 
@@ -34,6 +37,7 @@ GOOD = Machine(
         ({"python": (3, 14)}, "This is Python 3.14", "make clean setup PYTHON="),
         ({"libpython": None}, "libpython3.11.so.1.0 of", "apt-get install libpython3.11"),
         ({"free_disk": 1024**3}, "1.0 GiB free in /home/a/.cache", "LLM_ROUTING_SIDECAR_CACHE"),
+        ({"runs_programs": False}, "from /home/a/.cache, whose", "LLM_ROUTING_SIDECAR_CACHE"),
         ({"free_memory": 2**29}, "0.5 GiB available", "close other programs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -75,3 +79,12 @@ def test_what_is_in_the_cache_already_needs_no_room(
         (tmp_path / folder).mkdir()
 
     assert preflight.this_machine().needed_disk == needed
+
+
+@pytest.mark.parametrize(("flag", "runs"), [(0, True), (os.ST_NOEXEC, False)])
+def test_a_file_system_that_runs_no_programs_is_seen(
+    flag: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flag))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1, used=0, free=1))
+    assert preflight.this_machine().runs_programs is runs
